@@ -1,0 +1,48 @@
+# Two commands: `make workbook` and `make test`. Needs Python 3.11 or newer, make and git; everything else goes into .venv.
+PYTHON ?= python3
+SIZE ?= laptop
+COHORT ?=
+SEED ?= 0
+export LGEKIT_CACHE ?= $(CURDIR)/papermill_runs/.cache
+BIN := .venv/bin
+
+.PHONY: workbook test test-slow setup lab figures bench lint clean help
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+setup: .venv/installed     ## the environment alone, in .venv, with .venv/bin/lgekit
+
+.venv/installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "lgekit needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv || { echo "no venv module: on Debian, apt-get install python3-venv"; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+workbook: setup  ## run notebooks 00-07 in order (SIZE=smoke|laptop|paper COHORT=SPEC SEED=0)
+	$(BIN)/lgekit workbook --size $(SIZE) --seed $(SEED) $(if $(COHORT),--cohort "$(COHORT)")
+
+figures: setup   ## redraw figures/ from the tables of the last workbook run
+	$(BIN)/lgekit figures
+
+lab: setup       ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab --notebook-dir notebooks
+
+lint: setup      ## ruff and mypy
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy lgekit
+
+test: lint       ## lint, types and every test but the slow ones, a smoke run of all notebooks among them
+	$(BIN)/pytest -m "not slow"
+
+test-slow: setup ## the slow tests
+	$(BIN)/pytest -m slow
+
+bench: setup     ## the benchmark table, into figures/bench.csv
+	$(BIN)/python -m lgekit.bench
+
+clean:           ## remove the environment, the runs and the caches; grids, figures and notebooks stay
+	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find papermill_runs -mindepth 1 -maxdepth 1 ! -name grids -exec rm -rf {} +
+	find . -name __pycache__ -prune -exec rm -rf {} +
