@@ -1,4 +1,4 @@
-"""The one error that bad input raises: it names the file, field or value, and what to do about it."""
+"""The error that bad input raises, which names the file, field or value and what to do, and that of a failed run."""
 
 
 class InputError(ValueError):
@@ -16,3 +16,7 @@ class InputError(ValueError):
 
     def __reduce__(self):  # a plain ValueError would be rebuilt from its one message when it crosses a process
         return type(self), (self.where, self.problem, self.remedy)
+
+
+class RunError(RuntimeError):
+    """A notebook did not run to its end. One message, so that it crosses processes whole."""

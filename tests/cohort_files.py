@@ -1,0 +1,156 @@
+"""Small cohorts on disk for the readers' tests: a ring of myocardium around a cavity, in every data set's layout."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+SPACING = (1.5, 1.25, 10.0)
+
+
+def ring(shape=(24, 28, 4), scar: bool = True, scale: float = 1.0) -> np.ndarray:
+    """Labels in the internal codes: cavity, myocardium, an arc of scar in all slices, an RV to the left of it."""
+    x, y = np.meshgrid(np.arange(shape[0]) / scale - 12, np.arange(shape[1]) / scale - 14, indexing="ij")
+    radius = np.hypot(x * SPACING[0], y * SPACING[1])
+    plane = np.where(radius < 6, 1, np.where(radius < 11, 2, 0))
+    if scar:
+        plane[(plane == 2) & (x > 0) & (np.abs(y) < 5)] = 3
+    plane[(plane == 0) & (x < -7) & (np.abs(y) < 8)] = 5
+    return np.repeat(plane[:, :, None], shape[2], axis=2).astype(np.uint8)
+
+
+def picture(labels: np.ndarray, seed: int = 0) -> np.ndarray:
+    """An image that goes with the labels, int16, without exact zeros."""
+    grey = np.array([40, 200, 60, 220, 70, 190])[labels]
+    return (grey + np.random.default_rng(seed).integers(1, 9, labels.shape)).astype(np.int16)
+
+
+def save(path: Path, array: np.ndarray, spacing=SPACING, affine=None) -> Path:
+    """Write a NIfTI file with the spacing in pixdim; ``affine`` may say something else."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(array, np.diag([*spacing[:3], 1.0]) if affine is None else affine)
+    if affine is not None:
+        image.header.set_zooms((*spacing, *[1.0] * (array.ndim - 3)))
+        image.header.set_sform(affine, code=1)
+    image.to_filename(path)
+    return path
+
+
+def patch_header(path: Path, field: str, value) -> None:
+    """Overwrite a field of the header of an uncompressed NIfTI file, past every check of nibabel's."""
+    data = bytearray(path.read_bytes())
+    header = nib.Nifti1Header(bytes(data[:348]), check=False)
+    header[field] = value
+    data[:348] = header.binaryblock
+    path.write_bytes(bytes(data))
+
+
+def write_emidec(root: Path, cases=("Case_N001", "Case_P002")) -> Path:
+    """EMIDEC's layout: no RV code."""
+    for number, case in enumerate(cases):
+        labels = ring(scar="_P" in case)
+        labels[labels == 5] = 0
+        save(root / case / "Images" / f"{case}.nii.gz", picture(labels, number))
+        save(root / case / "Contours" / f"{case}.nii.gz", labels)
+    return root
+
+
+def write_table(root: Path, rows: list[dict[str, str]]) -> Path:
+    """A manifest.csv with the columns of its rows."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / "manifest.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return root / "manifest.csv"
+
+
+def write_own(root: Path, studies: int = 3) -> list[dict[str, str]]:
+    """Files of a user's own cohort, uncompressed, and the rows of its manifest.csv."""
+    rows = []
+    for number in range(studies):
+        name = f"s{number}"
+        labels = ring(scar=number % 2 == 0)
+        save(root / f"{name}.nii", picture(labels, number))
+        save(root / f"{name}_mask.nii", labels)
+        row = {"study_id": name, "image": f"{name}.nii", "labels": f"{name}_mask.nii"}
+        report = "No late enhancement." if number % 2 else "Subendocardial enhancement of the inferior wall."
+        rows.append(row | {"report": report, "split": ("train", "validation", "test")[number % 3], "patient_id": name})
+    write_table(root, rows)
+    return rows
+
+
+# What a scanner writes of a person: none of it may leave the DICOM reader.
+SECRETS = {
+    "PatientName": "Doe^Jane",
+    "PatientID": "HOSP-778812",
+    "PatientBirthDate": "19610423",
+    "InstitutionName": "St Elsewhere",
+    "ReferringPhysicianName": "Strange^Stephen",
+    "StudyDate": "20240517",
+    "AccessionNumber": "ACC-99123",
+    "StudyDescription": "Cardiac MR of Mrs Doe",
+    "ImageComments": "call 555-0199",
+    "DeviceSerialNumber": "SN-40404",
+}
+
+
+def write_dicom(
+    folder: Path,
+    array: np.ndarray,
+    positions: list[float],
+    right=(0.0, 0.8, -0.6),
+    down=(1.0, 0.0, 0.0),
+    series: str = "",
+    **fields,
+) -> list[Path]:
+    """Write ``(columns, rows, slices)`` as one series; ``positions`` are mm along the normal, fields overwrite."""
+    folder.mkdir(parents=True, exist_ok=True)
+    series, study = series or generate_uid(), generate_uid()
+    normal = np.cross(right, down)
+    paths = []
+    for number, height in enumerate(positions):
+        meta = FileMetaDataset()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        path = folder / f"IM{len(list(folder.iterdir())):04d}"
+        data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
+        tags = SECRETS | {
+            "SOPClassUID": meta.MediaStorageSOPClassUID,
+            "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+            "SeriesInstanceUID": series,
+            "StudyInstanceUID": study,
+            "Modality": "MR",
+            "ImageType": ["ORIGINAL", "PRIMARY", "M", "NORM"],
+            "Rows": array.shape[1],
+            "Columns": array.shape[0],
+            "PixelSpacing": [1.25, 1.5],
+            "SliceThickness": 8.0,
+            "SliceLocation": float(-number),  # runs the wrong way, and with the wrong gap
+            "InstanceNumber": 1,
+            "ImageOrientationPatient": [*right, *down],
+            "ImagePositionPatient": [float(value) for value in np.array([5.0, -3.0, 2.0]) + height * normal],
+            "SamplesPerPixel": 1,
+            "PhotometricInterpretation": "MONOCHROME2",
+            "BitsAllocated": 16,
+            "BitsStored": 16,
+            "HighBit": 15,
+            "PixelRepresentation": 0,
+        }
+        for key, value in (tags | fields).items():
+            if value is not None:
+                setattr(data, key, value)
+        data.PixelData = array[:, :, number].T.astype(np.uint16).tobytes()
+        _save_dicom(data, path)
+        paths.append(path)
+    return paths
+
+
+def _save_dicom(data: Dataset, path: Path) -> None:
+    data.save_as(path, enforce_file_format=True)

@@ -1,0 +1,113 @@
+"""DICOM series that the tests write: order, grid, contrast, and nothing of the person kept."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from cohort_files import SECRETS, picture, ring, write_dicom
+
+from lgekit.errors import InputError
+from lgekit.readers import check_cohort, list_entries, read_cohort
+from lgekit.volumes import SliceGapWarning
+
+ARRAY = picture(ring())
+
+
+def test_slices_are_ordered_along_the_normal_and_the_grid_is_right(tmp_path):
+    order = [2, 0, 3, 1]  # file names, instance numbers and SliceLocation all say something else
+    write_dicom(tmp_path / "a" / "b", ARRAY[:, :, order], [10.0 * index for index in order])
+    (study,) = read_cohort(f"dicom:{tmp_path}").studies
+    assert np.array_equal(study.pixels, ARRAY)
+    assert np.allclose(study.spacing_mm, (1.5, 1.25, 10.0))  # PixelSpacing is (rows, columns)
+    # DICOM (left, back, up) → NIfTI (right, front, up): the position of voxel (i, j, k), by hand
+    right, down = np.array([0.0, 0.8, -0.6]), np.array([1.0, 0.0, 0.0])
+    position = np.array([5.0, -3, 2]) + 3 * 1.5 * right + 2 * 1.25 * down + 10 * np.cross(right, down)
+    assert np.allclose(study["image"].affine @ [3, 2, 1, 1], [-position[0], -position[1], position[2], 1])
+
+
+def test_nothing_that_identifies_a_person_is_kept(tmp_path):
+    write_dicom(tmp_path, ARRAY, [0, 10, 20, 30], series="1.2.826.0.1.99887766")
+    spec = f"dicom:{tmp_path}"
+    cohort = read_cohort(spec)
+    kept = repr(cohort.manifest.to_dict()) + repr(dict(cohort.studies[0]))
+    stored = pickle.dumps((list(list_entries(spec)), [dict(study) for study in cohort.studies]))
+    for secret in [*SECRETS.values(), "99887766", "Doe", "Jane"]:
+        assert secret not in kept
+        assert secret.encode() not in stored
+    assert cohort.studies[0]["study_id"].startswith("series_")
+
+
+def test_burned_in_annotation_is_refused_and_the_message_names_nobody(tmp_path):
+    write_dicom(tmp_path, ARRAY, [0, 10, 20, 30], BurnedInAnnotation="YES")
+    with pytest.raises(InputError, match="burned into its pixels") as caught:
+        read_cohort(f"dicom:{tmp_path}")
+    assert not any(secret in str(caught.value) for secret in SECRETS.values())
+
+
+def test_patient_of_two_series_is_one_patient_and_ids_are_stable(tmp_path):
+    write_dicom(tmp_path / "1", ARRAY, [0, 10, 20, 30])
+    write_dicom(tmp_path / "2", ARRAY, [0, 10, 20, 30])
+    write_dicom(tmp_path / "3", ARRAY, [0, 10, 20, 30], PatientID="another")
+    table = read_cohort(f"dicom:{tmp_path}").manifest
+    assert sorted(table["patient_id"].value_counts()) == [1, 2]
+    alone = read_cohort(f"dicom:{tmp_path / '3'}").manifest
+    row = table[table["study_id"] == alone["study_id"][0]].iloc[0]
+    assert (row["patient_id"], row["split"]) == (alone["patient_id"][0], alone["split"][0])
+
+
+def test_phase_sensitive_images_are_preferred_and_signed(tmp_path):
+    series = "1.2.3.4"
+    write_dicom(tmp_path, ARRAY, [0, 10, 20, 30], series=series)
+    kind = ["ORIGINAL", "PRIMARY", "PSIR"]
+    write_dicom(
+        tmp_path, ARRAY, [0, 10, 20, 30], series=series, ImageType=kind, RescaleSlope=2.0, RescaleIntercept=-300.0
+    )
+    (study,) = read_cohort(f"dicom:{tmp_path}").studies
+    assert study["contrast"] == "psir"
+    assert np.allclose(study.pixels, 2.0 * ARRAY - 300)
+    assert study.pixels.min() < 0
+
+
+def test_unequal_gaps_warn_and_are_listed_by_check(tmp_path):
+    write_dicom(tmp_path, ARRAY, [0, 10, 20, 40])
+    with pytest.warns(SliceGapWarning, match=r"\[10.0, 10.0, 20.0\] mm; 10.00 mm is used"):
+        read_cohort(f"dicom:{tmp_path}")
+    (fault,) = check_cohort(f"dicom:{tmp_path}")
+    assert "unequal" in fault.problem and "all its slices" in fault.remedy
+
+
+def test_other_files_are_passed_over(tmp_path):
+    write_dicom(tmp_path, ARRAY, [0, 10, 20, 30])
+    (tmp_path / "DICOMDIR").write_bytes(b"x")
+    (tmp_path / "notes.txt").write_text("hello")
+    assert len(read_cohort(f"dicom:{tmp_path}")) == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"Modality": "CT"}, "modality 'CT' is not MR"),
+        ({"NumberOfFrames": 4}, "multi-frame"),
+        ({"SamplesPerPixel": 3}, "colour"),
+        ({"ImagePositionPatient": None}, "no usable ImagePositionPatient"),
+        ({"ImageOrientationPatient": [1, 0, 0]}, "no usable ImageOrientationPatient"),
+        ({"PixelSpacing": [0, 0]}, "not positive"),
+        ({"ImagePositionPatient": [0, 0, 0]}, "position of another"),
+        ({"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31}, "pixels cannot be read"),
+    ],
+)
+def test_series_that_cannot_be_used(tmp_path, fields, problem):
+    write_dicom(tmp_path, ARRAY, [0, 10, 20, 30], **fields)
+    faults = check_cohort(f"dicom:{tmp_path}")
+    assert len(faults) == 1 and problem in faults[0].problem and faults[0].remedy
+
+
+def test_localizer_and_broken_file_are_faults(tmp_path):
+    write_dicom(tmp_path / "a", ARRAY[..., :1], [0], series="1.2.3")
+    write_dicom(tmp_path / "a", ARRAY[..., :1], [0], right=(1.0, 0.0, 0.0), down=(0.0, 0.0, -1.0), series="1.2.3")
+    (tmp_path / "cut.dcm").write_bytes(b"\0" * 128 + b"DIC")
+    problems = [fault.problem for fault in check_cohort(f"dicom:{tmp_path}")]
+    assert any("not parallel" in problem for problem in problems)
+    assert any("not a readable DICOM" in problem for problem in problems)
