@@ -1,0 +1,145 @@
+"""A grid's YAML file: its schema, and its expansion into runs that are known by what they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+
+from lgekit.errors import InputError
+from lgekit.fingerprints import code_version, cohort_fingerprint
+from lgekit.parameters import check_parameters, read_code, read_parameters
+
+Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
+RESERVED = ("grids", "workbook", "manual")  # other folders of papermill_runs/
+
+
+class GridFile(BaseModel):
+    """What may stand in a grid's YAML file; see `lgekit.grid`."""
+
+    model_config = ConfigDict(extra="forbid")
+    notebook: StrictStr
+    parameters: dict[str, Scalar] = {}
+    rows: dict[str, dict[str, Scalar]] = Field(min_length=1)
+    seeds: list[StrictInt] = Field([0], min_length=1)
+    folds: StrictInt | None = Field(None, ge=2)
+    axes: dict[str, list[Scalar]] = {}
+    timeout: float | None = Field(None, gt=0)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a grid: a row of the table at one seed (and fold, …).
+
+    Attributes:
+        id: 16 hex digits of all that the run depends on; two rows with the same parameters share a run.
+        row: the row's name.
+        axes: ``seed``, ``fold`` and the file's own axes → this run's value.
+        params: what the notebook is called with.
+    """
+
+    id: str
+    row: str
+    axes: dict[str, Any]
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file, read and checked: where it lives and what it consists of."""
+
+    file: Path
+    root: Path
+    notebook: Path
+    folder: Path
+    timeout: float | None
+    runs: list[Run] = field(repr=False)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """yaml.safe_load's loader that refuses a key given twice, where YAML would let the last one win."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_grid(file: str | Path) -> Grid:
+    """Read a grid file, hold it against its notebook's parameters and expand it.
+
+    Raises:
+        InputError: no such file, no YAML, an unknown field, a missing notebook, an unknown or mistyped parameter.
+    """
+    file = Path(file).absolute()
+    try:
+        content = yaml.load(file.read_text("utf-8"), _Loader)  # noqa: S506: a safe loader
+        if isinstance(content, dict) and isinstance(content.get("rows"), dict):
+            content["rows"] = {str(name): changes or {} for name, changes in content["rows"].items()}
+        spec = GridFile.model_validate(content)
+    except OSError as error:
+        raise InputError(file, f"cannot be read ({error.strerror})", "Give a grid's YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(file, f"is not YAML: {error}", "Mend it; see papermill_runs/grids/ for examples") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = " → ".join(map(str, first["loc"][:3])) or "the file"
+        fields = ", ".join(GridFile.model_fields)
+        raise InputError(f"{file}, {place}", f"{first['msg']}", f"The fields are {fields}") from error
+    if file.stem in RESERVED:
+        raise InputError(file, f"a grid cannot be called {file.stem!r}", "Rename the file: its runs need a folder")
+    root = next((place for place in (*file.parents, Path.cwd()) if (place / spec.notebook).is_file()), None)
+    if root is None:
+        raise InputError(file, f"notebook {spec.notebook!r} is not there", "Give its path from the project's folder")
+    notebook, folder = root / spec.notebook, root / "papermill_runs" / file.stem
+    return Grid(file, root, notebook, folder, spec.timeout, _expand(file, spec, notebook, root))
+
+
+def expand(file: str | Path) -> list[Run]:
+    """The runs of a grid, row by row. Raises InputError as `load_grid` does."""
+    return load_grid(file).runs
+
+
+def _expand(file: Path, spec: GridFile, notebook: Path, root: Path) -> list[Run]:
+    axes: dict[str, Sequence[Any]] = {"seed": spec.seeds, **spec.axes}
+    base = dict(spec.parameters)
+    if spec.folds:
+        base["folds"], axes["fold"] = spec.folds, range(spec.folds)
+    known = read_parameters(notebook)
+    defaults = {name: parameter.default for name, parameter in known.items()}
+    base = defaults | check_parameters(notebook, base, f"{file}, parameters")
+    rows = {name: check_parameters(notebook, row, f"{file}, row {name}") for name, row in spec.rows.items()}
+    for place, given in ("parameters", spec.parameters), *((f"row {name}", row) for name, row in rows.items()):
+        for taken in given.keys() & {*axes, "out"}:
+            raise InputError(f"{file}, {place}", f"{taken!r} is set by the grid", "Take it out here")
+    values = []
+    for name, points in axes.items():
+        if len(set(points)) < len(points) or not points:
+            raise InputError(f"{file}, {name}", f"{list(points)} is empty or names a value twice", "Name each once")
+        values.append([check_parameters(notebook, {name: point}, f"{file}, {name}")[name] for point in points])
+    cells = read_code(notebook)
+    common = hashlib.sha256(json.dumps([cells, code_version(cells)]).encode())
+    cohorts: dict[str, str] = {}
+    runs = []
+    for row, changes in rows.items():
+        for point in itertools.product(*values):
+            at = dict(zip(axes, point, strict=True))
+            params = base | changes | at
+            params.pop("out", None)
+            cohort = str(params.get("cohort", ""))
+            if cohort not in cohorts:
+                cohorts[cohort] = cohort_fingerprint(cohort, root)
+            digest = common.copy()
+            digest.update(json.dumps([params, cohorts[cohort]], sort_keys=True).encode())
+            runs.append(Run(digest.hexdigest()[:16], row, at, params))
+    return runs

@@ -1,0 +1,355 @@
+import contextlib
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+from tiny_notebook import WORK, write_notebook
+
+from lgekit.errors import InputError
+from lgekit.fingerprints import code_version, cohort_fingerprint
+from lgekit.grid import clean, collect, collect_predictions, expand, grid_status, load_grid, run_grid
+from lgekit.runs import locked
+
+GRID = """notebook: tiny.ipynb
+parameters: {width: 1e-4}
+rows:
+  full: {}
+  shifted: {shift: true}
+seeds: [0, 1]
+"""
+FILES = {"run.ipynb", "params.json", "metrics.json", "environment.json", "predictions.csv"}
+KEPT = sorted((Path(__file__).parents[1] / "papermill_runs" / "grids").glob("*.yaml"))
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    write_notebook(tmp_path / "tiny.ipynb")
+    return tmp_path
+
+
+def grid_file(folder: Path, text: str = GRID, name: str = "toy") -> Path:
+    path = folder / f"{name}.yaml"
+    path.write_text(text)
+    return path
+
+
+def value_of(seed, width=1e-4, shift=False, fold=-1):  # what the tiny notebook computes
+    return float(f"{random.Random(f'{seed} {width} {shift} {fold}').random() + 10 * shift:.6g}")
+
+
+def test_a_grid_expands_row_by_row(project):
+    text = GRID + "folds: 3\naxes: {mode: [ok, raise]}\n"
+    runs = expand(grid_file(project, text))
+    assert len(runs) == len({run.id for run in runs}) == 2 * 2 * 2 * 3
+    assert runs[0].row == "full" and runs[-1].row == "shifted"
+    assert runs[-1].axes == {"seed": 1, "mode": "raise", "fold": 2}
+    expected = {"seed": 1, "width": 1e-4, "mode": "raise", "shift": True, "fold": 2, "folds": 3, "cohort": ""}
+    assert runs[-1].params == expected
+
+
+def test_a_run_is_known_by_what_it_depends_on(project):
+    table = project / "cohort.csv"
+    table.write_text("study_id,image\nP1,a.nii\n")
+    (project / "a.nii").write_bytes(b"1")
+    text = GRID.replace("width: 1e-4", 'width: 1.0, cohort: "manifest:cohort.csv"')
+    ids = [run.id for run in expand(grid_file(project, text))]
+    assert [run.id for run in expand(grid_file(project, text.replace("{width: 1.0, ", "{"), "b"))] == ids  # a default
+    assert [run.id for run in expand(grid_file(project, text.replace("full:", "whole:"), "c"))] == ids
+    changed = expand(grid_file(project, text.replace("true", "false"), "d"))
+    assert [run.id for run in changed] == [*ids[:2], *ids[:2]]  # two rows that are the same share their runs
+    (project / "a.nii").write_bytes(b"12")
+    after = [run.id for run in expand(grid_file(project, text))]
+    assert not set(after) & set(ids)
+    write_notebook(project / "tiny.ipynb", work=WORK + "\n1 + 1")
+    assert not {run.id for run in expand(grid_file(project, text))} & {*ids, *after}
+
+
+def test_the_code_that_counts_is_what_the_notebook_imports():
+    none = code_version(["x = 1"])
+    one = code_version(["from lgekit.findings import Findings"])
+    assert one != none
+    assert one == code_version(["%matplotlib inline\nfrom lgekit import findings"])
+    assert one == code_version(["def f():\n    import lgekit.findings as f"])
+    assert code_version(["import lgekit.plots"]) == none  # what only shows repeats no run
+    assert code_version(["import lgekit.studies"]) != one  # studies imports findings: both count
+    computed = "from importlib import import_module\nimport_module('x')"
+    assert code_version(["this is no python"]) == code_version([computed]) != none  # every module
+
+
+def test_a_folder_cohort_changes_with_its_files(tmp_path):
+    (tmp_path / "data" / "case").mkdir(parents=True)
+    (tmp_path / "data" / "case" / "a.nii").write_bytes(b"1")
+    first = cohort_fingerprint("emidec:data", tmp_path)
+    assert cohort_fingerprint("emidec:data", tmp_path) == first
+    os.utime(tmp_path / "data" / "case" / "a.nii", ns=(1, 1))
+    assert cohort_fingerprint("emidec:data", tmp_path) != first
+    assert len({cohort_fingerprint(f"phantom:studies=2,seed={seed}", tmp_path) for seed in range(3)}) == 3
+
+
+@pytest.mark.parametrize(
+    "old,new,message",
+    [
+        ("seeds:", "sedes:", "sedes"),
+        ("width: 1e-4", "widht: 1", "no parameter 'widht'.*Did you mean width"),
+        ("shift: true", "shift: 1", "row shifted.*1 is no bool"),
+        ("width: 1e-4", "width: wide", "'wide' is no float"),
+        ("  shifted:", "  full:", "'full' stands there twice"),
+        ("shift: true", "seed: 3", "'seed' is set by the grid"),
+        ("{width: 1e-4}", "{out: here}", "'out' is set by the grid"),
+        ("seeds: [0, 1]", "seeds: []", "seeds"),
+        ("seeds: [0, 1]", "seeds: [1, 1]", "names a value twice"),
+        ("seeds: [0, 1]", "folds: 1", "folds"),
+        ("tiny.ipynb", "tidy.ipynb", "'tidy.ipynb' is not there"),
+        ("rows:", "rows: [", "is not YAML"),
+        (GRID, "", "the file"),
+        (GRID, "notebook: tiny.ipynb\nrows: {}\n", "rows"),
+    ],
+)
+def test_a_faulty_grid_is_refused_before_anything_runs(project, old, new, message):
+    file = grid_file(project, GRID.replace(old, new))
+    with pytest.raises(InputError, match=f"(?s)toy.yaml.*{message}"):
+        run_grid(file)
+    assert not (project / "papermill_runs").exists()
+
+
+def test_unknown_rows_seeds_and_cohorts_are_refused(project):
+    file = grid_file(project)
+    with pytest.raises(InputError, match="no row 'ful'.*Choose from full"):
+        run_grid(file, only="ful")
+    with pytest.raises(InputError, match="no seed 7.*Choose from 0, 1"):
+        run_grid(file, seeds=[7])
+    with pytest.raises(InputError, match="emidec.*is not there"):
+        run_grid(grid_file(project, GRID.replace("width: 1e-4", "cohort: 'emidec:nowhere'")))
+    with pytest.raises(InputError, match="no run of it is done"):
+        collect(file)
+    with pytest.raises(InputError, match="workbook"):
+        load_grid(grid_file(project, name="workbook"))
+
+
+def test_a_grid_runs_reports_and_is_not_run_twice(project):
+    text = GRID.replace("  shifted:", "  broken: {mode: raise}\n  dead: {mode: exit}\n  shifted:")
+    file = grid_file(project, text.replace("seeds: [0, 1]", "seeds: [0]"))
+    plan = run_grid(file, dry_run=True)
+    assert list(plan["state"]) == ["to do"] * 4 and not (project / "papermill_runs").exists()
+    status = run_grid(file, workers=2, progress=False).set_index("row")
+    assert dict(status["state"]) == {"full": "done", "broken": "failed", "dead": "failed", "shifted": "done"}
+    assert "ValueError: no luck with seed 0 in code cell 2" in status["error"]["broken"]
+    assert "the kernel died in code cell 2" in status["error"]["dead"]
+    for where in status["where"]:
+        assert (project / where).name == "run.ipynb" and (project / where).is_file()
+    made = {path: path.stat().st_mtime_ns for path in project.rglob("metrics.json")}
+    (project / "mended").touch()  # now `raise` does not
+    status = run_grid(file, only=["full", "broken"], progress=False)
+    assert list(status["state"]) == ["done", "done"]
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
+    plan = run_grid(file, dry_run=True)
+    assert plan["expected_seconds"].gt(0).all()
+
+    table = collect(file)
+    assert list(table["row"]) == ["full", "broken", "dead", "shifted"]
+    assert list(table["state"]) == ["done", "done", "failed", "done"]
+    expected = [value_of(0), value_of(0), None, value_of(0, shift=True)]
+    pd.testing.assert_series_equal(table["auc"], pd.Series(expected, dtype=float), check_names=False)
+    assert table["device"].dropna().str.contains("CPU").all()
+    stored = pd.read_csv(project / "papermill_runs" / "toy" / "table.csv")
+    pd.testing.assert_frame_equal(stored, table, check_dtype=False)
+    predictions = collect_predictions(file)
+    assert list(predictions.columns) == ["row", "seed", "study_id", "scar", "p_lge"] and len(predictions) == 3 * 3
+
+    folder = project / "papermill_runs" / "toy"
+    (folder / "0123456789abcdef").mkdir()
+    assert clean(file) == [".locks", "0123456789abcdef", "failed"]
+    assert (collect(file)["state"] == "done").sum() == 3
+    with locked(folder / ".locks" / expand(file)[0].id), pytest.raises(InputError, match="1 runs are going on"):
+        clean(file, everything=True)
+    assert len(clean(file, everything=True)) == 6 and not any(folder.iterdir())
+
+
+def test_a_run_past_its_time_fails_and_the_rest_goes_on(project):
+    text = GRID.replace("  shifted:", "  slow: {mode: sleep}\n  shifted:").replace("[0, 1]", "[0]")
+    status = run_grid(grid_file(project, text + "timeout: 4\n"), workers=1, progress=False)
+    assert list(status["state"]) == ["done", "failed", "done"]
+    assert "longer than the 4 s allowed" in status["error"][1]
+
+
+@pytest.mark.slow
+def test_a_failed_run_is_tried_again_where_asked(project):
+    work = "import os\nif not os.path.exists('tried'): open('tried', 'w'); raise OSError('busy')\nvalue = 1"
+    write_notebook(project / "tiny.ipynb", work=work)
+    file = grid_file(project, "notebook: tiny.ipynb\nrows: {full: {}}\n")
+    assert list(run_grid(file, retries=1, progress=False)["state"]) == ["done"] and (project / "tried").exists()
+
+
+def test_workers_share_the_cores_and_get_a_gpu_each(project, monkeypatch):
+    work = "import os, time\ntime.sleep(1.5)\nvalue, e = seed, os.environ"
+    save = "from lgekit.runs import save_run\n"
+    save += "save_run(out, {'gpu': e['CUDA_VISIBLE_DEVICES'], 'threads': e['OMP_NUM_THREADS']})"
+    write_notebook(project / "tiny.ipynb", work, save)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-6")
+    file = grid_file(project, GRID.replace("[0, 1]", "[0]"))
+    run_grid(file, progress=False)
+    table = collect(file)
+    assert set(table["gpu"]) == {"5", "GPU-6"}
+    assert set(table["threads"]) == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
+
+
+def test_ten_thousand_rows_expand_and_report_in_under_five_seconds(project):
+    rows = "\n".join(f"  r{number}: {{width: {number}.5, shift: true}}" for number in range(10_000))
+    file = grid_file(project, f"notebook: tiny.ipynb\nrows:\n{rows}\n")
+    folder = project / "papermill_runs" / "toy"
+    for run in expand(file)[::10]:
+        (folder / run.id).mkdir(parents=True)
+        (folder / run.id / "environment.json").write_text('{"wall_seconds": 2}')
+    started = time.process_time()
+    status = grid_status(file)
+    assert time.process_time() - started < 5
+    assert len(status) == 10_000 and (status["state"] == "done").sum() == 1000
+
+
+@pytest.mark.parametrize("file", KEPT, ids=lambda path: path.stem)
+def test_the_grids_kept_in_the_repository_expand(file):
+    if not (file.parents[2] / "notebooks" / "05_clip_captioning.ipynb").exists():
+        pytest.skip("notebook 05 is not written yet")
+    from lgekit.ablations import ROWS
+
+    content = yaml.safe_load(file.read_text())
+    assert {"full", "plain_clip"} <= {run.row for run in expand(file)}
+    assert {name: content["rows"].get(name, changes) for name, changes in ROWS.items()} == ROWS
+
+
+# ---- faults -------------------------------------------------------------------------------------------------------
+
+RUN = "import sys; from lgekit.grid import run_grid; run_grid(sys.argv[1], progress=False, **eval(sys.argv[2]))"
+
+
+def start_grid(file: Path) -> subprocess.Popen:
+    command = [sys.executable, "-c", RUN, str(file), "{'workers': 2}"]
+    return subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+
+
+def processes_of(project: Path) -> list[psutil.Process]:
+    """Kernels of the project's runs: their working folder is the project."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.cwd() == str(project):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def assert_whole(folder: Path) -> int:
+    """Every folder that carries a run's name is a whole run; returns their number."""
+    done = [path for path in folder.glob("*") if path.is_dir() and len(path.name) == 16]
+    for path in done:
+        assert {file.name for file in path.iterdir()} == FILES
+        assert json.loads((path / "metrics.json").read_text())["auc"] is not None
+    return len(done)
+
+
+def wait_for(condition, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_grid_killed_at_ten_random_moments_ends_with_the_same_table(project):
+    write_notebook(project / "tiny.ipynb", work=WORK + "\ntime.sleep(0.5)")
+    text = GRID.replace("[0, 1]", "[0, 1, 2, 3, 4, 5]")
+    unbroken = grid_file(project, text, "unbroken")
+    assert (run_grid(unbroken, workers=2, progress=False)["state"] == "done").all()
+    file = grid_file(project, text, "broken")
+    folder = project / "papermill_runs" / "broken"
+    rng, before = random.Random(time.time_ns()), 0
+    for _ in range(10):
+        grid = start_grid(file)
+        time.sleep(rng.uniform(0.2, 6))
+        family = [psutil.Process(grid.pid), *psutil.Process(grid.pid).children(recursive=True)]
+        victims = rng.choice([family[:1], family, [rng.choice(family)]])  # the grid, all at once, or any one process
+        for victim in victims:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                victim.kill()
+        if grid.poll() is None and family[0] not in victims:
+            time.sleep(rng.uniform(0, 2))  # it goes on without the one that was killed, for a while
+            grid.kill()
+        grid.wait()
+        after = assert_whole(folder) if folder.exists() else 0
+        assert after >= before, "a finished run was lost"
+        before = after
+        if before > 9:  # begin anew: else there would soon be nothing left to kill
+            wait_for(lambda: not processes_of(project), 15)
+            clean(file, everything=True)
+            before = 0
+    assert (run_grid(file, workers=2, progress=False)["state"] == "done").all()
+    assert_whole(folder)
+    assert not list(folder.glob(".*.part"))
+    tables = [collect(path).drop(columns=["commit"]) for path in (unbroken, file)]  # the test takes a minute
+    pd.testing.assert_frame_equal(*tables)
+    assert list(tables[0]["auc"]) == [value_of(seed, shift=shift) for shift in (False, True) for seed in range(6)]
+    wait_for(lambda: not processes_of(project), 15)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_worker_costs_no_run(project):
+    write_notebook(project / "tiny.ipynb", work=WORK + "\ntime.sleep(2)")
+    file = grid_file(project)
+    grid = start_grid(file)
+    wait_for(lambda: len(processes_of(project)) == 2)
+    kernel = processes_of(project)[0]
+    kernel.parent().kill()  # the worker; its kernel follows
+    assert grid.wait(120) == 0
+    assert list(grid_status(file)["state"]) == ["done"] * 4
+    assert not list((project / "papermill_runs" / "toy").glob("failed/*"))
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_does_not_answer_is_named(project):
+    with pytest.raises(InputError, match="'tcp://127.0.0.1:1' does not answer"):
+        run_grid(grid_file(project), scheduler="tcp://127.0.0.1:1")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_running_scheduler_is_used_and_its_death_reported(project):
+    write_notebook(project / "tiny.ipynb", work=WORK + "\ntime.sleep(2 * seed)")
+    file = grid_file(project)
+    port = random.Random(os.getpid()).randint(20_000, 40_000)
+    dask = Path(sys.executable).with_name("dask")
+    address = f"tcp://127.0.0.1:{port}"
+    options = {"stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    command = [dask, "scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+    scheduler = subprocess.Popen(command, **options)
+    workers = subprocess.Popen([dask, "worker", address, "--nthreads", "1", "--nworkers", "2"], **options)
+    try:
+        status = run_grid(file, scheduler=address, seeds=[0], progress=False)
+        assert list(status["state"]) == ["done", "done"]
+        (project / "papermill_runs" / "toy" / ".locks").rmdir()
+        grid = subprocess.Popen(
+            [sys.executable, "-c", RUN, str(file), repr({"scheduler": address})],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        wait_for(lambda: len(processes_of(project)) == 2)
+        scheduler.kill()
+        _, printed = grid.communicate(timeout=120)
+        assert grid.returncode == 1 and "the scheduler was lost with 2 runs to go" in printed
+    finally:
+        for process in scheduler, workers:
+            process.kill()
+            process.wait()
+    wait_for(lambda: not processes_of(project))
+    assert list(run_grid(file, progress=False)["state"]) == ["done"] * 4
