@@ -1,0 +1,77 @@
+"""The paper's four claims as an ablation: the rows, the workbook's own small grid, and the answers by rule."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from lgekit.metrics import claim_answer
+from lgekit.workbook import Session
+
+# Row → what it changes in notebook 05. "plain_clip" leaves all of them out.
+ROWS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "no_orientation": {"orientation": "none"},
+    "no_synthetic": {"synthetic_per_real": 0},
+    "no_caption": {"caption_weight": 0},
+    "no_pretraining": {"encoder_init": "random"},
+    "plain_clip": {
+        "orientation": "none",
+        "synthetic_per_real": 0,
+        "caption_weight": 0,
+        "encoder_init": "random",
+        "targets": "identity",
+        "text": "report",
+    },
+}
+# Row → the paper's claim that it tests [P].
+CLAIMS = {
+    "no_orientation": "anatomy-informed orientation helps",
+    "no_synthetic": "synthetic scars with matching text help",
+    "no_caption": "the captioning loss helps",
+    "no_pretraining": "pretraining on myocardium segmentation helps",
+}
+WORKBOOK_ROWS = {"smoke": ("full", "plain_clip"), "laptop": ("full", "plain_clip"), "paper": tuple(ROWS)}
+WORKBOOK_SEEDS = {"smoke": 1, "laptop": 1, "paper": 5}
+
+
+def write_grid(session: Session) -> Path:
+    """The workbook's own grid for its cohort and size, as a YAML file in the notebook's scratch folder."""
+    content = {
+        "notebook": "notebooks/05_clip_captioning.ipynb",
+        "parameters": {"cohort": session.spec, "size": session.size},
+        "rows": {row: ROWS[row] for row in WORKBOOK_ROWS[session.size]},
+        "seeds": [session.seed + number for number in range(WORKBOOK_SEEDS[session.size])],
+    }
+    file = session.scratch("grid") / f"ablation_{session.size}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return file
+
+
+def claims_table(comparison: pd.DataFrame, statistic: str = "balanced_accuracy") -> pd.DataFrame:
+    """Each claim with the row that tests it, the difference (without − with) and the answer.
+
+    Args:
+        comparison: what ``metrics.compare_rows`` gives.
+        statistic: the one that the answer rests on.
+
+    Returns:
+        Columns ``claim, row, difference, low, high, p_holm, answer``; a claim whose row was not run has the answer
+        ``not run``.
+    """
+    shown = comparison[comparison["statistic"] == statistic].set_index("row")
+    lines = []
+    for row, claim in CLAIMS.items():
+        line: dict[str, Any] = {"claim": claim, "row": row, "answer": "not run"}
+        if row in shown.index:
+            found = shown.loc[row]
+            ends = [float(found[name]) for name in ("difference", "difference_low", "difference_high")]
+            line |= dict(zip(("difference", "low", "high"), ends, strict=True)) | {"p_holm": float(found["p_holm"])}
+            line["answer"] = claim_answer(*ends)
+        lines.append(line)
+    columns = ["claim", "row", "difference", "low", "high", "p_holm", "answer"]
+    return pd.DataFrame(lines).reindex(columns=columns)

@@ -1,0 +1,155 @@
+"""Predictions beside the truth: one table to keep, one of slices, one of scores with intervals."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+
+from lgekit import metrics
+from lgekit.findings import WALLS, Findings
+from lgekit.reports import canonical_text, read_report
+from lgekit.studies import NO_REFLOW, SCAR, SPLITS, Cohort, Study, hash_unit, patient_folds
+
+
+def with_truth(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    """Predictions with ``patient_id``, ``scar`` and ``scar_<wall>`` beside them; missing where the truth is unknown.
+
+    Args:
+        predictions: column ``study_id``; what ``Detector.predict`` gives.
+        cohort: the same studies, with findings.
+    """
+    rows = []
+    for study in cohort.studies:
+        findings = study["findings"]
+        known = findings is not None
+        row = {"study_id": study["study_id"], "patient_id": study["patient_id"]}
+        row["scar"] = findings.present if known else None
+        placed = known and (findings.walls or not findings.present)  # a scar in no known wall says nothing of walls
+        row |= {f"scar_{wall}": wall in findings.walls if placed else None for wall in WALLS}
+        rows.append(row)
+    truth = pd.DataFrame(rows)
+    return truth.merge(predictions, on="study_id", validate="one_to_one")
+
+
+def slice_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    """One row a slice with a heart: ``study_id, patient_id, slice`` (from 0, stored order), ``weight``, ``scar``.
+
+    Args:
+        predictions: columns ``study_id`` and ``slice_weights`` (a JSON list, one number a stored slice).
+        cohort: the same studies; those without labels are passed over.
+    """
+    weights = predictions.set_index("study_id")["slice_weights"]
+    parts = []
+    for study in cohort.studies:
+        if study.label_map is None:
+            continue
+        heart = np.flatnonzero((study.label_map > 0).any((0, 1)))
+        values = np.array(json.loads(weights[study["study_id"]]), float)
+        scar = np.asarray(np.isin(study.label_map, (SCAR, NO_REFLOW)).any((0, 1)))
+        ids = {"study_id": study["study_id"], "patient_id": study["patient_id"]}
+        parts.append(pd.DataFrame({**ids, "slice": heart, "weight": values[heart], "scar": scar[heart]}))
+    columns = ["study_id", "patient_id", "slice", "weight", "scar"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def score_table(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
+    """Every score of a detector with its patient-level 95 % interval.
+
+    Args:
+        predictions: what ``Detector.predict`` gives for this cohort.
+        cohort: with findings; scores whose truth is unknown are missing.
+        seed: of the bootstrap.
+
+    Returns:
+        Index ``score``: ``balanced_accuracy, sensitivity, specificity, auc, brier``, ``auc_<wall>``,
+        ``auc_walls`` (their mean), ``auc_slices``, ``caption_presence_f1``, ``caption_walls_f1`` (no intervals);
+        columns ``value, low, high``.
+
+    Raises:
+        InputError: the truth of no study is known.
+    """
+    table = with_truth(predictions, cohort)
+    rows = metrics.presence_metrics(table, seed)
+    if table[[f"scar_{wall}" for wall in WALLS]].notna().all(axis=1).any():
+        walls = metrics.wall_metrics(table, seed)
+        rows |= {f"auc_{'walls' if wall == 'macro' else wall}": row for wall, row in walls.items()}
+    slices = slice_table(predictions, cohort)
+    positive = set(table.loc[table["scar"].eq(True), "study_id"])
+    rows["auc_slices"] = metrics.slice_metrics(slices[slices["study_id"].isin(positive)], seed)
+    known = [study for study in cohort.studies if study["findings"] is not None]
+    captions = predictions.set_index("study_id")["caption"].fillna("")
+    read = [read_report(str(captions[study["study_id"]])) for study in known]
+    truth: list[Findings] = [study["findings"] for study in known]
+    rows |= {f"caption_{name}": {"value": value} for name, value in metrics.text_f1(truth, read).items()}
+    return pd.DataFrame(rows).T.astype(float).rename_axis("score")
+
+
+def wall_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """The walls' part of a score table: columns ``wall, value, low, high``."""
+    rows = scores.reindex([f"auc_{wall}" for wall in WALLS])
+    return rows.assign(wall=list(WALLS))[["wall", "value", "low", "high"]].reset_index(drop=True)
+
+
+def caption_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    """Captions beside the truth: ``study_id, caption, truth, right`` (presence and all walls agree)."""
+    captions = predictions.set_index("study_id")["caption"].fillna("")
+    rows = []
+    for study in cohort.studies:
+        if study["findings"] is not None:
+            caption, truth = str(captions[study["study_id"]]), study["findings"]
+            read = read_report(caption)
+            right = read.present == truth.present and read.walls == truth.walls
+            words = {"study_id": study["study_id"], "caption": caption, "truth": canonical_text(truth)}
+            rows.append(words | {"right": right})
+    return pd.DataFrame(rows, columns=["study_id", "caption", "truth", "right"]).astype({"right": bool})
+
+
+def plain_words(report: str) -> str:
+    """What a report says of scar, in fixed words; nothing but the report is used."""
+    return canonical_text(read_report(report))
+
+
+def flat_scores(scores: pd.DataFrame) -> dict[str, float]:
+    """A score table as plain numbers for ``metrics.json``: ``name``, ``name_low``, ``name_high``."""
+    flat = {}
+    for name, row in scores.iterrows():
+        flat[str(name)] = float(row["value"])
+        if np.isfinite([row["low"], row["high"]]).all():
+            flat |= {f"{name}_low": float(row["low"]), f"{name}_high": float(row["high"])}
+    return flat
+
+
+def with_fold(cohort: Cohort, fold: int, folds: int, seed: int = 0) -> Cohort:
+    """The cohort split for one fold of a cross-validation by patient; the studies themselves are not changed.
+
+    Args:
+        cohort: its own splits are put aside, unless ``fold`` is -1: then they stay.
+        fold: this one is ``test``, the next one ``validation``, the others are ``train``.
+        folds: at least 3.
+        seed: of the folds.
+    """
+    if fold < 0:
+        return cohort
+    number = patient_folds(cohort, folds, seed)
+    names = {fold: SPLITS[2], (fold + 1) % folds: SPLITS[1]}
+    studies = [
+        Study(**{**study, "split": names.get(int(own), SPLITS[0])})
+        for study, own in zip(cohort.studies, number, strict=True)
+    ]
+    return Cohort(studies, cohort.name)
+
+
+def with_fewer(cohort: Cohort, train_studies: int) -> Cohort:
+    """The cohort with only so many training studies; those kept for a small number are among those for a larger one.
+
+    Args:
+        cohort: with splits.
+        train_studies: how many to keep, those whose ids hash lowest; 0 keeps all.
+    """
+    train = sorted(cohort.split(SPLITS[0]).manifest["study_id"], key=hash_unit)
+    if not train_studies or train_studies >= len(train):
+        return cohort
+    dropped = set(train[train_studies:])
+    return cohort.subset([name for name in cohort.manifest["study_id"] if name not in dropped])

@@ -1,0 +1,244 @@
+"""Numbers with intervals: patients are the unit, resampled whole; comparisons are paired over the same patients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import pandas as pd
+from statsmodels.stats.multitest import multipletests
+
+from lgekit.errors import InputError
+from lgekit.findings import WALLS, Findings
+
+RESAMPLES = 2000
+PRESENCE_STATISTICS = ("balanced_accuracy", "sensitivity", "specificity", "auc")
+
+
+def presence_statistic(name: str, truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """One statistic of a binary reading for many weightings of the studies at once.
+
+    Args:
+        name: ``balanced_accuracy``, ``sensitivity``, ``specificity`` (decision: probability > 0.5) or ``auc``.
+        truth: ``(studies,)`` bool.
+        probability: ``(studies,)`` float; only its order matters to the AUC.
+        weights: ``(resamples, studies)``, how often each study counts.
+
+    Returns:
+        ``(resamples,)`` float64; NaN where a resample holds only one of the two classes.
+    """
+    truth = np.asarray(truth, dtype=bool)
+    positive, negative = weights[:, truth], weights[:, ~truth]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if name == "auc":  # the Mann–Whitney form: how often a positive outranks a negative, ties count half
+            above = np.asarray(probability)[truth][:, None] - np.asarray(probability)[~truth][None, :]
+            wins = (above > 0) + 0.5 * (above == 0)  # (positives, negatives)
+            return ((positive @ wins) * negative).sum(1) / (positive.sum(1) * negative.sum(1))
+        called = np.asarray(probability) > 0.5
+        sensitivity = positive[:, called[truth]].sum(1) / positive.sum(1)
+        specificity = negative[:, ~called[~truth]].sum(1) / negative.sum(1)
+    if name == "balanced_accuracy":
+        return (sensitivity + specificity) / 2
+    return {"sensitivity": sensitivity, "specificity": specificity}[name]
+
+
+def patient_resamples(patients: Sequence[str], resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    """Bootstrap weights ``(resamples, studies)``: patients drawn with replacement, all studies of one together.
+
+    The patients are put in order of their names first, so that the order of the table changes nothing.
+    """
+    names, position = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    generator = np.random.default_rng(seed)
+    counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return counts[:, position].astype(float)  # (resamples, patients) → (resamples, studies)
+
+
+def interval(statistic: Callable[[np.ndarray], np.ndarray], patients: Sequence[str], seed: int = 0) -> dict:
+    """A statistic with its patient-level 95 % percentile bootstrap interval (Efron & Tibshirani 1993, ch. 13).
+
+    Args:
+        statistic: weights ``(resamples, studies)`` → ``(resamples,)``.
+        patients: the patient of each study.
+        seed: of the resampling.
+
+    Returns:
+        ``{"value", "low", "high"}``; NaN where the statistic does not exist.
+    """
+    value = float(statistic(np.ones((1, len(patients))))[0])
+    draws = statistic(patient_resamples(patients, seed=seed))
+    draws = draws[np.isfinite(draws)]
+    low, high = np.percentile(draws, [2.5, 97.5]) if len(draws) else (np.nan, np.nan)
+    return {"value": value, "low": float(low), "high": float(high)}
+
+
+def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict]:
+    """Balanced accuracy, sensitivity, specificity, AUC and Brier score of presence, each with its interval.
+
+    Args:
+        predictions: columns ``patient_id``, ``scar`` (truth), ``p_lge`` (decision: > 0.5); one row a study.
+
+    Raises:
+        InputError: a column is missing, or no study's truth is known.
+    """
+    known = _with_truth(predictions, ["patient_id", "scar", "p_lge"])
+    truth, probability = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
+    patients = known["patient_id"].tolist()
+    rows = {
+        name: interval(partial(presence_statistic, name, truth, probability), patients, seed)
+        for name in PRESENCE_STATISTICS
+    }
+    squares = (probability - truth) ** 2  # Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2
+    rows["brier"] = interval(lambda weights: weights @ squares / weights.sum(1), patients, seed)
+    return rows
+
+
+def wall_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict]:
+    """AUC of each of the six AHA walls and their mean (``macro``), over all studies whose walls are known.
+
+    Args:
+        predictions: columns ``patient_id``, ``scar_<wall>`` (truth) and ``p_<wall>`` for each wall.
+    """
+    columns = [f"{kind}_{wall}" for wall in WALLS for kind in ("scar", "p")]
+    known = _with_truth(predictions, ["patient_id", *columns])
+    patients = known["patient_id"].tolist()
+
+    def auc(wall: str, weights: np.ndarray) -> np.ndarray:
+        return presence_statistic("auc", known[f"scar_{wall}"], known[f"p_{wall}"].to_numpy(float), weights)
+
+    rows = {wall: interval(partial(auc, wall), patients, seed) for wall in WALLS}
+
+    def macro(weights: np.ndarray) -> np.ndarray:
+        scores = np.stack([auc(wall, weights) for wall in WALLS])  # (walls, resamples)
+        return np.where(np.isfinite(scores).any(0), np.nansum(scores, 0) / np.isfinite(scores).sum(0).clip(1), np.nan)
+
+    return rows | {"macro": interval(macro, patients, seed)}
+
+
+def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict:
+    """AUC of slice weights for slices with scar inside positive studies: mean over studies, interval over patients.
+
+    Args:
+        slices: one row a slice, columns ``study_id``, ``patient_id``, ``weight``, ``scar`` (truth of the slice).
+    """
+    scores, patients = [], []
+    for _, study in slices.groupby("study_id", sort=True):
+        if study["scar"].nunique() == 2:  # a study whose slices are all alike ranks nothing
+            ones = np.ones((1, len(study)))
+            scores.append(presence_statistic("auc", study["scar"].to_numpy(bool), study["weight"].to_numpy(), ones)[0])
+            patients.append(study["patient_id"].iloc[0])
+    if not scores:
+        return {"value": np.nan, "low": np.nan, "high": np.nan}
+    return interval(lambda weights: weights @ np.array(scores) / weights.sum(1), patients, seed)
+
+
+def text_f1(truth: Sequence[Findings], read: Sequence[Findings]) -> dict[str, float]:
+    """Clinical F1 of texts against the truth: ``presence`` over studies, ``walls`` micro-averaged over study × wall."""
+
+    def f1(expected: np.ndarray, found: np.ndarray) -> float:
+        total = expected.sum() + found.sum()
+        return float(2 * (expected & found).sum() / total) if total else float("nan")
+
+    expected = np.array([[wall in findings.walls for wall in WALLS] for findings in truth])
+    found = np.array([[wall in findings.walls for wall in WALLS] for findings in read])
+    presence = np.array([findings.present for findings in truth]), np.array([findings.present for findings in read])
+    return {"presence_f1": f1(*presence), "walls_f1": f1(expected, found)}
+
+
+def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int = 0) -> pd.DataFrame:
+    """Each row of an ablation against the reference: paired bootstrap over patients, Holm-corrected.
+
+    Args:
+        predictions: columns ``row``, ``seed``, ``study_id``, ``patient_id``, ``scar``, ``p_lge``; all rows were run
+            on the same studies. Seeds are averaged inside each resample, so that the interval is over patients.
+        reference: the row that the others are compared with.
+
+    Returns:
+        One line a row and statistic: ``value, low, high`` (of the row), ``difference, difference_low,
+        difference_high, p, p_holm`` (row minus reference; two-sided bootstrap p, Holm 1979 within a statistic).
+
+    Raises:
+        InputError: the reference row is not there.
+    """
+    if reference not in set(predictions["row"]):
+        raise InputError("predictions", f"no row named {reference!r}", f"Rows: {sorted(set(predictions['row']))}.")
+    known = _with_truth(predictions, ["row", "seed", "study_id", "patient_id", "scar", "p_lge"])
+    patients = np.unique(known["patient_id"].astype(str))
+    weights = np.vstack([np.ones(len(patients)), patient_resamples(patients.tolist(), seed=seed)])
+    lines = []
+    for statistic in PRESENCE_STATISTICS:
+        draws = {}
+        for row, of_row in known.groupby("row", sort=False):
+            per_seed = []
+            for _, run in of_row.groupby("seed"):
+                of_study = np.searchsorted(patients, run["patient_id"].astype(str))
+                truth, probability = run["scar"].to_numpy(bool), run["p_lge"].to_numpy(float)
+                per_seed.append(presence_statistic(statistic, truth, probability, weights[:, of_study]))
+            draws[row] = np.mean(per_seed, axis=0)  # (1 + resamples,)
+        for row, values in draws.items():
+            line = {"row": row, "statistic": statistic} | _summary(values)
+            if row != reference:
+                difference = values - draws[reference]
+                line |= {f"difference{key}": value for key, value in _summary(difference, "").items()}
+                tail = difference[1:][np.isfinite(difference[1:])]
+                line["p"] = min(1.0, 2 * (1 + min((tail <= 0).sum(), (tail >= 0).sum())) / (1 + len(tail)))
+            lines.append(line)
+    table = pd.DataFrame(lines)
+    if "p" in table:
+        for _, group in table[table["p"].notna()].groupby("statistic"):
+            table.loc[group.index, "p_holm"] = multipletests(group["p"], method="holm")[1]
+    return table
+
+
+def claim_answer(difference: float, low: float, high: float) -> str:
+    """Does the component help? By rule: ``yes`` / ``no`` where the 95 % interval of (without − with) excludes 0.
+
+    Args:
+        difference: statistic of the row without the component, minus that of the full method.
+        low: lower end of its interval.
+        high: upper end of its interval.
+    """
+    if not np.isfinite([difference, low, high]).all() or low <= 0 <= high:
+        return "not shown"
+    return "yes" if high < 0 else "no"
+
+
+def _summary(values: np.ndarray, first: str = "value") -> dict[str, float]:
+    finite = values[1:][np.isfinite(values[1:])]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
+    prefix = "" if first else "_"
+    return {first: float(values[0]), f"{prefix}low": float(low), f"{prefix}high": float(high)}
+
+
+def _with_truth(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    missing = [column for column in columns if column not in predictions]
+    if missing:
+        raise InputError("predictions", f"columns {missing} are missing", "Give the table that `predict` writes.")
+    known = predictions.dropna(subset=[column for column in columns if column.startswith("scar")])
+    if known.empty:
+        raise InputError("predictions", "no study's truth is known", "Score a cohort with masks or findings.")
+    return known
+
+
+def median_interval(values: Sequence[float], patients: Sequence[str], quantile: float = 0.5, seed: int = 0) -> dict:
+    """A quantile over studies with its patient-level 95 % bootstrap interval; missing values are left out.
+
+    Args:
+        values: one a study.
+        patients: the patient of each.
+        quantile: 0.5 is the median.
+        seed: of the resampling.
+    """
+    finite = np.isfinite(np.asarray(values, float))
+    kept = np.asarray(values, float)[finite]
+    order = np.argsort(kept, kind="stable")
+    names = np.asarray(patients, dtype=str)[finite][order]
+    if not len(kept):
+        return {"value": np.nan, "low": np.nan, "high": np.nan}
+
+    def statistic(weights: np.ndarray) -> np.ndarray:
+        reached = weights.cumsum(1) >= quantile * weights.sum(1, keepdims=True)  # weighted quantile
+        return kept[order][reached.argmax(1)]
+
+    row = interval(statistic, names.tolist(), seed)
+    return row | {"value": float(np.quantile(kept, quantile))}

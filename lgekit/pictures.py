@@ -1,0 +1,160 @@
+"""Pictures of studies: slices with their outlines, grids of images, and the tables that hold their pixels."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lgekit.studies import CAVITY, LABEL_NAMES, NO_REFLOW, RV, SCAR, Study
+
+# Okabe & Ito's palette, https://jfly.uni-koeln.de/color/: distinguishable with any of the common colour deficiencies.
+TISSUE_COLOURS = {1: "#56B4E9", 2: "#009E73", 3: "#E69F00", 4: "#CC79A7", 5: "#0072B2"}
+
+
+def show_stack(study: Study, slices: Sequence[int] | None = None, contours: bool = True, title: str = "") -> Figure:
+    """The slices of a study side by side, pixels at their true shape, with the outlines of what is labelled.
+
+    Args:
+        study: any study; its slices are shown in stored order.
+        slices: which ones; at most eight spread over those with a heart by default.
+        contours: draw the labels' outlines and the insertion points, where there are any.
+        title: of the whole figure; the study's id by default.
+    """
+    chosen = list(slices) if slices is not None else _slices_with_heart(study)
+    figure, axes = plt.subplots(1, len(chosen), figsize=(1.9 * len(chosen), 2.3), squeeze=False)
+    for axis, index in zip(axes[0], chosen, strict=True):
+        draw_slice(axis, study, index, contours)
+        axis.set_title(f"slice {index + 1}", fontsize=9)
+    figure.suptitle(title or study["study_id"], fontsize=11)
+    return closed(figure)
+
+
+def show_studies(studies: Mapping[str, Study], contours: bool = True, columns: int = 6) -> Figure:
+    """The middle slice of several studies, each under its caption.
+
+    Args:
+        studies: caption → study.
+        contours: draw the labels' outlines.
+        columns: pictures a row.
+    """
+    rows = -(-len(studies) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.5 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (caption, study) in zip(axes.flat, studies.items(), strict=False):
+        draw_slice(axis, study, most_telling_slice(study), contours)
+        axis.set_title(wrap(caption, 34), fontsize=8)
+    return closed(figure)
+
+
+def draw_slice(axis: Axes, study: Study, index: int, contours: bool = True) -> None:
+    """One slice: first array axis to the right, second one down, as the angles of the workbook assume."""
+    image = study.pixels[:, :, index]
+    low, high = np.percentile(study.pixels, [1, 99.5])
+    aspect = study.spacing_mm[1] / study.spacing_mm[0]
+    axis.imshow(image.T, cmap="gray", vmin=low, vmax=high, aspect=aspect, interpolation="nearest")
+    axis.axis("off")
+    if not contours or study.label_map is None:
+        return
+    labels = study.label_map[:, :, index]
+    for code, region in (
+        (CAVITY, labels == CAVITY),
+        (2, np.isin(labels, (1, 2, 3, 4))),
+        (SCAR, np.isin(labels, (SCAR, NO_REFLOW))),
+        (NO_REFLOW, labels == NO_REFLOW),
+        (RV, labels == RV),
+    ):
+        if region.any() and not region.all():
+            axis.contour(region.T.astype(float), [0.5], colors=TISSUE_COLOURS[code], linewidths=0.9)
+
+
+def show_image(image: np.ndarray, title: str = "", unit: str = "", cmap: str = "gray") -> Figure:
+    """One picture ``(X, Y)`` with a colour bar; first axis to the right, second one down."""
+    figure, axis = plt.subplots(figsize=(3.4, 3))
+    shown = axis.imshow(np.asarray(image).T, cmap=cmap, interpolation="nearest")
+    axis.set(title=title, xticks=[], yticks=[])
+    figure.colorbar(shown, ax=axis, shrink=0.8, label=unit)
+    return closed(figure)
+
+
+def show_images(images: Mapping[str, np.ndarray], columns: int = 4, cmap: str = "gray", limits=None) -> Figure:
+    """Several pictures ``(X, Y)`` on one grey scale.
+
+    Args:
+        images: caption → picture.
+        columns: pictures a row.
+        cmap: matplotlib's colour map.
+        limits: lowest and highest grey value; the 1st and 99.5th percentile of each picture by default.
+    """
+    rows, columns = -(-len(images) // columns), min(columns, len(images))
+    aspect = max(image.shape[1] / image.shape[0] for image in images.values())  # height over width
+    figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, (2.4 * aspect + 0.4) * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, (caption, image) in zip(axes.flat, images.items(), strict=False):
+        low, high = limits or np.nanpercentile(image, [1, 99.5])
+        axis.imshow(np.asarray(image).T, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+        axis.set_title(wrap(caption, 32), fontsize=9)
+    return closed(figure)
+
+
+def legend_of_tissues() -> Figure:
+    """The colours of the outlines."""
+    figure, axis = plt.subplots(figsize=(6, 0.5))
+    for code, colour in TISSUE_COLOURS.items():
+        axis.plot([], [], color=colour, label=LABEL_NAMES[code] if code != 2 else "epicardium")
+    axis.legend(ncol=5, loc="center", frameon=False, fontsize=8)
+    axis.axis("off")
+    return closed(figure)
+
+
+def most_telling_slice(study: Study) -> int:
+    """The slice with most scar, else the one with most heart, else the middle one."""
+    if study.label_map is None:
+        return study.pixels.shape[2] // 2
+    scar = np.isin(study.label_map, (SCAR, NO_REFLOW)).sum((0, 1))
+    heart = (study.label_map > 0).sum((0, 1))
+    return int(np.argmax(scar if scar.any() else heart)) if heart.any() else study.pixels.shape[2] // 2
+
+
+def pixel_table(images: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Pictures as one long table ``picture, x, y, value``, so that a figure made of pixels has its data beside it."""
+    parts = []
+    for name, image in images.items():
+        x, y = np.indices(image.shape)
+        parts.append(pd.DataFrame({"picture": name, "x": x.ravel(), "y": y.ravel(), "value": np.ravel(image)}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def pictures(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """The inverse of ``pixel_table``."""
+    return {
+        str(name): part.pivot(index="x", columns="y", values="value").to_numpy()
+        for name, part in table.groupby("picture", sort=False)
+    }
+
+
+def _slices_with_heart(study: Study, most: int = 8) -> list[int]:
+    labels = study.label_map
+    heart = np.flatnonzero((labels > 0).any((0, 1))) if labels is not None else np.arange(study.pixels.shape[2])
+    heart = heart if len(heart) else np.arange(study.pixels.shape[2])
+    return [
+        int(index)
+        for index in heart[np.unique(np.linspace(0, len(heart) - 1, min(most, len(heart))).round().astype(int))]
+    ]
+
+
+def closed(figure: Figure) -> Figure:
+    """A notebook shows the figure that a cell returns; left open, it would show it twice."""
+    plt.close(figure)
+    return figure
+
+
+def wrap(text: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(text, width)[:4])

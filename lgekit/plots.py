@@ -1,0 +1,263 @@
+"""Every figure of the workbook: one style, colours that colour-blind readers can tell apart, units on the axes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from lgekit.findings import WALLS
+from lgekit.metrics import patient_resamples
+from lgekit.pictures import (
+    closed,
+    draw_slice,
+    legend_of_tissues,
+    most_telling_slice,
+    pictures,
+    pixel_table,
+    show_image,
+    show_images,
+    show_stack,
+    show_studies,
+    wrap,
+)
+
+__all__ = [
+    "draw_slice",
+    "legend_of_tissues",
+    "most_telling_slice",
+    "pictures",
+    "pixel_table",
+    "show_image",
+    "show_images",
+    "show_stack",
+    "show_studies",
+]
+
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
+SEGMENT_WALLS = ("anterior", "anteroseptal", "inferoseptal", "inferior", "inferolateral", "anterolateral")
+APICAL_WALLS = ("anterior", "septal", "inferior", "lateral")
+
+
+def use_style() -> None:
+    """The workbook's look, for every figure drawn after it."""
+    sns.set_theme(context="notebook", style="ticks", palette="colorblind", rc=STYLE)
+
+
+def bulls_eye(values: Mapping[int, float], title: str = "", unit: str = "", limits=None) -> Figure:
+    """The 17 AHA segments as a bull's-eye: base outside, apex in the middle, anterior up, septum left.
+
+    Args:
+        values: segment 1–17 → value; missing segments stay grey. Cerqueira 2002, doi:10.1161/hc0402.102975.
+        title: above the picture.
+        unit: beside the colour bar.
+        limits: lowest and highest colour; the values' own range by default.
+    """
+    figure, axis = plt.subplots(figsize=(3.6, 3.2), subplot_kw={"projection": "polar"})
+    finite = [value for value in values.values() if np.isfinite(value)]
+    low, high = limits or ((min(finite), max(finite)) if finite else (0, 1))
+    colours = plt.get_cmap("cividis")
+    shade = plt.Normalize(low, high if high > low else low + 1)
+    for segment in range(1, 18):
+        start, width, inner = segment_wedge(segment)
+        value = values.get(segment, np.nan)
+        colour = colours(shade(value)) if np.isfinite(value) else "lightgray"
+        axis.bar(np.deg2rad(start), 1, np.deg2rad(width), bottom=inner, align="edge", color=colour, edgecolor="white")
+        middle = np.deg2rad(start + width / 2), (inner + 0.5 if segment < 17 else 0)
+        dark = np.isfinite(value) and shade(value) < 0.5
+        axis.text(*middle, str(segment), ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    axis.set(xticks=[], yticks=[], ylim=(0, 4), title=title)
+    axis.spines["polar"].set_visible(False)
+    figure.colorbar(plt.cm.ScalarMappable(shade, colours), ax=axis, shrink=0.7, label=unit)
+    return closed(figure)
+
+
+def segment_wedge(segment: int) -> tuple[float, float, int]:
+    """Where a segment lies in the bull's-eye: start (degrees, counter-clockwise, 0 = right), width, inner radius."""
+    if segment == 17:
+        return 0.0, 360.0, 0
+    if segment > 12:
+        return 45.0 + 90.0 * (segment - 13), 90.0, 1
+    return 60.0 + 60.0 * ((segment - 1) % 6), 60.0, 3 - (segment - 1) // 6
+
+
+def tissue_histograms(tissues: pd.DataFrame, unit: str = "normalised signal (0 = remote, 1 = blood)") -> Figure:
+    """Signal by tissue: columns ``cohort``, ``tissue``, ``signal``."""
+    grid = sns.displot(
+        tissues, x="signal", hue="tissue", col="cohort", kind="kde", common_norm=False, height=3, aspect=1.3
+    )
+    grid.set_axis_labels(unit, "density")
+    return closed(grid.figure)
+
+
+def figure_distributions(figures: pd.DataFrame, names: Mapping[str, str]) -> Figure:
+    """Distributions of per-study figures, cohorts side by side.
+
+    Args:
+        figures: what ``realism.cohort_figures`` gives, with a column ``cohort``.
+        names: column → label of the axis.
+    """
+    rows = -(-len(names) // 3)
+    figure, axes = plt.subplots(rows, 3, figsize=(10, 2.6 * rows), squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
+    for axis, (column, label) in zip(axes.flat, names.items(), strict=False):
+        sns.boxplot(figures, x=column, y="cohort", hue="cohort", ax=axis, fliersize=2, legend=False)
+        axis.set(xlabel=wrap(label, 34), ylabel="")
+    return closed(figure)
+
+
+def angle_rose(degrees: Sequence[float], title: str) -> Figure:
+    """How often each angle occurs: counter-clockwise degrees, 0 to the right."""
+    figure, axis = plt.subplots(figsize=(3.4, 3.4), subplot_kw={"projection": "polar"})
+    counts, edges = np.histogram(np.asarray(degrees) % 360, bins=24, range=(0, 360))
+    axis.bar(np.deg2rad(edges[:-1]), counts, width=np.deg2rad(15), align="edge", edgecolor="white")
+    axis.set_title(f"{title}\n(studies)", fontsize=10)
+    return closed(figure)
+
+
+def histogram(values: Sequence[float], xlabel: str, ylabel: str) -> Figure:
+    """How often each value occurs."""
+    figure, axis = plt.subplots(figsize=(4.6, 2.8))
+    axis.hist(np.asarray(values, float)[np.isfinite(values)], bins=20, edgecolor="white")
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    return closed(figure)
+
+
+def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str) -> Figure:
+    """One point a row of a table."""
+    figure, axis = plt.subplots(figsize=(4.6, 2.8))
+    axis.scatter(table[x], table[y], s=14, alpha=0.7)
+    axis.set(xlabel=xlabel, ylabel=ylabel)
+    return closed(figure)
+
+
+def training_curves(history: pd.DataFrame) -> Figure:
+    """Losses over epochs: column ``epoch`` and one column a curve."""
+    long = history.melt("epoch", var_name="curve", value_name="loss").dropna()
+    figure, axis = plt.subplots(figsize=(5, 3))
+    sns.lineplot(long, x="epoch", y="loss", hue="curve", style="curve", ax=axis)
+    axis.set(ylabel="loss (nats)")
+    return closed(figure)
+
+
+def similarity_matrix(before: np.ndarray, after: np.ndarray, names: Sequence[str]) -> Figure:
+    """Cosine similarity of studies (rows) and texts (columns), before and after training, ``(n, n)`` each."""
+    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True)
+    for axis, matrix, title in zip(axes, (before, after), ("before training", "after training"), strict=True):
+        shown = axis.imshow(matrix, cmap="cividis", vmin=-1, vmax=1)
+        axis.set(title=title, xlabel="text", xticks=[])
+    shown_names = [name if len(name) < 46 else f"{name[:44]}…" for name in names]
+    axes[0].set_yticks(range(len(names)), shown_names, fontsize=7)
+    axes[0].set_ylabel("study, by what its report says")
+    figure.colorbar(shown, ax=axes, label="cosine similarity", shrink=0.8)
+    return closed(figure)
+
+
+def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Receiver operating characteristic with its patient-level 95 % band.
+
+    Args:
+        predictions: columns ``patient_id``, ``scar`` (truth) and ``p_lge``.
+        seed: of the bootstrap.
+
+    Returns:
+        Columns ``false_positive_rate``, ``sensitivity``, ``low``, ``high`` on 101 evenly spaced rates.
+    """
+    known = predictions.dropna(subset=["scar"])
+    truth, score = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
+    weights = np.vstack([np.ones(len(known)), patient_resamples(known["patient_id"].tolist(), 500, seed)])
+    order = np.argsort(-score, kind="stable")
+    last_of_tie = np.append(np.diff(score[order]) != 0, True)
+    rates = np.linspace(0, 1, 101)
+    curves = []
+    for weight in weights[:, order]:
+        positive, negative = weight * truth[order], weight * ~truth[order]
+        if positive.sum() and negative.sum():
+            hits = np.append(0, (positive.cumsum() / positive.sum())[last_of_tie])
+            alarms = np.append(0, (negative.cumsum() / negative.sum())[last_of_tie])
+            curves.append(np.interp(rates, alarms, hits))
+    low, high = np.percentile(curves, [2.5, 97.5], axis=0)
+    return pd.DataFrame({"false_positive_rate": rates, "sensitivity": curves[0], "low": low, "high": high})
+
+
+def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
+    """Curves with their bands: name → what ``roc_table`` gives."""
+    figure, axis = plt.subplots(figsize=(4.2, 4))
+    for name, table in tables.items():
+        (line,) = axis.plot(table["false_positive_rate"], table["sensitivity"], label=name)
+        axis.fill_between(table["false_positive_rate"], table["low"], table["high"], alpha=0.2, color=line.get_color())
+    axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="chance")
+    axis.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
+    axis.legend(loc="lower right", frameon=False, fontsize=9)
+    return closed(figure)
+
+
+def forest(table: pd.DataFrame, statistic: str = "balanced_accuracy") -> Figure:
+    """One row an ablation, its value and 95 % interval: columns ``row, statistic, value, low, high``."""
+    shown = table[table["statistic"] == statistic].reset_index(drop=True)
+    figure, axis = plt.subplots(figsize=(5.5, 0.45 * len(shown) + 1.1))
+    errors = np.stack([shown["value"] - shown["low"], shown["high"] - shown["value"]]).clip(0)
+    axis.errorbar(shown["value"], range(len(shown)), xerr=errors, fmt="o", capsize=3, color="#0072B2")
+    axis.axvline(shown["value"].iloc[0], color="gray", linestyle=":")
+    axis.set_yticks(range(len(shown)), shown["row"].str.replace("_", " "))
+    axis.invert_yaxis()
+    axis.set(
+        xlabel=f"{statistic.replace('_', ' ')}, 95 % interval over patients", xlim=(min(0.4, shown["low"].min()), 1)
+    )
+    return closed(figure)
+
+
+def wall_bars(table: pd.DataFrame) -> Figure:
+    """AUC of each wall with its interval: columns ``wall, value, low, high``."""
+    figure, axis = plt.subplots(figsize=(5.5, 3))
+    errors = np.stack([table["value"] - table["low"], table["high"] - table["value"]]).clip(0)
+    axis.errorbar(table["wall"], table["value"], yerr=errors, fmt="o", capsize=3, color="#0072B2")
+    axis.axhline(0.5, color="gray", linestyle=":")
+    axis.set(ylabel="AUC, 95 % interval", ylim=(min(0.3, table["low"].min()), 1.02))
+    axis.tick_params(axis="x", rotation=30)
+    return closed(figure)
+
+
+def slice_bars(slices: pd.DataFrame, study_id: str) -> Figure:
+    """What each slice of a study says when asked on its own: columns ``study_id, slice, weight, scar``."""
+    shown = slices[slices["study_id"] == study_id]
+    figure, axis = plt.subplots(figsize=(5, 2.6))
+    colours = ["#E69F00" if scar else "#999999" for scar in shown["scar"]]
+    axis.bar(shown["slice"] + 1, shown["weight"], color=colours)
+    axis.set(xlabel=f"slice of {study_id} (stored order)", ylabel="probability of scar", ylim=(0, 1))
+    return closed(figure)
+
+
+def wall_values(walls: Mapping[str, float]) -> dict[int, float]:
+    """Values of the six walls put onto the 16 segments that belong to them, for a bull's-eye."""
+    per_segment = {segment: walls[SEGMENT_WALLS[(segment - 1) % 6]] for segment in range(1, 13)}
+    apical = {"anterior": ["anterior"], "septal": ["anteroseptal", "inferoseptal"], "inferior": ["inferior"]}
+    apical["lateral"] = ["inferolateral", "anterolateral"]
+    for segment, name in zip(range(13, 17), APICAL_WALLS, strict=True):
+        per_segment[segment] = float(np.mean([walls[wall] for wall in apical[name]]))
+    return per_segment
+
+
+def save_figure(figure: Figure, folder: Path, name: str, data: pd.DataFrame, caption: str) -> Path:
+    """Write ``name.png`` and ``.svg``, the data as ``name.csv``, the caption (its alt text too) into captions.json."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+        figure.savefig(folder / f"{name}.{ending}", dpi=150, bbox_inches="tight", metadata=metadata)
+    data.to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")
+    captions = folder / "captions.json"
+    known = json.loads(captions.read_text()) if captions.exists() else {}
+    captions.write_text(
+        json.dumps(dict(sorted((known | {name: caption}).items())), indent=1, ensure_ascii=False) + "\n"
+    )
+    return folder / f"{name}.png"
+
+
+assert set(SEGMENT_WALLS) == set(WALLS)

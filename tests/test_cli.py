@@ -1,0 +1,141 @@
+"""The command line as its user meets it: its files, its exit code, its one line of error."""
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torchio as tio
+
+from lgekit import cli
+from lgekit.findings import WALLS
+
+SMALL = "phantom:studies=12,seed=3"
+
+
+@dataclass
+class Done:
+    """What a command left: exit code and what it printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def lgekit(*arguments: object) -> Done:
+    """Run the command line in this process: importing torch anew for every call would take most of the time."""
+    stdout, stderr, before = io.StringIO(), io.StringIO(), sys.argv
+    code = 0
+    try:
+        sys.argv = ["lgekit", *map(str, arguments)]
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            cli.main()
+    except SystemExit as stop:
+        code = int(stop.code or 0)
+    finally:
+        sys.argv = before
+    return Done(code, stdout.getvalue(), stderr.getvalue())
+
+
+def refused(*arguments: object, mentions: str) -> None:
+    done = lgekit(*arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert mentions in done.stderr and "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort") / "phantom"
+    done = lgekit("cohort", SMALL, folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory, written) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "smoke"
+    done = lgekit("fit", f"manifest:{written}/manifest.csv", folder, "--size", "smoke", "--all")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_the_installed_program_answers_bad_input_with_one_line_and_no_traceback(tmp_path):
+    program = Path(sys.executable).with_name("lgekit")
+    done = subprocess.run([program, "cohort", "nothing:here", tmp_path / "out"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["cohort", "check", "standardize", "fit", "predict", "workbook", "grid"])
+def test_help_of_each_command(command):
+    done = lgekit(command, "--help")
+    assert done.returncode == 0 and ("Example" in done.stdout or command == "grid")
+
+
+def test_a_written_cohort_reads_back_the_same(written):
+    from lgekit.readers import read_cohort
+
+    table = pd.read_csv(written / "manifest.csv")
+    assert list(table.columns[:5]) == ["study_id", "image", "labels", "report", "split"] and len(table) == 12
+    first, again = read_cohort(SMALL), read_cohort(f"manifest:{written}/manifest.csv")
+    for one, other in zip(first.studies, again.studies, strict=True):
+        np.testing.assert_array_equal(one.label_map, other.label_map)
+        np.testing.assert_allclose(one.pixels, other.pixels, rtol=1e-5)
+        for key in ("study_id", "split", "report", "findings"):
+            assert one[key] == other[key]
+
+
+def test_check_passes_a_good_cohort_and_lists_every_fault_of_a_bad_one(written, tmp_path):
+    assert lgekit("check", f"manifest:{written}/manifest.csv").returncode == 0
+    table = pd.read_csv(written / "manifest.csv")
+    table.loc[0, "image"] = "nowhere.nii.gz"
+    table.loc[1, "split"] = "testing"
+    table.to_csv(written / "broken.csv", index=False)
+    done = lgekit("check", f"manifest:{written}/broken.csv")
+    assert done.returncode == 1 and "nowhere.nii.gz" in done.stdout and "testing" in done.stdout
+
+
+def test_standardize_writes_the_frame_and_the_landmarks(written, tmp_path):
+    done = lgekit("standardize", f"manifest:{written}/manifest.csv", tmp_path / "frame")
+    assert done.returncode == 0, done.stderr
+    marks = pd.read_csv(tmp_path / "frame" / "landmarks.csv")
+    assert list(marks.columns[:4]) == ["study_id", "anterior_rvip_deg", "inferior_rvip_deg", "mirrored"]
+    assert len(marks) == 12 and marks["anterior_rvip_deg"].between(0, 360).all()
+    image = tio.ScalarImage(tmp_path / "frame" / pd.read_csv(tmp_path / "frame" / "manifest.csv")["image"][0])
+    assert image.shape[1:3] == (96, 96) and image.spacing[0] == pytest.approx(image.spacing[1], rel=1e-4)
+
+
+def test_predict_reads_images_only_and_writes_the_promised_columns(written, model, tmp_path):
+    done = lgekit("predict", model, f"manifest:{written}/manifest.csv", tmp_path / "full.csv")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(written / "manifest.csv")
+    table[["study_id", "image"]].to_csv(written / "images.csv", index=False)
+    assert lgekit("predict", model, f"manifest:{written}/images.csv", tmp_path / "images.csv").returncode == 0
+    full, images = pd.read_csv(tmp_path / "full.csv"), pd.read_csv(tmp_path / "images.csv")
+    pd.testing.assert_frame_equal(full, images)
+    walls = [f"p_{wall}" for wall in WALLS]
+    wanted = ["study_id", "p_lge", *walls, "slice_weights", "caption", "anterior_rvip_deg", "inferior_rvip_deg"]
+    assert set(wanted) <= set(full.columns) and len(full) == 12
+    assert full[["p_lge", *walls]].stack().between(0, 1).all()
+    slices = tio.ScalarImage(written / table["image"][0]).shape[3]
+    assert len(json.loads(full["slice_weights"][0])) == slices
+
+
+def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_path):
+    refused("cohort", "nothing:here", tmp_path / "out", mentions="nothing:here")
+    refused("cohort", "phantom:stduies=3", tmp_path / "out", mentions="stduies")
+    refused("cohort", f"manifest:{tmp_path}/no.csv", tmp_path / "out", mentions="no.csv")
+    refused("cohort", SMALL, written, mentions="not an empty folder")
+    refused("fit", SMALL, tmp_path / "out", "--size", "huge", mentions="huge")
+    refused("fit", SMALL, written, mentions="not an empty folder")
+    refused("predict", tmp_path, SMALL, tmp_path / "out.csv", mentions=str(tmp_path))
+    refused("predict", model, SMALL, tmp_path / "no" / "out.csv", mentions="folder does not exist")
+    refused("workbook", "--size", "huge", mentions="huge")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,89 @@
+"""Predictions beside the truth, folds and the ablation's answers: known answers on hand-made studies."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lgekit import ablations, evaluation
+from lgekit.findings import WALLS, Findings, Scar
+from lgekit.reports import canonical_text
+from lgekit.studies import Cohort, Landmarks, Study
+
+INFERIOR = Findings((Scar(walls=("inferior",), levels=("mid",), depth="subendocardial"),))
+
+
+def study(name: str, findings: Findings | None, patient: str = "") -> Study:
+    labels = np.zeros((12, 12, 5), np.uint8)
+    labels[3:9, 3:9, 1:4] = 2
+    labels[5:7, 5:7, 1:4] = 1
+    if findings is not None and findings.present:
+        labels[3:5, 3:5, 2] = 3
+    fields = {"findings": findings, "landmarks": Landmarks(120, 240), "patient_id": patient or name}
+    return Study.from_arrays(name, np.ones((12, 12, 5)), (1, 1, 10), labels, **fields)
+
+
+@pytest.fixture
+def cohort() -> Cohort:
+    return Cohort([study("a", INFERIOR), study("b", Findings()), study("c", INFERIOR), study("d", Findings())])
+
+
+@pytest.fixture
+def predictions() -> pd.DataFrame:
+    walls = {f"p_{wall}": [0.9 if wall == "inferior" else 0.1, 0.1, 0.2, 0.3] for wall in WALLS}
+    weights = [[0, 0.1, 0.9, 0.2, 0], [0] * 5, [0.9, 0.1, 0.8, 0.7, 0.9], [0] * 5]
+    captions = [canonical_text(INFERIOR), canonical_text(Findings()), canonical_text(Findings()), "nonsense"]
+    columns = {"study_id": list("abcd"), "p_lge": [0.9, 0.1, 0.4, 0.6], **walls}
+    return pd.DataFrame(columns | {"slice_weights": [json.dumps(w) for w in weights], "caption": captions})
+
+
+def test_scores_by_hand(cohort, predictions):
+    scores = evaluation.score_table(predictions, cohort)
+    assert scores.loc["balanced_accuracy", "value"] == 0.5  # one of two right in each class
+    assert scores.loc["auc", "value"] == 0.75
+    assert scores.loc["auc_slices", "value"] == 1  # slices without a heart do not count
+    assert scores.loc["caption_presence_f1", "value"] == pytest.approx(2 / 3)
+    assert np.isnan(scores.loc["auc_anterior", "value"])  # nobody has an anterior scar
+    flat = evaluation.flat_scores(scores)
+    assert flat["auc"] == 0.75 and "auc_low" in flat and "caption_walls_f1_low" not in flat
+
+
+def test_unknown_truth_stays_unknown(predictions):
+    cohort = Cohort([study("a", INFERIOR), study("b", Findings()), study("c", None), study("d", None)])
+    table = evaluation.with_truth(predictions, cohort)
+    assert table["scar"].isna().sum() == 2 and table["scar_inferior"].isna().sum() == 2
+
+
+def test_captions_beside_the_truth(cohort, predictions):
+    assert evaluation.caption_table(predictions, cohort)["right"].tolist() == [True, True, False, True]
+
+
+def test_folds_keep_patients_whole_and_every_study_is_tested_once():
+    names = [f"s{number}" for number in range(12)]
+    studies = [
+        study(name, INFERIOR if number % 3 else Findings(), f"p{number // 2}") for number, name in enumerate(names)
+    ]
+    cohort = Cohort(studies)
+    tested = []
+    for fold in range(3):
+        split = evaluation.with_fold(cohort, fold, 3)
+        by_patient = split.manifest.groupby("patient_id")["split"].nunique()
+        assert (by_patient == 1).all() and set(split.manifest["split"]) == {"train", "validation", "test"}
+        tested += split.split("test").manifest["study_id"].tolist()
+    assert sorted(tested) == sorted(names)
+    assert evaluation.with_fold(cohort, -1, 3) is cohort and cohort.studies[0]["split"] == ""
+
+
+def test_claims_are_answered_by_rule():
+    row = {"statistic": "balanced_accuracy", "p_holm": 0.01}
+    comparison = pd.DataFrame(
+        [
+            {"row": "full", **row, "difference": np.nan},
+            {"row": "no_orientation", **row, "difference": -0.2, "difference_low": -0.3, "difference_high": -0.1},
+            {"row": "no_caption", **row, "difference": -0.1, "difference_low": -0.3, "difference_high": 0.1},
+        ]
+    )
+    answers = ablations.claims_table(comparison).set_index("row")["answer"]
+    assert answers["no_orientation"] == "yes" and answers["no_caption"] == "not shown"
+    assert answers["no_synthetic"] == "not run"

@@ -1,0 +1,110 @@
+"""Metrics against scikit-learn, and against answers known by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+from lgekit import metrics
+from lgekit.errors import InputError
+from lgekit.findings import WALLS, Findings, Scar
+
+
+def table(studies: int = 80, seed: int = 0, signal: float = 1.0) -> pd.DataFrame:
+    generator = np.random.default_rng(seed)
+    scar = generator.random(studies) < 0.5
+    score = 1 / (1 + np.exp(-(signal * (2 * scar - 1) + generator.normal(size=studies))))
+    names = [f"p{index:03d}" for index in range(studies)]
+    return pd.DataFrame({"study_id": names, "patient_id": names, "scar": scar, "p_lge": score.round(2)})
+
+
+def test_statistics_equal_scikit_learn():
+    predictions = table()
+    rows = metrics.presence_metrics(predictions)
+    called = predictions["p_lge"] > 0.5
+    assert rows["balanced_accuracy"]["value"] == pytest.approx(balanced_accuracy_score(predictions["scar"], called))
+    assert rows["auc"]["value"] == pytest.approx(roc_auc_score(predictions["scar"], predictions["p_lge"]))
+    assert rows["sensitivity"]["value"] == pytest.approx(called[predictions["scar"]].mean())
+    assert rows["specificity"]["value"] == pytest.approx((~called)[~predictions["scar"]].mean())
+
+
+def test_weighted_auc_equals_scikit_learn_on_a_resample():
+    predictions = table(seed=3)
+    weights = metrics.patient_resamples(predictions["patient_id"], 5, seed=1)
+    ours = metrics.presence_statistic("auc", predictions["scar"], predictions["p_lge"].to_numpy(), weights)
+    theirs = [roc_auc_score(predictions["scar"], predictions["p_lge"], sample_weight=row) for row in weights]
+    np.testing.assert_allclose(ours, theirs)
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    hits = 0
+    for seed in range(60):
+        sample = np.random.default_rng(seed).normal(size=50)
+        row = metrics.interval(lambda w, s=sample: w @ s / w.sum(1), [f"p{i}" for i in range(50)], seed)
+        hits += row["low"] <= 0 <= row["high"]
+    assert 50 <= hits <= 60  # 57 expected
+
+
+def test_studies_of_one_patient_are_drawn_together_and_order_changes_nothing():
+    weights = metrics.patient_resamples(["a", "b", "a", "c"], 50)
+    np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
+    assert (weights[:, [0, 1, 3]].sum(1) == 3).all()
+    np.testing.assert_array_equal(metrics.patient_resamples(["c", "a", "b"], 50)[:, [1, 2, 0]], weights[:, [0, 1, 3]])
+
+
+def test_one_class_gives_nan_not_a_number_out_of_nothing():
+    predictions = table().assign(scar=True)
+    assert np.isnan(metrics.presence_metrics(predictions)["auc"]["value"])
+
+
+def test_wall_metrics():
+    generator = np.random.default_rng(0)
+    predictions = table()
+    for wall in WALLS:
+        predictions[f"scar_{wall}"] = generator.random(len(predictions)) < 0.3
+        predictions[f"p_{wall}"] = predictions[f"scar_{wall}"] * 1.0
+    predictions["p_inferior"] = 0.5
+    rows = metrics.wall_metrics(predictions)
+    assert rows["anterior"]["value"] == 1 and rows["inferior"]["value"] == 0.5
+    assert rows["macro"]["value"] == pytest.approx((5 + 0.5) / 6)
+
+
+def test_slice_metrics_rank_only_inside_a_study():
+    slices = pd.DataFrame(
+        {
+            "study_id": ["a"] * 3 + ["b"] * 3 + ["c"] * 2,
+            "patient_id": ["a"] * 3 + ["b"] * 3 + ["c"] * 2,
+            "weight": [0.1, 0.2, 0.7, 0.9, 0.8, 0.7, 0.1, 0.2],
+            "scar": [False, False, True, True, True, False, False, False],
+        }
+    )
+    assert metrics.slice_metrics(slices)["value"] == 1
+
+
+def test_text_f1_by_hand():
+    inferior = Findings((Scar(walls=("inferior",), levels=("mid",), depth="subendocardial"),))
+    both = Findings((Scar(walls=("inferior", "inferolateral"), levels=("mid",), depth="subendocardial"),))
+    scores = metrics.text_f1([inferior, both, Findings()], [both, Findings(), Findings()])
+    assert scores["presence_f1"] == pytest.approx(2 / 3)  # one hit, one miss
+    assert scores["walls_f1"] == pytest.approx(2 * 1 / (3 + 2))
+
+
+def test_compare_rows_sees_a_worse_row_and_not_an_equal_one():
+    good, bad = table(200, 0, 2.0), table(200, 0, 0.0)
+    rows = [good.assign(row="full", seed=0), good.assign(row="same", seed=0), bad.assign(row="blind", seed=0)]
+    result = metrics.compare_rows(pd.concat(rows)).set_index(["row", "statistic"])
+    blind, same = result.loc[("blind", "auc")], result.loc[("same", "auc")]
+    assert blind["p_holm"] < 0.01 and blind["difference_high"] < 0
+    assert same["difference"] == 0 and same["p"] == 1
+    assert metrics.claim_answer(*blind[["difference", "difference_low", "difference_high"]]) == "yes"
+    assert metrics.claim_answer(*same[["difference", "difference_low", "difference_high"]]) == "not shown"
+    assert metrics.claim_answer(0.1, 0.05, 0.2) == "no"
+
+
+def test_bad_tables_say_what_is_missing():
+    with pytest.raises(InputError, match="p_lge"):
+        metrics.presence_metrics(table().drop(columns="p_lge"))
+    with pytest.raises(InputError, match="truth"):
+        metrics.presence_metrics(table().assign(scar=None))
+    with pytest.raises(InputError, match="full"):
+        metrics.compare_rows(table().assign(row="other", seed=0))

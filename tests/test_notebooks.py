@@ -1,0 +1,109 @@
+"""The notebooks as products: their form, and a smoke run of every one of them through Papermill."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from lgekit import workbook
+from lgekit.runs import read_parameters
+
+NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
+LONGEST_CELL = 15
+
+
+def cells(path: Path) -> list[dict]:
+    return json.loads(path.read_text("utf-8"))["cells"]
+
+
+def tags(cell: dict) -> list[str]:
+    return cell["metadata"].get("tags", [])
+
+
+def test_the_notebooks_are_those_that_the_workbook_runs():
+    assert [path.stem for path in NOTEBOOKS] == list(workbook.NOTEBOOKS)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestForm:
+    def test_stored_without_outputs_and_with_stable_ids(self, path):
+        for cell in cells(path):
+            assert cell["id"]
+            assert not cell.get("outputs") and not cell.get("execution_count"), "strip it: nbstripout --keep-id"
+
+    def test_first_code_cell_holds_the_parameters_each_with_type_and_comment(self, path):
+        first = next(cell for cell in cells(path) if cell["cell_type"] == "code")
+        assert tags(first) == ["parameters"]
+        parameters = read_parameters(path)
+        assert {"cohort", "size", "seed", "out"} <= set(parameters)
+        assert all(parameter.comment for parameter in parameters.values())
+
+    def test_cells_are_short(self, path):
+        for cell in cells(path):
+            if cell["cell_type"] == "code" and "solution" not in tags(cell):
+                source = "".join(cell["source"])
+                assert len(source.splitlines()) <= LONGEST_CELL, source
+
+    def test_opens_with_question_and_ends_with_three_solved_exercises(self, path):
+        texts = ["".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "markdown"]
+        assert "question" in texts[0].lower() and "minute" in texts[0]
+        assert len(re.findall(r"\*\*Exercise \d\*\*", "\n".join(texts))) == 3
+        solutions = [cell for cell in cells(path) if "solution" in tags(cell)]
+        assert len(solutions) == 3
+        for cell in solutions:
+            assert "assert" in "".join(cell["source"]) and cell["metadata"]["jupyter"]["source_hidden"]
+
+    def test_claims_about_the_paper_carry_marks(self, path):
+        texts = "".join("".join(cell["source"]) for cell in cells(path) if cell["cell_type"] == "markdown")
+        if "paper" in texts and not path.stem.startswith("07"):
+            assert "**[P]**" in texts or "[S]" in texts
+
+
+@pytest.fixture(scope="session")
+def smoke(tmp_path_factory) -> Path:
+    """All notebooks, run in order at smoke size on the phantom."""
+    folder = tmp_path_factory.mktemp("workbook")
+    return workbook.run_workbook("smoke", folder=folder / "runs", figures=folder / "figures")
+
+
+@pytest.mark.timeout(900)
+class TestSmokeRun:
+    @pytest.mark.parametrize("name", workbook.NOTEBOOKS)
+    def test_ran_to_its_end_and_shows_something(self, smoke, name):
+        outputs = [output for cell in cells(smoke / f"{name}.ipynb") for output in cell.get("outputs", [])]
+        assert not [output for output in outputs if output["output_type"] == "error"]
+        assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2
+        assert json.loads((smoke / name / "metrics.json").read_text())
+        record = json.loads((smoke / name / "environment.json").read_text())
+        assert record["torch"] and record["device"] and record["wall_seconds"] > 0 and "commit" in record
+
+    def test_figures_have_their_data_and_captions_beside_them(self, smoke):
+        figures = smoke.parent / "figures"
+        pictures = sorted(figures.glob("*.png"))
+        captions = json.loads((figures / "captions.json").read_text())
+        assert len(pictures) >= 6
+        for picture in pictures:
+            assert picture.with_suffix(".csv").stat().st_size > 0
+            assert len(captions[picture.stem]) > 20
+
+    def test_nothing_personal_in_the_executed_notebooks(self, smoke):
+        for path in smoke.glob("*.ipynb"):
+            assert str(Path.home()) not in path.read_text("utf-8").replace(str(workbook.project_root()), "")
+
+
+def test_the_same_seed_gives_the_same_metrics_byte_for_byte(tmp_path, monkeypatch, smoke):
+    monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path / "cache"))  # nothing is taken from the first run
+    again = workbook.run_workbook("smoke", only=["04", "05"], folder=tmp_path / "runs")
+    for name in workbook.NOTEBOOKS[4:6]:
+        assert (again / name / "metrics.json").read_bytes() == (smoke / name / "metrics.json").read_bytes()
+
+
+def test_an_unknown_notebook_or_size_is_refused_before_anything_runs(tmp_path):
+    from lgekit.errors import InputError
+
+    with pytest.raises(InputError, match="huge"):
+        workbook.run_workbook("huge", folder=tmp_path)
+    with pytest.raises(InputError, match="99"):
+        workbook.run_workbook("smoke", only=["99"], folder=tmp_path)
+    assert not list(tmp_path.rglob("*.ipynb"))
