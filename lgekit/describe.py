@@ -15,7 +15,7 @@ from lgekit.studies import CAVITY, LABEL_NAMES, MYOCARDIUM, NO_REFLOW, SCAR, Coh
 
 
 def positive_example(cohort: Cohort) -> Study:
-    """The first study with scar (in the order of ids), the first of all where none has any.
+    """The first study (in the order of ids) with scar in one to three walls, else with any scar, else the first of all.
 
     Raises:
         InputError: the cohort is empty.
@@ -23,7 +23,9 @@ def positive_example(cohort: Cohort) -> Study:
     if not len(cohort):
         raise InputError(cohort.name or "cohort", "holds no study", "Check the SPEC with `lgekit check`.")
     ordered = sorted(cohort.studies, key=lambda study: study["study_id"])
-    return next((study for study in ordered if study["findings"] is not None and study["findings"].present), ordered[0])
+    positive = [study for study in ordered if study["findings"] is not None and study["findings"].present]
+    localised = [study for study in positive if 1 <= len(study["findings"].walls) <= 3]
+    return (localised or positive or ordered)[0]
 
 
 def scar_free(cohort: Cohort) -> list[Study]:

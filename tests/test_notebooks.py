@@ -107,3 +107,11 @@ def test_an_unknown_notebook_or_size_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(InputError, match="99"):
         workbook.run_workbook("smoke", only=["99"], folder=tmp_path)
     assert not list(tmp_path.rglob("*.ipynb"))
+
+
+def test_the_defaults_of_notebook_05_are_the_settings_own():
+    from lgekit.settings import FitSettings
+
+    for name, parameter in read_parameters(NOTEBOOKS[5]).items():
+        if name in FitSettings.model_fields and name not in ("seed", "folds", "epochs"):
+            assert parameter.default == FitSettings.model_fields[name].default, name

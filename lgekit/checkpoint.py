@@ -1,0 +1,87 @@
+"""What a training run needs to go on after a kill, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class TrainingState:
+    """What a resumed run needs beside the weights: history, best and averaged weights."""
+
+    def __init__(self) -> None:
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] = {}
+        self.average: dict[str, Tensor] = {}
+
+    def average_in(self, model: nn.Module, decay: float) -> None:
+        """Running mean of the weights (Polyak averaging), once an epoch."""
+        if decay:
+            now = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            old = self.average or now
+            self.average = {
+                name: torch.lerp(value, old[name], decay) if value.is_floating_point() else value
+                for name, value in now.items()
+            }
+
+    def add(self, row: dict[str, float], model: nn.Module) -> None:
+        """Note an epoch, and keep its weights where its validation loss is the best so far."""
+        losses = [old["validation_contrastive"] for old in self.history if "validation_contrastive" in old]
+        self.history.append(row)
+        if "validation_contrastive" in row and row["validation_contrastive"] < min(losses, default=math.inf):
+            self.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    def stale(self, patience: int) -> bool:
+        """Whether the validation loss has not become better for ``patience`` epochs (0: never)."""
+        losses = [row["validation_contrastive"] for row in self.history if "validation_contrastive" in row]
+        return bool(patience and losses and len(losses) - 1 - int(np.argmin(losses)) >= patience)
+
+    def final(self, model: nn.Module) -> dict[str, Tensor]:
+        """The weights to keep: the best on validation, else the average, else the last."""
+        return self.best or self.average or model.state_dict()
+
+    def save(self, path: Path, module: nn.Module, optimizer: Any) -> None:
+        """One safetensors file, its JSON metadata the history; replaced whole or not at all."""
+        from safetensors.torch import save_file
+
+        tensors = {f"module/{name}": value for name, value in module.state_dict().items()}
+        tensors |= {f"best/{name}": value for name, value in self.best.items()}
+        tensors |= {f"average/{name}": value for name, value in self.average.items()}
+        for number, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{number}/{name}": torch.as_tensor(value) for name, value in moments.items()}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        save_file(tensors, partial, {"history": json.dumps(self.history)})
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: Path, module: nn.Module, optimizer: Any) -> TrainingState:
+        """Read what `save` wrote into module and optimizer; a fresh state where there is no file."""
+        from safetensors import safe_open
+
+        state = cls()
+        if not path.exists():
+            return state
+        with safe_open(str(path), "pt") as file:
+            state.history = json.loads(file.metadata()["history"])
+            parts: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "average": {}, "optimizer": {}}
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                part, name = key.split("/", 1)
+                parts[part][name] = file.get_tensor(key)
+        module.load_state_dict(parts["module"])
+        device = next(module.parameters()).device
+        state.best, state.average = ({n: v.to(device) for n, v in parts[part].items()} for part in ("best", "average"))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in parts["optimizer"].items():
+            number, name = key.split("/")
+            moments.setdefault(int(number), {})[name] = value
+        optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        return state

@@ -1,0 +1,177 @@
+"""The whole method as one object, behind `lgekit predict`: image → heart → standard view → zero-shot reading."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from lgekit.captions import write_captions
+from lgekit.errors import InputError
+from lgekit.findings import WALLS
+from lgekit.heartnet import HeartNetwork
+from lgekit.model import CoCaModel, StudyBatch, load_coca, pad_studies, save_coca
+from lgekit.settings import FitSettings, make_settings
+from lgekit.stages import View, locate, make_view
+from lgekit.studies import Cohort
+from lgekit.supervision import prompt_sets
+from lgekit.tokenizer import ReportTokenizer
+from lgekit.zeroshot import Calibration, Reading, probability, read_studies
+
+
+@dataclass
+class Embedded:
+    """Studies in the joint space, for prompts typed later.
+
+    Attributes:
+        studies: `(studies, embed_dim)`, length 1.
+        slices: `(studies, slices, embed_dim)`, likewise, each slice on its own; NaN where padding.
+        views: their views.
+        own_slices: how many slices each study has.
+    """
+
+    studies: torch.Tensor
+    slices: torch.Tensor
+    views: list[View]
+    own_slices: list[int]
+
+
+@dataclass
+class Detector:
+    """Scar detection from images alone.
+
+    Attributes:
+        settings: how it was trained.
+        networks: CoCa models with their tokenizers; their scores are averaged.
+        heart: the heart network; None where ``orientation="none"`` or the true masks are used.
+        calibration: scores → probabilities; the decision is ``p_lge > 0.5``.
+        histories: one training history a network.
+        held_out: predictions of studies by networks that were not trained on them, where there are any.
+    """
+
+    settings: FitSettings
+    networks: list[tuple[CoCaModel, ReportTokenizer]]
+    heart: HeartNetwork | None
+    calibration: Calibration
+    histories: list[pd.DataFrame] = field(default_factory=list)
+    held_out: pd.DataFrame | None = None
+
+    def locate(self, cohort: Cohort) -> Cohort:
+        """The cohort with the heart network's contours and insertion points."""
+        return cohort if self.heart is None else locate(cohort, self.heart)
+
+    def predict(self, cohort: Cohort) -> pd.DataFrame:
+        """Read every study from its image alone.
+
+        Returns:
+            a row a study: ``study_id, p_lge``, one ``p_`` column a wall, ``slice_weights`` (JSON list, one number from
+            0 to 1 for each of the study's own slices, 0 where no heart was found), ``caption``,
+            ``anterior_rvip_deg, inferior_rvip_deg`` (NaN where the heart network is not used).
+        """
+        located = self.locate(cohort)
+        views = [make_view(study, self.settings) for study in located.studies]
+        batch = batch_of(views)
+        reading = Reading.mean([self.read(batch, number) for number in range(len(self.networks))])
+        captions = [text for part in chunks(batch) for text in write_captions(*self.networks[0], part)]
+        return self.table(located, views, reading, captions)
+
+    def read(self, batch: StudyBatch, number: int = 0) -> Reading:
+        """Uncalibrated reading by one of the networks."""
+        model, tokenizer = self.networks[number]
+        return read_studies(model, tokenizer, batch, prompt_sets(self.settings.text))
+
+    def table(self, located: Cohort, views: Sequence[View], reading: Reading, captions: Sequence[str]) -> pd.DataFrame:
+        """The columns of `predict` from a reading."""
+        rows = []
+        for number, (study, view) in enumerate(zip(located.studies, views, strict=True)):
+            weights = np.zeros(study.spatial_shape[2])
+            weights[view.own_slices] = probability(reading.slices[number, : len(view.levels)], self.calibration.slices)
+            marks = study["landmarks"] if self.heart is not None else None
+            row = {"study_id": study["study_id"]}
+            row["p_lge"] = float(probability(reading.presence[number], self.calibration.presence))
+            for wall, score, pair in zip(WALLS, reading.walls[number], self.calibration.walls, strict=True):
+                row[f"p_{wall}"] = float(probability(score, pair))
+            row["slice_weights"] = json.dumps([round(float(weight), 4) for weight in weights])
+            row["caption"] = captions[number]
+            for name in ("anterior_rvip_deg", "inferior_rvip_deg"):
+                row[name] = getattr(marks, name) if marks is not None else np.nan
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    @torch.no_grad()
+    def embed(self, cohort: Cohort, number: int = 0) -> Embedded:
+        """Studies and their slices in the joint space of one network."""
+        views = [make_view(study, self.settings) for study in self.locate(cohort).studies]
+        batch, model = batch_of(views), self.networks[number][0]
+        slices, _ = model.visual.each_slice(batch)
+        slices = nn.functional.normalize(slices, dim=-1).masked_fill(~batch.mask[..., None], float("nan"))
+        counts = [study.spatial_shape[2] for study in cohort.studies]
+        return Embedded(model.encode_image(batch), slices, views, counts)
+
+    @torch.no_grad()
+    def similarity(self, embedded: Embedded, sentence: str, number: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Cosine similarity of a sentence with each study, and with each of its own slices (NaN: no heart there)."""
+        model, tokenizer = self.networks[number]
+        text = model.encode_text(tokenizer(sentence))[0]
+        each = (embedded.slices @ text).numpy()
+        slices = []
+        for view, count, values in zip(embedded.views, embedded.own_slices, each, strict=True):
+            slices.append(np.full(count, np.nan))
+            slices[-1][view.own_slices] = values[: len(view.levels)]
+        return (embedded.studies @ text).numpy(), slices
+
+    def save(self, folder: str | Path) -> Path:
+        """Write safetensors and JSON files into a folder (made if absent)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, (model, tokenizer) in enumerate(self.networks):
+            save_coca(folder / f"clip_{number}", model, tokenizer, self.settings)
+        if self.heart is not None:
+            self.heart.save(folder / "heart")
+        about = {
+            "settings": self.settings.model_dump(),
+            "networks": len(self.networks),
+            "calibration": asdict(self.calibration),
+            "histories": [history.to_dict("list") for history in self.histories],
+        }
+        (folder / "detector.json").write_text(json.dumps(about, indent=1) + "\n")
+        if self.held_out is not None:
+            self.held_out.to_csv(folder / "held_out.csv", index=False)
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Detector:
+        """Read what `save` wrote. Raises InputError where a file is missing or does not fit."""
+        folder = Path(folder)
+        file = folder / "detector.json"
+        if not file.is_file():
+            raise InputError(file, "no such file", "Give a folder written by `lgekit fit`.")
+        try:
+            about: dict[str, Any] = json.loads(file.read_text())
+            networks = [load_coca(folder / f"clip_{number}")[:2] for number in range(about["networks"])]
+            kept = about["calibration"]
+            walls = tuple((slope, offset) for slope, offset in kept["walls"])
+            calibration = Calibration(tuple(kept["presence"]), walls, tuple(kept["slices"]))
+            histories = [pd.DataFrame(history) for history in about["histories"]]
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(folder, f"not a detector: {error}", "Fit it again.") from error
+        heart = HeartNetwork.load(folder / "heart") if (folder / "heart").is_dir() else None
+        held_out = pd.read_csv(folder / "held_out.csv") if (folder / "held_out.csv").is_file() else None
+        return cls(make_settings(**about["settings"]), networks, heart, calibration, histories, held_out)
+
+
+def batch_of(views: Sequence[View]) -> StudyBatch:
+    """Views as one padded batch."""
+    return pad_studies([(view.images, view.levels) for view in views])
+
+
+def chunks(batch: StudyBatch, size: int = 64) -> list[StudyBatch]:
+    """A batch in parts."""
+    return [batch.rows(slice(start, start + size)) for start in range(0, len(batch.mask), size)]

@@ -1,0 +1,197 @@
+"""Fitting the whole method, behind `lgekit fit`: on a train split, or cross-fitted on every study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from lgekit.detection import Detector, Embedded, batch_of
+from lgekit.errors import InputError
+from lgekit.findings import WALLS
+from lgekit.heartnet import HeartNetwork
+from lgekit.model import CoCaModel, join
+from lgekit.polar_pretraining import pretrain_polar
+from lgekit.reports import read_report
+from lgekit.settings import FitSettings
+from lgekit.stages import Painted, base_network, heart_network, locate, make_view, synthetic_views
+from lgekit.studies import Cohort, Study, patient_folds
+from lgekit.supervision import prompt_sets, report_texts
+from lgekit.tokenizer import ReportTokenizer
+from lgekit.training import FitResult, Pairs, fit
+from lgekit.zeroshot import Calibration, Reading
+
+__all__ = ["Detector", "Embedded", "batch_of", "calibrate", "fit_detector", "make_view", "prompt_sets"]
+POOL = 4  # synthetic studies kept for each one used in an epoch
+
+
+def fit_detector(
+    cohort: Cohort,
+    settings: FitSettings,
+    all_studies: bool = False,
+    progress: bool = True,
+    pretrain_on: Sequence[Cohort] = (),
+    checkpoints: Path | None = None,
+) -> Detector:
+    """Train the whole method: heart network, views, synthetic scars, CLIP + captioning, calibration.
+
+    Args:
+        cohort: studies with reports; masks are used for the heart network alone (and for the true-mask reference).
+        settings: the method; an ablation row is an override.
+        all_studies: False: trained on the split ``train``, calibrated on ``validation``; ``test`` is not looked at.
+            True: cross-fitted by patient on every study: each fold's networks see the other folds only, their scores
+            of the fold calibrate, and the mean of all folds' networks is the detector.
+        progress: show bars.
+        pretrain_on: further cohorts with masks for the heart network.
+        checkpoints: folder for resuming; None: a killed run starts again.
+
+    Raises:
+        InputError: too few studies or reports, or no masks anywhere.
+    """
+    studies = [study for study in cohort.studies if study["report"].strip()]
+    kept = {name: [s for s in studies if s["split"] == name] for name in ("train", "validation")}
+    if len(studies if all_studies else kept["train"]) < 2:
+        where = "in all" if all_studies else "in the split 'train'"
+        raise InputError(cohort.name, f"fewer than two studies with a report {where}", "Give more studies or reports.")
+    usable = Cohort(studies, cohort.name)
+    if all_studies:
+        return _cross_fit(usable, settings, progress, pretrain_on, checkpoints)
+    train = Cohort(kept["train"], f"{cohort.name} [train]")
+    heart = _heart(train, pretrain_on, settings, progress)
+    here = _located(train, heart)
+    held = _located(Cohort(kept["validation"], "validation"), heart) if kept["validation"] else None
+    state = heart.encoder_state() if heart is not None else None
+    networks, histories = _networks(here, held, _pool(here, settings), settings, state, progress, checkpoints, 0)
+    detector = Detector(settings, networks, heart, Calibration(), histories)
+    if held is not None:
+        views = [make_view(study, settings) for study in held.studies]
+        batch = batch_of(views)
+        reading = Reading.mean([detector.read(batch, number) for number in range(len(networks))])
+        detector.calibration = calibrate(reading, held)
+        detector.held_out = detector.table(held, views, reading, [""] * len(views))
+    return detector
+
+
+def calibrate(reading: Reading, cohort: Cohort) -> Calibration:
+    """Platt scaling against what the cohort's reports say."""
+    found = [read_report(study["report"]) for study in cohort.studies]
+    walls = np.array([[wall in one.walls for wall in WALLS] for one in found])
+    return Calibration.fit(reading, [one.present for one in found], walls)
+
+
+def _cross_fit(
+    cohort: Cohort, settings: FitSettings, progress: bool, pretrain_on: Sequence[Cohort], checkpoints: Path | None
+) -> Detector:
+    patients = cohort.manifest["patient_id"].nunique()
+    if patients < max(settings.folds, settings.heart_folds):
+        remedy = "Give more studies, or lower the settings folds and heart_folds."
+        raise InputError(cohort.name, f"{patients} patients for {settings.folds} inner folds", remedy)
+    fold = patient_folds(cohort, settings.folds, settings.seed)
+    ids = cohort.manifest["study_id"].to_numpy()
+    heart_fold = patient_folds(cohort, settings.heart_folds, settings.seed)
+    hearts = []
+    by_id: dict[str, Study] = {}  # every study with the contours of the heart network that has not seen it
+    for k in range(settings.heart_folds):
+        heart = _heart(cohort.subset(ids[heart_fold != k]), pretrain_on, settings, progress)
+        by_id |= {study["study_id"]: study for study in _located(cohort.subset(ids[heart_fold == k]), heart).studies}
+        hearts += [heart] if heart is not None else []
+    located = Cohort([by_id[name] for name in ids], cohort.name)
+    base = base_network(pretrain_on, settings, progress) if hearts else None  # it has seen no study of any fold
+    state = base.encoder_state() if base is not None else None
+    views = [make_view(study, settings) for study in located.studies]
+    pool = _pool(located, settings)
+    networks: list[tuple[CoCaModel, ReportTokenizer]] = []
+    histories: list[pd.DataFrame] = []
+    readings: dict[int, Reading] = {}
+    detector = Detector(settings, networks, None, Calibration())
+    for k in range(settings.folds):
+        train = located.subset(ids[fold != k])
+        own, own_histories = _networks(train, None, pool, settings, state, progress, checkpoints, k)
+        held = np.flatnonzero(fold == k)
+        batch = batch_of([views[number] for number in held])
+        first = len(networks)
+        networks += own
+        histories += own_histories
+        readings[k] = Reading.mean([detector.read(batch, number) for number in range(first, len(networks))])
+    reading = in_order(readings, fold, max(len(view.levels) for view in views))
+    detector.calibration = calibrate(reading, located)
+    detector.heart = HeartNetwork.mean(hearts) if hearts else None
+    detector.histories = histories
+    detector.held_out = detector.table(located, views, reading, [""] * len(views))
+    return detector
+
+
+def in_order(readings: dict[int, Reading], fold: np.ndarray, slices: int) -> Reading:
+    """The folds' readings as one, in the cohort's order; slices padded with NaN."""
+    parts = {}
+    for name in Reading.__dataclass_fields__:
+        first = getattr(readings[0], name)
+        shape = (len(fold), slices) if name in ("slices", "attention") else (len(fold), *first.shape[1:])
+        parts[name] = np.full(shape, np.nan)
+        for k, reading in readings.items():
+            values = getattr(reading, name)
+            if values.ndim == 1:
+                parts[name][fold == k] = values
+            else:
+                parts[name][np.flatnonzero(fold == k), : values.shape[1]] = values
+    return Reading(**parts)
+
+
+def _heart(cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool) -> HeartNetwork | None:
+    needs = settings.orientation != "none" or settings.encoder_init == "segmentation" or settings.synthetic_per_real > 0
+    if settings.masks == "true" or not needs:
+        return None
+    return heart_network(cohort, pretrain_on, settings, progress)
+
+
+def _located(cohort: Cohort, heart: HeartNetwork | None) -> Cohort:
+    return cohort if heart is None or not len(cohort) else locate(cohort, heart)
+
+
+def _pool(located: Cohort, settings: FitSettings) -> list[Painted]:
+    return synthetic_views(located, round(settings.synthetic_per_real * len(located) * POOL), settings)
+
+
+def _pairs(cohort: Cohort, settings: FitSettings) -> Pairs:
+    views = [make_view(study, settings) for study in cohort.studies]
+    return Pairs(batch_of(views), [report_texts(study["report"], settings.text) for study in cohort.studies])
+
+
+def _networks(
+    train: Cohort,
+    validation: Cohort | None,
+    pool: Sequence[Painted],
+    settings: FitSettings,
+    encoder_state: dict[str, Tensor] | None,
+    progress: bool,
+    checkpoints: Path | None,
+    fold: int,
+) -> tuple[list[tuple[CoCaModel, ReportTokenizer]], list[pd.DataFrame]]:
+    """Train ``settings.models`` networks on located studies, and on scars painted into them."""
+    pairs, synthetic = _pairs(train, settings), None
+    ids = set(train.manifest["study_id"])
+    if own_pool := [painted for painted in pool if painted.source in ids]:
+        texts = [report_texts(painted.report, settings.text) for painted in own_pool]
+        synthetic = Pairs(batch_of([painted.view for painted in own_pool]), texts)
+    held = _pairs(validation, settings) if validation is not None and len(validation) > 1 else None
+    if settings.frame == "polar" and settings.encoder_init == "segmentation":
+        every = join(pairs.batch, synthetic.batch) if synthetic else pairs.batch
+        encoder_state = pretrain_polar(every, settings.override(seed=settings.seed + 100 * fold))
+    results: list[FitResult] = []
+    for number in range(settings.models):
+        own = settings.override(seed=settings.seed + 1000 * number + 100 * fold)
+        results.append(
+            fit(
+                pairs,
+                own,
+                synthetic=synthetic,
+                validation=held,
+                encoder_state=encoder_state,
+                checkpoint=checkpoints / f"fold{fold}_{number}.safetensors" if checkpoints else None,
+                progress=progress,
+            )
+        )
+    return [(result.model, result.tokenizer) for result in results], [result.history for result in results]

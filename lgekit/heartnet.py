@@ -1,0 +1,304 @@
+"""The heart network: cavity, myocardium, right ventricle and the RV insertion points of a study, from its image alone.
+
+One small U-Net sees each slice twice: the whole field of view, where it finds the heart, and then a view scaled to
+the heart, where it draws it. Beside the four classes it paints the angle field (:mod:`lgekit.canvas`), from which all
+pixels of all slices vote for the insertion points and for mirrored storage.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from scipy import ndimage
+from torch import Tensor, nn
+
+from lgekit.canvas import (
+    CLASS_CODES,
+    CLASSES,
+    LV_CLASSES,
+    Canvas,
+    angle_votes,
+    landmarks_from_votes,
+    make_canvas,
+)
+from lgekit.errors import InputError
+from lgekit.studies import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
+from lgekit.views import Views, plain_views, standardise
+
+FIELD = 4  # channels of the angle field
+
+
+@dataclass(frozen=True)
+class HeartSettings:
+    """What the network is and how it is trained.
+
+    Attributes:
+        encoder: timm name.
+        decoder: channels of the decoder's four blocks, coarse to fine; the finest works at half the view's resolution.
+        pixels: side of a view.
+        heart_view: width of the second view in LV diameters.
+        poses: in how many poses (turned, mirrored) the heart is drawn; their mean is the prediction.
+        steps: optimiser steps.
+        batch: views a step.
+        wide_share: share of views of the whole field of view.
+        learning_rate: peak of the one-cycle schedule.
+    """
+
+    encoder: str = "regnetx_002"
+    decoder: tuple[int, ...] = (64, 48, 32, 24)
+    pixels: int = 128
+    heart_view: float = 2.5
+    poses: int = 4
+    steps: int = 1900
+    batch: int = 8
+    wide_share: float = 0.25
+    learning_rate: float = 3e-3
+
+
+SIZES = {
+    "smoke": HeartSettings(pixels=64, steps=30, batch=8),
+    "laptop": HeartSettings(),
+    "paper": HeartSettings(
+        encoder="resnet34", decoder=(256, 128, 96, 64), pixels=160, steps=12000, batch=64, learning_rate=1e-3
+    ),
+}
+
+
+def build_encoder(name: str) -> nn.Module:
+    """A timm encoder with one input channel and random weights: the U-Net's, and the CLIP vision tower's.
+
+    Its ``forward_features`` of ``(B, 1, H, W)`` are the deepest features that the U-Net's decoder gets.
+
+    Raises:
+        InputError: timm knows no such network.
+    """
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool="")
+    except RuntimeError as error:
+        raise InputError("encoder", f"{name!r}: {error}", "Give a name from timm.list_models()") from error
+
+
+def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
+    """U-Net ``(B, 1, h, h)`` → ``(B, 8, h, h)``: class logits, angle field. Random weights from the seed."""
+    import segmentation_models_pytorch as smp
+    from segmentation_models_pytorch.base import SegmentationHead
+
+    channels = CLASSES + FIELD
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        unet = smp.Unet(
+            encoder_name=f"tu-{settings.encoder}",
+            encoder_weights=None,  # the default would download
+            in_channels=1,
+            decoder_channels=(*settings.decoder, 8),
+        )
+        # the last block, at full resolution and without a skip connection, costs as much as all others together
+        unet.decoder.blocks = unet.decoder.blocks[:-1]
+        unet.segmentation_head = SegmentationHead(settings.decoder[-1], channels, kernel_size=3, upsampling=2)
+    return unet.to(memory_format=torch.channels_last)
+
+
+class HeartNetwork:
+    """One U-Net or the mean of several (their softmax maps and angle fields are averaged).
+
+    Attributes:
+        settings: of the (first) network.
+        networks: the U-Nets.
+        trained_on: names of the cohorts.
+    """
+
+    def __init__(self, settings: HeartSettings, networks: Iterable[nn.Module], trained_on: Sequence[str] = ()):
+        self.settings = settings
+        self.networks = nn.ModuleList(networks).eval()
+        self.trained_on = tuple(trained_on)
+
+    @classmethod
+    def mean(cls, members: Sequence[HeartNetwork]) -> HeartNetwork:
+        """The ensemble of some heart networks; they may differ in their encoders but not in their views."""
+        views = {(member.settings.pixels, member.settings.heart_view) for member in members}
+        if len(views) != 1:
+            remedy = "Average networks that were fitted with the same pixels and heart_view"
+            raise InputError("heart networks", f"views differ: {sorted(views)}", remedy)
+        networks = [network for member in members for network in member.networks]
+        names = dict.fromkeys(name for member in members for name in member.trained_on)
+        return cls(members[0].settings, networks, tuple(names))
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        """Weights of the (first) network's encoder, by timm's names: for ``build_encoder(settings.encoder)``."""
+        state = self.networks[0].get_submodule("encoder").state_dict()
+        return {name.removeprefix("model."): value for name, value in state.items()}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.networks.parameters()).device
+
+    def to(self, device: str | torch.device) -> HeartNetwork:
+        """Move the weights, in place."""
+        self.networks.to(device)
+        return self
+
+    @torch.inference_mode()
+    def maps(self, views: Tensor, poses: int = 1, chunk: int = 32) -> Tensor:
+        """``(B, 1, h, h)`` views in [0, 1] → ``(B, 8, h, h)`` float32: probabilities of the classes, angle field.
+
+        Averaged over the networks and over ``poses`` (1 to 8) of the view: quarter turns, every other one mirrored. The
+        maps of a pose are only laid back, for an anatomical angle is the same however the picture is held.
+        """
+        output = []
+        for part in standardise(views).split(chunk):
+            total = torch.zeros(len(part), CLASSES + FIELD, *part.shape[2:], device=part.device)
+            for pose in range(poses):
+                mirrored = (pose + pose // 4) % 2 == 1
+                posed = torch.rot90(part.flip(3) if mirrored else part, pose, (2, 3))
+                posed = posed.contiguous(memory_format=torch.channels_last)
+                for network in self.networks:
+                    raw = network(posed)
+                    both = torch.rot90(torch.cat([raw[:, :CLASSES].softmax(1), raw[:, CLASSES:]], 1), -pose, (2, 3))
+                    total += both.flip(3) if mirrored else both
+            output.append(total / (poses * len(self.networks)))
+        return torch.cat(output)
+
+    def predict(self, study: Study) -> Study:
+        """A copy of a study with predicted labels and landmarks; its own are neither used nor kept.
+
+        Labels are on the study's grid: BACKGROUND, CAVITY, MYOCARDIUM (scar is not told apart) and RV. Landmarks carry
+        a confidence from 0 to 1; where no heart is found, labels are empty and landmarks NaN with confidence 0.
+        """
+        return self.predict_cohort([study]).studies[0]
+
+    def predict_cohort(self, studies: Cohort | Sequence[Study], name: str | None = None, group: int = 8) -> Cohort:
+        """:meth:`predict` for all studies, ``group`` of them at a time through the network."""
+        studies = studies.studies if isinstance(studies, Cohort) else list(studies)
+        predicted: list[Study] = []
+        for start in range(0, len(studies), group):
+            predicted += self._predict_group(studies[start : start + group])
+        return Cohort(predicted, name if name is not None else "predicted")
+
+    def _predict_group(self, studies: Sequence[Study]) -> list[Study]:
+        canvases = [make_canvas(study) for study in studies]
+        counts = [len(canvas.images) for canvas in canvases]
+        images = torch.cat([canvas.images for canvas in canvases]).to(self.device)
+        centres, widths = torch.zeros(len(studies), 2), torch.ones(len(studies))
+        votes = torch.zeros(len(studies), 5, dtype=torch.complex64)
+        for poses in (1, 1, self.settings.poses):  # the whole field of view, the heart, the heart better centred
+            maps = self._look(images, centres, widths, counts, poses)
+            votes += torch.stack([study_votes(part) for part in maps])
+            last = centres, widths
+            found = [find_heart(part) for part in maps]
+            centres = centres + widths[:, None] * torch.stack([centre for centre, _ in found])
+            widths = widths * torch.stack([diameter for _, diameter in found]) * self.settings.heart_view / 2
+        results = []
+        for i, (study, canvas) in enumerate(zip(studies, canvases, strict=True)):
+            labels = draw_labels(canvas, maps[i], last[0][i], float(last[1][i]))
+            heart = bool(((labels == CAVITY) | (labels == MYOCARDIUM)).any())
+            landmarks = landmarks_from_votes(votes[i] if heart else torch.zeros_like(votes[i]))
+            results.append(with_prediction(study, labels, landmarks))
+        return results
+
+    def _look(
+        self, images: Tensor, centres: Tensor, widths: Tensor, counts: list[int], poses: int
+    ) -> tuple[Tensor, ...]:
+        """Maps of the plain views of each study, which lie at ``centres (n, 2)`` with half widths ``widths (n,)``."""
+        repeats = torch.tensor(counts)
+        views = plain_views(centres.repeat_interleave(repeats, 0), widths.repeat_interleave(repeats, 0))
+        moved = Views(views.axes.to(images.device), views.centre.to(images.device))
+        return self.maps(moved.sample(images, self.settings.pixels), poses).cpu().split(counts)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``heart.safetensors`` and ``heart.json`` into a folder (made if absent)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.contiguous() for name, value in self.networks.state_dict().items()}
+        save_file(state, folder / "heart.safetensors")
+        about = {"settings": asdict(self.settings), "members": len(self.networks), "trained_on": self.trained_on}
+        (folder / "heart.json").write_text(json.dumps(about, indent=2) + "\n")
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> HeartNetwork:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            InputError: a file is missing or does not fit.
+        """
+        folder = Path(folder)
+        for file in ("heart.json", "heart.safetensors"):
+            if not (folder / file).is_file():
+                raise InputError(folder / file, "no such file", "Give a folder written by HeartNetwork.save")
+        try:
+            about = json.loads((folder / "heart.json").read_text())
+            values = about["settings"]
+            settings = HeartSettings(**{**values, "decoder": tuple(values["decoder"])})
+            network = cls(settings, [build_unet(settings, 0) for _ in range(about["members"])], about["trained_on"])
+            network.networks.load_state_dict(load_file(folder / "heart.safetensors"))
+        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise InputError(folder, f"not a heart network: {error}", "Fit it again and save it") from error
+        return network
+
+
+def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Centre ``(2,)`` and LV diameter ``()`` in view coordinates, from a study's maps ``(S, 8, h, h)``.
+
+    The slices' LV probabilities are added up (a heart lies at nearly the same place in all), and the heaviest connected
+    part is the heart. Without any, the middle of the view and half its width.
+    """
+    left = maps[:, LV_CLASSES].sum(1)  # (S, h, h)
+    together = left.sum(0)
+    if float(together.max()) < 0.5:
+        return torch.zeros(2), torch.tensor(1.0)
+    parts, count = ndimage.label((together > 0.35 * together.max()).numpy())
+    weights = ndimage.sum(together.numpy(), parts, range(1, count + 1))
+    heart = torch.from_numpy(ndimage.binary_dilation(parts == 1 + int(np.argmax(weights)), iterations=3))
+    side = left.shape[-1]
+    axis = (torch.arange(side) + 0.5) / side * 2 - 1
+    inside = together * heart
+    centre = torch.stack([inside.sum(0) @ axis, inside.sum(1) @ axis]) / inside.sum()
+    area = (left * heart).sum((1, 2)).max()
+    return centre, 2 * torch.sqrt(area / torch.pi) * 2 / side
+
+
+def study_votes(maps: Tensor) -> Tensor:
+    """Votes ``(5,)`` of all slices of a study from the maps ``(S, 8, h, h)`` of plain views, normalised to N = 1."""
+    probabilities, field = maps[:, :CLASSES], maps[:, CLASSES:]
+    left = probabilities[:, LV_CLASSES].sum(1)
+    side = left.shape[-1]
+    axis = (torch.arange(side) + 0.5) / side * 2 - 1
+    mass = left.sum((1, 2)).clamp(min=1e-6)
+    centre = torch.stack([left.sum(1) @ axis, left.sum(2) @ axis], dim=1) / mass[:, None]
+    votes = angle_votes(probabilities, field, centre).sum(0)
+    return votes / votes[4].real.clamp(min=1e-6)
+
+
+def draw_labels(canvas: Canvas, maps: Tensor, centre: Tensor, half_width: float) -> Tensor:
+    """Label map ``(X, Y, S)`` uint8 on the study's grid, from the maps of the heart view."""
+    heart = canvas.to_study(maps[:, 1:CLASSES], centre, half_width)  # (S, 3, Y, X), zero outside the view
+    best, drawn = 1 - heart[:, 0] - heart[:, 1] - heart[:, 2], torch.zeros(heart[:, 0].shape, dtype=torch.uint8)
+    for code in range(1, CLASSES):  # argmax over the classes, twenty times faster than torch's over a short axis
+        better = heart[:, code - 1] > best
+        best, drawn = torch.where(better, heart[:, code - 1], best), drawn.masked_fill(better, code)
+    classes = drawn.numpy()
+    for part in ((1, 2), (3,)):  # one left and one right ventricle, connected through the stack
+        mask = np.isin(classes, part)
+        parts, count = ndimage.label(mask)
+        if count > 1:
+            largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
+            classes[mask & (parts != largest)] = 0
+    codes = np.array(CLASS_CODES, dtype=np.uint8)[classes]
+    return torch.from_numpy(codes).permute(2, 1, 0).contiguous()
+
+
+def with_prediction(study: Study, labels: Tensor, landmarks: Landmarks) -> Study:
+    """A copy of a study with these labels ``(X, Y, S)`` and landmarks; image tensor and other fields are shared."""
+    image = study["image"]
+    kept: dict = {key: value for key, value in study.items() if key not in ("image", "labels", "landmarks")}
+    return Study.from_arrays(kept.pop("study_id"), image.data[0], study.spacing_mm, labels, landmarks=landmarks, **kept)

@@ -1,0 +1,67 @@
+"""Myocardium segmentation in the polar view: how the polar slice encoder gets its first weights (encoder_init).
+
+The paper's encoder starts from a network that was trained to segment the myocardium [S]; in the polar view the same
+task is to find the wall's two borders again after the view has been shifted and stretched [O].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgekit.model import PolarEncoder, StudyBatch
+from lgekit.polar import INSIDE, OUTSIDE
+from lgekit.settings import FitSettings
+from lgekit.stages import REACH
+
+STRIDE = 4  # of the polar encoder's body
+
+
+def warp(images: Tensor, reach: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Shift, stretch and bend the depths of `(n, 1, depth, angle)`; classes 0 cavity, 1 wall, 2 outside, as long."""
+    count, _, depths, angles = images.shape
+    draws = torch.randn(count, 8, generator=generator, device=images.device)
+    angle = torch.arange(angles, device=images.device) * (2 * math.pi / angles)
+    bend = sum((draws[:, k, None] * (angle * k + 3 * draws[:, k + 3, None]).cos() for k in (1, 2)), draws.new_zeros(()))
+    rows = torch.linspace(-1, 1, depths, device=images.device)[:, None]
+    rows = rows * (1 + 0.2 * draws[:, 6])[:, None, None] + (0.2 * draws[:, 7, None] + 0.1 * bend)[:, None]
+    columns = torch.linspace(-1, 1, angles, device=images.device).expand(count, depths, angles)
+    warped = F.grid_sample(images, torch.stack([columns, rows], -1), padding_mode="border", align_corners=True)
+    depth = -reach[0] + (1 + sum(reach)) * ((rows + 1) / 2 * (depths - 1) + 0.5) / depths
+    return warped, (depth >= 0).long() + (depth >= 1).long()
+
+
+def pretrain_polar(batch: StudyBatch, settings: FitSettings, epochs: int = 12) -> dict[str, Tensor]:
+    """Weights of a `PolarEncoder` that finds the wall; names as in its state dict.
+
+    Args:
+        batch: training studies, whose contours the view was made by. No label but these contours is used.
+        settings: view, channels, batch size, seed.
+        epochs: rounds over all slices.
+    """
+    images, reach = batch.images[batch.mask], REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        encoder = PolarEncoder(settings.polar_channels).to(images.device)
+        head = nn.Sequential(nn.Conv2d(encoder.out_channels, 3 * STRIDE**2, 1), nn.PixelShuffle(STRIDE)).to(
+            images.device
+        )
+        weights = [*encoder.parameters(), *head.parameters()]
+        optimizer = torch.optim.AdamW(weights, lr=3e-3, fused=True)
+        generator = torch.Generator(images.device).manual_seed(settings.seed)
+        size = 8 * settings.batch_size
+        steps = epochs * math.ceil(len(images) / size)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, max(steps, 2))
+        for _ in range(epochs):
+            for index in torch.randperm(len(images)).split(size):
+                pictures, classes = warp(images[index.to(images.device)], reach, generator)
+                logits = head(encoder.body(pictures))[..., : classes.shape[-2], : classes.shape[-1]]
+                loss = F.cross_entropy(logits, classes[..., : logits.shape[-2], : logits.shape[-1]])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+    return encoder.state_dict()

@@ -1,0 +1,145 @@
+"""Every choice of the method in one visible block; an ablation is one override with a name that reads in a table."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lgekit.errors import InputError
+
+
+class FitSettings(BaseModel):
+    """What `lgekit fit` trains, and how. Unknown names and wrong types are refused.
+
+    Marks as in the notebooks: [P] the paper says so, [S] a summary of it says so, [O] our own choice.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    # What the ablation tables change
+    orientation: Literal["rvip", "none"] = "rvip"  # [P] standard short-axis frame; none = raw crop about the centre
+    view: Literal["polar", "image"] = "polar"  # [O] polar = the wall unrolled; none-orientation forces image
+    synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] synthetic scars per real study and epoch
+    caption_weight: float = Field(default=1.0, ge=0)  # [P] weight of the captioning loss; 0 = contrastive alone
+    encoder_init: Literal["segmentation", "random"] = "segmentation"  # [S] slice encoder starts from segmentation
+    targets: Literal["same_text", "identity"] = "same_text"  # [O] studies with one text are each other's positives
+    text: Literal["report", "lge_statement", "findings"] = "findings"  # [O] whole report, its LGE part, or re-worded
+    shuffle_text: bool = False  # control: texts dealt to the wrong studies; must fall to chance
+    masks: Literal["predicted", "true"] = "predicted"  # heart contours: the network's own, or the cohort's (reference)
+    min_confidence: float = Field(default=0.01, ge=0, le=1)  # of insertion points to turn by; a poor guess beats none
+
+    # Heart network: contours and insertion points
+    heart_size: Literal["smoke", "laptop", "paper"] = "laptop"  # see lgekit.heartnet.SIZES
+    heart_phantom: int = Field(default=64, ge=0)  # phantom studies that its training sees beside the cohort's
+    heart_base_steps: int = Field(default=450, ge=1)  # on phantoms and other cohorts, shared by all folds and rows
+    heart_steps: int = Field(default=700, ge=1)  # on the cohort
+    heart_folds: int = Field(default=3, ge=2)  # of a fit on all studies: contours come from a fold not trained on
+
+    # Slice encoder
+    encoder: str = "regnetx_002"  # timm name, image view and segmentation network
+    pixels: int = Field(default=96, ge=32, le=256)  # image view: side of the square frame
+    depths: int = Field(default=24, ge=8, le=96)  # polar view: samples from inside to outside
+    angles: int = Field(default=72, ge=24, le=288)  # polar view: samples around
+    polar_channels: int = Field(default=16, ge=8)  # polar view: channels of the first layer
+    width: int = Field(default=64, ge=16, multiple_of=4)  # slice features
+
+    # Text tower and caption decoder (open_clip's CoCa)
+    text_encoder: str = "scratch"  # scratch, or a Hugging Face name or folder (its tokenizer comes with it)
+    embed_dim: int = Field(default=64, ge=8)  # joint space
+    text_width: int = Field(default=64, ge=16)  # of text tower and decoder
+    text_layers: int = Field(default=2, ge=1)
+    text_heads: int = Field(default=4, ge=1)
+    decoder_layers: int = Field(default=1, ge=1)
+    context_length: int = Field(default=64, ge=8)  # longest text in tokens
+    vocabulary: int = Field(default=600, ge=100)  # most tokens the tokenizer may learn
+    caption_queries: int = Field(default=8, ge=1)  # image tokens the decoder reads
+
+    # Training
+    epochs: int = Field(default=60, ge=1)
+    batch_size: int = Field(default=32, ge=2)
+    learning_rate: float = Field(default=2e-3, gt=0)  # peak; linear warm-up, then cosine to zero
+    warmup: float = Field(default=0.1, ge=0, lt=1)  # share of all steps
+    weight_decay: float = Field(default=0.05, ge=0)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+    augment: float = Field(default=1.0, ge=0)  # strength of the image augmentation; 0 = none
+    average: float = Field(default=0.0, ge=0, lt=1)  # decay of the running average of weights; 0 = the last weights
+    patience: int = Field(default=0, ge=0)  # epochs without a better validation loss; 0 = never stop early
+    models: int = Field(default=1, ge=1)  # networks from different seeds whose scores are averaged
+    folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies
+    seed: int = 0
+
+    @property
+    def frame(self) -> Literal["polar", "image"]:
+        """The view in effect: without orientation there is no polar view."""
+        return "image" if self.orientation == "none" else self.view
+
+    def override(self, **changes: Any) -> FitSettings:
+        """A copy with changes, checked like the original."""
+        return make_settings(**(self.model_dump() | changes))
+
+
+def make_settings(**values: Any) -> FitSettings:
+    """Settings from keywords; raises InputError naming the setting, the value and what is allowed."""
+    try:
+        return FitSettings(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        known = ", ".join(FitSettings.model_fields)
+        remedy = f"Known settings: {known}." if first["type"] == "extra_forbidden" else "See lgekit/settings.py."
+        raise InputError(f"setting {name}", f"{first['msg']} (found {first.get('input')!r})", remedy) from None
+
+
+# The lower reference: no domain knowledge at all.
+PLAIN_CLIP: dict[str, Any] = {
+    "orientation": "none",
+    "synthetic_per_real": 0.0,
+    "caption_weight": 0.0,
+    "encoder_init": "random",
+    "targets": "identity",
+    "text": "report",
+}
+
+SIZES: dict[str, FitSettings] = {
+    "smoke": FitSettings(
+        epochs=8,
+        width=48,
+        folds=2,
+        pixels=64,
+        heart_size="smoke",
+        heart_phantom=16,
+        heart_base_steps=20,
+        heart_steps=15,
+        heart_folds=2,
+    ),
+    "laptop": FitSettings(),
+    "paper": FitSettings(
+        epochs=50,
+        batch_size=128,
+        width=256,
+        embed_dim=256,
+        text_width=256,
+        text_layers=4,
+        decoder_layers=3,
+        polar_channels=64,
+        depths=32,
+        angles=96,
+        pixels=128,
+        encoder="resnet34",
+        synthetic_per_real=2.0,
+        learning_rate=1e-3,
+        models=3,
+        heart_size="paper",
+        heart_phantom=400,
+        heart_base_steps=8000,
+        heart_steps=4000,
+    ),
+}
+
+
+def size_settings(size: str, **changes: Any) -> FitSettings:
+    """The preset of a size (smoke, laptop, paper) with overrides."""
+    if size not in SIZES:
+        raise InputError("size", f"unknown size {size!r}", f"Use one of {', '.join(SIZES)}.")
+    return SIZES[size].override(**changes)

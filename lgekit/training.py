@@ -1,0 +1,281 @@
+"""One loop for contrastive + captioning training: CPU, one GPU or several, resumable, the same seed the same bytes."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lgekit.augmentation import augment
+from lgekit.checkpoint import TrainingState
+from lgekit.errors import InputError
+from lgekit.model import CoCaModel, StudyBatch, build_coca, join
+from lgekit.settings import FitSettings
+from lgekit.tokenizer import ReportTokenizer
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Studies with their texts, ready to train on.
+
+    Attributes:
+        batch: all studies, padded to the longest.
+        texts: for each study the texts that are true of it; the contrastive loss draws one of them anew in each epoch,
+            the caption is the first.
+    """
+
+    batch: StudyBatch
+    texts: Sequence[tuple[str, ...]]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A trained network. ``history`` has a row an epoch: losses, learning rate, seconds."""
+
+    model: CoCaModel
+    tokenizer: ReportTokenizer
+    history: pd.DataFrame
+
+
+class ContrastiveCaptioner(nn.Module):
+    """The forward pass of training: open_clip's CoCa forward, each distinct text of a batch encoded once."""
+
+    def __init__(self, coca: CoCaModel):
+        super().__init__()
+        self.coca = coca
+
+    def forward(
+        self, batch: StudyBatch, tokens: Tensor, which: Tensor, captions: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """As open_clip's ``CoCa.forward`` on the studies and the texts ``tokens[which]``.
+
+        Args:
+            batch: the studies.
+            tokens: distinct texts `(texts, length)`.
+            which: contrastive text of each study `(studies,)`.
+            captions: text that the decoder is to write `(studies,)`; None leaves the decoder out.
+        """
+        image, image_tokens = self.coca._encode_image(batch)
+        text, embedded = self.coca._encode_text(tokens)
+        out = {"image_features": image, "text_features": text[which], "logit_scale": self.coca.logit_scale.exp()}
+        if captions is not None:
+            out["logits"] = self.coca.text_decoder(image_tokens, embedded[captions][:, :-1])
+            out["labels"] = tokens[captions][:, 1:]
+        return out
+
+
+def contrastive_loss(logits: Tensor, text_ids: Tensor, targets: str = "same_text") -> Tensor:
+    """Symmetric image–text cross-entropy of a similarity matrix, in nats.
+
+    Args:
+        logits: `(n, n)`, study × text, scaled by the temperature.
+        text_ids: `(n,)`, equal where two studies have the same text.
+        targets: ``identity``: study i belongs to text i alone (CLIP, Radford 2021, arXiv 2103.00020). ``same_text``:
+            it belongs equally to all copies of its text; the targets' own entropy is taken off, so that a perfect
+            encoder reaches 0 (Khosla 2020, arXiv 2004.11362, has the same gradient per direction).
+    """
+    same = torch.eye(len(text_ids), dtype=torch.bool, device=logits.device)
+    if targets == "same_text":
+        same = text_ids[:, None] == text_ids[None]
+    target = same / same.sum(1, keepdim=True)
+    loss = torch.stack([-(target * side.log_softmax(1)).sum(1).mean() for side in (logits, logits.T)]).mean()
+    return loss - same.sum(1).log().mean()
+
+
+def caption_loss(logits: Tensor, labels: Tensor, pad_id: int, world_size: int = 1) -> Tensor:
+    """Mean cross-entropy per token that is not padding (open_clip's ``CoCaLoss``); over all processes' tokens."""
+    tokens = (labels != pad_id).sum()
+    if world_size > 1:
+        torch.distributed.all_reduce(tokens)
+    total = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=pad_id, reduction="sum")
+    return total * world_size / tokens
+
+
+def all_losses(
+    out: Mapping[str, Tensor], text_ids: Tensor, settings: FitSettings, pad_id: int, world_size: int = 1
+) -> tuple[Tensor, Tensor]:
+    """Contrastive loss over the global batch, and caption loss (0 where there are no captions)."""
+    image, text = out["image_features"], out["text_features"]
+    if world_size > 1:
+        from open_clip.loss import gather_features
+
+        image, text = gather_features(image, text, gather_with_grad=True, world_size=world_size)
+        everyone = [torch.zeros_like(text_ids) for _ in range(world_size)]
+        torch.distributed.all_gather(everyone, text_ids)
+        text_ids = torch.cat(everyone)
+    contrast = contrastive_loss(out["logit_scale"] * image @ text.T, text_ids, settings.targets)
+    if "logits" not in out:
+        return contrast, contrast.new_zeros(())
+    return contrast, caption_loss(out["logits"], out["labels"], pad_id, world_size)
+
+
+def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    warm = max(1, round(settings.warmup * steps))
+    if step < warm:
+        return settings.learning_rate * (step + 1) / warm
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def epoch_batches(
+    epoch: int, real: int, synthetic: int, texts: Sequence[np.ndarray], settings: FitSettings
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Study indices and text ids of each step of an epoch: all real studies, the synthetic drawn anew."""
+    rng = np.random.default_rng([settings.seed, epoch])
+    take = min(round(settings.synthetic_per_real * real), synthetic)
+    index = np.concatenate([np.arange(real), real + rng.permutation(synthetic)[:take]])
+    index = rng.permutation(index)
+    chosen = np.array([texts[study][rng.integers(len(texts[study]))] for study in index])
+    parts = max(1, math.ceil(len(index) / settings.batch_size))
+    yield from zip(np.array_split(index, parts), np.array_split(chosen, parts), strict=True)
+
+
+def fit(
+    pairs: Pairs,
+    settings: FitSettings,
+    *,
+    synthetic: Pairs | None = None,
+    validation: Pairs | None = None,
+    tokenizer: ReportTokenizer | None = None,
+    encoder_state: Mapping[str, Tensor] | None = None,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+    fabric: Any = None,
+    stop_after: int | None = None,
+) -> FitResult:
+    """Train a CoCa on studies and texts.
+
+    Args:
+        pairs: the real studies.
+        settings: everything else that matters.
+        synthetic: a pool of synthetic pairs; ``synthetic_per_real`` × studies of it are drawn in each epoch.
+        validation: studies whose contrastive loss decides on early stopping; no label is used.
+        tokenizer: one to use; trained on the texts if None.
+        encoder_state: weights of the segmentation network's encoder (``encoder_init="segmentation"``).
+        checkpoint: a file that holds the last whole epoch; where it exists, training goes on from it.
+        progress: show a bar with the loss and the time left.
+        fabric: a launched ``lightning_fabric.Fabric``; one CPU or GPU process if None.
+        stop_after: end after this epoch, as a kill would (for tests).
+
+    Returns:
+        the network in eval mode on the CPU, its tokenizer and the history.
+    """
+    from lightning_fabric import Fabric
+    from tqdm.auto import trange
+
+    if len(pairs) < 2:
+        raise InputError("training studies", f"{len(pairs)} found", "Contrastive training needs two or more.")
+    if fabric is None:
+        gpu = torch.cuda.is_available()
+        fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if gpu else "32-true")
+    all_texts = [*pairs.texts, *(synthetic.texts if synthetic else [])]
+    if settings.shuffle_text:
+        order = np.random.default_rng([settings.seed, 77]).permutation(len(all_texts))
+        all_texts = [all_texts[number] for number in order]
+    if tokenizer is None and settings.text_encoder == "scratch":
+        corpus = [text for texts in all_texts for text in texts]
+        tokenizer = ReportTokenizer.train(corpus, settings.vocabulary, settings.context_length)
+    elif tokenizer is None:
+        tokenizer = ReportTokenizer.from_hugging_face(settings.text_encoder, settings.context_length)
+    distinct = sorted({text for texts in all_texts for text in texts})
+    number_of = {text: number for number, text in enumerate(distinct)}
+    texts = [np.array([number_of[text] for text in options]) for options in all_texts]
+    tokens = tokenizer(distinct)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        model = build_coca(settings, tokenizer)
+        if encoder_state is not None and settings.encoder_init == "segmentation":
+            model.visual.load_segmentation(encoder_state)
+        module = ContrastiveCaptioner(model)
+        decay = [weight for weight in module.parameters() if weight.ndim >= 2]
+        rest = [weight for weight in module.parameters() if weight.ndim < 2]
+        groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+        wrapped, optimizer = fabric.setup(module, optimizer)
+        device = fabric.device
+        store = pairs.batch.to(device)
+        if synthetic:
+            store = join(store, synthetic.batch.to(device))
+        tokens_there = tokens.to(device)
+
+        state = TrainingState.load(checkpoint, module, optimizer) if checkpoint else TrainingState()
+        per_epoch = sum(1 for _ in epoch_batches(0, len(pairs), len(synthetic or []), texts, settings))
+        steps, captions = per_epoch * settings.epochs, settings.caption_weight > 0
+        bar = trange(
+            len(state.history), settings.epochs, initial=len(state.history), total=settings.epochs, unit="epoch",
+            desc="training", disable=not (progress and fabric.global_rank == 0), leave=False,
+        )  # fmt: skip
+        for epoch in bar:
+            if state.stale(settings.patience):
+                break
+            started, sums = time.perf_counter(), torch.zeros(2, device=device)
+            torch.manual_seed(settings.seed * 100_003 + epoch * 101 + fabric.global_rank)  # dropout
+            generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)
+            wrapped.train()
+            for step, (index, chosen) in enumerate(
+                epoch_batches(epoch, len(pairs), len(synthetic or []), texts, settings)
+            ):
+                mine = slice(fabric.global_rank, len(index) // fabric.world_size * fabric.world_size, fabric.world_size)
+                full = np.array([texts[study][0] for study in index[mine]] if captions else [], dtype=int)
+                unique, inverse = np.unique(np.concatenate([chosen[mine], full]), return_inverse=True)
+                which = torch.from_numpy(inverse).to(device)
+                batch = augment(store.rows(torch.from_numpy(index[mine]).to(device)), settings, generator)
+                rate = learning_rate(epoch * per_epoch + step, steps, settings)
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                words = tokens_there[torch.from_numpy(unique).to(device)]
+                count = len(batch.mask)
+                out = wrapped(batch, words, which[:count], which[count:] if captions else None)
+                ids = torch.from_numpy(chosen[mine]).to(device)
+                contrast, caption = all_losses(out, ids, settings, tokenizer.pad_id, fabric.world_size)
+                optimizer.zero_grad()
+                fabric.backward(contrast + settings.caption_weight * caption)
+                fabric.clip_gradients(wrapped, optimizer, max_norm=1.0, error_if_nonfinite=False)
+                optimizer.step()
+                with torch.no_grad():
+                    model.logit_scale.clamp_(0, math.log(100))
+                    sums += torch.stack([contrast.detach(), caption.detach()])
+            means = fabric.all_reduce(sums / per_epoch, reduce_op="mean").tolist()
+            row = dict(zip(("contrastive", "caption"), means, strict=True))
+            row |= {"epoch": epoch + 1, "learning_rate": rate}
+            state.average_in(model, settings.average)
+            if validation is not None:
+                row["validation_contrastive"] = validation_loss(model, tokenizer, validation, settings, device)
+            row["seconds"] = time.perf_counter() - started
+            state.add(row, model)
+            bar.set_postfix(contrastive=f"{row['contrastive']:.3f}", caption=f"{row['caption']:.3f}")
+            if checkpoint and fabric.global_rank == 0:
+                state.save(checkpoint, module, optimizer)
+            if stop_after is not None and epoch + 1 >= stop_after:
+                break
+        model.load_state_dict(state.final(model))
+    return FitResult(model.cpu().eval(), tokenizer, pd.DataFrame(state.history))
+
+
+@torch.no_grad()
+def validation_loss(
+    model: CoCaModel, tokenizer: ReportTokenizer, pairs: Pairs, settings: FitSettings, device: torch.device
+) -> float:
+    """Contrastive loss of all validation studies as one batch, first text of each, without augmentation."""
+    model.eval()
+    texts = [options[0] for options in pairs.texts]
+    distinct = sorted(set(texts))
+    ids = torch.tensor([distinct.index(text) for text in texts], device=device)
+    image = model.encode_image(pairs.batch.to(device)).float()
+    text = model.encode_text(tokenizer(distinct).to(device)).float()[ids]
+    loss = contrastive_loss(model.logit_scale.exp().float() * image @ text.T, ids, settings.targets)
+    model.train()
+    return float(loss)

@@ -1,0 +1,190 @@
+"""Zero-shot reading: prompts → scores for presence, walls, levels, depths; calibration, slice weights, heat maps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lgekit.model import CoCaModel, StudyBatch
+from lgekit.tokenizer import ReportTokenizer
+
+PromptSets = Mapping[str, Mapping[str, Sequence[str]]]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What prompts say about studies; log-odds against "no enhancement", not calibrated.
+
+    Attributes:
+        presence: `(studies,)`.
+        walls, levels, depths: `(studies, labels)`, in the order of the prompts.
+        slices: `(studies, slices)` presence of each slice as if it were the whole study; NaN where padding.
+        attention: `(studies, slices)` share of each slice in the study embedding; sums to 1.
+    """
+
+    presence: np.ndarray
+    walls: np.ndarray
+    levels: np.ndarray
+    depths: np.ndarray
+    slices: np.ndarray
+    attention: np.ndarray
+
+    @classmethod
+    def mean(cls, readings: Sequence[Reading]) -> Reading:
+        """The mean of several networks' readings of the same studies."""
+        return cls(*(np.mean([getattr(one, name) for one in readings], axis=0) for name in cls.__dataclass_fields__))
+
+
+def pooled(logits: Tensor) -> Tensor:
+    """Log of the mean exponential over the last axis: the score of a prompt ensemble, whatever its size."""
+    return logits.logsumexp(-1) - math.log(logits.shape[-1])
+
+
+@torch.no_grad()
+def read_studies(
+    model: CoCaModel, tokenizer: ReportTokenizer, batch: StudyBatch, prompts: PromptSets, chunk: int = 64
+) -> Reading:
+    """Read studies by their similarity to prompts; nothing but images goes in.
+
+    Args:
+        model: a CoCa in eval mode.
+        tokenizer: its tokenizer.
+        batch: the studies.
+        prompts: kind → label → sentences (`lgekit.supervision.prompt_sets`).
+        chunk: studies at a time.
+    """
+    scale = model.logit_scale.exp()
+    words = {
+        kind: [model.encode_text(tokenizer(list(texts)).to(scale.device)) for texts in labels.values()]
+        for kind, labels in prompts.items()
+    }
+    positive, negative = (words["presence"][list(prompts["presence"]).index(name)] for name in ("positive", "negative"))
+    parts: list[Reading] = []
+    for start in range(0, len(batch.mask), chunk):
+        some = batch.rows(slice(start, start + chunk)).to(scale.device)
+        image = model.encode_image(some)
+        each, attention = model.visual.each_slice(some)
+
+        def score(features: Tensor, text: Tensor) -> Tensor:
+            return pooled(scale * features @ text.T)
+
+        absent = score(image, negative)
+        kinds = [
+            torch.stack([score(image, text) - absent for text in words[kind]], -1)
+            for kind in ("wall", "level", "depth")
+        ]
+        each = F.normalize(each, dim=-1)
+        slices = (score(each, positive) - score(each, negative)).masked_fill(~some.mask, math.nan)
+        found = [score(image, positive) - absent, *kinds, slices, attention]
+        parts.append(Reading(*(part.float().cpu().numpy().astype(float) for part in found)))
+    return Reading(*(np.concatenate([getattr(part, name) for part in parts]) for name in Reading.__dataclass_fields__))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Platt scaling (Platt 1999): probability = sigmoid(slope · score + offset), for presence and each wall.
+
+    Attributes:
+        presence: ``(slope, offset)``.
+        walls: one pair a wall.
+        slices: one pair.
+    """
+
+    presence: tuple[float, float] = (1.0, 0.0)
+    walls: tuple[tuple[float, float], ...] = ((1.0, 0.0),) * 6
+    slices: tuple[float, float] = (1.0, 0.0)
+
+    @classmethod
+    def fit(cls, reading: Reading, present: Sequence[bool], walls: np.ndarray) -> Calibration:
+        """Fit on studies that the networks were not trained on, against what their *reports* say.
+
+        Both classes weigh the same, so that 0.5 is the threshold of the best balanced accuracy: the probability is
+        that of a population with as many positive studies as negative ones. With one class only, the prompts'
+        own zero stays the threshold.
+
+        Args:
+            reading: scores.
+            present: `(studies,)`, presence as read in the reports.
+            walls: `(studies, 6)` bool, likewise.
+        """
+        presence = platt(reading.presence, np.asarray(present, bool))
+        per_wall = tuple(platt(reading.walls[:, number], walls[:, number]) for number in range(walls.shape[1]))
+        return cls(presence, per_wall, presence)
+
+
+def platt(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+    """Slope and offset of a logistic regression on one score, classes balanced; the identity with one class only."""
+    from sklearn.linear_model import LogisticRegression
+
+    if len(set(truth.tolist())) < 2:
+        return 1.0, 0.0
+    centre, spread = float(np.mean(scores)), float(np.std(scores)) or 1.0
+    model = LogisticRegression(C=3.0, class_weight="balanced").fit(((scores - centre) / spread)[:, None], truth)
+    slope = max(float(model.coef_[0, 0]), 1e-3) / spread
+    return slope, float(model.intercept_[0]) - slope * centre
+
+
+def probability(scores: np.ndarray, pair: tuple[float, float]) -> np.ndarray:
+    """Platt's sigmoid."""
+    return 1 / (1 + np.exp(-np.clip(pair[0] * scores + pair[1], -60, 60)))
+
+
+@torch.no_grad()
+def heat_map(
+    model: CoCaModel,
+    tokenizer: ReportTokenizer,
+    study: StudyBatch,
+    positive: Sequence[str],
+    negative: Sequence[str] = (),
+    patch: tuple[int, int] = (6, 9),
+) -> np.ndarray:
+    """Where a sentence is seen, without gradients: how much its score falls when a patch is painted over.
+
+    A patch is set to 0, the signal of remote myocardium (occlusion, Zeiler 2014, arXiv 1311.2901).
+
+    Args:
+        model, tokenizer: a CoCa in eval mode.
+        study: one study, `(1, slices, 1, height, width)`.
+        positive: sentences looked for.
+        negative: sentences to set against them; none: similarity alone.
+        patch: height and width in pixels of the view.
+
+    Returns:
+        `(slices, height, width)` float32: fall of the score in logits; positive where the patch speaks for it.
+    """
+    images, levels, mask = study
+    slices, _, height, width = images.shape[1:]
+    sought = model.encode_text(tokenizer(list(positive)))
+    other = model.encode_text(tokenizer(list(negative))) if negative else None
+    features, _ = model.visual.slice_features(study)
+
+    def score(some: Tensor) -> Tensor:  # (n, slices, width) slice features
+        embedded, _ = model.visual.pool(some, mask.expand(len(some), -1))
+        logits = model.logit_scale.exp() * F.normalize(embedded, dim=-1)
+        against = pooled(logits @ other.T) if other is not None else 0.0
+        return pooled(logits @ sought.T) - against
+
+    whole = score(features)
+    tops, lefts = range(0, height, patch[0]), range(0, width, patch[1])
+    fall = torch.zeros(slices, height, width)
+    for number in range(slices):
+        hidden = images[0, number].repeat(len(tops) * len(lefts), 1, 1, 1)  # (patches, 1, height, width)
+        places = [(top, left) for top in tops for left in lefts]
+        for place, (top, left) in enumerate(places):
+            hidden[place, :, top : top + patch[0], left : left + patch[1]] = 0
+        alone = StudyBatch(
+            hidden[:, None], levels[:, number].expand(len(places))[:, None], torch.ones(len(places), 1) > 0
+        )
+        changed, _ = model.visual.slice_features(alone)
+        every = features.repeat(len(places), 1, 1)
+        every[:, number] = changed[:, 0]
+        drop = whole - score(every)
+        for place, (top, left) in enumerate(places):
+            fall[number, top : top + patch[0], left : left + patch[1]] = drop[place]
+    return fall.numpy()

@@ -1,0 +1,226 @@
+"""The training loop: losses with known values, over-fitting, determinism, resuming, two processes, the control."""
+
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lgekit.augmentation import augment
+from lgekit.captions import write_captions
+from lgekit.errors import InputError
+from lgekit.model import StudyBatch, pad_studies
+from lgekit.settings import make_settings
+from lgekit.training import Pairs, caption_loss, contrastive_loss, epoch_batches, fit, learning_rate
+
+TINY = {"width": 16, "polar_channels": 8, "embed_dim": 16, "text_width": 16, "text_layers": 1, "depths": 12}
+TINY |= {"angles": 24, "context_length": 24, "dropout": 0.0, "synthetic_per_real": 0, "batch_size": 8, "augment": 0.3}
+WALLS = ("anterior", "inferior")
+
+
+def toy(studies=16, seed=0, height=12, width=24):
+    """Studies with a bright sector at one of two places, or none; texts that say so."""
+    rng = np.random.default_rng(seed)
+    tensors, texts = [], []
+    for number in range(studies):
+        slices = int(rng.integers(2, 5))
+        image = torch.from_numpy(rng.normal(0, 0.1, (slices, 1, height, width)).astype(np.float32))
+        kind = number % 3
+        if kind:
+            image[0, 0, 3:8, 12 * (kind - 1) + 2 : 12 * (kind - 1) + 8] += 1.5
+        tensors.append((image, torch.linspace(0, 1, slices)))
+        texts.append((f"scar in the {WALLS[kind - 1]} wall" if kind else "no scar",))
+    return Pairs(pad_studies(tensors), texts)
+
+
+def settings(**changes):
+    return make_settings(**(TINY | changes))
+
+
+def test_identity_targets_are_clips_loss():
+    from open_clip.loss import ClipLoss
+
+    torch.manual_seed(0)
+    image, text = torch.nn.functional.normalize(torch.randn(2, 5, 8), dim=-1)
+    ids = torch.tensor([0, 1, 0, 2, 1])
+    torch.testing.assert_close(
+        contrastive_loss(10 * image @ text.T, ids, "identity"), ClipLoss()(image, text, torch.tensor(10.0))
+    )
+
+
+def test_a_perfect_encoder_and_repeated_texts():
+    """12 distinct texts over 64 studies: identity targets stay far above 0, same-text ones reach 0."""
+    ids = torch.arange(64) % 12
+    logits = 100.0 * (ids[:, None] == ids[None])
+    counts = torch.bincount(ids).float()
+    floor = float((counts / 64 * counts.log()).sum())
+    assert float(contrastive_loss(logits, ids, "identity")) == pytest.approx(floor, abs=1e-4)
+    assert float(contrastive_loss(logits, ids, "same_text")) == pytest.approx(0, abs=1e-4)
+    distinct = torch.randn(6, 6)
+    both = [contrastive_loss(distinct, torch.arange(6), targets) for targets in ("identity", "same_text")]
+    torch.testing.assert_close(*both)
+
+
+def test_caption_loss_is_open_clips():
+    from open_clip.loss import CoCaLoss
+
+    torch.manual_seed(0)
+    logits, labels = torch.randn(3, 7, 11), torch.randint(1, 11, (3, 7))
+    labels[0, 3:] = 0
+    theirs = CoCaLoss(caption_loss_weight=1.0, clip_loss_weight=0.0, pad_id=0)
+    image = torch.randn(3, 4)
+    _, expected = theirs(
+        image_features=image, text_features=image, logits=logits, labels=labels, logit_scale=torch.tensor(1.0)
+    )
+    torch.testing.assert_close(caption_loss(logits, labels, 0), expected)
+
+
+def test_learning_rate_warms_up_and_ends_at_zero():
+    own = settings(learning_rate=0.01, warmup=0.1)
+    rates = [learning_rate(step, 100, own) for step in range(101)]
+    assert rates[0] == pytest.approx(0.001) and max(rates) == rates[10] == 0.01 and rates[100] < 1e-9
+
+
+def test_epochs_see_every_real_study_and_new_synthetic_ones():
+    texts = [np.array([0]), np.array([1]), np.array([2, 3]), *[np.array([4])] * 8]
+    own = settings(synthetic_per_real=1, batch_size=4)
+    seen = [np.concatenate([index for index, _ in epoch_batches(epoch, 3, 8, texts, own)]) for epoch in range(6)]
+    for index in seen:
+        assert sorted(index[index < 3]) == [0, 1, 2] and (index >= 3).sum() == 3
+    assert len({number for index in seen for number in index if number >= 3}) > 5
+    assert [a.tolist() for a, _ in epoch_batches(1, 3, 8, texts, own)] == [
+        a.tolist() for a, _ in epoch_batches(1, 3, 8, texts, own)
+    ]
+
+
+def test_augmentation_keeps_the_batch_and_depends_on_the_seed_alone():
+    batch = toy().batch
+    before = batch.images.clone()
+    for view in ("polar", "image"):
+        own = settings(view=view, augment=1.0)
+        one, other = (augment(batch, own, torch.Generator().manual_seed(4)) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+        assert one.images.shape == batch.images.shape and torch.isfinite(one.images).all()
+        assert not torch.allclose(one.images, batch.images) and one.mask.any(1).all()
+        assert not (one.mask & ~batch.mask).any()
+    assert torch.equal(batch.images, before)
+    assert augment(batch, settings(augment=0.0), torch.Generator()) is batch
+
+
+def test_polar_augmentation_is_circular():
+    """A stripe at the seam of the circle stays one stripe: nothing is smeared or lost at angle 0."""
+    image = torch.zeros(1, 1, 1, 12, 24)
+    image[..., :3], image[..., -3:] = 1, 1
+    batch = StudyBatch(image, torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool))
+    clean = settings(augment=1.0)
+    for seed in range(5):
+        row = augment(batch, clean, torch.Generator().manual_seed(seed)).images[0, 0, 0, 6]
+        middle = (row.max() + row.min()) / 2
+        assert 4 <= int((row > middle).sum()) <= 8
+        assert int(((row > middle) != (row.roll(1) > middle)).sum()) == 2
+
+
+def test_two_studies_are_learned_by_heart():
+    pairs = toy(2)
+    result = fit(pairs, settings(epochs=150, learning_rate=5e-3, augment=0.0, caption_weight=1.0), progress=False)
+    last = result.history.iloc[-1]
+    assert last["caption"] < 0.1 and last["contrastive"] < 0.1
+    assert write_captions(result.model, result.tokenizer, pairs.batch) == [texts[0] for texts in pairs.texts]
+
+
+def test_learns_where_the_scar_is():
+    result = fit(toy(24), settings(epochs=40, learning_rate=5e-3), progress=False)
+    unseen = toy(12, seed=9)
+    with torch.no_grad():
+        words = result.model.encode_text(result.tokenizer(["no scar", *(f"scar in the {wall} wall" for wall in WALLS)]))
+        best = (result.model.encode_image(unseen.batch) @ words.T).argmax(1)
+    assert (best == torch.arange(12) % 3).float().mean() >= 0.9
+
+
+def test_shuffled_texts_teach_nothing():
+    result = fit(toy(24), settings(epochs=40, learning_rate=5e-3, shuffle_text=True), progress=False)
+    unseen = toy(24, seed=9)
+    with torch.no_grad():
+        words = result.model.encode_text(result.tokenizer(["no scar", *(f"scar in the {wall} wall" for wall in WALLS)]))
+        best = (result.model.encode_image(unseen.batch) @ words.T).argmax(1)
+    assert (best == torch.arange(24) % 3).float().mean() < 0.7
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
+    runs = [fit(toy(), settings(epochs=2, seed=seed, dropout=0.1), progress=False) for seed in (3, 3, 4)]
+    states = [run.model.state_dict() for run in runs]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("extra", [{}, {"average": 0.5}])
+def test_a_killed_run_goes_on_to_the_same_end(tmp_path, extra):
+    own = settings(epochs=5, dropout=0.1, synthetic_per_real=0.5, **extra)
+    options = {"synthetic": toy(8, seed=5), "validation": None if extra else toy(6, seed=7), "progress": False}
+    whole = fit(toy(), own, **options)
+    fit(toy(), own, checkpoint=tmp_path / "run.safetensors", stop_after=2, **options)
+    rest = fit(toy(), own, checkpoint=tmp_path / "run.safetensors", **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.safetensors"]
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, rest.model.state_dict()[name]), name
+    columns = [column for column in whole.history if column != "seconds"]
+    assert whole.history[columns].equals(rest.history[columns])
+
+
+def test_early_stopping_keeps_the_best_epoch():
+    own = settings(epochs=60, patience=3, learning_rate=0.05)
+    result = fit(toy(8), own, validation=toy(6, seed=2), progress=False)
+    losses = result.history["validation_contrastive"]
+    assert len(losses) < 60 and len(losses) - 1 - int(losses.argmin()) == 3
+
+
+def test_global_random_state_is_left_alone():
+    torch.manual_seed(12)
+    expected = torch.rand(1)
+    torch.manual_seed(12)
+    fit(toy(4), settings(epochs=1), progress=False)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_one_study_is_refused():
+    with pytest.raises(InputError, match="two or more"):
+        fit(toy(1), settings(), progress=False)
+
+
+TWO_PROCESSES = """
+import sys, torch
+sys.path[:0] = [{tests!r}, {root!r}]
+from lightning_fabric import Fabric
+from test_training import fit, settings, toy
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    fabric = Fabric(accelerator="cpu", devices=int(sys.argv[1]), strategy="ddp" if sys.argv[1] == "2" else "auto")
+    fabric.launch()
+    own = settings(epochs=2, augment=0.0, caption_weight=1.0, targets=sys.argv[2])
+    result = fit(toy(16), own, progress=False, fabric=fabric)
+    if fabric.global_rank == 0:
+        print("LOSSES", *[f"{{x:.5f}}" for x in result.history[["contrastive", "caption"]].to_numpy().ravel()])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """Gathered features: loss and gradients (hence the second epoch's loss) equal those of one process."""
+    script = tmp_path / "run.py"
+    script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1])))
+    losses = []
+    for processes in ("1", "2"):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, str(script), processes, "same_text"],
+            capture_output=True, text=True, timeout=240, env=environment, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        line = next(line for line in done.stdout.splitlines() if line.startswith("LOSSES"))
+        losses.append([float(word) for word in line.split()[1:]])
+    assert math.isfinite(sum(losses[0]))
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
