@@ -35,6 +35,7 @@ CLAIMS = {
     "no_pretraining": "pretraining on myocardium segmentation helps",
 }
 WORKBOOK_ROWS = {"smoke": ("full", "plain_clip"), "laptop": ("full", "plain_clip"), "paper": tuple(ROWS)}
+WORKBOOK_EPOCHS = {"smoke": 0, "laptop": 20, "paper": 0}  # 0: the size's own; fewer keep the workbook within its time
 WORKBOOK_SEEDS = {"smoke": 1, "laptop": 1, "paper": 5}
 
 
@@ -42,7 +43,11 @@ def write_grid(session: Session) -> Path:
     """The workbook's own grid for its cohort and size, as a YAML file in the notebook's scratch folder."""
     content = {
         "notebook": "notebooks/05_clip_captioning.ipynb",
-        "parameters": {"cohort": session.spec, "size": session.size},
+        "parameters": {
+            "cohort": session.spec,
+            "size": session.size,
+            "epochs": WORKBOOK_EPOCHS[session.size],
+        },
         "rows": {row: ROWS[row] for row in WORKBOOK_ROWS[session.size]},
         "seeds": [session.seed + number for number in range(WORKBOOK_SEEDS[session.size])],
     }

@@ -129,21 +129,28 @@ def fit(
     size: Size = "laptop",
     seed: Seed = 0,
     pretrain_on: Annotated[
-        list[str] | None, typer.Option(help="Further cohorts with masks for the heart network, such as acdc:FOLDER.")
-    ] = None,
+        str,
+        typer.Option(
+            help="Further cohorts with masks for the heart network: SPECs separated by spaces, none, or auto: a folder "
+            "named acdc beside the cohort's own."
+        ),
+    ] = "auto",
 ) -> None:
     """Train the full method from the reports' text: heart network, standard frame, synthetic scars, CLIP + captions.
 
     Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
     """
     from lgekit import detector, readers
+    from lgekit.locating import pretraining_specs
     from lgekit.settings import size_settings
 
     settings = size_settings(size, seed=seed)
     _refuse_full(model_dir)
     studies = readers.read_cohort(spec)
-    further = [readers.read_cohort(other) for other in pretrain_on or ()]
+    specs = pretraining_specs(spec, pretrain_on)
+    further = [readers.read_cohort(other) for other in specs]
     typer.echo(_where_reports_come_from(studies))
+    typer.echo(f"Heart network: the cohort's own masks, phantoms{''.join(f', {other}' for other in specs)}.")
     fitted = detector.fit_detector(studies, settings, all_studies=all_studies, pretrain_on=further)
     with _whole_folder(model_dir) as folder:
         fitted.save(folder)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from joblib import Parallel, cpu_count, delayed
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from lgekit.detection import Detector, Embedded, batch_of
 from lgekit.errors import InputError
@@ -89,27 +93,35 @@ def _cross_fit(
     if patients < max(settings.folds, settings.heart_folds):
         remedy = "Give more studies, or lower the settings folds and heart_folds."
         raise InputError(cohort.name, f"{patients} patients for {settings.folds} inner folds", remedy)
-    fold = patient_folds(cohort, settings.folds, settings.seed)
     ids = cohort.manifest["study_id"].to_numpy()
+    base = base_network(pretrain_on, settings, progress) if _needs_heart(settings) else None  # has seen no fold
     heart_fold = patient_folds(cohort, settings.heart_folds, settings.seed)
-    hearts = []
-    by_id: dict[str, Study] = {}  # every study with the contours of the heart network that has not seen it
-    for k in range(settings.heart_folds):
-        heart = _heart(cohort.subset(ids[heart_fold != k]), pretrain_on, settings, progress)
-        by_id |= {study["study_id"]: study for study in _located(cohort.subset(ids[heart_fold == k]), heart).studies}
-        hearts += [heart] if heart is not None else []
+    jobs = [
+        delayed(_one_thread)(
+            _fold_heart, cohort.subset(ids[heart_fold != k]), cohort.subset(ids[heart_fold == k]), *rest
+        )
+        for k, rest in enumerate([(pretrain_on, settings)] * settings.heart_folds)
+    ]
+    parts = _parallel(jobs, settings, "heart networks", progress)
+    hearts = [heart for heart, _ in parts if heart is not None]
+    # every study with the contours of the heart network that has not seen it
+    by_id: dict[str, Study] = {study["study_id"]: study for _, held in parts for study in held.studies}
     located = Cohort([by_id[name] for name in ids], cohort.name)
-    base = base_network(pretrain_on, settings, progress) if hearts else None  # it has seen no study of any fold
     state = base.encoder_state() if base is not None else None
     views = [make_view(study, settings) for study in located.studies]
     pool = _pool(located, settings)
+    fold = patient_folds(cohort, settings.folds, settings.seed)
+    jobs = [
+        delayed(_one_thread)(
+            _networks, located.subset(ids[fold != k]), None, pool, settings, state, False, checkpoints, k
+        )
+        for k in range(settings.folds)
+    ]
     networks: list[tuple[CoCaModel, ReportTokenizer]] = []
     histories: list[pd.DataFrame] = []
     readings: dict[int, Reading] = {}
     detector = Detector(settings, networks, None, Calibration())
-    for k in range(settings.folds):
-        train = located.subset(ids[fold != k])
-        own, own_histories = _networks(train, None, pool, settings, state, progress, checkpoints, k)
+    for k, (own, own_histories) in enumerate(_parallel(jobs, settings, "CLIP + captioning", progress)):
         held = np.flatnonzero(fold == k)
         batch = batch_of([views[number] for number in held])
         first = len(networks)
@@ -140,11 +152,36 @@ def in_order(readings: dict[int, Reading], fold: np.ndarray, slices: int) -> Rea
     return Reading(**parts)
 
 
-def _heart(cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool) -> HeartNetwork | None:
+def _parallel(jobs: list, settings: FitSettings, what: str, progress: bool) -> list:
+    """Results of the folds' jobs, in their order: one process a core, one thread a job, so that the number of processes
+    changes no result. On a GPU one after the other."""
+    workers = 1 if torch.cuda.is_available() else min(settings.workers or cpu_count(), len(jobs))
+    results = Parallel(n_jobs=workers, return_as="generator")(jobs)
+    return list(tqdm(results, desc=what, total=len(jobs), unit="fold", disable=not progress))
+
+
+def _one_thread(call: Callable[..., Any], *arguments: Any) -> Any:
+    """A call on one thread of torch."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return call(*arguments)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fold_heart(train: Cohort, held: Cohort, pretrain_on, settings: FitSettings) -> tuple[HeartNetwork | None, Cohort]:
+    heart = _heart(train, pretrain_on, settings, progress=False)
+    return heart, _located(held, heart)
+
+
+def _needs_heart(settings: FitSettings) -> bool:
     needs = settings.orientation != "none" or settings.encoder_init == "segmentation" or settings.synthetic_per_real > 0
-    if settings.masks == "true" or not needs:
-        return None
-    return heart_network(cohort, pretrain_on, settings, progress)
+    return needs and settings.masks != "true"
+
+
+def _heart(cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool) -> HeartNetwork | None:
+    return heart_network(cohort, pretrain_on, settings, progress) if _needs_heart(settings) else None
 
 
 def _located(cohort: Cohort, heart: HeartNetwork | None) -> Cohort:

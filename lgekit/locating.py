@@ -44,6 +44,21 @@ def locate_hearts(cohort: Cohort, model: Path | None = None, size: str = "laptop
     return Cohort([_complete(*pair) for pair in zip(cohort.studies, predicted.studies, strict=True)], cohort.name)
 
 
+def pretraining_specs(spec: str, asked: str = "auto") -> list[str]:
+    """Further cohorts with masks for the heart network of a cohort.
+
+    Args:
+        spec: of the cohort.
+        asked: SPECs separated by spaces; ``none``; or ``auto``: the public cine set ACDC, where a folder ``acdc`` lies
+            beside the cohort's own folder.
+    """
+    if asked != "auto":
+        return [] if asked == "none" else asked.split()
+    kind, _, path = spec.partition(":")
+    beside = Path(path).parent / "acdc"
+    return [f"acdc:{beside}"] if kind not in ("phantom", "acdc") and beside.is_dir() else []
+
+
 def landmark_row(stored: Study, framed: Study) -> dict[str, Any]:
     """One line of landmarks.csv: how a study lies in storage, and how it was turned.
 

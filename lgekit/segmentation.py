@@ -70,7 +70,9 @@ def fit_heart_network(
     bar = tqdm(range(settings.steps), "heart network", disable=not progress)
     for step in bar:
         batch = slices[torch.multinomial(chance, settings.batch, replacement=True, generator=rng)]
-        loss = heart_loss(unet, batch, settings, rng)
+        quarters = 2 + sum(step >= share * settings.steps for share in settings.grow)
+        small = replace(settings, pixels=settings.pixels * quarters // 4)
+        loss = heart_loss(unet, batch, small, rng)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -88,7 +90,7 @@ def heart_settings(size: str, init: HeartNetwork | None, changes: dict) -> Heart
     settings = SIZES[size]
     if init is not None:
         shape = {key: getattr(init.settings, key) for key in ("encoder", "decoder", "pixels", "heart_view")}
-        settings = replace(settings, **shape)
+        settings = replace(settings, **shape, grow=(0, 0))  # what is learned small is there already
     try:
         return replace(settings, **changes)
     except TypeError as error:

@@ -32,9 +32,9 @@ class FitSettings(BaseModel):
     # Heart network: contours and insertion points
     heart_size: Literal["smoke", "laptop", "paper"] = "laptop"  # see lgekit.heartnet.SIZES
     heart_phantom: int = Field(default=64, ge=0)  # phantom studies that its training sees beside the cohort's
-    heart_base_steps: int = Field(default=450, ge=1)  # on phantoms and other cohorts, shared by all folds and rows
-    heart_steps: int = Field(default=700, ge=1)  # on the cohort
-    heart_folds: int = Field(default=3, ge=2)  # of a fit on all studies: contours come from a fold not trained on
+    heart_base_steps: int = Field(default=1200, ge=1)  # on phantoms and other cohorts, shared by all folds and rows
+    heart_steps: int = Field(default=900, ge=1)  # on the cohort
+    heart_folds: int = Field(default=4, ge=2)  # of a fit on all studies: contours come from a fold not trained on
 
     # Slice encoder
     encoder: str = "regnetx_002"  # timm name, image view and segmentation network
@@ -67,6 +67,7 @@ class FitSettings(BaseModel):
     patience: int = Field(default=0, ge=0)  # epochs without a better validation loss; 0 = never stop early
     models: int = Field(default=1, ge=1)  # networks from different seeds whose scores are averaged
     folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies
+    workers: int = Field(default=0, ge=0)  # processes that the folds run in; 0 = one a core. Changes no result
     seed: int = 0
 
     @property
@@ -112,6 +113,7 @@ SIZES: dict[str, FitSettings] = {
         heart_base_steps=20,
         heart_steps=15,
         heart_folds=2,
+        workers=1,
     ),
     "laptop": FitSettings(),
     "paper": FitSettings(

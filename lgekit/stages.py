@@ -95,7 +95,10 @@ def heart_network(
     cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool = True
 ) -> HeartNetwork:
     """The heart network of a cohort, in two steps, each fitted once: a base on other cohorts and phantoms, which all
-    folds and ablation rows share, then the cohort itself beside them.
+    folds and ablation rows share, then the cohort alone.
+
+    Alone, for that measured better: on a quarter of EMIDEC held out, mean Dice of the wall 0.74 against 0.72 with the
+    other cohorts beside it, 95th percentile of the anterior angle's error 21° against 65° (700 steps each).
 
     Args:
         cohort: studies with masks or without; without any the base alone is used.
@@ -115,7 +118,7 @@ def heart_network(
     if not own and base is not None:
         return base
     steps = settings.heart_steps + (0 if base else settings.heart_base_steps)
-    return _fitted([*own, *others], settings, steps, base, progress)
+    return _fitted(own, settings, steps, base, progress)
 
 
 def base_network(pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool = True) -> HeartNetwork | None:
