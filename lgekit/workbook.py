@@ -129,6 +129,10 @@ def start(name: str, cohort: str, size: str, seed: int, out: str) -> Session:
 
     check_choices(size, seed)
     os.chdir(project_root())
+    # Sums of gradients that several threads add up come out in any order: the same seed would give other last digits.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if size == "smoke":
+        torch.set_num_threads(1)
     torch.manual_seed(seed)  # TorchIO's own transforms draw from torch's global generator
     use_style()
     folder = Path(out) if out else project_root() / "papermill_runs" / "manual" / name
