@@ -18,6 +18,7 @@ from lgekit.settings import FitSettings
 from lgekit.stages import REACH
 
 STRIDE = 4  # of the polar encoder's body
+LOOKS = 25_000  # slices seen in all: a large cohort teaches the wall in fewer rounds, and time stays bounded
 
 
 def warp(images: Tensor, reach: tuple[float, float], generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -32,9 +33,6 @@ def warp(images: Tensor, reach: tuple[float, float], generator: torch.Generator)
     warped = F.grid_sample(images, torch.stack([columns, rows], -1), padding_mode="border", align_corners=True)
     depth = -reach[0] + (1 + sum(reach)) * ((rows + 1) / 2 * (depths - 1) + 0.5) / depths
     return warped, (depth >= 0).long() + (depth >= 1).long()
-
-
-LOOKS = 25_000  # slices seen in all: a large cohort teaches the wall in fewer rounds, and time stays bounded
 
 
 def pretrain_polar(batch: StudyBatch, settings: FitSettings, epochs: int = 12) -> dict[str, Tensor]:
