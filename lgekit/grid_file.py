@@ -83,7 +83,7 @@ def load_grid(file: str | Path) -> Grid:
     """
     file = Path(file).absolute()
     try:
-        content = yaml.load(file.read_text("utf-8"), _Loader)  # noqa: S506: a safe loader
+        content = yaml.load(file.read_text("utf-8"), _Loader)  # _Loader is a safe loader
         if isinstance(content, dict) and isinstance(content.get("rows"), dict):
             content["rows"] = {str(name): changes or {} for name, changes in content["rows"].items()}
         spec = GridFile.model_validate(content)

@@ -1,9 +1,13 @@
 """pyproject.toml, requirements.lock and environment.yml describe one environment."""
 
+import ast
 import re
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
 from packaging.markers import Marker
@@ -59,3 +63,21 @@ def test_torch_fits_torchvision():
     import torchvision
 
     assert torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5).tolist() == [0]
+
+
+def test_every_import_is_of_a_declared_dependency():
+    """A package that only happens to be installed is missing from a fresh environment."""
+    declared = {canonicalize_name(requirement.name) for requirement in WANTED}
+    distributions = packages_distributions()
+    sources = {str(file): file.read_text() for folder in ("lgekit", "tests") for file in (ROOT / folder).glob("*.py")}
+    for file in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = nbformat.read(file, as_version=4).cells
+        sources[str(file)] = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    ours = {"lgekit"} | {file.stem for file in (ROOT / "tests").glob("*.py")}
+    for file, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            for package in {name.split(".")[0] for name in names} - ours - set(sys.stdlib_module_names):
+                origin = {canonicalize_name(name) for name in distributions.get(package, [])}
+                assert origin & declared, f"{file} imports {package}, which pyproject.toml does not name"

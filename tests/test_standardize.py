@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 import torchio as tio
+from contourpy import contour_generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.measure import find_contours
 
 import lgekit.standardize
 from lgekit.anatomy import angle_map, lv_centre, segment_map, slice_levels
@@ -168,11 +168,11 @@ def test_a_mask_drawn_in_the_frame_comes_back_within_a_pixel(place, radius, **st
     (s,) = np.unique(np.nonzero(back)[2])
     assert s == (SLICES - 2 if stored["backwards"] else 1)
     # the border as drawn, taken by the affines alone into the scanner's voxels, against the border that came back
-    border = find_contours(drawn.astype(float), 0.5)[0]
+    border = contour_generator(z=drawn.T.astype(float)).lines(0.5)[0]  # the first array axis is its x
     border = np.c_[border, np.ones((len(border), 2))]
     place_mm = border @ standard["image"].affine.T
     border = (place_mm @ np.linalg.inv(study["image"].affine).T)[:, :2]
-    found = find_contours(back[..., s].astype(float), 0.5)[0]
+    found = contour_generator(z=back[..., s].T.astype(float)).lines(0.5)[0]
     apart = np.linalg.norm((border[:, None] - found[None]) * study.spacing_mm[:2], axis=-1)
     pixel = max(*study.spacing_mm[:2], standard.spacing_mm[0])
     assert max(apart.min(0).max(), apart.min(1).max()) <= pixel
