@@ -24,7 +24,7 @@ setup: .venv/installed     ## the environment alone, in .venv, with .venv/bin/lg
 workbook: setup  ## run notebooks 00-07 in order (SIZE=smoke|laptop|paper COHORT=SPEC SEED=0)
 	$(BIN)/lgekit workbook --size $(SIZE) --seed $(SEED) $(if $(COHORT),--cohort "$(COHORT)")
 
-figures: setup   ## redraw figures/ from the tables of the last workbook run
+figures: setup   ## redraw figures/ from the CSV beside each figure
 	$(BIN)/lgekit figures
 
 lab: setup       ## JupyterLab on the notebooks

@@ -197,11 +197,15 @@ def workbook(
 
 
 @app.command()
-def figures() -> None:
-    """Redraw figures/ from the tables of the last workbook run."""
-    from lgekit.workbook import redraw_figures
+def figures(
+    folder: Annotated[Path | None, typer.Argument(help="Folder of figures; figures/ of the checkout.")] = None,
+) -> None:
+    """Redraw every figure from the CSV beside it. No image and no network is needed."""
+    from lgekit.paper_figures import redraw
+    from lgekit.workbook import project_root
 
-    typer.echo(f"figures in {redraw_figures()}")
+    folder = folder or project_root() / "figures"
+    typer.echo(f"{len(redraw(folder))} figures in {folder}")
 
 
 @grid_app.command("run")
@@ -237,6 +241,18 @@ def grid_collect(file: Annotated[Path, typer.Argument(help="Grid YAML.")]) -> No
     from lgekit import grid
 
     typer.echo(grid.collect(file).to_string(index=False))
+
+
+@grid_app.command("report")
+def grid_report(
+    file: Annotated[Path, typer.Argument(help="Grid YAML.")],
+    folder: Annotated[Path, typer.Argument(help="Where figures and tables go.")] = Path("figures"),
+) -> None:
+    """Tables (CSV, Markdown, LaTeX) with intervals and claims, and figures, of all finished runs."""
+    from lgekit.ablation_report import report_grid
+
+    for path in report_grid(file, folder):
+        typer.echo(path)
 
 
 @grid_app.command("clean")

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 
 from lgekit import metrics
+from lgekit.detection import Detector
 from lgekit.findings import WALLS, Findings
 from lgekit.reports import canonical_text, read_report
+from lgekit.stages import make_view
 from lgekit.studies import NO_REFLOW, SCAR, SPLITS, Cohort, Study, hash_unit, patient_folds
 
 
@@ -153,3 +155,34 @@ def with_fewer(cohort: Cohort, train_studies: int) -> Cohort:
         return cohort
     dropped = set(train[train_studies:])
     return cohort.subset([name for name in cohort.manifest["study_id"] if name not in dropped])
+
+
+def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
+    """One study through the method, a picture `(X, Y)` a step, named by what it shows; the last name ends in the words
+    that the detector reads.
+
+    Args:
+        detector: fitted.
+        study: its image alone is used.
+    """
+    from lgekit.detection import batch_of
+    from lgekit.standardize import StandardizeShortAxis
+    from lgekit.supervision import prompt_sets
+    from lgekit.zeroshot import heat_map
+
+    alone = Cohort([study], "one study")
+    located = detector.locate(alone).studies[0]
+    view = make_view(located, detector.settings)
+    prompts = prompt_sets(detector.settings.text)["presence"]
+    fall = heat_map(*detector.networks[0], batch_of([view]), prompts["positive"], prompts["negative"])
+    strongest = int(fall.reshape(len(fall), -1).max(1).argmax())
+    stored = int(view.own_slices[strongest])
+    steps = {"as stored": study.pixels[:, :, stored]}
+    if detector.settings.orientation != "none":
+        turned = StandardizeShortAxis(pixels=96, min_confidence=detector.settings.min_confidence)(located).pixels
+        backwards = view.own_slices[0] > view.own_slices[-1]
+        steps["in the standard frame"] = turned[:, :, turned.shape[2] - 1 - stored if backwards else stored]
+    steps["what the network sees"] = view.images[strongest, 0].numpy().T
+    found = detector.predict(alone).iloc[0]
+    steps[f'what speaks for scar. Read as: "{found["caption"]}", p = {found["p_lge"]:.2f}'] = fall[strongest].T
+    return steps

@@ -107,12 +107,23 @@ def wall_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict]:
         return presence_statistic("auc", known[f"scar_{wall}"], known[f"p_{wall}"].to_numpy(float), weights)
 
     rows = {wall: interval(partial(auc, wall), patients, seed) for wall in WALLS}
+    return rows | {"macro": interval(partial(mean_wall_auc, known), patients, seed)}
 
-    def macro(weights: np.ndarray) -> np.ndarray:
-        scores = np.stack([auc(wall, weights) for wall in WALLS])  # (walls, resamples)
-        return np.where(np.isfinite(scores).any(0), np.nansum(scores, 0) / np.isfinite(scores).sum(0).clip(1), np.nan)
 
-    return rows | {"macro": interval(macro, patients, seed)}
+def mean_wall_auc(known: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+    """Mean AUC of the walls that have studies of both kinds, for many weightings of the studies.
+
+    Args:
+        known: columns ``scar_<wall>`` (truth, none missing) and ``p_<wall>``.
+        weights: ``(resamples, studies)``.
+
+    Returns:
+        ``(resamples,)`` float64.
+    """
+    scores = np.stack(
+        [presence_statistic("auc", known[f"scar_{w}"], known[f"p_{w}"].to_numpy(float), weights) for w in WALLS]
+    )  # (walls, resamples)
+    return np.where(np.isfinite(scores).any(0), np.nansum(scores, 0) / np.isfinite(scores).sum(0).clip(1), np.nan)
 
 
 def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict:
@@ -150,7 +161,8 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
 
     Args:
         predictions: columns ``row``, ``seed``, ``study_id``, ``patient_id``, ``scar``, ``p_lge``; all rows were run
-            on the same studies. Seeds are averaged inside each resample, so that the interval is over patients.
+            on the same studies. Seeds are averaged inside each resample, so that the interval is over patients. With
+            ``scar_<wall>`` and ``p_<wall>`` the mean AUC of the walls is compared too (``auc_walls``).
         reference: the row that the others are compared with.
 
     Returns:
@@ -165,15 +177,21 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
     known = _with_truth(predictions, ["row", "seed", "study_id", "patient_id", "scar", "p_lge"])
     patients = np.unique(known["patient_id"].astype(str))
     weights = np.vstack([np.ones(len(patients)), patient_resamples(patients.tolist(), seed=seed)])
+    walls = [f"scar_{wall}" for wall in WALLS]
+    with_walls = known[known[walls].notna().all(axis=1)] if {*walls} <= {*known} else known.iloc[:0]
     lines = []
-    for statistic in PRESENCE_STATISTICS:
+    for statistic in (*PRESENCE_STATISTICS, *(["auc_walls"] if len(with_walls) else [])):
         draws = {}
-        for row, of_row in known.groupby("row", sort=False):
+        table = with_walls if statistic == "auc_walls" else known
+        for row, of_row in table.groupby("row", sort=False):
             per_seed = []
             for _, run in of_row.groupby("seed"):
-                of_study = np.searchsorted(patients, run["patient_id"].astype(str))
-                truth, probability = run["scar"].to_numpy(bool), run["p_lge"].to_numpy(float)
-                per_seed.append(presence_statistic(statistic, truth, probability, weights[:, of_study]))
+                of_run = weights[:, np.searchsorted(patients, run["patient_id"].astype(str))]
+                if statistic == "auc_walls":
+                    per_seed.append(mean_wall_auc(run, of_run))
+                else:
+                    truth, probability = run["scar"].to_numpy(bool), run["p_lge"].to_numpy(float)
+                    per_seed.append(presence_statistic(statistic, truth, probability, of_run))
             draws[row] = np.mean(per_seed, axis=0)  # (1 + resamples,)
         for row, values in draws.items():
             line = {"row": row, "statistic": statistic} | _summary(values)
@@ -183,11 +201,11 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
                 tail = difference[1:][np.isfinite(difference[1:])]
                 line["p"] = min(1.0, 2 * (1 + min((tail <= 0).sum(), (tail >= 0).sum())) / (1 + len(tail)))
             lines.append(line)
-    table = pd.DataFrame(lines)
-    if "p" in table:
-        for _, group in table[table["p"].notna()].groupby("statistic"):
-            table.loc[group.index, "p_holm"] = multipletests(group["p"], method="holm")[1]
-    return table
+    compared = pd.DataFrame(lines)
+    if "p" in compared:
+        for _, group in compared[compared["p"].notna()].groupby("statistic"):
+            compared.loc[group.index, "p_holm"] = multipletests(group["p"], method="holm")[1]
+    return compared
 
 
 def claim_answer(difference: float, low: float, high: float) -> str:

@@ -40,7 +40,12 @@ __all__ = [
     "show_studies",
 ]
 
-STYLE = {"axes.spines.top": False, "axes.spines.right": False, "figure.constrained_layout.use": True}
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+    "svg.hashsalt": "lgekit",  # the same figure, the same bytes
+}
 SEGMENT_WALLS = ("anterior", "anteroseptal", "inferoseptal", "inferior", "inferolateral", "anterolateral")
 APICAL_WALLS = ("anterior", "septal", "inferior", "lateral")
 
@@ -199,18 +204,46 @@ def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
     return closed(figure)
 
 
-def forest(table: pd.DataFrame, statistic: str = "balanced_accuracy") -> Figure:
-    """One row an ablation, its value and 95 % interval: columns ``row, statistic, value, low, high``."""
-    shown = table[table["statistic"] == statistic].reset_index(drop=True)
-    figure, axis = plt.subplots(figsize=(5.5, 0.45 * len(shown) + 1.1))
-    errors = np.stack([shown["value"] - shown["low"], shown["high"] - shown["value"]]).clip(0)
-    axis.errorbar(shown["value"], range(len(shown)), xerr=errors, fmt="o", capsize=3, color="#0072B2")
-    axis.axvline(shown["value"].iloc[0], color="gray", linestyle=":")
-    axis.set_yticks(range(len(shown)), shown["row"].str.replace("_", " "))
-    axis.invert_yaxis()
-    axis.set(
-        xlabel=f"{statistic.replace('_', ' ')}, 95 % interval over patients", xlim=(min(0.4, shown["low"].min()), 1)
-    )
+def forest(table: pd.DataFrame, *statistics: str) -> Figure:
+    """One line an ablation row, its value and 95 % interval, a panel a statistic.
+
+    Args:
+        table: columns ``row, statistic, value, low, high``.
+        statistics: which; balanced accuracy by default.
+    """
+    statistics = statistics or ("balanced_accuracy",)
+    rows = list(dict.fromkeys(table["row"]))
+    size = (1.6 + 3.4 * len(statistics), 0.4 * len(rows) + 1.1)
+    figure, axes = plt.subplots(1, len(statistics), figsize=size, sharey=True, squeeze=False)
+    for axis, statistic in zip(axes[0], statistics, strict=True):
+        shown = table[table["statistic"] == statistic].set_index("row").loc[rows]
+        errors = np.stack([shown["value"] - shown["low"], shown["high"] - shown["value"]]).clip(0)
+        axis.errorbar(shown["value"], range(len(rows)), xerr=errors, fmt="o", capsize=3, color="#0072B2")
+        axis.axvline(shown["value"].iloc[0], color="gray", linestyle=":")
+        name = "AUC" if statistic == "auc" else statistic.replace("_", " ")
+        axis.set(xlabel=f"{name}, 95 % interval", xlim=(min(0.4, shown["low"].min()), 1.01))
+    axes[0, 0].set_yticks(range(len(rows)), [row.replace("_", " ") for row in rows])
+    axes[0, 0].invert_yaxis()
+    return closed(figure)
+
+
+def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
+    """Balanced accuracy and AUC over a quantity, a line a row: columns ``row, <axis_name>, statistic, value, low,
+    high``. Where each row has one value of it, all rows are one line."""
+    one_line = table.groupby("row")[axis_name].nunique().max() == 1
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
+    for axis, statistic in zip(axes, ("balanced_accuracy", "auc"), strict=True):
+        shown = table[table["statistic"] == statistic].sort_values(axis_name)
+        places = {value: place for place, value in enumerate(sorted(shown[axis_name].unique()))}
+        lines = [("", shown)] if one_line else list(shown.groupby("row", sort=False))
+        for number, (row, line) in enumerate(lines):
+            errors = np.stack([line["value"] - line["low"], line["high"] - line["value"]]).clip(0)
+            at = [places[value] + 0.08 * number for value in line[axis_name]]
+            axis.errorbar(at, line["value"], yerr=errors, marker="o", capsize=3, label=str(row).replace("_", " "))
+        axis.set_xticks(list(places.values()), [f"{value:g}" for value in places])
+        axis.set(xlabel=label, ylabel="AUC" if statistic == "auc" else statistic.replace("_", " "))
+    if not one_line:
+        axes[1].legend(frameon=False, fontsize=9)
     return closed(figure)
 
 
@@ -232,6 +265,39 @@ def slice_bars(slices: pd.DataFrame, study_id: str) -> Figure:
     colours = ["#E69F00" if scar else "#999999" for scar in shown["scar"]]
     axis.bar(shown["slice"] + 1, shown["weight"], color=colours)
     axis.set(xlabel=f"slice of {study_id} (stored order)", ylabel="probability of scar", ylim=(0, 1))
+    return closed(figure)
+
+
+def pipeline(table: pd.DataFrame) -> Figure:
+    """The steps of one study from left to right, arrows between them: what ``pixel_table`` gives, a picture a step."""
+    steps = pictures(table)
+    widths = [image.shape[0] / image.shape[1] for image in steps.values()]
+    figure, axes = plt.subplots(1, len(steps), figsize=(2.1 * sum(widths), 2.9), width_ratios=widths)
+    for axis, (name, image) in zip(axes, steps.items(), strict=True):
+        low, high = np.nanpercentile(image, [1, 99.5])
+        axis.imshow(image.T, cmap="cividis" if "speaks" in name else "gray", vmin=low, vmax=high)
+        axis.set_title(wrap(name, int(22 * image.shape[0] / image.shape[1])), fontsize=9)
+        axis.axis("off")
+        if axis is not axes[-1]:
+            axis.annotate("→", (1.02, 0.5), xycoords="axes fraction", fontsize=18, va="center")
+    return closed(figure)
+
+
+def caption_lines(table: pd.DataFrame) -> Figure:
+    """Captions beside the truth, five right ones and five wrong ones: columns ``caption, truth, right``."""
+    right = table["right"].astype(bool)
+    shown = pd.concat([table[right].head(5), table[~right].head(5)])
+    figure, axis = plt.subplots(figsize=(9, 0.5 * len(shown) + 0.6))
+    axis.axis("off")
+    words = [[wrap(str(text), 58) for text in line] for line in shown[["caption", "truth"]].to_numpy()]
+    drawn = axis.table(words, colLabels=["the decoder wrote", "truth"], loc="center", cellLoc="left")
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(8)
+    drawn.scale(1, 2.1)
+    for (line, _), cell in drawn.get_celld().items():
+        cell.set_edgecolor("#CCCCCC")
+        if line:
+            cell.set_facecolor("#E8F1F8" if shown["right"].astype(bool).iloc[line - 1] else "#FBEBD5")
     return closed(figure)
 
 

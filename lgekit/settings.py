@@ -36,6 +36,8 @@ class FitSettings(BaseModel):
     heart_steps: int = Field(default=900, ge=1)  # on the cohort
     heart_folds: int = Field(default=4, ge=2)  # of a fit on all studies: contours come from a fold not trained on
 
+    heart_seed: int = Field(default=-1, ge=-1)  # -1: `seed`; a fixed one lets runs of many seeds share the network
+
     # Slice encoder
     encoder: str = "regnetx_002"  # timm name, image view and segmentation network
     pixels: int = Field(default=96, ge=32, le=256)  # image view: side of the square frame

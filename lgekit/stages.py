@@ -132,8 +132,12 @@ def _others(pretrain_on: Sequence[Cohort], settings: FitSettings) -> list[Cohort
 
     others = [one for one in pretrain_on if _labelled(one)]
     if settings.heart_phantom:
-        others.append(phantom_cohort(settings.heart_phantom, seed=settings.seed + 7919))
+        others.append(phantom_cohort(settings.heart_phantom, seed=_heart_seed(settings) + 7919))
     return others
+
+
+def _heart_seed(settings: FitSettings) -> int:
+    return settings.seed if settings.heart_seed < 0 else settings.heart_seed
 
 
 def _labelled(cohort: Cohort) -> bool:
@@ -143,7 +147,7 @@ def _labelled(cohort: Cohort) -> bool:
 def _fitted(cohorts: list[Cohort], settings: FitSettings, steps: int, init: HeartNetwork | None, progress: bool):
     start, version = weights_fingerprint(init) if init else "", code_version(["import lgekit.segmentation"])
     prints = [one.fingerprint for one in cohorts]
-    key = (prints, settings.heart_size, steps, settings.seed, settings.encoder, start, version)
+    key = (prints, settings.heart_size, steps, _heart_seed(settings), settings.encoder, start, version)
     about, state = memory().cache(_weights, ignore=["cohorts", "init", "progress"])(key, cohorts, init, progress)
     shape = HeartSettings(**(about | {"decoder": tuple(about["decoder"])}))
     network = HeartNetwork(shape, [build_unet(shape, 0)], [cohort.name for cohort in cohorts])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,7 +25,6 @@ NOTEBOOKS = (
     "06_ablations",
     "07_paper_figures",
 )
-CHOICES = "workbook.json"  # what the last run of the workbook was asked for
 # What a notebook reads when no cohort is named. 965 is the paper's number of patients [P].
 DEFAULT_COHORTS = {
     "smoke": "phantom:studies=40,seed={seed}",
@@ -177,7 +175,6 @@ def run_workbook(
     figures = figures or (root / "figures" if kind == "phantom" else root / "figures" / kind)
     folder.mkdir(parents=True, exist_ok=True)
     choices = {"size": size, "cohort": cohort, "seed": seed}
-    (folder / CHOICES).write_text(json.dumps(choices, indent=1) + "\n")
     chosen = [name for name in NOTEBOOKS if not only or name in only or name[:2] in only]
     for number, name in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {name}", flush=True)
@@ -185,16 +182,3 @@ def run_workbook(
         run_notebook(root / "notebooks" / f"{name}.ipynb", folder / name, choices | further, root=root)
         shutil.copyfile(folder / name / "run.ipynb", folder / f"{name}.ipynb")
     return folder
-
-
-def redraw_figures(folder: Path | None = None) -> Path:
-    """Notebook 07 once more, on the tables of the last run of the workbook.
-
-    Raises:
-        InputError: the workbook has not been run.
-    """
-    folder = folder or project_root() / "papermill_runs" / "workbook"
-    if not (folder / CHOICES).exists():
-        raise InputError(folder, "holds no run of the workbook", "Run it first: make workbook")
-    choices = json.loads((folder / CHOICES).read_text())
-    return run_workbook(**choices, only=["07"], folder=folder)

@@ -1,0 +1,127 @@
+"""What a finished grid says, as a paper prints it: tables with intervals, the claims, and the figures' data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from lgekit.ablations import claims_table
+from lgekit.grid_tables import collect, collect_predictions
+from lgekit.metrics import compare_rows
+
+STATISTICS = {
+    "balanced_accuracy": "balanced accuracy",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "auc": "AUC",
+    "auc_walls": "AUC, mean of walls",
+}
+# Axis that a curve is drawn over → rows that stand for a value of it, besides the parameter itself.
+CURVES = {"synthetic_per_real": "synthetic_ratio", "train_studies": "label_efficiency"}
+
+
+def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
+    """Tables and figures of a grid's finished runs, under the grid's name.
+
+    Args:
+        file: the grid's YAML file.
+        folder: where figures go; the tables go into ``tables/`` in it. Nothing of a single patient is written.
+        seed: of the bootstrap.
+
+    Returns:
+        The files: ``tables/<grid>_runs.csv`` (a row a run, with commit and device), ``_comparison.csv``,
+        ``_claims.csv``, ``_table.md``, ``_table.tex``, and ``ablation_forest_<grid>`` and curves as figures.
+
+    Raises:
+        InputError: as `lgekit.grid_tables.collect`.
+    """
+    from lgekit.paper_figures import make_figure
+
+    name, tables = Path(file).stem, Path(folder) / "tables"
+    tables.mkdir(parents=True, exist_ok=True)
+    runs, predictions = collect(file, tables / f"{name}_runs.csv"), collect_predictions(file)
+    axes = [axis for axis in CURVES if axis in predictions and axis != "seed"]
+    whole = predictions if not axes else predictions[predictions[axes[0]] == predictions[axes[0]].iloc[-1]]
+    comparison = compare_rows(whole, reference=runs["row"].iloc[0], seed=seed)
+    answered = {name: claims_table(comparison, name) for name in ("balanced_accuracy", "auc")}
+    claims = pd.concat(answered, names=["statistic"]).reset_index("statistic")
+    paper = paper_table(comparison)
+    comparison.to_csv(tables / f"{name}_comparison.csv", index=False, float_format="%.5g")
+    claims.to_csv(tables / f"{name}_claims.csv", index=False, float_format="%.5g")
+    (tables / f"{name}_table.md").write_text(markdown(paper))
+    (tables / f"{name}_table.tex").write_text(paper.to_latex(index=False, escape=True))
+    made = [tables / f"{name}_{what}" for what in ("runs.csv", "comparison.csv", "claims.csv", "table.md", "table.tex")]
+    where = f"Grid {name}: {provenance(runs, predictions)}."
+    made.append(make_figure(f"ablation_forest_{name}", comparison, folder, where))
+    for axis, figure in CURVES.items():
+        curve = curve_table(predictions, runs, axis, seed)
+        if curve[axis].nunique() > 2:
+            made.append(make_figure(f"{figure}_{name}", curve, folder, where))
+    return made
+
+
+def paper_table(comparison: pd.DataFrame) -> pd.DataFrame:
+    """One line a row: each statistic as ``value (low–high)``; differences from the first row with p after Holm.
+
+    Args:
+        comparison: what `lgekit.metrics.compare_rows` gives.
+    """
+    lines, reference = [], comparison["row"].iloc[0]
+    for row, of_row in comparison.groupby("row", sort=False):
+        found = of_row.set_index("statistic")
+        line = {"row": str(row).replace("_", " ")}
+        line |= {title: _with_interval(found, name) for name, title in STATISTICS.items() if name in found.index}
+        for name in ("balanced_accuracy", "auc"):
+            compared = "difference" in found and np.isfinite(found.loc[name, "difference"])
+            line[f"{STATISTICS[name]} − {reference}"] = f"{found.loc[name, 'difference']:+.3f}" if compared else ""
+            line[f"p, {STATISTICS[name]}"] = f"{found.loc[name, 'p_holm']:.3f}" if compared else ""
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of text as Markdown."""
+    lines = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: int = 0) -> pd.DataFrame:
+    """A statistic over an axis of the grid, with intervals over patients: columns ``row``, the axis, ``statistic``,
+    ``value``, ``low``, ``high``.
+
+    The axis is the grid's own, or a parameter in which rows named after it differ (``no_synthetic``, ``full``,
+    ``synthetic_2`` …): those make up one curve.
+    """
+    if axis in predictions:
+        parts = []
+        for value, part in predictions.groupby(axis):
+            compared = compare_rows(part, part["row"].iloc[0], seed)
+            size = value or runs["studies_train"].max()  # 0 stands for all studies
+            parts.append(compared[["row", "statistic", "value", "low", "high"]].assign(**{axis: size}))
+        return pd.concat(parts, ignore_index=True).sort_values([axis, "row"], ignore_index=True)
+    ratios = {"no_synthetic": 0.0, "full": 1.0} | {
+        row: float(row.rsplit("_", 1)[1]) for row in runs["row"].unique() if row.startswith("synthetic_")
+    }
+    chosen = predictions[predictions["row"].isin(ratios)] if axis == "synthetic_per_real" else predictions.iloc[:0]
+    if chosen.empty:
+        return pd.DataFrame(columns=["row", axis, "statistic", "value", "low", "high"])
+    compared = compare_rows(chosen, chosen["row"].iloc[0], seed)
+    compared[axis] = compared["row"].map(ratios)
+    columns = ["row", axis, "statistic", "value", "low", "high"]
+    return compared[columns].drop_duplicates([axis, "statistic"]).sort_values(axis, ignore_index=True)
+
+
+def provenance(runs: pd.DataFrame, predictions: pd.DataFrame) -> str:
+    """How many runs and patients, from which commit and device."""
+    done = runs[runs["state"] == "done"]
+    commits, devices = "/".join(sorted(done["commit"].unique())), "/".join(sorted(done["device"].unique()))
+    patients = predictions.dropna(subset=["scar"])["patient_id"].nunique()
+    seeds = done["seed"].nunique()
+    return f"{len(done)} of {len(runs)} runs, {seeds} seeds, {patients} test patients, commit {commits}, {devices}"
+
+
+def _with_interval(found: pd.DataFrame, name: str) -> str:
+    value, low, high = found.loc[name, ["value", "low", "high"]]
+    return f"{value:.2f} ({low:.2f}–{high:.2f})"

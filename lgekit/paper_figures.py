@@ -1,0 +1,203 @@
+"""The figures of `figures/`: each drawn from one table alone, so that it can be drawn again without an image."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from lgekit import plots
+from lgekit.errors import InputError
+from lgekit.workbook import NOTEBOOKS, Session
+
+CAPTIONS = "captions.json"
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """One figure: the table that a notebook saves for it, how it is drawn, and what stands below it.
+
+    Attributes:
+        notebook: number of the notebook; empty: an ablation grid (`lgekit.ablation_report`).
+        table: the name that it saves the table under.
+        draw: table → figure.
+        caption: with the marks [P], [S] and [O]; the cohort is added.
+    """
+
+    notebook: str
+    table: str
+    draw: Callable[[pd.DataFrame], Figure]
+    caption: str
+
+
+def _images(columns: int, cmap: str = "gray") -> Callable[[pd.DataFrame], Figure]:
+    return lambda table: plots.show_images(plots.pictures(table), columns=columns, cmap=cmap)
+
+
+def _roc(table: pd.DataFrame) -> Figure:
+    return plots.roc({str(name): curve for name, curve in table.groupby("reading", sort=False)})
+
+
+def _bulls_eye(walls: pd.DataFrame) -> Figure:
+    values = plots.wall_values(dict(zip(walls["wall"], walls["value"], strict=True)))
+    return plots.bulls_eye(values, "AUC by wall", "AUC", limits=(0.5, 1))
+
+
+def _slices(slices: pd.DataFrame) -> Figure:
+    positive = slices[slices["scar"].astype(bool)]
+    return plots.slice_bars(slices, (slices if positive.empty else positive)["study_id"].iloc[0])
+
+
+def _similarity(table: pd.DataFrame) -> Figure:
+    matrices = plots.pictures(table)
+    names = [f"study {number + 1}" for number in range(len(matrices["after"]))]
+    return plots.similarity_matrix(matrices["before"], matrices["after"], names)
+
+
+def _point_error(table: pd.DataFrame) -> Figure:
+    return plots.histogram(table["anterior_error_deg"], "error of the anterior insertion point (degrees)", "studies")
+
+
+def _losses(history: pd.DataFrame) -> Figure:
+    return plots.training_curves(history.drop(columns="learning_rate", errors="ignore"))
+
+
+FIGURES = {
+    "pipeline": PaperFigure(
+        "05",
+        "pipeline",
+        plots.pipeline,
+        "One test study through the method: as stored; turned into the standard frame by the contours and insertion "
+        "points that the heart network finds [S]; the wall unrolled [O]; what speaks for scar; and the words it reads.",
+    ),
+    "orientation_mean_maps": PaperFigure(
+        "02",
+        "mean_images",
+        _images(3),
+        "Mean of the middle slices over all studies: as stored, centred and scaled, and in the standard frame.",
+    ),
+    "orientation_scar_maps": PaperFigure(
+        "02",
+        "mean_scars",
+        _images(3, "cividis"),
+        "Share of studies with scar in each pixel of the middle slices, before and after orientation.",
+    ),
+    "scar_gallery": PaperFigure(
+        "03",
+        "gallery",
+        _images(4),
+        "A healthy heart with a synthetic scar in each wall and depth: region [S], appearance [O].",
+    ),
+    "real_beside_synthetic": PaperFigure(
+        "03",
+        "real_beside_synthetic",
+        _images(4),
+        "Scars of the cohort (upper row) and synthetic ones of like size painted into its scar-free hearts (lower).",
+    ),
+    "insertion_point_error": PaperFigure(
+        "04",
+        "heart_network",
+        _point_error,
+        "Heart network on test studies turned and mirrored at random: error of the anterior insertion point.",
+    ),
+    "similarity_matrix": PaperFigure(
+        "05", "similarity", _similarity, "Similarity of test studies to report texts, before and after training."
+    ),
+    "training_curves": PaperFigure("05", "history", _losses, "Losses of the detector over epochs."),
+    "roc": PaperFigure("05", "roc", _roc, "Zero-shot detection of scar on test patients, with 95 % intervals."),
+    "wall_auc": PaperFigure("05", "walls", plots.wall_bars, "Zero-shot AUC of each wall with 95 % intervals."),
+    "wall_auc_bulls_eye": PaperFigure(
+        "05",
+        "walls",
+        _bulls_eye,
+        "The AUC of each wall on the bull's-eye; apical segments take the mean of their walls.",
+    ),
+    "slice_weights": PaperFigure(
+        "05",
+        "slices",
+        _slices,
+        "What each slice of one test study says when asked on its own; orange: slices that truly hold scar.",
+    ),
+    "captions": PaperFigure(
+        "05",
+        "captions",
+        plots.caption_lines,
+        "Captions that the decoder wrote for test studies beside the truth: five with all walls right, five not.",
+    ),
+    "ablation_forest": PaperFigure(
+        "06",
+        "ablations",
+        lambda table: plots.forest(table, "balanced_accuracy", "auc"),
+        "Each ablation: mean over seeds, 95 % bootstrap intervals over patients; dotted: the full method.",
+    ),
+    "synthetic_ratio": PaperFigure(
+        "",
+        "",
+        lambda table: plots.interval_curve(table, "synthetic_per_real", "synthetic scars for each real study"),
+        "Detection against the number of synthetic scars for each real study; bars: 95 % intervals over patients.",
+    ),
+    "label_efficiency": PaperFigure(
+        "",
+        "",
+        lambda table: plots.interval_curve(table, "train_studies", "studies with reports to train on"),
+        "Detection against the number of training studies; bars: 95 % intervals over patients.",
+    ),
+}
+
+
+def figure_of(name: str) -> PaperFigure:
+    """The figure that a name belongs to: its own, or that of a grid (``ablation_forest_emidec``).
+
+    Raises:
+        InputError: no such figure.
+    """
+    fitting = [known for known in FIGURES if name == known or name.startswith(f"{known}_")]
+    if not fitting:
+        raise InputError(f"figure {name!r}", "is not known", f"Figures: {', '.join(FIGURES)}.")
+    return FIGURES[max(fitting, key=len)]
+
+
+def make_figure(name: str, table: pd.DataFrame, folder: Path, where: str) -> Path:
+    """Draw a figure and write it with its data and caption; the path of its PNG.
+
+    Args:
+        name: of the figure.
+        table: its data.
+        folder: of the figures.
+        where: cohort and size (or the grid), a sentence for the caption.
+    """
+    shown = figure_of(name)
+    return plots.save_figure(shown.draw(table), folder, name, table, f"{shown.caption} {where}")
+
+
+def from_session(name: str, session: Session, folder: Path) -> Figure:
+    """Draw and write a figure from the table that a notebook of this run saved; the figure, to show it."""
+    shown = figure_of(name)
+    notebook = next(full for full in NOTEBOOKS if full.startswith(shown.notebook))
+    table = session.table(notebook, shown.table)
+    make_figure(name, table, folder, f"Cohort: {session.spec}; size {session.size}.")
+    return shown.draw(table)
+
+
+def redraw(folder: Path) -> list[Path]:
+    """Draw every figure of a folder, and of the folders in it, again from its CSV alone.
+
+    Raises:
+        InputError: the folder holds no figure.
+    """
+    plots.use_style()
+    made = []
+    for captions in sorted(Path(folder).rglob(CAPTIONS)):
+        for name, caption in json.loads(captions.read_text("utf-8")).items():
+            data = captions.with_name(f"{name}.csv")
+            if not data.exists():
+                raise InputError(data, "the figure's data are missing", "Run the workbook: make workbook")
+            table = pd.read_csv(data)
+            made.append(plots.save_figure(figure_of(name).draw(table), captions.parent, name, table, caption))
+    if not made:
+        raise InputError(folder, "holds no figure", "Run the workbook first: make workbook")
+    return made

@@ -1,0 +1,123 @@
+"""Every figure is drawn again from its table alone: the data are compared, not the pixels."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lgekit import ablation_report, paper_figures
+from lgekit.ablations import ROWS
+from lgekit.errors import InputError
+from lgekit.findings import WALLS
+from lgekit.metrics import compare_rows
+
+KEPT = Path(__file__).parents[1] / "figures"
+RATIOS = {"no_synthetic": 0.5, "full": 1.0, "synthetic_2": 1.5}
+
+
+def predictions(rows, seeds=2, patients=60, **further):
+    generator = np.random.default_rng(0)
+    truth = generator.random(patients) < 0.5
+    parts = []
+    for row, strength in rows.items():
+        for seed in range(seeds):
+            part = pd.DataFrame({"row": row, "seed": seed, "study_id": [f"P{n}" for n in range(patients)]})
+            part["patient_id"], part["scar"] = part["study_id"], truth
+            part["p_lge"] = 1 / (1 + np.exp(-strength * (2 * truth - 1) - generator.normal(size=patients)))
+            for number, wall in enumerate(WALLS):
+                part[f"scar_{wall}"] = truth & (np.arange(patients) % 6 == number)
+                part[f"p_{wall}"] = part[f"scar_{wall}"] * strength + generator.random(patients)
+            parts.append(part.assign(**further))
+    return pd.concat(parts, ignore_index=True)
+
+
+def runs_of(table):
+    runs = table[["row", "seed"]].drop_duplicates().assign(state="done", commit="abc", device="CPU", studies_train=200)
+    return runs.reset_index(drop=True)
+
+
+def test_every_kept_figure_is_drawn_again_from_its_csv_alone(tmp_path):
+    captions = json.loads((KEPT / "captions.json").read_text())
+    for name in ("captions.json", *(f"{figure}.csv" for figure in captions)):
+        shutil.copy(KEPT / name, tmp_path)
+    made = paper_figures.redraw(tmp_path)
+    assert [path.stem for path in made] == sorted(captions)
+    assert json.loads((tmp_path / "captions.json").read_text()) == captions
+    for name in captions:
+        pd.testing.assert_frame_equal(pd.read_csv(tmp_path / f"{name}.csv"), pd.read_csv(KEPT / f"{name}.csv"))
+        assert (tmp_path / f"{name}.svg").stat().st_size > 1000 and (tmp_path / f"{name}.png").stat().st_size > 1000
+
+
+def test_a_figure_without_its_data_is_named(tmp_path):
+    (tmp_path / "captions.json").write_text(json.dumps({"roc": "A curve."}))
+    with pytest.raises(InputError, match="roc.csv.*data are missing"):
+        paper_figures.redraw(tmp_path)
+    with pytest.raises(InputError, match="holds no figure"):
+        paper_figures.redraw(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="'rock'.*is not known"):
+        paper_figures.figure_of("rock")
+    assert paper_figures.figure_of("wall_auc_bulls_eye") is paper_figures.FIGURES["wall_auc_bulls_eye"]
+    assert paper_figures.figure_of("ablation_forest_emidec") is paper_figures.FIGURES["ablation_forest"]
+
+
+def test_the_table_says_what_the_comparison_says():
+    comparison = compare_rows(predictions({"full": 2.0, "no_caption": 0.0}))
+    paper = ablation_report.paper_table(comparison).set_index("row")
+    full = comparison.set_index(["row", "statistic"]).loc[("full", "auc")]
+    assert paper.loc["full", "AUC"] == f"{full['value']:.2f} ({full['low']:.2f}–{full['high']:.2f})"
+    assert paper.loc["full", "AUC − full"] == "" and float(paper.loc["no caption", "AUC − full"]) < -0.2
+    assert float(paper.loc["no caption", "p, AUC"]) < 0.01
+    lines = ablation_report.markdown(paper.reset_index()).splitlines()
+    assert len(lines) == 4 and all(line.count("|") == lines[0].count("|") for line in lines)
+
+
+def test_walls_are_compared_over_studies_whose_walls_are_known():
+    table = predictions({"full": 3.0, "blind": 0.0})
+    walls = compare_rows(table).set_index(["statistic", "row"]).loc["auc_walls"]
+    assert walls.loc["full", "value"] == 1 and 0.3 < walls.loc["blind", "value"] < 0.7
+    assert walls.loc["blind", "difference_high"] < 0
+    unknown = table["study_id"] == "P0"
+    assert table.loc[unknown, "scar"].notna().all()
+    table[[f"scar_{wall}" for wall in WALLS]] = table[[f"scar_{wall}" for wall in WALLS]].astype(object)
+    table.loc[unknown, [f"scar_{wall}" for wall in WALLS]] = None
+    assert compare_rows(table).set_index(["statistic", "row"]).loc[("auc_walls", "full"), "value"] == 1
+
+
+def test_rows_named_after_a_ratio_make_a_curve():
+    table = predictions(RATIOS)
+    curve = ablation_report.curve_table(table, runs_of(table), "synthetic_per_real")
+    auc = curve[curve["statistic"] == "auc"]
+    assert auc["synthetic_per_real"].tolist() == [0, 1, 2] and auc["value"].is_monotonic_increasing
+    assert ablation_report.curve_table(table, runs_of(table), "train_studies").empty
+
+
+def test_an_axis_of_the_grid_makes_a_curve_a_row():
+    parts = [predictions({"full": 0.5 * size, "plain_clip": 0.2}, train_studies=size) for size in (1, 2, 0)]
+    table = pd.concat(parts, ignore_index=True)
+    curve = ablation_report.curve_table(table, runs_of(table), "train_studies")
+    assert sorted(curve["train_studies"].unique()) == [1, 2, 200]  # 0 stands for all
+    assert set(curve["row"]) == {"full", "plain_clip"}
+
+
+def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, monkeypatch):
+    table = predictions(dict.fromkeys(ROWS, 1.0) | RATIOS)
+    monkeypatch.setattr(ablation_report, "collect", lambda file, out: runs_of(table).to_csv(out) or runs_of(table))
+    monkeypatch.setattr(ablation_report, "collect_predictions", lambda file: table)
+    made = ablation_report.report_grid("grids/toy.yaml", tmp_path)
+    names = {path.relative_to(tmp_path).as_posix() for path in made}
+    assert names == {f"tables/toy_{what}" for what in ("runs.csv", "comparison.csv", "claims.csv")} | {
+        "tables/toy_table.md",
+        "tables/toy_table.tex",
+        "ablation_forest_toy.png",
+        "synthetic_ratio_toy.png",
+    }
+    claims = pd.read_csv(tmp_path / "tables/toy_claims.csv")
+    assert len(claims) == 8 and set(claims["answer"]) <= {"yes", "no", "not shown"}
+    caption = json.loads((tmp_path / "captions.json").read_text())["ablation_forest_toy"]
+    assert "14 of 14 runs, 2 seeds, 60 test patients, commit abc, CPU" in caption
+    for path in tmp_path.rglob("*.csv"):
+        assert "P17" not in path.read_text()
+    assert "\\begin{tabular}" in (tmp_path / "tables/toy_table.tex").read_text()
