@@ -295,7 +295,7 @@ def compute_once(cached: Any, *args: Any, **kwargs: Any) -> Any:
         cached: what ``memory.cache(function)`` returned (its ``ignore`` counts); a plain function is just called.
         args, kwargs: its arguments.
     """
-    if not hasattr(cached, "check_call_in_cache") or cached.check_call_in_cache(*args, **kwargs):
+    if getattr(cached, "store_backend", None) is None or cached.check_call_in_cache(*args, **kwargs):
         return cached(*args, **kwargs)
     from joblib import hashing
     from joblib.func_inspect import filter_args

@@ -21,6 +21,7 @@ from lgekit.errors import InputError
 from lgekit.fingerprints import code_version
 from lgekit.heartnet import SIZES, HeartNetwork, HeartSettings, build_unet, with_prediction
 from lgekit.polar import INSIDE, OUTSIDE, polar_grid, study_tensor
+from lgekit.runs import compute_once
 from lgekit.settings import FitSettings
 from lgekit.standardize import intensity_reference, known_landmarks, normalise
 from lgekit.studies import Cohort, Landmarks, Study
@@ -148,7 +149,8 @@ def _fitted(cohorts: list[Cohort], settings: FitSettings, steps: int, init: Hear
     start, version = weights_fingerprint(init) if init else "", code_version(["import lgekit.segmentation"])
     prints = [one.fingerprint for one in cohorts]
     key = (prints, settings.heart_size, steps, _heart_seed(settings), settings.encoder, start, version)
-    about, state = memory().cache(_weights, ignore=["cohorts", "init", "progress"])(key, cohorts, init, progress)
+    trained = memory().cache(_weights, ignore=["cohorts", "init", "progress"])
+    about, state = compute_once(trained, key, cohorts, init, progress)  # runs that start together wait for one
     shape = HeartSettings(**(about | {"decoder": tuple(about["decoder"])}))
     network = HeartNetwork(shape, [build_unet(shape, 0)], [cohort.name for cohort in cohorts])
     network.networks.load_state_dict({name: torch.tensor(np.array(value)) for name, value in state.items()})
@@ -170,7 +172,7 @@ def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
     """The cohort with predicted labels and landmarks in place of its own; predicted once."""
     version = code_version(["import lgekit.heartnet"])
     located = memory().cache(_located, ignore=["cohort", "network"])
-    labels, points = located(cohort.fingerprint, weights_fingerprint(network), version, cohort, network)
+    labels, points = compute_once(located, cohort.fingerprint, weights_fingerprint(network), version, cohort, network)
     studies = [
         with_prediction(study, torch.from_numpy(np.array(drawn)), Landmarks(*map(float, point)))
         for study, drawn, point in zip(cohort.studies, labels, points, strict=True)
@@ -212,7 +214,7 @@ def synthetic_views(cohort: Cohort, count: int, settings: FitSettings) -> list[P
     )
     marks = [repr(known_landmarks(study)) for study in cohort.studies]
     made = memory().cache(_synthetic, ignore=["cohort", "settings"])
-    kept = made(cohort.fingerprint, marks, count, about, version, cohort, settings)
+    kept = compute_once(made, cohort.fingerprint, marks, count, about, version, cohort, settings)
     return [
         Painted(View(torch.tensor(np.array(images)), torch.tensor(np.array(levels)), np.array(own)), report, source)
         for images, levels, own, report, source in kept

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import joblib
 import nbformat
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from lgekit.errors import InputError
 from lgekit.runs import (
     RunError,
     check_parameters,
+    compute_once,
     is_locked,
     load_metrics,
     locked,
@@ -249,6 +251,11 @@ def test_a_shared_stage_is_computed_once_by_processes_that_start_together(tmp_pa
     started = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     printed = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0] and "".join(printed) == "computed\n"
+
+
+def test_without_a_cache_a_stage_is_just_called():
+    assert compute_once(joblib.Memory(None).cache(lambda x: x + 1), 41) == 42
+    assert compute_once(lambda x: x + 1, 41) == 42
 
 
 def test_importing_runs_is_cheap():

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
+from lgekit import heart_quality
 from lgekit.canvas import angle_field, angle_votes, collect_slices, landmarks_from_votes, make_canvas
 from lgekit.errors import InputError
 from lgekit.segmentation import (
@@ -21,6 +23,7 @@ from lgekit.segmentation import (
     heart_loss,
     turned_copy,
 )
+from lgekit.settings import size_settings
 from lgekit.studies import CAVITY, MYOCARDIUM, RV, SCAR, Cohort, Landmarks, Study
 from lgekit.views import Views, plain_views, random_views, vary_appearance
 
@@ -309,3 +312,33 @@ def test_views_dataclass_is_plain():
     views = plain_views(torch.tensor([[0.2, -0.1]]), torch.tensor([0.5]))
     assert isinstance(views, Views) and views.handedness.tolist() == [1.0]
     assert torch.allclose(views.to_view(torch.tensor([[0.7, -0.1]])), torch.tensor([[1.0, 0.0]]))
+
+
+def test_every_study_is_measured_once_by_a_network_that_saw_another_fold(monkeypatch):
+    cohort, seen = ring_cohort(12), []
+
+    def trained(train, others, settings, progress):
+        seen.append(set(train.manifest["study_id"]))
+        return train
+
+    def measured(network, test, seed):
+        assert not set(test.manifest["study_id"]) & set(network.manifest["study_id"])
+        return test.manifest[["study_id", "patient_id"]]
+
+    monkeypatch.setattr(heart_quality, "heart_network", trained)
+    monkeypatch.setattr(heart_quality, "evaluate_heart_network", measured)
+    table = heart_quality.measure_folds(cohort, [], size_settings("smoke"), folds=4)
+    assert sorted(table["study_id"]) == sorted(cohort.manifest["study_id"]) and len(seen) == 4
+    for fold, studies in table.groupby("fold"):
+        assert not set(studies["study_id"]) & seen[fold]
+
+
+def test_quality_leaves_out_what_the_reference_is_unsure_of():
+    measured = pd.DataFrame({"study_id": list("abcd"), "patient_id": list("abcd"), "dice_cavity": [0.8, 0.9, 1.0, 0.9]})
+    measured = measured.assign(dice_myocardium=0.5, dice_rv=np.nan, anterior_error_deg=[4.0, 6.0, 8.0, 170.0])
+    measured = measured.assign(inferior_error_deg=5.0, mirror_right=[1.0, 1.0, 0.0, 0.0])
+    table = heart_quality.quality_table(measured.assign(reference_confidence=[1, 1, 0.5, 0.2]))
+    assert table.loc["dice_cavity, median", "value"] == pytest.approx(0.9)
+    assert table.loc["anterior_error_deg, median", ["value", "studies"]].tolist() == [6, 3]
+    assert table.loc["mirror_right, share", "value"] == pytest.approx(2 / 3)
+    assert "dice_rv, median" not in table.index
