@@ -221,7 +221,7 @@ def forest(table: pd.DataFrame, *statistics: str) -> Figure:
         axis.errorbar(shown["value"], range(len(rows)), xerr=errors, fmt="o", capsize=3, color="#0072B2")
         axis.axvline(shown["value"].iloc[0], color="gray", linestyle=":")
         name = "AUC" if statistic == "auc" else statistic.replace("_", " ")
-        axis.set(xlabel=f"{name}, 95 % interval", xlim=(min(0.4, shown["low"].min()), 1.01))
+        axis.set(xlabel=f"{name}, 95 % interval", xlim=(min(0.4, shown["low"].min()) - 0.02, 1.02))
     axes[0, 0].set_yticks(range(len(rows)), [row.replace("_", " ") for row in rows])
     axes[0, 0].invert_yaxis()
     return closed(figure)
@@ -272,11 +272,11 @@ def pipeline(table: pd.DataFrame) -> Figure:
     """The steps of one study from left to right, arrows between them: what ``pixel_table`` gives, a picture a step."""
     steps = pictures(table)
     widths = [image.shape[0] / image.shape[1] for image in steps.values()]
-    figure, axes = plt.subplots(1, len(steps), figsize=(2.1 * sum(widths), 2.9), width_ratios=widths)
+    figure, axes = plt.subplots(1, len(steps), figsize=(1.5 * sum(widths) + 1, 2.6), width_ratios=widths)
     for axis, (name, image) in zip(axes, steps.items(), strict=True):
         low, high = np.nanpercentile(image, [1, 99.5])
         axis.imshow(image.T, cmap="cividis" if "speaks" in name else "gray", vmin=low, vmax=high)
-        axis.set_title(wrap(name, int(22 * image.shape[0] / image.shape[1])), fontsize=9)
+        axis.set_title(wrap(name, int(17 * image.shape[0] / image.shape[1])), fontsize=9)
         axis.axis("off")
         if axis is not axes[-1]:
             axis.annotate("→", (1.02, 0.5), xycoords="axes fraction", fontsize=18, va="center")
@@ -286,15 +286,17 @@ def pipeline(table: pd.DataFrame) -> Figure:
 def caption_lines(table: pd.DataFrame) -> Figure:
     """Captions beside the truth, five right ones and five wrong ones: columns ``caption, truth, right``."""
     right = table["right"].astype(bool)
-    shown = pd.concat([table[right].head(5), table[~right].head(5)])
-    figure, axis = plt.subplots(figsize=(9, 0.5 * len(shown) + 0.6))
+    different = table[right].drop_duplicates(["caption", "truth"])
+    shown = pd.concat([different.head(5), table[~right].head(5)])
+    words = [[wrap(str(text), 62) for text in line] for line in shown[["caption", "truth"]].to_numpy()]
+    lines = [1, *(1 + max(text.count("\n") for text in line) for line in words)]  # the heading is one
+    figure, axis = plt.subplots(figsize=(9, 0.17 * sum(lines) + 0.12 * len(lines)))
     axis.axis("off")
-    words = [[wrap(str(text), 58) for text in line] for line in shown[["caption", "truth"]].to_numpy()]
-    drawn = axis.table(words, colLabels=["the decoder wrote", "truth"], loc="center", cellLoc="left")
+    drawn = axis.table(words, colLabels=["the decoder wrote", "truth"], loc="center", cellLoc="left", bbox=(0, 0, 1, 1))
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(8)
-    drawn.scale(1, 2.1)
     for (line, _), cell in drawn.get_celld().items():
+        cell.set_height(lines[line] + 0.7)
         cell.set_edgecolor("#CCCCCC")
         if line:
             cell.set_facecolor("#E8F1F8" if shown["right"].astype(bool).iloc[line - 1] else "#FBEBD5")
