@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from lgekit.findings import WALLS
 from lgekit.metrics import patient_resamples
@@ -292,7 +293,7 @@ def caption_lines(table: pd.DataFrame) -> Figure:
     lines = [1, *(1 + max(text.count("\n") for text in line) for line in words)]  # the heading is one
     figure, axis = plt.subplots(figsize=(9, 0.17 * sum(lines) + 0.12 * len(lines)))
     axis.axis("off")
-    drawn = axis.table(words, colLabels=["the decoder wrote", "truth"], loc="center", cellLoc="left", bbox=(0, 0, 1, 1))
+    drawn = axis.table(words, colLabels=["the decoder wrote", "truth"], loc="center", cellLoc="left", bbox=Bbox.unit())
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(8)
     for (line, _), cell in drawn.get_celld().items():
