@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lgekit.ablations import claims_table
+from lgekit.errors import InputError
 from lgekit.grid_tables import collect, collect_predictions
 from lgekit.metrics import compare_rows
 
@@ -18,7 +19,7 @@ STATISTICS = {
     "auc": "AUC",
     "auc_walls": "AUC, mean of walls",
 }
-# Axis that a curve is drawn over → rows that stand for a value of it, besides the parameter itself.
+# Axis that a curve is drawn over → the figure.
 CURVES = {"synthetic_per_real": "synthetic_ratio", "train_studies": "label_efficiency"}
 
 
@@ -35,13 +36,14 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
         ``_claims.csv``, ``_table.md``, ``_table.tex``, and ``ablation_forest_<grid>`` and curves as figures.
 
     Raises:
-        InputError: as `lgekit.grid_tables.collect`.
+        InputError: as `lgekit.grid_tables.collect`; no seed is done for every row.
     """
     from lgekit.paper_figures import make_figure
 
     name, tables = Path(file).stem, Path(folder) / "tables"
     tables.mkdir(parents=True, exist_ok=True)
-    runs, predictions = collect(file, tables / f"{name}_runs.csv"), collect_predictions(file)
+    runs = collect(file, tables / f"{name}_runs.csv")
+    predictions = of_whole_seeds(runs, collect_predictions(file), name)
     axes = [axis for axis in CURVES if axis in predictions and axis != "seed"]
     whole = predictions if not axes else predictions[predictions[axes[0]] == predictions[axes[0]].iloc[-1]]
     comparison = compare_rows(whole, reference=runs["row"].iloc[0], seed=seed)
@@ -60,6 +62,18 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
         if curve[axis].nunique() > 2:
             made.append(make_figure(f"{figure}_{name}", curve, folder, where))
     return made
+
+
+def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The predictions of those seeds that are done for every row (and fold), so that rows are compared like with like.
+
+    Raises:
+        InputError: there is no such seed.
+    """
+    whole = runs.assign(done=runs["state"] == "done").groupby("seed")["done"].all()
+    if not whole.any():
+        raise InputError(f"grid {name}", "no seed is done for every row yet", "Go on with it: lgekit grid run")
+    return predictions[predictions["seed"].isin(whole.index[whole])]
 
 
 def paper_table(comparison: pd.DataFrame) -> pd.DataFrame:
@@ -114,12 +128,13 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: 
 
 
 def provenance(runs: pd.DataFrame, predictions: pd.DataFrame) -> str:
-    """How many runs and patients, from which commit and device."""
+    """How many runs, how many seeds and patients the numbers are from, which commit and device."""
     done = runs[runs["state"] == "done"]
     commits, devices = "/".join(sorted(done["commit"].unique())), "/".join(sorted(done["device"].unique()))
     patients = predictions.dropna(subset=["scar"])["patient_id"].nunique()
-    seeds = done["seed"].nunique()
-    return f"{len(done)} of {len(runs)} runs, {seeds} seeds, {patients} test patients, commit {commits}, {devices}"
+    seeds = predictions["seed"].nunique()
+    several = f"{seeds} seed{'s' if seeds > 1 else ''}"
+    return f"{len(done)} of {len(runs)} runs, {several}, {patients} test patients, commit {commits}, {devices}"
 
 
 def _with_interval(found: pd.DataFrame, name: str) -> str:

@@ -102,6 +102,15 @@ def test_an_axis_of_the_grid_makes_a_curve_a_row():
     assert set(curve["row"]) == {"full", "plain_clip"}
 
 
+def test_a_seed_counts_when_every_row_has_it():
+    table = predictions({"full": 1.0, "no_caption": 1.0}, seeds=3)
+    runs = runs_of(table)
+    runs.loc[(runs["row"] == "no_caption") & (runs["seed"] == 1), "state"] = "failed"
+    assert set(ablation_report.of_whole_seeds(runs, table, "toy")["seed"]) == {0, 2}
+    with pytest.raises(InputError, match="toy.*no seed is done for every row"):
+        ablation_report.of_whole_seeds(runs.assign(state="failed"), table, "toy")
+
+
 def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, monkeypatch):
     table = predictions(dict.fromkeys(ROWS, 1.0) | RATIOS)
     monkeypatch.setattr(ablation_report, "collect", lambda file, out: runs_of(table).to_csv(out) or runs_of(table))
