@@ -14,8 +14,9 @@ import pandas as pd
 from scipy import ndimage
 
 from lgekit.errors import InputError
-from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
+from lgekit.findings import Findings
 from lgekit.masks import Vector, angle_map, label_stack, lv_mask, voxel_angle, wall_depth
+from lgekit.scar_extent import SECTORS, scars_in_words, wall_cell
 from lgekit.studies import NO_REFLOW, RV, SCAR, WALL_CODES, Landmarks, Study
 from lgekit.ventricle import Ventricle, base_first, lv_centre, lv_diameter_mm, slice_levels, slice_thirds
 
@@ -223,12 +224,7 @@ def segment_share(study: Study) -> pd.DataFrame:
 def findings_from_labels(study: Study, minimum_share: float = 0.1) -> Findings:
     """What a reader would report of the scar mask: walls, levels, depth, transmurality, no-reflow.
 
-    Scar is present where codes 3 or 4 are. A wall of 60° is affected at a level where they fill at least
-    ``minimum_share`` of it, or twice that in one of its slices (the fullest one where none does). Scars that share no
-    wall are told apart. The **transmurality** is the share of the wall's thickness that is scar: the mean over 6°
-    sectors, weighted by their scar (so that sectors that the scar's edge cuts count little); the **depth** is
-    transmural from 75 %, else by the scar's mean depth: subendocardial below 0.42, subepicardial above 0.58, mid-wall
-    between. These thresholds are our choice [O].
+    Scar is present where codes 3 or 4 are; :func:`lgekit.scar_extent.scars_in_words` puts it into words.
 
     Args:
         study: labels, and landmarks; where these are unknown the scar has no walls and all else is still measured.
@@ -237,63 +233,21 @@ def findings_from_labels(study: Study, minimum_share: float = 0.1) -> Findings:
     labels = study.label_map
     if labels is None:
         raise InputError(study["study_id"], "no labels", "Give a label map, or run the heart network.")
-    scar = (labels == SCAR) | (labels == NO_REFLOW)
-    if not scar.any():
+    if not np.isin(labels, (SCAR, NO_REFLOW)).any():
         return Findings(())
     known = known_landmarks(study)
     landmarks = known or Landmarks(ANTERIOR_RVIP_DEG, 360 - ANTERIOR_RVIP_DEG, 0.0)
     ventricle, spacing = Ventricle.of(labels), study.spacing_mm
-    columns = []  # one row a voxel of the wall
-    for s, third in enumerate(ventricle.thirds):
+    wall, scar, core = (np.zeros((len(ventricle.thirds), SECTORS, 3), int) for _ in range(3))
+    for s in range(len(wall)):
         codes = ventricle.labels[..., s]
         x, y = np.nonzero(np.isin(codes, WALL_CODES))
-        if len(x):
-            centre = ventricle.centres[s] - [ventricle.box[0].start, ventricle.box[1].start]
-            angle = to_frame_deg(voxel_angle(x, y, centre, spacing), landmarks)
-            depth = wall_depth(codes, spacing)[x, y] if np.isin(codes, (SCAR, NO_REFLOW)).any() else np.nan
-            part = {"angle": angle, "depth": depth, "code": codes[x, y], "slice": s, "third": third}
-            columns.append(pd.DataFrame(part))
-    voxels = pd.concat(columns, ignore_index=True)
-    voxels["wall"] = (((voxels["angle"] - 60) % 360) // 60).astype(int)  # the six walls, at every level
-    voxels["scar"] = voxels["code"].isin((SCAR, NO_REFLOW))
-    voxels["sector"] = (voxels["angle"] // 6).astype(int)
-    cells = voxels.groupby(["third", "wall"])["scar"].mean().unstack("wall").reindex(columns=range(6)).fillna(0.0)
-    peaks = voxels.groupby(["third", "wall", "slice"])["scar"].mean().groupby(["third", "wall"]).max()
-    peaks = peaks.unstack("wall").reindex(columns=range(6)).fillna(0.0)
-    affected = (cells >= min(minimum_share, cells.to_numpy().max())) | (peaks >= 2 * minimum_share)
-    round_wall = affected[affected.index < 3] if affected[affected.index < 3].to_numpy().any() else affected
-    scars = []
-    regions = _regions(round_wall) if known else [list(np.flatnonzero(round_wall.any()))]
-    for walls in regions:  # the apex has no walls: it tells of them only where nothing else does
-        chosen = voxels[voxels["wall"].isin(walls)]
-        sectors = chosen.groupby(["slice", "sector"])["scar"].mean()
-        transmurality = float((sectors**2).sum() / sectors.sum())
-        depth = chosen.loc[chosen["scar"], "depth"].mean()
-        rows = [third for third in affected.index if affected.loc[third, walls].any()]
-        scars.append(
-            Scar(
-                walls=tuple(WALLS[w] for w in walls) if known else (),
-                levels=tuple(LEVELS[third] for third in rows),
-                depth=_layer(depth, transmurality),
-                transmurality=max(1, round(100 * transmurality)),
-                no_reflow=bool((chosen["code"] == NO_REFLOW).any()),
-            )
-        )
-    return Findings(tuple(scars))
-
-
-def _layer(depth: float, transmurality: float) -> str:
-    """The word for a scar's place across the wall."""
-    if transmurality >= 0.75:
-        return DEPTHS[3]
-    return DEPTHS[0] if depth < 0.42 else DEPTHS[2] if depth > 0.58 else DEPTHS[1]
-
-
-def _regions(affected: pd.DataFrame) -> list[list[int]]:
-    """Runs of neighbouring walls (around the circle) that are affected at any level."""
-    walls = affected.any().to_numpy()
-    if walls.all():
-        return [list(range(6))]
-    first = int(np.flatnonzero(~walls)[0])
-    runs, count = ndimage.label(np.roll(walls, -first))
-    return [sorted(int(w + first) % 6 for w in np.flatnonzero(runs == run)) for run in range(1, count + 1)]
+        centre = ventricle.centres[s] - [ventricle.box[0].start, ventricle.box[1].start]
+        angle = to_frame_deg(voxel_angle(x, y, centre, spacing), landmarks)
+        here = codes[x, y]
+        scarred = np.isin(here, (SCAR, NO_REFLOW))
+        depth = wall_depth(codes, spacing)[x, y] if scarred.any() else np.zeros(len(x))  # slow, and of no use elsewhere
+        cell = wall_cell(angle, depth)
+        for counts, chosen in ((wall, here > 0), (scar, scarred), (core, here == NO_REFLOW)):
+            counts[s] = np.bincount(cell[chosen], minlength=3 * SECTORS).reshape(SECTORS, 3)
+    return Findings(scars_in_words(wall, scar, core, ventricle.thirds, minimum_share, oriented=known is not None))

@@ -24,7 +24,10 @@ from lgekit.studies import CAVITY, MYOCARDIUM, RV, SCAR, Landmarks, Study
 # Where the benchmarks are: "module:function", each returning rows with name, value, unit, target ("" where none).
 BENCHMARKS = [
     "lgekit.bench:benchmark_standardize",
+    "lgekit.bench_cohort:benchmark_phantom",
     "lgekit.bench_scars:benchmark_scars",
+    "lgekit.bench_scars:benchmark_training",
+    "lgekit.bench_scars:benchmark_painter",
     "lgekit.bench_grid:benchmark_grid",
 ]
 

@@ -1,19 +1,20 @@
-"""How fast scars are painted."""
+"""How fast scars are painted: alone, for training, and under the scar painter."""
 
 from __future__ import annotations
 
+import itertools
 import time
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
-from lgekit.bench import ring_study
+from lgekit.bench import ring_study, seconds
 from lgekit.errors import InputError
 from lgekit.findings import Findings, draw_scar
 from lgekit.polar import polar_grid
 from lgekit.scar_canvas import prepare_canvas
-from lgekit.studies import MYOCARDIUM, WALL_CODES
+from lgekit.studies import MYOCARDIUM, WALL_CODES, Study
 
 
 def benchmark_scars(scars: int = 400) -> list[dict[str, Any]]:
@@ -51,3 +52,55 @@ def benchmark_scars(scars: int = 400) -> list[dict[str, Any]]:
             "target": "<= 10",
         },
     ]
+
+
+def benchmark_training(studies: int = 60, epochs: int = 2) -> list[dict[str, Any]]:
+    """What synthetic scars cost beside the training with them, at laptop size: they are painted once, into a pool.
+
+    Args:
+        studies: of the phantom that is trained on.
+        epochs: timed; those of the laptop size take in proportion.
+
+    Returns:
+        One row: seconds to paint the pool and make its views, over seconds of training, in %.
+    """
+    from lgekit.detection import batch_of
+    from lgekit.detector import POOL
+    from lgekit.phantom import phantom_cohort
+    from lgekit.scars import RandomScar
+    from lgekit.settings import size_settings
+    from lgekit.stages import make_view
+    from lgekit.supervision import report_texts
+    from lgekit.training import Pairs, fit
+
+    settings = size_settings("laptop")
+    cohort = phantom_cohort(studies, seed=0)
+    free = [study for study in cohort.studies if not study["findings"].present]
+    transform, wanted = RandomScar(p=1), round(settings.synthetic_per_real * studies * POOL)
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        painted = [cast(Study, transform(free[number % len(free)])) for number in range(wanted)]
+    views = [make_view(study, settings) for study in painted]
+    painting = time.perf_counter() - start
+    pool = Pairs(batch_of(views), [report_texts(study["report"]) for study in painted])
+    views = [make_view(study, settings) for study in cohort.studies]
+    own = Pairs(batch_of(views), [report_texts(study["report"]) for study in cohort.studies])
+    history = fit(own, settings.override(epochs=epochs), synthetic=pool, progress=False).history
+    training = float(history["seconds"].iloc[-1]) * settings.epochs
+    row = {"name": "painting synthetic scars / training with them", "value": 100 * painting / training}
+    return [row | {"unit": "%", "target": "< 10"}]
+
+
+def benchmark_painter() -> list[dict[str, Any]]:
+    """The scar painter of notebook 03 on a phantom study: from a changed control to new picture and report."""
+    from lgekit.phantom import phantom_study
+    from lgekit.widgets import scar_painter
+
+    painter = scar_painter(phantom_study(0, seed=0, prevalence=0.0))
+    depths = itertools.cycle(("mid-wall", "transmural", "subepicardial", "subendocardial"))
+
+    def change() -> None:
+        painter.controls["depth"].value = next(depths)
+
+    return [{"name": "scar painter, response", "value": 1e3 * seconds(change, 8), "unit": "ms", "target": "< 200"}]

@@ -17,6 +17,7 @@ from lgekit.anatomy import lv_centre, segment_number, slice_levels, slice_thirds
 from lgekit.errors import InputError
 from lgekit.findings import LEVELS, WALLS, Scar
 from lgekit.masks import angle_map, wall_depth
+from lgekit.scar_extent import SECTORS, circumference_of, scars_in_words, transmurality_of, wall_cell
 from lgekit.studies import WALL_CODES, Landmarks
 
 BINS, HARMONICS, TRIES = 180, 16, 16  # angular bins of 2 degrees; waves of a random field; regions drawn for one scar
@@ -34,11 +35,11 @@ class Geometry:
     Attributes:
         box: slices along the three axes that hold the wall and a margin.
         index: position in the flattened ``box``.
-        plane, third, bin, sector, cell: slice in the box, third (0 basal … 3 apex), angular bin (2°), 6° sector of the
-            slice and (third, wall) cell.
+        plane, third, bin, cell: slice in the box, third (0 basal … 3 apex), angular bin (2°), and number of (slice, 6°
+            sector, third of the thickness).
         depth: 0 endocardium … 1 epicardium.  thickness_mm, radius_mm: of the wall, and from the centre.
         thirds: third of each slice of the box, -1 where it has no wall.  levels: 0 … 1, ``(slices,)``.
-        sector_size: voxels of each sector; cell_size: of each cell of each slice, ``(slices, 24)``; at least 1.
+        cell_size: voxels of the wall, ``(slices, 60, 3)``; see :func:`lgekit.scar_extent.wall_cell`.
     """
 
     box: tuple[slice, slice, slice]
@@ -47,14 +48,12 @@ class Geometry:
     plane: np.ndarray
     third: np.ndarray
     bin: np.ndarray
-    sector: np.ndarray
     cell: np.ndarray
     depth: np.ndarray
     thickness_mm: np.ndarray
     radius_mm: np.ndarray
     thirds: np.ndarray
     levels: np.ndarray
-    sector_size: np.ndarray
     cell_size: np.ndarray
 
 
@@ -85,18 +84,15 @@ def _geometry(labels: np.ndarray, spacing: Sequence[float], landmarks: Landmarks
         thickness = (area / np.maximum(middle * np.radians(15), 1.0))[coarse]
         index = np.ravel_multi_index((i - x.start, j - y.start, np.full(len(i), k)), shape)
         third = np.full(len(i), max(thirds[z.start + k], 0))
-        cell = third * 6 + ((angle - 60) % 360 // 60).astype(int)
-        sector = k * 60 + (angle // 6).astype(int) % 60
-        parts.append((index, np.full(len(i), k), third, bins, sector, cell, depth, thickness, radius))
-    names = ("index", "plane", "third", "bin", "sector", "cell", "depth", "thickness_mm", "radius_mm")
+        cell = 3 * SECTORS * k + wall_cell(angle, depth)
+        parts.append((index, np.full(len(i), k), third, bins, cell, depth, thickness, radius))
+    names = ("index", "plane", "third", "bin", "cell", "depth", "thickness_mm", "radius_mm")
     columns = {n: np.concatenate(c) for n, c in zip(names, zip(*parts, strict=True), strict=True)}
     columns = {n: c.astype(np.float32 if c.dtype.kind == "f" else np.intp) for n, c in columns.items()}
-    slice_cell = columns["plane"] * 24 + columns["cell"]
     columns |= {
         "thirds": np.where(filled, thirds, -1)[z],
         "levels": levels[z].astype(np.float32),
-        "sector_size": np.maximum(np.bincount(columns["sector"], minlength=60 * shape[2]), 1),
-        "cell_size": np.maximum(np.bincount(slice_cell, minlength=24 * shape[2]), 1).reshape(-1, 24),
+        "cell_size": np.bincount(columns["cell"], minlength=3 * SECTORS * shape[2]).reshape(-1, SECTORS, 3),
     }
     return Geometry(box=(x, y, z), shape=shape, **columns)
 
@@ -247,10 +243,10 @@ def _draw_once(g: Geometry, voxels, own, degrees, scar: Scar, rng: np.random.Gen
 
     if scar.pattern == "patchy":
         sideways = np.minimum(sideways, (patch + 0.4) * 5)
-    low, high, extent = 0.05, 2.0, aim
+    low, high, extent, thickness_size = 0.05, 2.0, aim, g.cell_size.sum(2)
     for _ in range(7 if scar.transmurality or depth_name in ("subendocardial", "transmural") else 0):
         extent = (low + high) / 2
-        reached = _transmurality(g, voxels[np.minimum(sideways, across(extent)) > 0])
+        reached = transmurality_of(_count(g, voxels[np.minimum(sideways, across(extent)) > 0]).sum(2), thickness_size)
         low, high = (extent, high) if reached < aim else (low, extent)
     inside = np.minimum(sideways, across(extent))
     mask = inside > 0
@@ -283,24 +279,23 @@ def _aims(scar: Scar, depth_name: str, rng: np.random.Generator) -> tuple[float,
     return aim, rng.uniform(0.46, 0.54)
 
 
-def _transmurality(g: Geometry, scarred: np.ndarray) -> float:
-    """Share of the wall's thickness that is scar, as :func:`lgekit.anatomy.findings_from_labels` measures it."""
-    share = np.bincount(g.sector[scarred], minlength=len(g.sector_size)) / g.sector_size
-    return float((share**2).sum() / max(share.sum(), 1e-9))
+def _count(g: Geometry, voxels: np.ndarray) -> np.ndarray:
+    """Voxels in each slice, sector and third of the thickness, ``(slices, 60, 3)``."""
+    return np.bincount(g.cell[voxels], minlength=g.cell_size.size).reshape(g.cell_size.shape)
 
 
 def _agrees(g: Geometry, scarred: np.ndarray, scar: Scar, depth_name: str) -> bool:
-    """Whether `anatomy` describes the mask as the scar: walls, levels, depth, transmurality within 10 points."""
-    counts = np.bincount(g.plane[scarred] * 24 + g.cell[scarred], minlength=g.cell_size.size).reshape(-1, 24)
-    share, peak = counts.sum(0) / g.cell_size.sum(0), (counts / g.cell_size).max(0)
-    touched = ((share >= min(0.1, share.max())) | (peak >= 0.2)).reshape(4, 6)
-    levels = tuple(LEVELS[t] for t in np.flatnonzero(touched.any(1)))
-    walls = tuple(WALLS[w] for w in np.flatnonzero(touched.any(0)))
-    said = replace(scar, walls=scar.walls or WALLS, levels=scar.levels or levels)
-    if levels != said.levels or Scar(walls, levels).walls != said.walls:
-        return False
-    reached, depth = _transmurality(g, scarred), float(g.depth[scarred].mean())
-    if scar.transmurality is not None and abs(reached - scar.transmurality / 100) > 0.1:
-        return False
-    layer = "transmural" if reached >= 0.75 else "subendocardial" if depth < 0.42 else "subepicardial"
-    return depth_name == (layer if reached >= 0.75 or not 0.42 <= depth <= 0.58 else "mid-wall")
+    """Whether `anatomy` describes the mask as the scar: walls, levels, depth; percentages within 10 points."""
+    counts = _count(g, scarred)
+    measured = scars_in_words(g.cell_size, counts, np.zeros_like(counts), g.thirds)
+    walls = {wall for one in measured for wall in one.walls}
+    levels = {level for one in measured for level in one.levels}
+    said = replace(scar, walls=scar.walls or WALLS, levels=scar.levels or tuple(levels))
+    percent, around = scar.transmurality, scar.circumference
+    return (
+        levels == set(said.levels)
+        and walls == set(said.walls)
+        and all(one.depth == depth_name for one in measured)
+        and (percent is None or all(abs((one.transmurality or 0) - percent) <= 10 for one in measured))
+        and (around is None or abs(circumference_of(counts.sum(2), g.cell_size.sum(2)) - around) <= 10)
+    )

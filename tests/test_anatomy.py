@@ -24,6 +24,7 @@ from lgekit.anatomy import (
     wall_depth,
 )
 from lgekit.errors import InputError
+from lgekit.readers import read_cohort
 from lgekit.studies import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, Landmarks, Study
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -246,6 +247,22 @@ def test_depth_words(shallow, deep, word):
     (scar,) = findings_from_labels(study).scars
     assert scar.depth == word and scar.no_reflow
     assert scar.walls == ("anterior", "anteroseptal") and scar.levels == ("basal", "mid")
+
+
+def test_an_infarct_that_reaches_far_still_begins_at_the_endocardium():
+    """Drawn a pixel off the endocardium, and far outwards: mid-wall by mean depth, but it does not spare the border."""
+    study = scarred(65, 175, 0.12, 0.8, (0, 1, 2))
+    depth = np.stack([wall_depth(study.label_map[..., s], SPACING) for s in range(3)], 2)
+    assert 0.42 < depth[study.label_map[..., :3] == SCAR].mean() < 0.58
+    (scar,) = findings_from_labels(study).scars
+    assert scar.depth == "subendocardial" and 55 < scar.transmurality < 75
+
+
+@pytest.mark.skipif(not (DATA / "emidec").exists(), reason="../shared/data/emidec is not here")
+def test_real_infarcts_include_the_subendocardium():
+    """All scars of EMIDEC are infarcts: none is mid-wall or subepicardial (Mahrholdt et al. 2005)."""
+    scars = [scar for study in read_cohort(f"emidec:{DATA / 'emidec'}").studies for scar in study["findings"].scars]
+    assert len(scars) >= 40 and {scar.depth for scar in scars} == {"subendocardial", "transmural"}
 
 
 def test_two_scars_apart_are_two_and_none_is_none():
