@@ -167,6 +167,9 @@ def acdc(path: str) -> Listing:
 
     [training/|testing/]patient001/patient001_frame01.nii.gz
     [training/|testing/]patient001/patient001_frame01_gt.nii.gz   optional
+
+    The header is nominal, but the stacks lie as the standard display shows them, not mirrored; so the RV label gives
+    both insertion points.
     """
     root = folder(path)
     for patient in sorted(p for p in root.glob("**/patient[0-9]*") if p.is_dir()):
@@ -175,13 +178,15 @@ def acdc(path: str) -> Listing:
             remedy = "Copy the patient's folder again: patient001_frame01.nii.gz and its _gt file"
             yield Fault(patient.name, str(patient), "holds no frame", remedy)
         for frame in frames:
-            yield _cine_entry(frame, frame.name.split(".nii")[0], patient.name, ACDC_CODES)
+            yield _cine_entry(frame, frame.name.split(".nii")[0], patient.name, ACDC_CODES, mirrored=False)
 
 
-def _cine_entry(image: Path, study_id: str, patient: str, codes: Mapping[int, int]) -> Entry:
+def _cine_entry(
+    image: Path, study_id: str, patient: str, codes: Mapping[int, int], mirrored: bool | None = None
+) -> Entry:
     mask = image.with_name(image.name.replace(".nii", "_gt.nii"))
     labels = partial(read_nifti, mask) if mask.is_file() else None
-    return Entry(study_id, patient, partial(read_nifti, image), labels, codes, scar_labelled=False)
+    return Entry(study_id, patient, partial(read_nifti, image), labels, codes, scar_labelled=False, mirrored=mirrored)
 
 
 def mnms(path: str) -> Listing:

@@ -29,7 +29,7 @@ def locate_hearts(cohort: Cohort, model: Path | None = None, size: str = "laptop
         InputError: the model's folder holds no heart network.
     """
     if all(_ready(study) for study in cohort.studies):
-        return Cohort([Study(**{**study, "located_by": "given"}) for study in cohort.studies], cohort.name)
+        return Cohort([_complete(study, study) for study in cohort.studies], cohort.name)
     from lgekit.heartnet import HeartNetwork
     from lgekit.settings import size_settings
     from lgekit.stages import heart_network, locate

@@ -20,6 +20,7 @@ import torch
 import torchio as tio
 
 from lgekit import layouts
+from lgekit.copies import SeenImages, join_copies
 from lgekit.errors import InputError
 from lgekit.layouts import Listing
 from lgekit.manifests import manifest, write_manifest
@@ -180,6 +181,7 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
             raise errors[0]
         studies.append(study)
         notes += own_notes
+    notes += join_copies(studies)
     _warn(notes)
     _assign_splits(studies)
     return Cohort(studies, spec)
@@ -196,17 +198,19 @@ def check_cohort(spec: str) -> list[Fault]:
         return []
     faults: list[Fault] = []
     entries: list[Entry] = []
+    seen = SeenImages()
     try:
         for item in list_entries(spec):
             if isinstance(item, Fault):
                 faults.append(item)
                 continue
             entries.append(item)
-            _, errors, notes = _read(item, complete=False)
+            study, errors, notes = _read(item, complete=False)
             faults += [Fault.of(item.study_id, error) for error in errors]
             remedy = "Export the series again with all its slices"
             gaps = [str(note) for note in notes if isinstance(note, SliceGapWarning)]
             faults += [Fault(item.study_id, item.study_id, gap, remedy) for gap in gaps]
+            faults += seen.faults(study) if study is not None else []
     except InputError as error:
         faults.append(Fault.of("", error))
     return faults + _cohort_faults(entries)
@@ -285,6 +289,7 @@ def _complete(study: Study, entry: Entry) -> None:
     labels = study.label_map
     if labels is not None and study["landmarks"] is None and (labels == RV).any():
         mirrored = storage_mirrored(study["image"].affine)
+        mirrored = entry.mirrored if mirrored is None else mirrored
         if mirrored is not None:  # else nothing tells the anterior insertion point from the inferior one
             from lgekit.anatomy import insertion_points
 

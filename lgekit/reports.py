@@ -6,6 +6,7 @@ Reading a report back is `lgekit.report_reader`, whose functions are also found 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +24,7 @@ __all__ = [
     "lge_statement",
     "prompts",
     "read_report",
+    "require_privacy",
     "write_report",
 ]
 
@@ -326,3 +328,18 @@ def check_privacy(text: str) -> list[tuple[str, str]]:
                 excerpt = match[0][0] + re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "0", match[0][1:]))
                 found[match.start()] = (match.end(), kind, excerpt)
     return [found[start][1:] for start in sorted(found)]
+
+
+def require_privacy(reports: Mapping[str, str]) -> None:
+    """Refuse reports, by study, in which :func:`check_privacy` suspects an identifier.
+
+    Raises:
+        InputError: naming the first such study, the kinds found there and how many studies more there are.
+    """
+    found = {name: sorted({kind for kind, _ in check_privacy(text)}) for name, text in reports.items()}
+    suspects = [name for name, kinds in found.items() if kinds]
+    if suspects:
+        more = f" (and {len(suspects) - 1} more studies)" if len(suspects) > 1 else ""
+        problem = f"the report may identify a person: {', '.join(found[suspects[0]])}{more}"
+        remedy = "De-identify it; or, where reports are safe, pass show_identifiers=True to session.cohort()"
+        raise InputError(f"{suspects[0]}, report", problem, remedy)

@@ -110,6 +110,7 @@ class Entry:
         codes: data set's label code → internal code.
         scar_labelled: whether a label map without scar means a study without scar (false for cine sets).
         report: the report; empty where there is none.
+        mirrored: how the data set stores its stacks where the header does not tell; None: not known.
         report_source: ``clinical``, ``masks``, ``phantom`` or ``none``; empty leaves it to the reader: a report is
             clinical, and where there is none it is written from the masks.
     """
@@ -124,6 +125,7 @@ class Entry:
     report_source: str = ""
     split: str = ""
     landmarks: Landmarks | None = None
+    mirrored: bool | None = None
     findings: Findings | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)
 

@@ -64,11 +64,22 @@ class Session:
         record = environment_record(self.spec, self.size, self.seed)
         return pd.Series(record).to_frame("")
 
-    def cohort(self) -> Cohort:
-        """The cohort that the notebook works on."""
-        from lgekit.readers import read_cohort
+    def cohort(self, show_identifiers: bool = False) -> Cohort:
+        """The cohort that the notebook works on. Its reports may be shown: they have passed the privacy check.
 
-        return read_cohort(self.spec)
+        Args:
+            show_identifiers: True leaves the check out.
+
+        Raises:
+            InputError: a report seems to hold a name, date, number or address.
+        """
+        from lgekit.readers import read_cohort
+        from lgekit.reports import require_privacy
+
+        cohort = read_cohort(self.spec)
+        if not show_identifiers:
+            require_privacy({study["study_id"]: study["report"] for study in cohort.studies})
+        return cohort
 
     def scratch(self, name: str) -> Path:
         """An empty folder for the notebook's own trials, beside its results."""

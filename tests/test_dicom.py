@@ -49,7 +49,7 @@ def test_burned_in_annotation_is_refused_and_the_message_names_nobody(tmp_path):
 def test_patient_of_two_series_is_one_patient_and_ids_are_stable(tmp_path):
     write_dicom(tmp_path / "1", ARRAY, [0, 10, 20, 30])
     write_dicom(tmp_path / "2", ARRAY, [0, 10, 20, 30])
-    write_dicom(tmp_path / "3", ARRAY, [0, 10, 20, 30], PatientID="another")
+    write_dicom(tmp_path / "3", ARRAY + 1, [0, 10, 20, 30], PatientID="another")
     table = read_cohort(f"dicom:{tmp_path}").manifest
     assert sorted(table["patient_id"].value_counts()) == [1, 2]
     alone = read_cohort(f"dicom:{tmp_path / '3'}").manifest

@@ -9,7 +9,9 @@ import pytest
 from cohort_files import SPACING, picture, ring, save, write_emidec
 
 from lgekit.errors import InputError
+from lgekit.locating import landmark_row, locate_hearts
 from lgekit.readers import check_cohort, read_cohort
+from lgekit.standardize import StandardizeShortAxis
 from lgekit.volumes import GridWarning
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -51,8 +53,8 @@ def test_emidec_two_copies_of_one_patient_stay_together(tmp_path):
 
 def test_contradictory_headers_give_one_warning_for_the_cohort(tmp_path):
     root = write_emidec(tmp_path)
-    for path in root.glob("*/Images/*"):
-        save(path, picture(ring()), SPACING, affine=np.eye(4))  # as in official files
+    for number, path in enumerate(sorted(root.glob("*/Images/*"))):
+        save(path, picture(ring(), number), SPACING, affine=np.eye(4))  # as in official files
     with pytest.warns(GridWarning, match="the same in 1 more studies") as caught:
         cohort = read_cohort(f"emidec:{root}")
     assert len(caught) == 1
@@ -70,6 +72,28 @@ def test_acdc_layout_has_no_findings_and_no_reports(tmp_path):
     assert np.array_equal(study.label_map, labels)
     assert study["patient_id"] == "patient001" and study["study_id"] == "patient001_frame01"
     assert study["findings"] is None and study["report"] == ""  # cine shows no scar, present or absent
+
+
+def test_acdc_landmarks_come_from_the_rv_label(tmp_path):
+    labels = ring((72, 84, 4), scar=False, scale=3)
+    frame = tmp_path / "patient001" / "patient001_frame01.nii.gz"
+    save(frame, picture(labels))
+    save(frame.with_name("patient001_frame01_gt.nii.gz"), recoded(labels, {5: 1, 2: 2, 1: 3}))
+    (study,) = read_cohort(f"acdc:{tmp_path}").studies
+    landmarks = study["landmarks"]  # the RV lies to the left, and the stack is not mirrored
+    assert 90 < landmarks.anterior_rvip_deg < 180 < landmarks.inferior_rvip_deg < 270
+    assert not landmarks.mirrored and landmarks.confidence > 0.5
+
+
+def test_what_the_rv_label_tells_of_the_landmarks_is_written_down(tmp_path):
+    """`lgekit standardize` turns by the RV label where landmarks are not known; landmarks.csv must say by which."""
+    labels = ring((72, 84, 4), scale=3)
+    save(tmp_path / "Case1" / "Case1_LGE.nii.gz", picture(labels))
+    save(tmp_path / "Case1" / "Case1_gd.nii.gz", recoded(labels, {1: 500, 2: 200, 3: 2221, 5: 600}))
+    (study,) = locate_hearts(read_cohort(f"myops:{tmp_path}")).studies
+    row = landmark_row(study, StandardizeShortAxis(32)(study))
+    assert row["located_by"] == "given" and np.isfinite([row["anterior_rvip_deg"], row["inferior_rvip_deg"]]).all()
+    assert row["turned"] and 0 < row["confidence"] <= 0.5
 
 
 def test_mnms_layouts(tmp_path):
@@ -174,10 +198,14 @@ def test_real_emidec_cohort():
 @needs_data
 def test_real_acdc_cohort():
     spec = f"acdc:{DATA / 'acdc'}"
-    assert check_cohort(spec) == []
-    cohort = read_cohort(spec)
-    assert len(cohort) == 120 and cohort.manifest["patient_id"].nunique() == 60
+    copies = check_cohort(spec)  # both frames of a patient stand under another one's name too
+    assert [copy.study_id for copy in copies] == ["patient076_frame01", "patient076_frame12"]
+    assert all("patient074" in copy.problem for copy in copies)
+    with pytest.warns(UserWarning, match="counted as patient patient074"):
+        cohort = read_cohort(spec)
+    assert len(cohort) == 120 and cohort.manifest["patient_id"].nunique() == 59
     assert cohort.manifest.groupby("patient_id")["split"].nunique().max() == 1
+    assert not any(study["landmarks"].mirrored for study in cohort.studies)
     study = cohort.studies[0]
     volumes = np.bincount(study.label_map.ravel(), minlength=6)
     assert volumes[1] and volumes[2] and volumes[5] and not volumes[3] and not volumes[4]

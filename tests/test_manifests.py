@@ -144,8 +144,7 @@ def test_a_patient_keeps_the_split_that_one_row_gives(tmp_path):
 
 
 def test_drawn_splits_do_not_move_when_studies_are_added(tmp_path):
-    rows = [row | {"split": "", "image": "s0.nii", "study_id": f"x{i}", "patient_id": ""} for i in range(8)
-            for row in write_own(tmp_path, 1)]  # fmt: skip
+    rows = [row | {"split": "", "patient_id": ""} for row in write_own(tmp_path, 8)]
     few = read_cohort(f"manifest:{write_table(tmp_path, rows[:4])}").manifest["split"].tolist()
     many = read_cohort(f"manifest:{write_table(tmp_path, rows)}").manifest["split"].tolist()
     assert many[:4] == few

@@ -15,6 +15,7 @@ from cohort_files import patch_header, picture, ring, save, write_emidec, write_
 from lgekit import readers
 from lgekit.errors import InputError
 from lgekit.readers import check_cohort, iterate_studies, read_cohort
+from lgekit.workbook import Session
 
 
 @pytest.mark.parametrize(
@@ -284,6 +285,35 @@ def test_malformed_emidec_folder(tmp_path, spoil, words):
     spoil(write_emidec(tmp_path))
     (fault,) = check_cohort(f"emidec:{tmp_path}")
     assert words in fault.problem and fault.remedy
+
+
+def test_one_image_under_two_patients_names_is_listed_and_kept_in_one_split(tmp_path):
+    rows = write_own(tmp_path, studies=6)
+    (tmp_path / "s4.nii").write_bytes((tmp_path / "s1.nii").read_bytes())
+    rows[5] |= {"patient_id": "s4"}  # another study of the patient
+    for cells in rows:
+        cells["split"] = ""
+    spec = f"manifest:{write_table(tmp_path, rows)}"
+    (fault,) = check_cohort(spec)
+    assert fault.study_id == "s4" and "the same image as s1" in fault.problem and "patient_id" in fault.remedy
+    with pytest.warns(UserWarning, match="s4: the same image as s1"):
+        studies = read_cohort(spec).studies
+    assert [study["patient_id"] for study in studies] == ["s0", "s1", "s2", "s3", "s1", "s1"]
+    assert len({studies[number]["split"] for number in (1, 4, 5)}) == 1
+    rows[4]["patient_id"] = rows[5]["patient_id"] = "s1"
+    assert check_cohort(f"manifest:{write_table(tmp_path, rows)}") == []  # the remedy helps
+
+
+def test_a_notebook_shows_no_report_that_may_identify_a_person(tmp_path):
+    rows = write_own(tmp_path)
+    session = Session("notebook", f"manifest:{tmp_path / 'manifest.csv'}", "smoke", 0, tmp_path)
+    assert len(session.cohort()) == 3
+    rows[1]["report"] = "Patient name: Jane Doe, seen on 12/03/2021. No late enhancement."
+    write_table(tmp_path, rows)
+    with pytest.raises(InputError, match="s1, report: the report may identify a person: date, name") as caught:
+        session.cohort()
+    assert "Doe" not in str(caught.value)
+    assert len(session.cohort(show_identifiers=True)) == 3
 
 
 def test_check_lists_every_fault_and_does_not_stop_at_the_first(tmp_path):
