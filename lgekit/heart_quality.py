@@ -4,39 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 
-from lgekit.evaluation import with_fold
 from lgekit.metrics import interval, median_interval
 from lgekit.segmentation import evaluate_heart_network
 from lgekit.settings import FitSettings
 from lgekit.stages import base_network, heart_network
-from lgekit.studies import Cohort
+from lgekit.studies import Cohort, patient_folds
 
 SURE = 0.5  # least confidence of a reference point that errors are measured against
 
 
 def measure_folds(
-    cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, folds: int = 5, progress: bool = True
+    cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, folds: int = 0, progress: bool = True
 ) -> pd.DataFrame:
-    """Every labelled study, measured with the heart network of the fold that it is the test fold of.
+    """Every labelled study, measured with a heart network that was trained on the other folds' patients.
 
     Args:
         cohort: with labels.
         pretrain_on: further cohorts with labels, for the base that all folds share; none of them may hold the
             cohort's patients.
         settings: size, steps, seed; trained networks come from the cache.
-        folds: as `lgekit.evaluation.with_fold`: one fold is left out, the next one is neither trained on nor measured.
+        folds: by patient; 0: ``settings.heart_folds``, whose networks a fit on all studies uses too.
         progress: show bars.
 
     Returns:
         What `lgekit.segmentation.evaluate_heart_network` gives, and ``fold``.
     """
-    parts = []
-    for fold in range(folds):
-        split = with_fold(cohort, fold, folds)
-        network = heart_network(split.split("train"), pretrain_on, settings, progress)
-        parts.append(evaluate_heart_network(network, split.split("test"), settings.seed).assign(fold=fold))
+    ids, parts = cohort.manifest["study_id"].to_numpy(), []
+    fold = patient_folds(cohort, folds or settings.heart_folds, settings.seed)
+    for number in np.unique(fold):
+        network = heart_network(cohort.subset(ids[fold != number]), pretrain_on, settings, progress)
+        held_out = cohort.subset(ids[fold == number])
+        parts.append(evaluate_heart_network(network, held_out, settings.seed).assign(fold=number))
     return pd.concat(parts, ignore_index=True)
 
 
