@@ -162,6 +162,7 @@ def predict(
     model_dir: Annotated[Path, typer.Argument(help="Folder that `lgekit fit` wrote.")],
     spec: Spec,
     out_csv: Annotated[Path, typer.Argument(help="Table to write.")],
+    beams: Annotated[int, typer.Option(min=1, help="Width of the captions' beam search; 1 is greedy.")] = 1,
 ) -> None:
     """Detect scar from images alone: study_id, p_lge, p_<wall>, slice_weights, caption, insertion points.
 
@@ -172,11 +173,46 @@ def predict(
     loaded = detector.Detector.load(model_dir)
     if not out_csv.parent.is_dir():
         raise InputError(out_csv, "its folder does not exist", f"Make it first: mkdir -p {out_csv.parent}")
-    table = loaded.predict(readers.read_cohort(spec, images_only=True))
+    table = loaded.predict(readers.read_cohort(spec, images_only=True), beams)
     part = out_csv.with_name(f".{out_csv.name}.part")
     table.to_csv(part, index=False, float_format="%.6g")
     part.replace(out_csv)
     typer.echo(f"{len(table)} studies, {int((table['p_lge'] > 0.5).sum())} called positive, in {out_csv}")
+
+
+@app.command()
+def push(
+    model_dir: Annotated[Path, typer.Argument(help="Folder that `lgekit fit` wrote.")],
+    repo: Annotated[str, typer.Argument(help="Hugging Face hub repository, OWNER/NAME; made if absent.")],
+    public: Annotated[bool, typer.Option("--public", help="A new repository that everybody can read.")] = False,
+) -> None:
+    """Send a model to the Hugging Face hub, to the repository that you name and with your own login.
+
+    Sent: weights (safetensors), settings and tokenizer (JSON), a model card (README.md). Not sent: held_out.csv, which
+    has a row a study; any other file in the folder is refused. Mind that a tokenizer holds words of the reports that
+    it was trained on. Example: lgekit push my_model my-name/lge-scar
+    """
+    from lgekit import hub
+
+    sent = hub.push(model_dir, repo, public)
+    typer.echo(f"sent to {repo}: {', '.join(sent)}")
+
+
+@app.command()
+def pull(
+    repo: Annotated[str, typer.Argument(help="Hugging Face hub repository, OWNER/NAME.")],
+    model_dir: Annotated[Path, typer.Argument(help="A new or empty folder for the model.")],
+) -> None:
+    """Fetch a model from the Hugging Face hub: safetensors, JSON and a model card; a repository with more is refused.
+
+    Example: lgekit pull my-name/lge-scar my_model
+    """
+    from lgekit import hub
+
+    _refuse_full(model_dir)
+    with _whole_folder(model_dir) as folder:
+        names = hub.pull(repo, folder)
+    typer.echo(f"{len(names)} files in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
 
 
 @app.command()

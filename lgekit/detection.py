@@ -15,7 +15,7 @@ from torch import nn
 
 from lgekit.captions import write_captions
 from lgekit.errors import InputError
-from lgekit.findings import WALLS
+from lgekit.findings import DEPTHS, LEVELS, WALLS
 from lgekit.heartnet import HeartNetwork
 from lgekit.model import CoCaModel, StudyBatch, load_coca, pad_studies, save_coca
 from lgekit.settings import FitSettings, make_settings
@@ -67,8 +67,12 @@ class Detector:
         """The cohort with the heart network's contours and insertion points."""
         return cohort if self.heart is None else locate(cohort, self.heart)
 
-    def predict(self, cohort: Cohort) -> pd.DataFrame:
+    def predict(self, cohort: Cohort, beams: int = 1) -> pd.DataFrame:
         """Read every study from its image alone.
+
+        Args:
+            cohort: the studies; nothing but their images is looked at.
+            beams: width of the captions' beam search; 1 is greedy decoding.
 
         Returns:
             a row a study: ``study_id, p_lge``, one ``p_`` column a wall, ``slice_weights`` (JSON list, one number from
@@ -78,9 +82,28 @@ class Detector:
         located = self.locate(cohort)
         views = [make_view(study, self.settings) for study in located.studies]
         batch = batch_of(views)
-        reading = Reading.mean([self.read(batch, number) for number in range(len(self.networks))])
-        captions = [text for part in chunks(batch) for text in write_captions(*self.networks[0], part)]
+        reading = self.mean_reading(batch)
+        captions = [text for part in chunks(batch) for text in write_captions(*self.networks[0], part, beams)]
         return self.table(located, views, reading, captions)
+
+    def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
+        """What the prompts of each level and each depth of the wall say, from the images alone.
+
+        Returns:
+            a row a study: ``study_id``; ``level_<level>``: log-odds of its prompt against "no enhancement", for several
+            levels may hold scar; ``depth_<depth>``: share of its prompt among the depths, 0 to 1, for a scar has one.
+        """
+        batch = batch_of([make_view(study, self.settings) for study in self.locate(cohort).studies])
+        reading = self.mean_reading(batch)
+        shares = np.exp(reading.depths - reading.depths.max(1, keepdims=True))
+        table = pd.DataFrame({"study_id": [study["study_id"] for study in cohort.studies]})
+        table[[f"level_{level}" for level in LEVELS]] = reading.levels
+        table[[f"depth_{depth}" for depth in DEPTHS]] = shares / shares.sum(1, keepdims=True)
+        return table
+
+    def mean_reading(self, batch: StudyBatch) -> Reading:
+        """Uncalibrated reading, the mean of all networks."""
+        return Reading.mean([self.read(batch, number) for number in range(len(self.networks))])
 
     def read(self, batch: StudyBatch, number: int = 0) -> Reading:
         """Uncalibrated reading by one of the networks."""

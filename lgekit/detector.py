@@ -68,7 +68,9 @@ def fit_detector(
     here = _located(train, heart)
     held = _located(Cohort(kept["validation"], "validation"), heart) if kept["validation"] else None
     state = heart.encoder_state() if heart is not None else None
-    networks, histories = _networks(here, held, _pool(here, settings), settings, state, progress, checkpoints, 0)
+    networks, histories = _networks(
+        here, held, synthetic_pool(here, settings), settings, state, progress, checkpoints, 0
+    )
     detector = Detector(settings, networks, heart, Calibration(), histories)
     if held is not None:
         views = [make_view(study, settings) for study in held.studies]
@@ -109,7 +111,7 @@ def _cross_fit(
     located = Cohort([by_id[name] for name in ids], cohort.name)
     state = base.encoder_state() if base is not None else None
     views = [make_view(study, settings) for study in located.studies]
-    pool = _pool(located, settings)
+    pool = synthetic_pool(located, settings)
     fold = patient_folds(cohort, settings.folds, settings.seed)
     jobs = [
         delayed(_one_thread)(
@@ -188,7 +190,8 @@ def _located(cohort: Cohort, heart: HeartNetwork | None) -> Cohort:
     return cohort if heart is None or not len(cohort) else locate(cohort, heart)
 
 
-def _pool(located: Cohort, settings: FitSettings) -> list[Painted]:
+def synthetic_pool(located: Cohort, settings: FitSettings) -> list[Painted]:
+    """Scars painted into located studies: `POOL` times as many as an epoch draws."""
     return synthetic_views(located, round(settings.synthetic_per_real * len(located) * POOL), settings)
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from lgekit import metrics
 from lgekit.detection import Detector
-from lgekit.findings import WALLS, Findings
+from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings
 from lgekit.reports import canonical_text, read_report
 from lgekit.stages import make_view
 from lgekit.studies import NO_REFLOW, SCAR, SPLITS, Cohort, Study, hash_unit, patient_folds
+from lgekit.supervision import report_texts
 
 
 def with_truth(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
@@ -56,18 +58,19 @@ def slice_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def score_table(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
+def score_table(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0, text: str = "findings") -> pd.DataFrame:
     """Every score of a detector with its patient-level 95 % interval.
 
     Args:
         predictions: what ``Detector.predict`` gives for this cohort.
         cohort: with findings; scores whose truth is unknown are missing.
         seed: of the bootstrap.
+        text: in which words the captions were learned (`lgekit.supervision.report_texts`).
 
     Returns:
         Index ``score``: ``balanced_accuracy, sensitivity, specificity, auc, brier``, ``auc_<wall>``,
-        ``auc_walls`` (their mean), ``auc_slices``, ``caption_presence_f1``, ``caption_walls_f1`` (no intervals);
-        columns ``value, low, high``.
+        ``auc_walls`` (their mean), ``auc_slices``, ``caption_presence_f1``, ``caption_walls_f1`` against the truth and
+        ``caption_bleu`` against the words of the reports (these without intervals); columns ``value, low, high``.
 
     Raises:
         InputError: the truth of no study is known.
@@ -85,7 +88,43 @@ def score_table(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.
     read = [read_report(str(captions[study["study_id"]])) for study in known]
     truth: list[Findings] = [study["findings"] for study in known]
     rows |= {f"caption_{name}": {"value": value} for name, value in metrics.text_f1(truth, read).items()}
+    reported = [study for study in cohort.studies if study["report"].strip()]
+    written = [str(captions[study["study_id"]]) for study in reported]
+    words = [report_texts(study["report"], text)[0] for study in reported]
+    rows["caption_bleu"] = {"value": metrics.corpus_bleu(written, words)}
     return pd.DataFrame(rows).T.astype(float).rename_axis("score")
+
+
+def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
+    """How well levels and depths are told among the studies with scar: AUC of each, one against the others.
+
+    Args:
+        places: what ``Detector.levels_and_depths`` gives for this cohort.
+        cohort: with findings; a study counts where its findings name a level, or a depth, respectively.
+        seed: of the bootstrap.
+
+    Returns:
+        Index ``place`` (``level_<level>``, ``depth_<depth>``); columns ``value, low, high, with, without`` (studies).
+    """
+    table, rows = places.set_index("study_id"), {}
+    positive = [study for study in cohort.studies if study["findings"] is not None and study["findings"].present]
+    for kind, labels in (("level", LEVELS), ("depth", DEPTHS)):
+        named = {s["study_id"]: _named(s["findings"], kind) for s in positive if _named(s["findings"], kind)}
+        patients = [study["patient_id"] for study in positive if study["study_id"] in named]
+        for label in labels:
+            truth = np.array([label in names for names in named.values()], dtype=bool)
+            scores = table.loc[list(named), f"{kind}_{label}"].to_numpy(float)
+            statistic = partial(metrics.presence_statistic, "auc", truth, scores)
+            counts = {"with": int(truth.sum()), "without": int((~truth).sum())}
+            rows[f"{kind}_{label}"] = metrics.interval(statistic, patients, seed) | counts
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("place")
+
+
+def _named(findings: Findings, kind: str) -> set[str]:
+    """The levels, or the depths, that findings name."""
+    if kind == "level":
+        return {level for scar in findings.scars for level in scar.levels}
+    return {scar.depth for scar in findings.scars if scar.depth}
 
 
 def wall_scores(scores: pd.DataFrame) -> pd.DataFrame:

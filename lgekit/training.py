@@ -129,6 +129,14 @@ def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
+def adamw(module: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov 2019, arXiv 1711.05101); biases, norms and single numbers are not decayed."""
+    decay = [weight for weight in module.parameters() if weight.ndim >= 2]
+    rest = [weight for weight in module.parameters() if weight.ndim < 2]
+    groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
 def epoch_batches(
     epoch: int, real: int, synthetic: int, texts: Sequence[np.ndarray], settings: FitSettings
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -200,11 +208,7 @@ def fit(
         if encoder_state is not None and settings.encoder_init == "segmentation":
             model.visual.load_segmentation(encoder_state)
         module = ContrastiveCaptioner(model)
-        decay = [weight for weight in module.parameters() if weight.ndim >= 2]
-        rest = [weight for weight in module.parameters() if weight.ndim < 2]
-        groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
-        wrapped, optimizer = fabric.setup(module, optimizer)
+        wrapped, optimizer = fabric.setup(module, adamw(module, settings))
         device = fabric.device
         store = pairs.batch.to(device)
         if synthetic:

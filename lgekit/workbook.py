@@ -31,6 +31,8 @@ DEFAULT_COHORTS = {
     "laptop": "phantom:studies=300,seed={seed}",
     "paper": "phantom:studies=965,seed={seed}",
 }
+# The references that notebook 05 trains in a run of the workbook; at laptop size those that its time allows.
+COMPARED = {"smoke": "all", "laptop": "supervised", "paper": "all"}
 
 
 def project_root() -> Path:
@@ -186,10 +188,10 @@ def run_workbook(
     figures = figures or (root / "figures" if kind == "phantom" else root / "figures" / kind)
     folder.mkdir(parents=True, exist_ok=True)
     choices = {"size": size, "cohort": cohort, "seed": seed}
+    own = {NOTEBOOKS[5]: {"compare_with": COMPARED[size]}, NOTEBOOKS[-1]: {"figures": str(figures)}}
     chosen = [name for name in NOTEBOOKS if not only or name in only or name[:2] in only]
     for number, name in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {name}", flush=True)
-        further = {"figures": str(figures)} if name == NOTEBOOKS[-1] else {}
-        run_notebook(root / "notebooks" / f"{name}.ipynb", folder / name, choices | further, root=root)
+        run_notebook(root / "notebooks" / f"{name}.ipynb", folder / name, choices | own.get(name, {}), root=root)
         shutil.copyfile(folder / name / "run.ipynb", folder / f"{name}.ipynb")
     return folder

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from lgekit import bench
 from lgekit.standardize import StandardizeShortAxis
@@ -21,3 +22,31 @@ def test_the_table_is_written_with_device_and_versions(tmp_path):
     values = table.set_index("name")["value"]
     assert values["stock / StandardizeShortAxis"] > 5  # the other target is too close to a busy machine's noise to test
     pd.testing.assert_index_equal(pd.read_csv(tmp_path / "bench.csv").columns, table.columns)
+
+
+def test_open_clips_loop_trains_the_network_that_fit_trains():
+    """What its loader gives, slices of a study one below the other, is read as the study itself."""
+    import torch
+
+    from lgekit.bench_training import _Strip
+    from lgekit.model import StudyBatch, StudyEncoder
+    from lgekit.settings import size_settings
+
+    settings = size_settings("smoke", depths=12, angles=24, width=16)
+    encoder = StudyEncoder(settings).eval()
+    images = torch.randn(2, 5, 1, 12, 24)
+    batch = StudyBatch(images, torch.linspace(0, 1, 5).expand(2, 5), torch.ones(2, 5, dtype=torch.bool))
+    strips = images[:, :, 0].flatten(1, 2)[:, None].expand(-1, 3, -1, -1)  # grey as red, green and blue
+    with torch.no_grad():
+        for ours, theirs in zip(encoder(batch), _Strip(encoder, 5)(strips), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.slow
+def test_training_and_reading_are_timed(monkeypatch):
+    from lgekit import bench_training
+
+    monkeypatch.setattr(bench_training, "ROUNDS", 1)
+    rows = bench_training.benchmark_fit(32) + bench_training.benchmark_predict(4)
+    assert all(np.isfinite(row["value"]) and row["value"] > 0 for row in rows)
+    assert {"≤ 1.1", "≥ 3", "≥ 50"} <= {row["target"] for row in rows}

@@ -73,7 +73,9 @@ def test_the_installed_program_answers_bad_input_with_one_line_and_no_traceback(
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("command", ["cohort", "check", "standardize", "fit", "predict", "workbook", "grid"])
+@pytest.mark.parametrize(
+    "command", ["cohort", "check", "standardize", "fit", "predict", "push", "pull", "workbook", "grid"]
+)
 def test_help_of_each_command(command):
     done = lgekit(command, "--help")
     assert done.returncode == 0 and ("Example" in done.stdout or command == "grid")

@@ -10,7 +10,7 @@ import pytest
 from lgekit import detector as module
 from lgekit.detector import Detector, fit_detector, in_order
 from lgekit.errors import InputError
-from lgekit.findings import WALLS
+from lgekit.findings import DEPTHS, LEVELS, WALLS
 from lgekit.phantom import phantom_cohort
 from lgekit.settings import PLAIN_CLIP, size_settings
 from lgekit.stages import make_view
@@ -61,6 +61,15 @@ def test_predicts_from_images_alone(fitted, cohort):
         values = json.loads(weights)
         assert len(values) == study.spatial_shape[2] and min(values) >= 0 and max(values) <= 1
     pd.testing.assert_frame_equal(table, fitted.predict(cohort))  # masks, reports, landmarks: never looked at
+
+
+def test_levels_and_depths_are_read_by_their_own_prompts_from_images_alone(fitted, cohort):
+    table = fitted.levels_and_depths(images_only(cohort))
+    levels, depths = ([f"{kind}_{name}" for name in names] for kind, names in (("level", LEVELS), ("depth", DEPTHS)))
+    assert list(table.columns) == ["study_id", *levels, *depths] and len(table) == len(cohort)
+    np.testing.assert_allclose(table[depths].sum(axis=1), 1)
+    assert np.isfinite(table[levels]).all(axis=None) and (table[levels].std() > 0).all()
+    pd.testing.assert_frame_equal(table, fitted.levels_and_depths(cohort))
 
 
 def test_saved_and_read_again(fitted, cohort, tmp_path):

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lgekit import ablations, evaluation
-from lgekit.findings import WALLS, Findings, Scar
+from lgekit import ablations, evaluation, metrics
+from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
 from lgekit.reports import canonical_text
 from lgekit.studies import Cohort, Landmarks, Study
 
@@ -47,6 +47,44 @@ def test_scores_by_hand(cohort, predictions):
     assert np.isnan(scores.loc["auc_anterior", "value"])  # nobody has an anterior scar
     flat = evaluation.flat_scores(scores)
     assert flat["auc"] == 0.75 and "auc_low" in flat and "caption_walls_f1_low" not in flat
+
+
+def test_bleu_by_hand():
+    """Papineni's brevity penalty and clipped counts: 5/6 words, 3/5 pairs, 2/4 triples, 1/3 runs of four; as long."""
+    reference, written = "the scar is in the wall", "the scar is in a wall"
+    assert metrics.corpus_bleu([written], [reference]) == pytest.approx((5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25)
+    assert metrics.corpus_bleu([reference], [reference]) == pytest.approx(1)
+    short = "the scar is in"  # all runs right, but four words where six are wanted
+    assert metrics.corpus_bleu([short], [reference]) == pytest.approx(np.exp(1 - 6 / 4))
+    over = [written, short]  # counts of both together: 9/10, 6/8, 4/6, 2/4; ten words for twelve
+    expected = np.exp(1 - 12 / 10) * (9 / 10 * 6 / 8 * 4 / 6 * 2 / 4) ** 0.25
+    assert metrics.corpus_bleu(over, [reference] * 2) == pytest.approx(expected)
+    assert metrics.corpus_bleu(["scar"], [reference]) == pytest.approx(0, abs=1e-9)
+    assert np.isnan(metrics.corpus_bleu([], []))
+
+
+def test_captions_are_scored_against_the_words_of_the_reports(cohort, predictions):
+    reports = [canonical_text(INFERIOR), canonical_text(Findings()), canonical_text(INFERIOR), ""]
+    spoken = Cohort([Study(**{**one, "report": text}) for one, text in zip(cohort.studies, reports, strict=True)])
+    perfect = predictions.assign(caption=[canonical_text(INFERIOR), canonical_text(Findings()), reports[2], "x"])
+    assert evaluation.score_table(perfect, spoken).loc["caption_bleu", "value"] == pytest.approx(1)
+    assert evaluation.score_table(predictions, spoken).loc["caption_bleu", "value"] < 0.9
+    assert np.isnan(evaluation.score_table(predictions, cohort).loc["caption_bleu", "value"])  # nobody reported
+
+
+def test_levels_and_depths_are_scored_among_studies_with_scar(predictions):
+    basal = Findings((Scar(walls=("anterior",), levels=("basal",), depth="transmural"),))
+    vague = Findings((Scar(walls=("anterior",)),))
+    cohort = Cohort([study("a", INFERIOR), study("b", basal), study("c", Findings()), study("d", vague)])
+    places = pd.DataFrame({f"level_{level}": [0.0] * 4 for level in LEVELS})
+    places = places.assign(study_id=list("abcd"), level_mid=[2.0, 1.0, 9.0, 9.0], level_basal=[2.0, 1.0, 9.0, 9.0])
+    for depth in DEPTHS:
+        places[f"depth_{depth}"] = [0.9, 0.1, 0.9, 0.9] if depth == "subendocardial" else 0.2
+    scores = evaluation.place_scores(places, cohort)
+    assert scores.loc["level_mid", "value"] == 1 and scores.loc["level_basal", "value"] == 0
+    assert scores.loc["depth_subendocardial", "value"] == 1 and scores.loc["depth_transmural", "value"] == 0.5
+    assert np.isnan(scores.loc["level_apex", "value"])
+    assert scores.loc["level_mid", ["with", "without"]].tolist() == [1, 1]  # neither scar-free nor vague studies count
 
 
 def test_unknown_truth_stays_unknown(predictions):

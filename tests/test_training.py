@@ -129,7 +129,9 @@ def test_two_studies_are_learned_by_heart():
     result = fit(pairs, settings(epochs=150, learning_rate=5e-3, augment=0.0, caption_weight=1.0), progress=False)
     last = result.history.iloc[-1]
     assert last["caption"] < 0.1 and last["contrastive"] < 0.1
-    assert write_captions(result.model, result.tokenizer, pairs.batch) == [texts[0] for texts in pairs.texts]
+    for beams in (1, 4):
+        written = write_captions(result.model, result.tokenizer, pairs.batch, beams)
+        assert written == [texts[0] for texts in pairs.texts]
 
 
 def test_learns_where_the_scar_is():

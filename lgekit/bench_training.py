@@ -1,0 +1,194 @@
+"""How fast studies are learned from and read: the training loop against its network and against open_clip's; `predict`.
+
+The machine's speed drifts, so each ratio comes from parts that take turns in one run; medians.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lgekit.detection import Detector, batch_of
+from lgekit.model import CoCaModel, StudyBatch, build_coca
+from lgekit.settings import FitSettings, size_settings
+from lgekit.stages import make_view
+from lgekit.studies import Cohort
+from lgekit.supervision import report_texts
+from lgekit.tokenizer import ReportTokenizer
+from lgekit.training import ContrastiveCaptioner, Pairs, adamw, all_losses, fit
+from lgekit.zeroshot import Calibration
+
+ROUNDS = 5
+
+
+def benchmark_fit(studies: int = 96) -> list[dict[str, Any]]:
+    """A step of `fit` against the bare step on a ready batch, and studies/s against open_clip's own loop and loader.
+
+    Returns:
+        Rows of the table: ``name``, ``value``, ``unit``, ``target``.
+    """
+    settings = size_settings("laptop", synthetic_per_real=0.0, epochs=1, masks="true")
+    pairs = phantom_pairs(studies, settings)
+    ours, bare, theirs = [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        step, epoch = bare_step(pairs, settings), open_clip_epoch(pairs, settings, Path(folder))
+        count = -(-studies // settings.batch_size)
+        for number in range(ROUNDS + 1):
+            result = fit(pairs, settings.override(seed=number), progress=False)
+            ours.append(float(result.history["seconds"].sum()) / count)
+            bare.append(_seconds(lambda: [step() for _ in range(count)]) / count)
+            theirs.append(_seconds(epoch) / studies)
+    mine, least, other = (float(np.median(part[1:])) for part in (ours, bare, theirs))  # the first round warms up
+    rows = [
+        ("training step of fit", 1e3 * mine, "ms", ""),
+        ("forward + backward + optimiser on a ready batch", 1e3 * least, "ms", ""),
+        ("fit / bare step", mine / least, "×", "≤ 1.1"),
+        ("fit", studies / (mine * count), "studies/s", ""),
+        ("open_clip's loop and default loader, studies as PNG files", 1 / other, "studies/s", ""),
+        ("fit / open_clip", other * studies / (mine * count), "×", "≥ 3"),
+    ]
+    return [dict(zip(("name", "value", "unit", "target"), row, strict=True)) for row in rows]
+
+
+def phantom_pairs(studies: int, settings: FitSettings) -> Pairs:
+    """Views and texts of phantom studies, along their true contours."""
+    from lgekit.phantom import phantom_cohort
+
+    cohort = phantom_cohort(studies, seed=0)
+    views = [make_view(study, settings) for study in cohort.studies]
+    return Pairs(batch_of(views), [report_texts(study["report"], settings.text) for study in cohort.studies])
+
+
+def bare_step(pairs: Pairs, settings: FitSettings) -> Callable[[], None]:
+    """Forward, backward and optimiser of the network that `fit` trains, on one ready batch of the same size."""
+    tokenizer = ReportTokenizer.train([text for texts in pairs.texts for text in texts], settings.vocabulary)
+    module = ContrastiveCaptioner(build_coca(settings, tokenizer)).train()
+    optimizer, size = adamw(module, settings), settings.batch_size
+    texts = [options[0] for options in pairs.texts[:size]]
+    distinct = sorted(set(texts))
+    ids = torch.tensor([distinct.index(text) for text in texts])
+    batch, tokens = pairs.batch.rows(slice(0, size)), tokenizer(distinct)
+
+    def step() -> None:
+        contrast, caption = all_losses(module(batch, tokens, ids, ids), ids, settings, tokenizer.pad_id)
+        optimizer.zero_grad()
+        (contrast + caption).backward()
+        optimizer.step()
+
+    return step
+
+
+class _Files(torch.utils.data.Dataset):
+    """open_clip's ``CsvDataset`` (open_clip_train/data.py, whose module needs packages that we do not)."""
+
+    def __init__(self, table: pd.DataFrame, transforms: Callable, tokenize: Callable):
+        self.images, self.captions = table["filepath"].tolist(), table["title"].tolist()
+        self.transforms, self.tokenize = transforms, tokenize
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        from PIL import Image
+
+        return self.transforms(Image.open(self.images[index])), self.tokenize([self.captions[index]])[0]
+
+
+class _Strip(nn.Module):
+    """A vision tower that takes what open_clip's loader gives: the slices of a study one below the other."""
+
+    def __init__(self, visual: nn.Module, slices: int):
+        super().__init__()
+        self.visual, self.slices = visual, slices
+
+    def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        images = pictures[:, 0].unflatten(1, (self.slices, -1))[:, :, None]
+        levels = torch.linspace(0, 1, self.slices).expand(len(images), -1)
+        return self.visual(StudyBatch(images, levels, torch.ones_like(levels, dtype=torch.bool)))
+
+
+def open_clip_epoch(pairs: Pairs, settings: FitSettings, folder: Path) -> Callable[[], None]:
+    """An epoch of open_clip's ``train_one_epoch`` with its default loader and transforms on the same pictures.
+
+    Each study is a PNG file, its slices one below the other; the network is the one that `fit` trains.
+    """
+    from open_clip.loss import CoCaLoss
+    from open_clip.transform import image_transform
+    from open_clip_train.train import train_one_epoch
+    from PIL import Image
+
+    tokenizer = ReportTokenizer.train([text for texts in pairs.texts for text in texts], settings.vocabulary)
+    coca: CoCaModel = build_coca(settings, tokenizer)
+    slices, height, width = (pairs.batch.images.shape[i] for i in (1, 3, 4))
+    coca.visual = _Strip(coca.visual, slices)
+    rows = []
+    for number, (images, texts) in enumerate(zip(pairs.batch.images, pairs.texts, strict=True)):
+        picture = ((images.flatten(0, 2).numpy() + 4) * 31.875).round().astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"{number}.png")
+        rows.append({"filepath": str(folder / f"{number}.png"), "title": texts[0]})
+
+    def tokenize(texts: list[str]) -> Tensor:  # as open_clip's own tokenizers: padded to the context
+        ids = tokenizer(texts)
+        return nn.functional.pad(ids, (0, tokenizer.context_length - ids.shape[1]), value=tokenizer.pad_id)
+
+    transforms = image_transform((slices * height, width), is_train=True)
+    data = _Files(pd.DataFrame(rows), transforms, tokenize)
+    loader: Any = torch.utils.data.DataLoader(
+        data, batch_size=settings.batch_size, shuffle=True, num_workers=4, drop_last=True
+    )
+    loader.num_samples, loader.num_batches = len(data), len(loader)
+    info = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
+    loss = CoCaLoss(caption_loss_weight=settings.caption_weight, clip_loss_weight=1.0, pad_id=tokenizer.pad_id)
+    about = {"device": "cpu", "precision": "fp32", "distill": False, "accum_freq": 1, "skip_scheduler": True}
+    about |= {"horovod": False, "grad_clip_norm": 1.0, "rank": 0, "local_rank": 0, "world_size": 1, "wandb": False}
+    args = SimpleNamespace(**about, log_every_n_steps=100, batch_size=settings.batch_size, log_local=False)
+    optimizer = adamw(coca, settings)
+    return lambda: train_one_epoch(coca, info, loss, 0, optimizer, None, None, None, args)
+
+
+def benchmark_predict(studies: int = 48) -> list[dict[str, Any]]:
+    """`Detector.predict` on all cores with one heart network and one CLIP network, nothing taken from the cache.
+
+    The heart network is trained for a few steps only, the CLIP network not at all: neither changes the work to do.
+
+    Returns:
+        Rows of the table: ``name``, ``value``, ``unit``, ``target``.
+    """
+    from lgekit.phantom import phantom_cohort
+    from lgekit.segmentation import fit_heart_network
+
+    settings = size_settings("laptop")
+    cohort = phantom_cohort(studies, seed=0)
+    tokenizer = ReportTokenizer.train([study["report"] for study in cohort.studies], settings.vocabulary)
+    heart = fit_heart_network([cohort], steps=60, progress=False)
+    detector = Detector(settings, [(build_coca(settings, tokenizer).eval(), tokenizer)], heart, Calibration())
+    located = Cohort(heart.predict_cohort(cohort).studies)
+    without = Detector(settings, detector.networks, None, Calibration())
+    whole = [_seconds(lambda: _fresh(detector, cohort)) for _ in range(3)]
+    rest = [_seconds(lambda: without.predict(located)) for _ in range(3)]
+    rows = [
+        ("predict, polar view", studies / float(np.median(whole)), "studies/s", "≥ 50"),
+        ("predict without the heart network", studies / float(np.median(rest)), "studies/s", ""),
+    ]
+    return [dict(zip(("name", "value", "unit", "target"), row, strict=True)) for row in rows]
+
+
+def _fresh(detector: Detector, cohort: Cohort) -> None:
+    """Predict with contours found anew: the cache would give them back."""
+    located = Cohort(detector.heart.predict_cohort(cohort).studies) if detector.heart else cohort
+    Detector(detector.settings, detector.networks, None, detector.calibration).predict(located)
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
