@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 
 import numpy as np
@@ -64,6 +64,12 @@ def tissue_signals(cohort: Cohort, per_tissue: int = 200, seed: int = 0) -> pd.D
             parts.append(pd.DataFrame({**fields, "signal": signal}))
     table = pd.concat(parts, ignore_index=True)
     return table[table["signal"].between(-1.5, 3)]  # a few pixels far outside would flatten every picture
+
+
+def short_names(cohorts: Sequence[Cohort]) -> list[str]:
+    """Each cohort's kind (``phantom``, ``emidec``), numbered where two are of one kind: labels for pictures."""
+    kinds = [cohort.name.split(":")[0] for cohort in cohorts]
+    return [kind if kinds.count(kind) == 1 else f"{kind} {number}" for number, kind in enumerate(kinds, 1)]
 
 
 def segment_prevalence(cohort: Cohort) -> dict[int, float]:

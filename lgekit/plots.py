@@ -95,10 +95,12 @@ def segment_wedge(segment: int) -> tuple[float, float, int]:
 
 def tissue_histograms(tissues: pd.DataFrame, unit: str = "normalised signal (0 = remote, 1 = blood)") -> Figure:
     """Signal by tissue: columns ``cohort``, ``tissue``, ``signal``."""
-    grid = sns.displot(
-        tissues, x="signal", hue="tissue", col="cohort", kind="kde", common_norm=False, height=3, aspect=1.3
-    )
-    grid.set_axis_labels(unit, "density")
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn lays its grids out itself
+        grid = sns.displot(
+            tissues, x="signal", hue="tissue", col="cohort", kind="kde", common_norm=False, height=3, aspect=1.3
+        )
+    grid.set_axis_labels(wrap(unit, 28), "density")
+    grid.tight_layout()
     return closed(grid.figure)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lgekit.baselines import darkest_sector, half_maximum_rule, n_sd_rule, remote_of, rule_scores
+from lgekit.describe import short_names
 from lgekit.errors import InputError
 from lgekit.phantom import phantom_cohort
 from lgekit.readers import read_cohort
@@ -95,3 +96,9 @@ def test_figures_have_one_row_a_study():
     figures = cohort_figures(cohort)
     assert list(figures.index) == [study["study_id"] for study in cohort.studies]
     assert figures["scar_share"].between(0, 1).all() and (figures["present"] == 1).all()
+
+
+def test_cohorts_of_one_kind_keep_names_apart():
+    cohorts = [Cohort([], name) for name in ("emidec:a/b", "phantom:studies=2", "emidec:c")]
+    assert short_names(cohorts) == ["emidec 1", "phantom", "emidec 3"]
+    assert short_names(cohorts[:2]) == ["emidec", "phantom"]
