@@ -1,4 +1,4 @@
-"""Things to drag and click: orientation explorer, scar painter, which-is-real quiz, prompt playground.
+"""Things to drag and click: orientation explorer, scar painter, which-is-real quiz, prompt playground, run browser.
 
 Each is an ipywidgets box around one picture that is drawn again at every change; where widgets cannot run (a file
 viewer, a printed page) the same cell shows the picture as it first was.
@@ -7,13 +7,18 @@ viewer, a printed page) the same cell shows the picture as it first was.
 from __future__ import annotations
 
 import copy
+import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import ipywidgets
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
+import traitlets
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lgekit import anatomy, plots
@@ -22,6 +27,41 @@ from lgekit.reports import canonical_text
 from lgekit.standardize import StandardizeShortAxis
 from lgekit.studies import Cohort, Study
 
+RUN_SCORES = ("balanced_accuracy", "sensitivity", "specificity", "auc", "auc_walls", "auc_slices")
+WORST = 5  # studies that the run browser lists
+
+
+class Picture(ipywidgets.Image):
+    """An image with a title; the front end reads a description before it sets one, and images have none."""
+
+    description = traitlets.Unicode("").tag(sync=True)
+
+
+class Choices(ipywidgets.HBox):
+    """Any number of options, each a button. A list box would lose its arrow keys to JupyterLab's own shortcuts.
+
+    Attributes:
+        value: the chosen options, in their order.
+    """
+
+    value = traitlets.Tuple()
+
+    def __init__(self, options: Sequence[str], value: Sequence[str], description: str):
+        width = ipywidgets.Layout(width="auto")
+        self._buttons = [ipywidgets.ToggleButton(description=option, layout=width) for option in options]
+        super().__init__([ipywidgets.Label(description), *self._buttons])
+        self.observe(self._press, names="value")
+        self.value = tuple(value)
+        for button in self._buttons:
+            button.observe(self._read, names="value")
+
+    def _press(self, change) -> None:
+        for button in self._buttons:
+            button.value = button.description in change["new"]
+
+    def _read(self, change) -> None:
+        self.value = tuple(button.description for button in self._buttons if button.value)
+
 
 class Explorable:
     """A widget with a still: front ends that know widgets show the widget, all others the picture.
@@ -29,13 +69,14 @@ class Explorable:
     Attributes:
         box: the ipywidgets box; its controls are in ``controls``.
         controls: name → widget, for tests and for the keyboard.
-        picture: the image widget.
+        picture: the image widget; ``alt``, what it shows, is its title for those who cannot see it.
         text: the HTML widget under it.
     """
 
-    def __init__(self, controls: dict[str, ipywidgets.Widget], draw: Callable[..., tuple[Figure, str]]):
+    def __init__(self, controls: dict[str, ipywidgets.Widget], draw: Callable[..., tuple[Figure, str]], alt: str):
         self.controls = controls
-        self.picture, self.text = ipywidgets.Image(format="png"), ipywidgets.HTML()
+        as_drawn = ipywidgets.Layout(align_self="flex-start", max_width="100%")
+        self.picture, self.text = Picture(format="png", tooltip=alt, layout=as_drawn), ipywidgets.HTML()
         self._draw = draw
         for control in controls.values():
             control.observe(self._update, names="value")
@@ -47,7 +88,7 @@ class Explorable:
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=80)
         plt.close(figure)
-        self.picture.value, self.text.value = buffer.getvalue(), text
+        self.text.value, self.picture.value = text, buffer.getvalue()
 
     def _repr_mimebundle_(self, **options):
         from base64 import b64encode
@@ -55,6 +96,15 @@ class Explorable:
         bundle = self.box._repr_mimebundle_(**options)
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         return dict(data or {}) | {"image/png": b64encode(self.picture.value).decode()}
+
+
+def _pictures(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    """Axes for pictures alone at fixed places: finding the places anew would take as long as the drawing."""
+    figure, axes = plt.subplots(rows, columns, figsize=size, layout="none")
+    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.03, hspace=0.15)
+    for axis in axes.flat:
+        axis.axis("off")
+    return figure, axes
 
 
 def orientation_explorer(study: Study) -> Explorable:
@@ -74,7 +124,7 @@ def orientation_explorer(study: Study) -> Explorable:
         shown = frame(moved)
         index = plots.most_telling_slice(shown)
         segments = anatomy.segment_map(shown.label_map, shown.spacing_mm, shown["landmarks"])[:, :, index]
-        figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.2))
+        figure, axes = _pictures(1, 2, (6.4, 3.2))
         plots.draw_slice(axes[0], shown, index)
         axes[1].imshow(np.ma.masked_equal(segments.T, 0), cmap="tab20", vmin=1, vmax=20)
         axes[0].set_title("standard frame")
@@ -86,7 +136,7 @@ def orientation_explorer(study: Study) -> Explorable:
         "error": ipywidgets.IntSlider(0, -180, 180, 5, description="turn (deg)", continuous_update=False),
         "mirrored": ipywidgets.Checkbox(False, description="take it for mirrored"),
     }
-    return Explorable(controls, draw)
+    return Explorable(controls, draw, "A slice in the standard frame, and its AHA segments")
 
 
 def scar_painter(study: Study) -> Explorable:
@@ -100,7 +150,7 @@ def scar_painter(study: Study) -> Explorable:
     frame = StandardizeShortAxis(pixels=96)
 
     def draw(walls: Sequence[str], levels: Sequence[str], depth: str, transmurality: int, no_reflow: bool):
-        figure, axes = plt.subplots(1, 3, figsize=(9, 3.2))
+        figure, axes = _pictures(1, 3, (9, 3.2))
         if not walls or not levels:
             return figure, "Choose at least one wall and one level."
         whole = 100 if depth == "transmural" else transmurality
@@ -114,16 +164,16 @@ def scar_painter(study: Study) -> Explorable:
             plots.draw_slice(axis, shown, plots.most_telling_slice(after), contours)
         for axis, title in zip(axes, ("before", "after", "mask"), strict=True):
             axis.set_title(title)
-        return figure, painted["report"]
+        return figure, f'<div style="white-space: pre-line">{html.escape(str(painted["report"]))}</div>'
 
     controls = {
-        "walls": ipywidgets.SelectMultiple(options=WALLS, value=("inferior",), description="walls", rows=6),
-        "levels": ipywidgets.SelectMultiple(options=LEVELS[:3], value=("mid",), description="levels", rows=3),
-        "depth": ipywidgets.Dropdown(options=DEPTHS, value="subendocardial", description="depth"),
+        "walls": Choices(WALLS, ("inferior",), "walls"),
+        "levels": Choices(LEVELS[:3], ("mid",), "levels"),
+        "depth": ipywidgets.ToggleButtons(options=DEPTHS, value="subendocardial", description="depth"),
         "transmurality": ipywidgets.IntSlider(50, 20, 75, 5, description="% of wall", continuous_update=False),
         "no_reflow": ipywidgets.Checkbox(False, description="no-reflow"),
     }
-    return Explorable(controls, draw)
+    return Explorable(controls, draw, "A slice before and after the scar is painted, and the scar's outline")
 
 
 def which_is_real(cohort: Cohort, random_scar, pairs: int = 4, seed: int = 0) -> Explorable:
@@ -139,19 +189,18 @@ def which_is_real(cohort: Cohort, random_scar, pairs: int = 4, seed: int = 0) ->
     known = [study for study in cohort.studies if study["findings"] is not None and study.get("landmarks") is not None]
     real = [study for study in known if study["findings"].present][:pairs]
     painted = [random_scar(study) for study in known if not study["findings"].present][:pairs]
-    shown = [(study, True) for study in real] + [(study, False) for study in painted]
+    shown = [(frame(study), True) for study in real] + [(frame(study), False) for study in painted]
     order = [shown[index] for index in generator.permutation(len(shown))]
 
     def draw(answer: bool) -> tuple[Figure, str]:
-        figure, axes = plt.subplots(2, -(-len(order) // 2), figsize=(9, 4.6), squeeze=False)
-        for axis in axes.flat:
-            axis.axis("off")
+        figure, axes = _pictures(2, -(-len(order) // 2), (9, 4.6))
         for number, (axis, (study, is_real)) in enumerate(zip(axes.flat, order, strict=False), 1):
-            plots.draw_slice(axis, frame(study), plots.most_telling_slice(frame(study)), contours=answer)
+            plots.draw_slice(axis, study, plots.most_telling_slice(study), contours=answer)
             axis.set_title((f"{number}: cohort" if is_real else f"{number}: painted") if answer else str(number))
         return figure, "" if answer else "Which are painted? Tick the box for the answer."
 
-    return Explorable({"answer": ipywidgets.Checkbox(False, description="show the answer")}, draw)
+    controls = {"answer": ipywidgets.Checkbox(False, description="show the answer")}
+    return Explorable(controls, draw, "Slices with scar, some of the cohort and some painted")
 
 
 def prompt_playground(detector, cohort: Cohort) -> Explorable:
@@ -166,20 +215,98 @@ def prompt_playground(detector, cohort: Cohort) -> Explorable:
 
     def draw(sentence: str, study: str) -> tuple[Figure, str]:
         studies, slices = detector.similarity(embedded, sentence)
-        figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), width_ratios=(2, 1.2, 2))
+        figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), width_ratios=(2, 1.2, 2), layout="none")
+        figure.subplots_adjust(left=0.13, right=0.99, bottom=0.17, top=0.9, wspace=0.4)
         index = names.index(study)
         axes[0].barh(names, studies, color=["#E69F00" if name == study else "#0072B2" for name in names])
         axes[0].set(xlabel="cosine similarity")
         axes[0].tick_params(axis="y", labelsize=7)
+        axes[0].locator_params(axis="x", nbins=4)
         best = int(np.nanargmax(slices[index]))
         plots.draw_slice(axes[1], cohort.studies[index], best, contours=False)
         axes[1].set_title(f"slice {best + 1}")
         axes[2].bar(np.arange(1, len(slices[index]) + 1), slices[index], color="#009E73")
         axes[2].set(xlabel="slice", ylabel="cosine similarity")
-        return figure, f"“{sentence}” and {study}: {studies[index]:.2f}"
+        return figure, f"“{html.escape(sentence)}” and {study}: {studies[index]:.2f}"
 
     controls = {
         "sentence": ipywidgets.Text("Subendocardial scar of the inferior wall.", description="sentence"),
-        "study": ipywidgets.Dropdown(options=names, description="study"),
+        # its name stands under the picture: the slider's own read-out would cut it off
+        "study": ipywidgets.SelectionSlider(options=names, description="study", continuous_update=False, readout=False),
     }
-    return Explorable(controls, draw)
+    return Explorable(controls, draw, "Similarity of the sentence with each study and with each slice of one")
+
+
+def run_browser(file: str | Path) -> Explorable:
+    """Pick a row and a seed of a grid: scores, training, predictions and worst cases of that run.
+
+    Args:
+        file: the grid's YAML file, a grid of notebook 05. Runs that end later are found when they are chosen.
+
+    Raises:
+        InputError: as `lgekit.grid_file.load_grid`.
+    """
+    from lgekit.grid_file import load_grid
+    from lgekit.results import load_metrics
+
+    grid = load_grid(file)
+    runs = {(run.row, *run.axes.values()): grid.folder / run.id for run in grid.runs}
+
+    def draw(**choice) -> tuple[Figure, str]:
+        folder = runs[tuple(choice.values())]
+        figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="none")
+        figure.subplots_adjust(left=0.13, right=0.98, bottom=0.17, top=0.9, wspace=0.4)
+        scores = load_metrics(folder)
+        if scores is None:
+            for axis in axes:
+                axis.axis("off")
+            return figure, f"This run is not done. Start the grid: lgekit grid run {Path(file).name}"
+        _draw_scores(axes[0], scores)
+        _draw_training(axes[1], pd.read_csv(folder / "history.csv"))
+        known = pd.read_csv(folder / "predictions.csv").dropna(subset=["scar"])
+        worst = (known["p_lge"] - known["scar"].astype(float)).abs().nlargest(WORST).index
+        _draw_predictions(axes[2], known, worst)
+        words = pd.read_csv(folder / "captions.csv")[["study_id", "caption", "truth"]]
+        cases = known.loc[worst, ["study_id", "p_lge"]].merge(words, on="study_id", how="left").fillna("")
+        cases.insert(0, "", range(1, len(cases) + 1))
+        table = cases.to_html(index=False, float_format="{:.2f}".format, border=0)
+        return figure, f"Worst cases, those farthest from the truth (numbered in the picture):{table}"
+
+    first = next((choice for choice, folder in runs.items() if load_metrics(folder) is not None), next(iter(runs)))
+    controls = {
+        name: ipywidgets.ToggleButtons(options=list(dict.fromkeys(values)), value=start, description=name)
+        for name, values, start in zip(("row", *grid.runs[0].axes), zip(*runs, strict=True), first, strict=True)
+    }
+    return Explorable(controls, draw, "Scores, training curves and predictions of one run")
+
+
+def _draw_scores(axis: Axes, scores: Mapping[str, float]) -> None:
+    """Scores from 0 to 1 with their intervals, where they have one."""
+    names = [name for name in RUN_SCORES if name in scores]
+    for place, name in enumerate(names):
+        axis.plot(scores[name], place, "o", color="#0072B2")
+        axis.plot([scores.get(f"{name}_{end}", np.nan) for end in ("low", "high")], [place, place], color="#0072B2")
+    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=8)
+    axis.set(xlim=(0, 1.03), xlabel="95 % interval over patients", title="scores")
+    axis.invert_yaxis()
+
+
+def _draw_training(axis: Axes, history: pd.DataFrame) -> None:
+    for name, style in (("contrastive", "-"), ("validation_contrastive", "--"), ("caption", ":")):
+        if name in history:
+            axis.plot(history["epoch"], history[name], style, label=name.replace("_", " "))
+    axis.set(xlabel="epoch", ylabel="loss (nats)", title="training")
+    axis.legend(fontsize=7, frameon=False)
+
+
+def _draw_predictions(axis: Axes, known: pd.DataFrame, worst: pd.Index) -> None:
+    """Every study's probability of scar beside the truth; the worst ones numbered in orange."""
+    truth = known["scar"].astype(bool)
+    spread = pd.Series(np.linspace(-0.3, 0.3, len(known)), known.index) + truth
+    axis.scatter(spread, known["p_lge"], s=12, color="#0072B2")
+    axis.scatter(spread[worst], known.loc[worst, "p_lge"], s=20, color="#E69F00")
+    for number, index in enumerate(worst, 1):
+        axis.annotate(str(number), (spread[index], known["p_lge"][index]), fontsize=8)
+    axis.axhline(0.5, color="gray", linestyle=":")
+    axis.set_xticks([0, 1], ["no scar", "scar"])
+    axis.set(ylim=(-0.03, 1.03), ylabel="probability of scar", title="predictions")

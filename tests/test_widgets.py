@@ -1,10 +1,19 @@
 """Widgets answer: moving a control changes picture and words; the still is there where widgets are not."""
 
+import re
+import shutil
+import time
+
+import pandas as pd
 import pytest
 import torch
+from tiny_notebook import write_notebook
 
 from lgekit import widgets
+from lgekit.findings import WALLS
+from lgekit.grid import load_grid
 from lgekit.phantom import phantom_cohort
+from lgekit.results import save_run
 from lgekit.scars import RandomScar
 
 
@@ -13,8 +22,31 @@ def cohort():
     return phantom_cohort(studies=10, seed=5, slices=8)
 
 
+@pytest.fixture
+def grid(tmp_path):
+    """A grid of two rows and two seeds; all runs but the last are done. Study 0 is the worst: called scar, has none."""
+    write_notebook(tmp_path / "tiny.ipynb")
+    file = tmp_path / "toy.yaml"
+    file.write_text("notebook: tiny.ipynb\nrows: {full: {}, shifted: {shift: true}}\nseeds: [0, 1]\n")
+    for number, run in enumerate(load_grid(file).runs[:3]):
+        names = [f"S{number}_{study}" for study in range(8)]
+        scar = [study % 2 == 1 for study in range(8)]
+        p_lge = [0.9, 0.6, 0.05, 0.7, 0.1, 0.95, 0.2, 0.99]
+        predictions = pd.DataFrame({"study_id": names, "scar": scar, "p_lge": p_lge})
+        history = pd.DataFrame({"epoch": [1, 2], "contrastive": [2.0, 1.0 / (number + 1)], "caption": [3.0, 2.0]})
+        captions = pd.DataFrame(
+            {"study_id": names, "caption": "a <b> scar", "truth": "No enhancement.", "right": False}
+        )
+        scores = {"auc": 0.8, "auc_low": 0.6, "auc_high": 0.9 + number / 100}
+        folder = load_grid(file).folder / run.id
+        save_run(folder, scores, predictions=predictions, history=history, tables={"captions": captions})
+    return file
+
+
 def move(explorable: widgets.Explorable, control: str, value) -> tuple[bytes, str]:
+    started = time.perf_counter()
     explorable.controls[control].value = value
+    print(f"{control} = {value}: {1000 * (time.perf_counter() - started):.0f} ms")
     return explorable.picture.value, explorable.text.value
 
 
@@ -33,6 +65,8 @@ def test_scar_painter_paints_what_is_asked_for_and_says_so(cohort):
     before = painter.picture.value
     picture, words = move(painter, "walls", ("anterior",))
     assert picture != before and "anterior" in words.lower()
+    painter.controls["walls"].children[-1].value = True  # the reader presses a button
+    assert painter.controls["walls"].value == ("anterior", WALLS[-1])
     assert "Choose at least one wall" in move(painter, "walls", ())[1]
 
 
@@ -47,3 +81,23 @@ def test_a_still_picture_is_in_the_cell_for_front_ends_without_widgets(cohort):
     bundle = widgets.orientation_explorer(cohort.studies[0])._repr_mimebundle_()
     assert bundle["image/png"].startswith("iVBOR")
     assert "application/vnd.jupyter.widget-view+json" in bundle
+
+
+def test_the_run_browser_shows_each_run_with_its_worst_cases(grid):
+    browser = widgets.run_browser(grid)
+    cells = re.findall("<td>(.*?)</td>", browser.text.value)
+    assert cells[1::5] == ["S0_0", "S0_1", "S0_3", "S0_6", "S0_4"]
+    assert cells[2::5] == ["0.90", "0.60", "0.70", "0.20", "0.10"]
+    assert set(cells[3::5]) == {"a &lt;b&gt; scar"} and set(cells[4::5]) == {"No enhancement."}
+    before = browser.picture.value
+    picture, words = move(browser, "row", "shifted")
+    assert picture != before and "S2_0" in words and "S0_0" not in words
+    assert "is not done" in move(browser, "seed", 1)[1]
+    assert "S1_0" in move(browser, "row", "full")[1]
+
+
+def test_the_run_browser_opens_on_a_run_that_is_done(grid):
+    first, *_ = load_grid(grid).runs
+    shutil.rmtree(load_grid(grid).folder / first.id)
+    browser = widgets.run_browser(grid)
+    assert browser.controls["seed"].value == 1 and "S1_0" in browser.text.value
