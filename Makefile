@@ -3,10 +3,11 @@ PYTHON ?= python3
 SIZE ?= laptop
 COHORT ?=
 SEED ?= 0
+MODEL_DIR ?=
 export LGEKIT_CACHE ?= $(CURDIR)/papermill_runs/.cache
 BIN := .venv/bin
 
-.PHONY: workbook test test-slow setup lab figures bench lint clean help
+.PHONY: workbook test test-slow test-browser setup lab app figures bench lint clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -30,14 +31,21 @@ figures: setup   ## redraw figures/ from the CSV beside each figure
 lab: setup       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
+# voila.json there keeps the page from asking another machine for fonts
+app: setup       ## scar painter and prompt playground without code (MODEL_DIR=what `lgekit fit` wrote)
+	MODEL_DIR=$(abspath $(MODEL_DIR)) $(BIN)/voila notebooks/apps --Voila.config_file_paths=notebooks/apps
+
 lint: setup      ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy lgekit
 
-test: lint       ## lint, types and every test but the slow ones, a smoke run of all notebooks among them
-	$(BIN)/pytest -m "not slow"
+test: lint       ## lint, types and every test but the slow and the browser ones, a smoke run of all notebooks among them
+	$(BIN)/pytest -m "not slow and not browser"
 
 test-slow: setup ## the slow tests
 	$(BIN)/pytest -m slow
+
+test-browser: setup  ## JupyterLab and the apps in Chromium; screenshots in papermill_runs/browser/
+	$(BIN)/pytest -m browser -s
 
 bench: setup     ## the benchmark table, into figures/bench.csv
 	$(BIN)/python -m lgekit.bench
