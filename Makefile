@@ -7,7 +7,7 @@ MODEL_DIR ?=
 export LGEKIT_CACHE ?= $(CURDIR)/papermill_runs/.cache
 BIN := .venv/bin
 
-.PHONY: workbook test test-slow test-browser setup lab app figures bench lint clean help
+.PHONY: workbook test test-slow test-browser setup site lab app figures bench lint clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,6 +27,9 @@ workbook: setup  ## run notebooks 00-07 in order (SIZE=smoke|laptop|paper COHORT
 
 figures: setup   ## redraw figures/ from the CSV beside each figure
 	$(BIN)/lgekit figures
+
+site: setup      ## the workbook as a web site, in _site/ (nothing is fetched, every link is checked)
+	$(BIN)/python notebooks/site/build.py
 
 lab: setup       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
@@ -51,6 +54,6 @@ bench: setup     ## the benchmark table, into figures/bench.csv
 	$(BIN)/python -m lgekit.bench
 
 clean:           ## remove the environment, the runs and the caches; grids, figures and notebooks stay
-	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv _site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find papermill_runs -mindepth 1 -maxdepth 1 ! -name grids -exec rm -rf {} +
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,16 +1,16 @@
 """Ablation grids: a YAML file → runs of one notebook → Papermill on Dask → one tidy table.
 
-```yaml
-notebook: notebooks/05_clip_captioning.ipynb     # from the project's folder, as are the paths in SPECs
-parameters: {cohort: "phantom:studies=965,seed=0"}   # of every run
-rows:                                            # the rows of the ablation table
-  full: {}
-  no_caption: {caption_weight: 0}
-seeds: [0, 1, 2]                                 # the notebook's parameter `seed`
-folds: 5                                         # optional: parameters `folds` = 5 and `fold` = 0 … 4
-axes: {studies: [50, 100]}                       # optional: any further parameter, crossed with the rest
-timeout: 3600                                    # optional: seconds a run may take
-```
+A grid file::
+
+    notebook: notebooks/05_clip_captioning.ipynb     # from the project's folder, as are the paths in SPECs
+    parameters: {cohort: "phantom:studies=965,seed=0"}   # of every run
+    rows:                                            # the rows of the ablation table
+      full: {}
+      no_caption: {caption_weight: 0}
+    seeds: [0, 1, 2]                                 # the notebook's parameter `seed`
+    folds: 5                                         # optional: parameters `folds` = 5 and `fold` = 0 … 4
+    axes: {studies: [50, 100]}                       # optional: any further parameter, crossed with the rest
+    timeout: 3600                                    # optional: seconds a run may take
 
 A run is known by the hash of all it depends on: the notebook's code, its parameters, the library's code and the
 cohort. What is done is never run again; what changed is. Runs lie in ``papermill_runs/<name of the file>/<run id>/``.

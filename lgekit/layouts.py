@@ -163,10 +163,12 @@ def parse_landmarks(anterior: str, inferior: str, confidence: object, where: str
 
 
 def acdc(path: str) -> Listing:
-    """ACDC (Bernard et al., IEEE TMI 2018): cine, with RV; both labelled frames of a patient are studies::
+    """ACDC (Bernard et al., IEEE TMI 2018): cine, with RV; both labelled frames of a patient are studies.
 
-    [training/|testing/]patient001/patient001_frame01.nii.gz
-    [training/|testing/]patient001/patient001_frame01_gt.nii.gz   optional
+    Layout::
+
+        [training/|testing/]patient001/patient001_frame01.nii.gz
+        [training/|testing/]patient001/patient001_frame01_gt.nii.gz   optional
 
     The header is nominal, but the stacks lie as the standard display shows them, not mirrored; so the RV label gives
     both insertion points.
@@ -233,11 +235,13 @@ def _labelled_frames(mask: Path) -> tuple[int, ...]:
 
 
 def myops(path: str) -> Listing:
-    """MyoPS 2020 (Li et al., Medical Image Analysis 2023) and MyoPS++ (CARE); the LGE image and the gold mask::
+    """MyoPS 2020 (Li et al., Medical Image Analysis 2023) and MyoPS++ (CARE): the LGE image and the gold mask.
 
-    train25/myops_training_101_DE.nii.gz   train25_myops_gd/myops_training_101_gd.nii.gz
-    test20/myops_test_201_DE.nii.gz
-    Case3001/Case3001_LGE.nii.gz           Case3001/Case3001_gd.nii.gz
+    Layout::
+
+        train25/myops_training_101_DE.nii.gz   train25_myops_gd/myops_training_101_gd.nii.gz
+        test20/myops_test_201_DE.nii.gz
+        Case3001/Case3001_LGE.nii.gz           Case3001/Case3001_gd.nii.gz
     """
     root = folder(path)
     masks = {file.name.split("_gd.nii")[0]: file for file in root.glob("**/*_gd.nii*")}

@@ -188,7 +188,7 @@ def run_workbook(
     figures = figures or (root / "figures" if kind == "phantom" else root / "figures" / kind)
     folder.mkdir(parents=True, exist_ok=True)
     choices = {"size": size, "cohort": cohort, "seed": seed}
-    own = {NOTEBOOKS[5]: {"compare_with": COMPARED[size]}, NOTEBOOKS[-1]: {"figures": str(figures)}}
+    own = {NOTEBOOKS[5]: {"compare_with": COMPARED[size]}, NOTEBOOKS[7]: {"figures": str(figures)}}
     chosen = [name for name in NOTEBOOKS if not only or name in only or name[:2] in only]
     for number, name in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {name}", flush=True)

@@ -23,7 +23,9 @@ class Reading:
 
     Attributes:
         presence: `(studies,)`.
-        walls, levels, depths: `(studies, labels)`, in the order of the prompts.
+        walls: `(studies, labels)`, in the order of the prompts.
+        levels: likewise.
+        depths: likewise.
         slices: `(studies, slices)` presence of each slice as if it were the whole study; NaN where padding.
         attention: `(studies, slices)` share of each slice in the study embedding; sums to 1.
     """

@@ -69,7 +69,8 @@ def test_every_import_is_of_a_declared_dependency():
     """A package that only happens to be installed is missing from a fresh environment."""
     declared = {canonicalize_name(requirement.name) for requirement in WANTED}
     distributions = packages_distributions()
-    sources = {str(file): file.read_text() for folder in ("lgekit", "tests") for file in (ROOT / folder).glob("*.py")}
+    folders = ("lgekit", "tests", "notebooks/site")
+    sources = {str(file): file.read_text() for folder in folders for file in (ROOT / folder).glob("*.py")}
     for file in [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" / "apps").glob("*.ipynb")]:
         cells = nbformat.read(file, as_version=4).cells
         sources[str(file)] = "\n".join(cell.source for cell in cells if cell.cell_type == "code")

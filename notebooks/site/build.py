@@ -1,0 +1,201 @@
+"""Build the site: ``make site``, or ``python notebooks/site/build.py [--out FOLDER]``.
+
+The pages are gathered in a temporary folder: this folder's own, README.md and its neighbours, every notebook as it was
+last executed by ``make workbook`` (as it is stored where it was not), and a page of ``figures/``. Then Sphinx makes
+HTML of them, warnings are errors, and every link within the site is followed. Nothing is fetched from the network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pandas as pd
+from bs4 import BeautifulSoup
+from sphinx.cmd.build import build_main
+
+SITE = Path(__file__).resolve().parent
+ROOT = SITE.parents[1]
+DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
+LONGEST_ALT = 250
+ABOVE_RUNS = re.compile(r"/\S*/papermill_runs/")
+LARGEST_TABLE = (12, 8)  # rows and columns that a page shows; larger ones are there to download
+
+
+def gather(source: Path, executed: Path, stored: Path = ROOT / "notebooks", figures: Path = ROOT / "figures") -> None:
+    """Write the pages' sources.
+
+    Args:
+        source: a new folder.
+        executed: the folder of the last ``make workbook``; it may be missing.
+        stored: the notebooks without outputs.
+        figures: pictures with their tables, and ``captions.json``.
+    """
+    shutil.copytree(SITE, source, ignore=shutil.ignore_patterns("*.py", "_*"))
+    for name in DOCUMENTS:
+        shutil.copyfile(ROOT / name, source / name)
+    shutil.copytree(figures, source / "figures", ignore=lambda folder, names: [n for n in names if "." not in n])
+    (source / "figures.md").write_text((SITE / "figures.md").read_text("utf-8") + figure_list(figures), "utf-8")
+    (source / "notebooks").mkdir()
+    for path in sorted(stored.glob("*.ipynb")):
+        nbformat.write(notebook_page(path, executed), source / "notebooks" / path.name)
+
+
+def notebook_page(stored: Path, executed: Path) -> nbformat.NotebookNode:
+    """A notebook as the site shows it: with outputs where there are any, alt text, solutions folded away."""
+    plain = nbformat.read(stored, as_version=4)
+    run = executed / stored.name
+    page = nbformat.read(run, as_version=4) if run.exists() else plain
+    page.metadata.pop("widgets", None)  # drawing them needs a kernel; each has a still picture
+    page.cells = [cell for cell in page.cells if "injected-parameters" not in tags(cell)]
+    note = origin(page, plain, executed / stored.stem)
+    heading, prose = "", ""
+    for cell in page.cells:
+        if cell.cell_type == "markdown":
+            heading, prose = heading_and_prose(cell.source, heading)
+            continue
+        cell.metadata["mystnb"] = {"image": {"alt": alt_text(heading, prose)}}
+        cell.outputs = [output for output in cell.outputs if shown(output)]
+        for output in cell.outputs:
+            if "text" in output:  # where the checkout lies is nobody's business
+                output.text = ABOVE_RUNS.sub("papermill_runs/", output.text)
+        if "solution" in tags(cell):
+            cell.metadata.tags.append("hide-cell")
+    page.cells.insert(1, nbformat.v4.new_markdown_cell(f":::{{note}}\n{note}\n:::\n"))
+    return page
+
+
+def tags(cell: nbformat.NotebookNode) -> Sequence[str]:
+    return cell.metadata.get("tags", [])
+
+
+def shown(output: nbformat.NotebookNode) -> bool:
+    """Not what a browser cannot show: progress bars, widgets without a still, warnings of other packages."""
+    widget_alone = (
+        "application/vnd.jupyter.widget-view+json" in output.get("data", {}) and "image/png" not in output.data
+    )
+    return not widget_alone and output.get("name") != "stderr"
+
+
+def origin(page: nbformat.NotebookNode, plain: nbformat.NotebookNode, results: Path) -> str:
+    """Where the outputs of a page come from, in a sentence or two."""
+    if page is plain:
+        return "Shown without outputs, for the workbook has not been run to here: `make workbook`."
+    chosen = json.loads((results / "params.json").read_text("utf-8"))
+    cohort = f"`{chosen['cohort']}`" if chosen["cohort"] else "the phantom"
+    text = f"Outputs of a run on {cohort}, size `{chosen['size']}`, seed {chosen['seed']}."
+    if chosen["cohort"] and not chosen["cohort"].startswith("phantom:"):
+        text += " **Pictures of real studies: this page is for your own eyes, unless the data's licence allows more.**"
+    if [cell.source for cell in page.cells] != [cell.source for cell in plain.cells]:
+        text += " The notebook has changed since; the text here is the one that was run."
+    return text
+
+
+def heading_and_prose(markdown: str, heading: str) -> tuple[str, str]:
+    """The last heading so far and the first paragraph under it, as plain words."""
+    lines = markdown.strip().splitlines()
+    headings = [line.lstrip("# ") for line in lines if line.startswith("#")]
+    prose = [line for line in lines if line and not line.startswith(("#", "|", "```", "- "))]
+    return plain_words(headings[-1] if headings else heading), plain_words(prose[-1] if prose else "")
+
+
+def plain_words(markdown: str) -> str:
+    return re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", markdown).replace("*", "").replace("`", "").strip()
+
+
+def alt_text(heading: str, prose: str) -> str:
+    """What a picture shows, from the words that stand above it: whole sentences up to a length."""
+    words = heading.rstrip(".?!:") + ". "
+    for sentence in re.split(r"(?<=[.:?!]) ", prose):
+        if len(words) + len(sentence) > LONGEST_ALT:
+            break
+        words += sentence + " "
+    return words.strip().rstrip(":") or "Output of the cell above"
+
+
+def figure_list(figures: Path) -> str:
+    """Every figure with its caption (its alt text too) and its table, as MyST."""
+    captions = json.loads((figures / "captions.json").read_text("utf-8"))
+    parts = []
+    for picture in sorted(figures.glob("*.png")):
+        name, table = picture.stem, picture.with_suffix(".csv")
+        parts += [f"\n## {name.replace('_', ' ').capitalize()}\n"]
+        parts += [
+            f"```{{figure}} figures/{name}.png\n:alt: {captions[name]}\n:name: figure-{name}\n{captions[name]}\n```\n"
+        ]
+        links = [
+            f"{{download}}`{path.suffix[1:].upper()} <figures/{path.name}>`"
+            for path in sorted(figures.glob(f"{name}.*"))
+        ]
+        parts += ["Download: " + ", ".join(links) + ".\n"]
+        shape = pd.read_csv(table).shape
+        if shape[0] <= LARGEST_TABLE[0] and shape[1] <= LARGEST_TABLE[1]:
+            parts += [f"```{{csv-table}} The numbers of this figure\n:file: figures/{name}.csv\n:header-rows: 1\n```\n"]
+    return "\n".join(parts)
+
+
+def broken_links(site: Path) -> list[str]:
+    """Follow every link within the built pages: ``page: link`` for each that leads nowhere or would be fetched.
+
+    Args:
+        site: a folder of HTML. Links to other sites are not followed; scripts, styles and pictures must not have any.
+    """
+    pages = {
+        path: BeautifulSoup(path.read_text("utf-8"), "html.parser")
+        for path in sorted(site.rglob("*.html"))
+        if "_static" not in path.parts
+    }
+    anchors = {path: {tag["id"] for tag in soup.find_all(id=True)} for path, soup in pages.items()}
+    broken = []
+    for path, soup in pages.items():
+        for tag in soup.find_all(["a", "link", "script", "img"]):
+            link = tag.get("href") or tag.get("src")
+            if not link or link.startswith(("data:", "mailto:")):
+                continue
+            parts = urlsplit(link)
+            target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            if parts.scheme or parts.netloc:
+                wrong = tag.name != "a"
+            else:
+                wrong = not target.is_file() or bool(
+                    parts.fragment and unquote(parts.fragment) not in anchors.get(target, ())
+                )
+            if wrong:
+                broken.append(f"{path.relative_to(site)}: {link}")
+    return broken
+
+
+def build(out: Path, executed: Path = ROOT / "papermill_runs" / "workbook", **where: Path) -> int:
+    """Gather, build and check; 0, or what the command line should exit with."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "source"
+        gather(source, executed, **where)
+        made = Path(scratch) / "html"
+        arguments = ["-b", "html", "-q", "-W", "--keep-going", "-c", str(SITE), "-d", f"{scratch}/doctrees"]
+        if code := build_main([*arguments, str(source), str(made)]):
+            return code
+        if broken := broken_links(made):
+            print("links that lead nowhere:", *broken, sep="\n  ", file=sys.stderr)
+            return 1
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.move(made, out)
+    print(f"the site is in {out}; open {out}/index.html")
+    return 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ROOT / "_site", help="folder of the site, replaced whole")
+    parser.add_argument(
+        "--executed", type=Path, default=ROOT / "papermill_runs" / "workbook", help="executed notebooks"
+    )
+    chosen = parser.parse_args()
+    sys.exit(build(chosen.out, chosen.executed))

@@ -1,0 +1,104 @@
+"""What the documents tell a reader to type exists: commands and options of lgekit, targets and settings of make."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import typer.main
+import yaml
+
+from lgekit.cli import app
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "notebooks" / "site").glob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ISSUE_FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
+TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
+SETTINGS = set(re.findall(r"^([A-Z]+) \?=", MAKEFILE, re.MULTILINE))
+CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+
+
+def text_of(path: Path) -> str:
+    if path.suffix != ".ipynb":
+        return path.read_text("utf-8")
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+
+
+def code_lines(text: str) -> list[str]:
+    """Lines of code blocks and words in code marks, without comments."""
+    pieces = [piece.strip("`") for piece in CODE.findall(text)]
+    return [line.split("#")[0].strip() for piece in pieces for line in piece.splitlines()]
+
+
+def unknown_to_lgekit(line: str) -> list[str]:
+    """Commands and options in a line ``lgekit …`` that the command line does not have."""
+    words = re.match(r"(?:\S*/)?lgekit (.*)", line)
+    if not words:
+        return []
+    command, unknown = typer.main.get_command(app), []
+    for word in words[1].split():
+        if hasattr(command, "commands"):
+            if word in command.commands:
+                command = command.commands[word]
+                continue
+            if re.fullmatch(r"[a-z]+", word):
+                return [word]
+        if re.fullmatch(r"--[a-z-]+", word) and word not in {option for p in command.params for option in p.opts}:
+            unknown.append(word)
+    return unknown
+
+
+def unknown_to_make(line: str) -> list[str]:
+    """Targets and settings in a line ``make …`` that the Makefile does not have."""
+    if not line.startswith("make "):
+        return []
+    words = [word for word in line.split()[1:] if not word.startswith("-")]
+    named = [word.partition("=")[0] for word in words if re.fullmatch(r"[A-Z]+=.*|[a-z-]+", word)]
+    return [name for name in named if name not in TARGETS | SETTINGS]
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *NOTEBOOKS], ids=lambda path: path.name)
+def test_every_command_that_a_document_names_exists(path):
+    lines = code_lines(text_of(path))
+    assert not [(line, name) for line in lines for name in unknown_to_lgekit(line) + unknown_to_make(line)]
+
+
+def test_the_readme_names_every_command_and_nearly_every_target():
+    lines = "\n".join(code_lines(text_of(ROOT / "README.md")))
+    for command in typer.main.get_command(app).commands:
+        assert re.search(rf"lgekit {command}\b|make {command}\b", lines), command
+    for target in TARGETS - {"help", "lint"}:
+        assert f"make {target}" in lines, target
+
+
+def test_what_does_not_exist_is_found():
+    block = "lgekit grid sing FILE  # a comment\nlgekit fit SPEC model --fast\nmake workbook SPEED=9"
+    lines = code_lines(f"`lgekit dance`, `make tea`\n```\n{block}\n```")
+    found = [name for line in lines for name in unknown_to_lgekit(line) + unknown_to_make(line)]
+    assert sorted(found) == ["--fast", "SPEED", "dance", "sing", "tea"]
+    assert unknown_to_lgekit("lgekit grid run FILE --only full --dry-run") == []
+    assert unknown_to_make("make workbook SIZE=smoke") == []
+
+
+@pytest.mark.parametrize("path", [p for p in ISSUE_FORMS if p.stem != "config"], ids=lambda path: path.stem)
+def test_issue_forms_are_whole(path):
+    form = yaml.safe_load(path.read_text("utf-8"))
+    assert form["name"] and form["description"]
+    kinds = [field["type"] for field in form["body"]]
+    assert set(kinds) <= {"markdown", "input", "textarea", "checkboxes", "dropdown"} and len(kinds) >= 4
+    labels = [field["attributes"]["label"] for field in form["body"] if field["type"] != "markdown"]
+    assert len(labels) == len(set(labels))
+
+
+def test_the_lesson_plan_knows_every_notebook_and_its_exercises():
+    plan = text_of(ROOT / "notebooks" / "site" / "lesson_plan.md")
+    for path in NOTEBOOKS:
+        section = re.search(rf"^### {path.stem[:2]} · .+?(?=^##)", plan, re.MULTILINE | re.DOTALL)
+        assert section, path.stem
+        for part in ("Goals", "You should see", "Exercises"):
+            assert f"\n{part}\n:" in section[0], (path.stem, part)
+        named = re.findall(r"\*\*Exercise \d\*\* \((★+)", text_of(path))
+        assert re.findall(r"\d \((★+)\)", section[0]) == named, f"{path.stem}: difficulty of the exercises"

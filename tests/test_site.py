@@ -1,0 +1,165 @@
+"""The site: notebooks and documents, gathered and built without a network; every link within it leads somewhere."""
+
+import base64
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from bs4 import BeautifulSoup
+
+ROOT = Path(__file__).parents[1]
+SITE = ROOT / "notebooks" / "site"
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+RAN = NOTEBOOKS[2]
+DOT = base64.b64encode((ROOT / "figures" / "roc.png").read_bytes()).decode()
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"site_{name}", SITE / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+build = load("build")
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory) -> Path:
+    """A run of the workbook that got as far as one notebook: a picture, a widget, a progress bar, a warning, a path."""
+    folder = tmp_path_factory.mktemp("workbook")
+    notebook = nbformat.read(RAN, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "x"}, "text/plain": "box"}
+    code[3].outputs = [
+        nbformat.v4.new_output("display_data", {"image/png": DOT, "text/plain": "<Figure>"}),
+        nbformat.v4.new_output("display_data", widget),
+        nbformat.v4.new_output("display_data", {**widget, "image/png": DOT}),
+        nbformat.v4.new_output("stream", name="stderr", text="a warning of some package"),
+        nbformat.v4.new_output("stream", name="stdout", text="in /home/ada/lge/papermill_runs/workbook/x.yaml"),
+    ]
+    injected = nbformat.v4.new_code_cell("size = 'smoke'", metadata={"tags": ["injected-parameters"]})
+    notebook.cells.insert(2, injected)
+    nbformat.write(notebook, folder / RAN.name)
+    (folder / RAN.stem).mkdir()
+    (folder / RAN.stem / "params.json").write_text('{"cohort": "", "size": "smoke", "seed": 3}')
+    return folder
+
+
+class TestNotebookPages:
+    def test_a_notebook_that_was_not_run_says_so(self, executed):
+        page = build.notebook_page(NOTEBOOKS[0], executed)
+        assert "without outputs" in page.cells[1].source
+
+    def test_outputs_stay_where_a_browser_can_show_them(self, executed):
+        page = build.notebook_page(RAN, executed)
+        assert "size `smoke`, seed 3" in page.cells[1].source and "has changed" not in page.cells[1].source
+        outputs = [output for cell in page.cells for output in cell.get("outputs", [])]
+        assert ["image/png" in output.get("data", {}) for output in outputs] == [True, True, False]
+        assert outputs[-1].text == "in papermill_runs/workbook/x.yaml"
+        assert "injected-parameters" not in str(page)
+
+    def test_every_code_cell_has_alternative_text_from_the_words_above_it(self, executed):
+        page = build.notebook_page(RAN, executed)
+        texts = [cell.metadata.mystnb.image.alt for cell in page.cells if cell.cell_type == "code"]
+        assert all(len(text) > 8 for text in texts) and max(map(len, texts)) <= build.LONGEST_ALT
+        assert not re.search(r"[*`\n]", "".join(texts))
+
+    def test_solutions_are_folded_and_the_stored_notebook_is_left_alone(self, executed):
+        before = RAN.read_bytes()
+        page = build.notebook_page(RAN, executed)
+        assert sum("hide-cell" in build.tags(cell) for cell in page.cells) == 3
+        assert RAN.read_bytes() == before
+
+    def test_a_run_on_real_studies_or_on_an_older_text_is_marked(self, executed, tmp_path):
+        older = nbformat.read(executed / RAN.name, as_version=4)
+        older.cells[0].source += "\n\nOnce there was another line."
+        nbformat.write(older, tmp_path / RAN.name)
+        (tmp_path / RAN.stem).mkdir()
+        (tmp_path / RAN.stem / "params.json").write_text('{"cohort": "emidec:x", "size": "smoke", "seed": 0}')
+        note = build.notebook_page(RAN, tmp_path).cells[1].source
+        assert "licence" in note and "has changed since" in note
+
+
+def test_alternative_text_keeps_whole_sentences():
+    assert (
+        build.alt_text("The mean heart", "Before: a blur. After: a heart.")
+        == "The mean heart. Before: a blur. After: a heart."
+    )
+    assert build.alt_text("Why?", "A short one. " + "long " * 80) == "Why. A short one."
+
+
+def test_the_page_of_figures_shows_each_with_its_caption_as_alternative_text():
+    figures = ROOT / "figures"
+    text = build.figure_list(figures)
+    for name, caption in json.loads((figures / "captions.json").read_text("utf-8")).items():
+        assert f"figures/{name}.png" in text and f":alt: {caption}" in text and f"figures/{name}.csv" in text
+
+
+def test_broken_links_are_found(tmp_path):
+    (tmp_path / "two.html").write_text('<p id="here">x</p>')
+    good = '<a href="two.html#here">a</a> <a href="#top" id="top">b</a> <a href="https://arxiv.org/">c</a>'
+    (tmp_path / "one.html").write_text(good)
+    assert build.broken_links(tmp_path) == []
+    bad = ["three.html", "two.html#there", "#nowhere"]
+    fetched = ["https://example.org/a.js", "//example.org/b.js"]
+    anchors = "".join(f'<a href="{link}">x</a>' for link in bad)
+    scripts = "".join(f'<script src="{link}"></script>' for link in fetched)
+    (tmp_path / "one.html").write_text(anchors + scripts + '<img src="no.png">')
+    assert build.broken_links(tmp_path) == [f"one.html: {link}" for link in [*bad, *fetched, "no.png"]]
+
+
+@pytest.fixture(scope="module")
+def site(executed, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("site") / "html"
+    assert build.build(out, executed) == 0, "warnings are errors: see above"
+    return out
+
+
+def soup_of(site: Path, name: str) -> BeautifulSoup:
+    return BeautifulSoup((site / f"{name}.html").read_text("utf-8"), "html.parser")
+
+
+@pytest.mark.timeout(1800)
+class TestBuilt:
+    def test_can_be_searched_and_every_link_leads_somewhere(self, site):
+        index = (site / "searchindex.js").read_text("utf-8")
+        assert (
+            index.startswith("Search.setIndex(") and "gadolinium" in index and "standardizeshortaxis" in index.lower()
+        )
+        assert build.broken_links(site) == []
+
+    def test_every_picture_has_alternative_text(self, site):
+        pictures = [tag for path in site.glob("**/*.html") if "_static" not in path.parts for tag in pictures_of(path)]
+        assert len(pictures) >= 12
+        assert not [tag["src"] for tag in pictures if len(tag.get("alt", "")) < 8]
+        assert not [tag for tag in pictures if tag["alt"] == tag["src"]]
+
+    def test_terms_lead_to_the_glossary_and_code_to_the_library(self, site):
+        links = {
+            tag["href"] for tag in soup_of(site, "notebooks/02_orientation_standardization").find_all("a", href=True)
+        }
+        assert any("glossary.html#term-" in link for link in links)
+        assert any("api/lgekit.standardize.html#lgekit.standardize.StandardizeShortAxis" in link for link in links)
+        terms = soup_of(site, "paper_terms")
+        rows = [row.find_all("td") for row in terms.find("table").find_all("tr")[1:]]
+        for cells in rows:
+            assert "notebooks/" in str(cells[2].find("a")) and cells[3].find("a"), cells[0].text
+
+    def test_all_that_was_gathered_is_there(self, site):
+        names = {path.relative_to(site).with_suffix("").as_posix() for path in site.rglob("*.html")}
+        modules = {f"api/lgekit.{path.stem}" for path in (ROOT / "lgekit").glob("[a-z]*.py")}
+        assert modules <= names
+        assert {f"notebooks/{path.stem}" for path in NOTEBOOKS} | {"README", "CONTRIBUTING", "CHANGELOG"} <= names
+        assert {path.stem for path in SITE.glob("*.md")} <= names
+
+    def test_the_disclaimer_stands_on_every_page(self, site):
+        for path in NOTEBOOKS:
+            assert "Not a medical device" in soup_of(site, f"notebooks/{path.stem}").find("footer").text
+
+
+def pictures_of(path: Path) -> list:
+    return BeautifulSoup(path.read_text("utf-8"), "html.parser").find_all("img")
