@@ -29,7 +29,7 @@ figures: setup   ## redraw figures/ from the CSV beside each figure
 	$(BIN)/lgekit figures
 
 site: setup      ## the workbook as a web site, in _site/ (nothing is fetched, every link is checked)
-	$(BIN)/python notebooks/site/build.py
+	$(BIN)/python notebooks/site/build_site.py
 
 lab: setup       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks

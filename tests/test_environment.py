@@ -74,7 +74,7 @@ def test_every_import_is_of_a_declared_dependency():
     for file in [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" / "apps").glob("*.ipynb")]:
         cells = nbformat.read(file, as_version=4).cells
         sources[str(file)] = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    ours = {"lgekit"} | {file.stem for file in (ROOT / "tests").glob("*.py")}
+    ours = {"lgekit"} | {file.stem for folder in ("tests", "notebooks/site") for file in (ROOT / folder).glob("*.py")}
     for file, source in sources.items():
         for node in ast.walk(ast.parse(source)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

@@ -1,11 +1,12 @@
 """The site: notebooks and documents, gathered and built without a network; every link within it leads somewhere."""
 
 import base64
-import importlib.util
 import json
 import re
 from pathlib import Path
 
+import alt_text
+import build_site
 import nbformat
 import pytest
 from bs4 import BeautifulSoup
@@ -15,16 +16,6 @@ SITE = ROOT / "notebooks" / "site"
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 RAN = NOTEBOOKS[2]
 DOT = base64.b64encode((ROOT / "figures" / "roc.png").read_bytes()).decode()
-
-
-def load(name: str):
-    spec = importlib.util.spec_from_file_location(f"site_{name}", SITE / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-build = load("build")
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +42,11 @@ def executed(tmp_path_factory) -> Path:
 
 class TestNotebookPages:
     def test_a_notebook_that_was_not_run_says_so(self, executed):
-        page = build.notebook_page(NOTEBOOKS[0], executed)
+        page = build_site.notebook_page(NOTEBOOKS[0], executed, {})
         assert "without outputs" in page.cells[1].source
 
     def test_outputs_stay_where_a_browser_can_show_them(self, executed):
-        page = build.notebook_page(RAN, executed)
+        page = build_site.notebook_page(RAN, executed, {})
         assert "size `smoke`, seed 3" in page.cells[1].source and "has changed" not in page.cells[1].source
         outputs = [output for cell in page.cells for output in cell.get("outputs", [])]
         assert ["image/png" in output.get("data", {}) for output in outputs] == [True, True, False]
@@ -63,15 +54,15 @@ class TestNotebookPages:
         assert "injected-parameters" not in str(page)
 
     def test_every_code_cell_has_alternative_text_from_the_words_above_it(self, executed):
-        page = build.notebook_page(RAN, executed)
+        page = build_site.notebook_page(RAN, executed, {})
         texts = [cell.metadata.mystnb.image.alt for cell in page.cells if cell.cell_type == "code"]
-        assert all(len(text) > 8 for text in texts) and max(map(len, texts)) <= build.LONGEST_ALT
+        assert all(len(text) > 8 for text in texts)
         assert not re.search(r"[*`\n]", "".join(texts))
 
     def test_solutions_are_folded_and_the_stored_notebook_is_left_alone(self, executed):
         before = RAN.read_bytes()
-        page = build.notebook_page(RAN, executed)
-        assert sum("hide-cell" in build.tags(cell) for cell in page.cells) == 3
+        page = build_site.notebook_page(RAN, executed, {})
+        assert sum("hide-cell" in build_site.tags(cell) for cell in page.cells) == 3
         assert RAN.read_bytes() == before
 
     def test_a_run_on_real_studies_or_on_an_older_text_is_marked(self, executed, tmp_path):
@@ -80,21 +71,35 @@ class TestNotebookPages:
         nbformat.write(older, tmp_path / RAN.name)
         (tmp_path / RAN.stem).mkdir()
         (tmp_path / RAN.stem / "params.json").write_text('{"cohort": "emidec:x", "size": "smoke", "seed": 0}')
-        note = build.notebook_page(RAN, tmp_path).cells[1].source
+        note = build_site.notebook_page(RAN, tmp_path, {}).cells[1].source
         assert "licence" in note and "has changed since" in note
 
 
-def test_alternative_text_keeps_whole_sentences():
-    assert (
-        build.alt_text("The mean heart", "Before: a blur. After: a heart.")
-        == "The mean heart. Before: a blur. After: a heart."
-    )
-    assert build.alt_text("Why?", "A short one. " + "long " * 80) == "Why. A short one."
+class TestAlternativeText:
+    def test_says_what_the_drawing_function_draws_and_how_it_is_labelled(self):
+        code = 'x = 1\nplots.histogram(errors, "error (degrees)", "studies with scar")'
+        assert re.fullmatch(r"\w.*: error \(degrees\), studies with scar\.", alt_text.drawn_by(code, {}))
+        assert alt_text.drawn_by("plots.roc(curves)", {}).endswith(".")
+        assert alt_text.drawn_by("print(1)", {}) == ""
+
+    def test_a_figure_with_a_caption_is_told_by_it(self):
+        assert (
+            alt_text.drawn_by('paper_figures.from_session("roc", session, folder)', {"roc": "A curve."}) == "A curve."
+        )
+
+    def test_keeps_whole_sentences(self):
+        text = alt_text.alt_text("Why?", "Bars of walls.", "A short one. " + "long " * 80)
+        assert text == "Why. Bars of walls. A short one."
+
+    def test_the_words_are_those_right_above_and_not_of_a_title_page(self):
+        assert alt_text.heading_and_prose("# 02 · Turn\n\n*About 1 minute.*") == ("02 · Turn", "")
+        assert alt_text.heading_and_prose("## Mean\n\nOne.\n\nA **blur**, `x`.") == ("Mean", "A blur, x.")
+        assert alt_text.heading_and_prose("More of it.", "Mean") == ("Mean", "More of it.")
 
 
 def test_the_page_of_figures_shows_each_with_its_caption_as_alternative_text():
     figures = ROOT / "figures"
-    text = build.figure_list(figures)
+    text = build_site.figure_list(figures)
     for name, caption in json.loads((figures / "captions.json").read_text("utf-8")).items():
         assert f"figures/{name}.png" in text and f":alt: {caption}" in text and f"figures/{name}.csv" in text
 
@@ -103,19 +108,19 @@ def test_broken_links_are_found(tmp_path):
     (tmp_path / "two.html").write_text('<p id="here">x</p>')
     good = '<a href="two.html#here">a</a> <a href="#top" id="top">b</a> <a href="https://arxiv.org/">c</a>'
     (tmp_path / "one.html").write_text(good)
-    assert build.broken_links(tmp_path) == []
+    assert build_site.broken_links(tmp_path) == []
     bad = ["three.html", "two.html#there", "#nowhere"]
     fetched = ["https://example.org/a.js", "//example.org/b.js"]
     anchors = "".join(f'<a href="{link}">x</a>' for link in bad)
     scripts = "".join(f'<script src="{link}"></script>' for link in fetched)
     (tmp_path / "one.html").write_text(anchors + scripts + '<img src="no.png">')
-    assert build.broken_links(tmp_path) == [f"one.html: {link}" for link in [*bad, *fetched, "no.png"]]
+    assert build_site.broken_links(tmp_path) == [f"one.html: {link}" for link in [*bad, *fetched, "no.png"]]
 
 
 @pytest.fixture(scope="module")
 def site(executed, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("site") / "html"
-    assert build.build(out, executed) == 0, "warnings are errors: see above"
+    assert build_site.build(out, executed) == 0, "warnings are errors: see above"
     return out
 
 
@@ -130,7 +135,7 @@ class TestBuilt:
         assert (
             index.startswith("Search.setIndex(") and "gadolinium" in index and "standardizeshortaxis" in index.lower()
         )
-        assert build.broken_links(site) == []
+        assert build_site.broken_links(site) == []
 
     def test_every_picture_has_alternative_text(self, site):
         pictures = [tag for path in site.glob("**/*.html") if "_static" not in path.parts for tag in pictures_of(path)]

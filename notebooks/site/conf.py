@@ -1,4 +1,4 @@
-"""Sphinx settings of the site; `build.py` gathers the pages and calls Sphinx. Nothing is fetched from the network."""
+"""Sphinx settings of the site; `build_site.py` gathers the pages and calls Sphinx. Nothing comes from the network."""
 
 import sys
 from pathlib import Path
@@ -57,7 +57,12 @@ html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
 html_theme_options = {
+    "navbar_start": [],
+    "navbar_center": [],
+    "navbar_end": [],
+    "navbar_persistent": [],
     "show_navbar_depth": 1,
+    "secondary_sidebar_items": {"**": ["page-toc"], "index": [], "paper_terms": [], "data_card": [], "model_card": []},
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,

@@ -1,4 +1,4 @@
-"""Build the site: ``make site``, or ``python notebooks/site/build.py [--out FOLDER]``.
+"""Build the site: ``make site``, or ``python notebooks/site/build_site.py [--out FOLDER]``.
 
 The pages are gathered in a temporary folder: this folder's own, README.md and its neighbours, every notebook as it was
 last executed by ``make workbook`` (as it is stored where it was not), and a page of ``figures/``. Then Sphinx makes
@@ -13,19 +13,19 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pandas as pd
+from alt_text import alt_text, drawn_by, heading_and_prose
 from bs4 import BeautifulSoup
 from sphinx.cmd.build import build_main
 
 SITE = Path(__file__).resolve().parent
 ROOT = SITE.parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
-LONGEST_ALT = 250
 ABOVE_RUNS = re.compile(r"/\S*/papermill_runs/")
 LARGEST_TABLE = (12, 8)  # rows and columns that a page shows; larger ones are there to download
 
@@ -45,11 +45,12 @@ def gather(source: Path, executed: Path, stored: Path = ROOT / "notebooks", figu
     shutil.copytree(figures, source / "figures", ignore=lambda folder, names: [n for n in names if "." not in n])
     (source / "figures.md").write_text((SITE / "figures.md").read_text("utf-8") + figure_list(figures), "utf-8")
     (source / "notebooks").mkdir()
+    captions = read_captions(figures)
     for path in sorted(stored.glob("*.ipynb")):
-        nbformat.write(notebook_page(path, executed), source / "notebooks" / path.name)
+        nbformat.write(notebook_page(path, executed, captions), source / "notebooks" / path.name)
 
 
-def notebook_page(stored: Path, executed: Path) -> nbformat.NotebookNode:
+def notebook_page(stored: Path, executed: Path, captions: Mapping[str, str]) -> nbformat.NotebookNode:
     """A notebook as the site shows it: with outputs where there are any, alt text, solutions folded away."""
     plain = nbformat.read(stored, as_version=4)
     run = executed / stored.name
@@ -62,7 +63,7 @@ def notebook_page(stored: Path, executed: Path) -> nbformat.NotebookNode:
         if cell.cell_type == "markdown":
             heading, prose = heading_and_prose(cell.source, heading)
             continue
-        cell.metadata["mystnb"] = {"image": {"alt": alt_text(heading, prose)}}
+        cell.metadata["mystnb"] = {"image": {"alt": alt_text(heading, drawn_by(cell.source, captions), prose)}}
         cell.outputs = [output for output in cell.outputs if shown(output)]
         for output in cell.outputs:
             if "text" in output:  # where the checkout lies is nobody's business
@@ -99,31 +100,13 @@ def origin(page: nbformat.NotebookNode, plain: nbformat.NotebookNode, results: P
     return text
 
 
-def heading_and_prose(markdown: str, heading: str) -> tuple[str, str]:
-    """The last heading so far and the first paragraph under it, as plain words."""
-    lines = markdown.strip().splitlines()
-    headings = [line.lstrip("# ") for line in lines if line.startswith("#")]
-    prose = [line for line in lines if line and not line.startswith(("#", "|", "```", "- "))]
-    return plain_words(headings[-1] if headings else heading), plain_words(prose[-1] if prose else "")
-
-
-def plain_words(markdown: str) -> str:
-    return re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", markdown).replace("*", "").replace("`", "").strip()
-
-
-def alt_text(heading: str, prose: str) -> str:
-    """What a picture shows, from the words that stand above it: whole sentences up to a length."""
-    words = heading.rstrip(".?!:") + ". "
-    for sentence in re.split(r"(?<=[.:?!]) ", prose):
-        if len(words) + len(sentence) > LONGEST_ALT:
-            break
-        words += sentence + " "
-    return words.strip().rstrip(":") or "Output of the cell above"
+def read_captions(figures: Path) -> dict[str, str]:
+    return json.loads((figures / "captions.json").read_text("utf-8"))
 
 
 def figure_list(figures: Path) -> str:
     """Every figure with its caption (its alt text too) and its table, as MyST."""
-    captions = json.loads((figures / "captions.json").read_text("utf-8"))
+    captions = read_captions(figures)
     parts = []
     for picture in sorted(figures.glob("*.png")):
         name, table = picture.stem, picture.with_suffix(".csv")
