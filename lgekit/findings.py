@@ -139,7 +139,7 @@ class Scar:
 
     @property
     def segments(self) -> frozenset[int]:
-        """AHA segments 1-17. An unstated level means all three rings, an unstated wall all walls; neither: none."""
+        """AHA segments 1-17. An unstated level means all three rings, an unstated wall all walls; neither, none."""
         if not self.walls and not self.levels:
             return frozenset()
         levels = self.levels or LEVELS[:3]

@@ -74,7 +74,7 @@ class FitSettings(BaseModel):
 
     @property
     def frame(self) -> Literal["polar", "image"]:
-        """The view in effect: without orientation there is no polar view."""
+        """The view in effect; without orientation there is no polar view."""
         return "image" if self.orientation == "none" else self.view
 
     def override(self, **changes: Any) -> FitSettings:

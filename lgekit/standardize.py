@@ -58,7 +58,7 @@ class ShortAxisFrame:
 
     @property
     def frame_affine(self) -> np.ndarray:
-        """Affine of the frame, ``(4, 4)`` mm: a point keeps its place in the scanner."""
+        """Affine of the frame, ``(4, 4)`` mm; a point keeps its place in the scanner."""
         step = np.eye(4)
         step[:2, :2], step[:2, 3] = self.matrix, self.offset
         if self.reversed_slices:

@@ -39,7 +39,7 @@ class Landmarks:
 
     @property
     def mirrored(self) -> bool:
-        """True where anterior → septum → inferior runs clockwise: the mirror image of the standard display."""
+        """True where anterior → septum → inferior runs clockwise, the mirror image of the standard display."""
         return bool((self.anterior_rvip_deg - self.inferior_rvip_deg) % 360 < 180)
 
 

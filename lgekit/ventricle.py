@@ -49,7 +49,7 @@ class Ventricle:
 
     @cached_property
     def base_first(self) -> bool:
-        """Whether the first slice is the basal end: the ventricle is wider in the first half of its slices."""
+        """Whether the first slice is the basal end; the ventricle is wider in the first half of its slices."""
         area = self.area[self.area > 0]
         half = len(area) // 2
         return bool(half == 0 or area[:half].mean() >= area[-half:].mean())

@@ -41,7 +41,7 @@ class Views:
 
     @property
     def handedness(self) -> Tensor:
-        """``(B,)``: -1 where the view mirrors its canvas, 1 elsewhere."""
+        """``(B,)``, -1 where the view mirrors its canvas, 1 elsewhere."""
         return torch.linalg.det(self.axes).sign()
 
 

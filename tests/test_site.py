@@ -77,10 +77,11 @@ class TestNotebookPages:
 
 class TestAlternativeText:
     def test_says_what_the_drawing_function_draws_and_how_it_is_labelled(self):
-        code = 'x = 1\nplots.histogram(errors, "error (degrees)", "studies with scar")'
-        assert re.fullmatch(r"\w.*: error \(degrees\), studies with scar\.", alt_text.drawn_by(code, {}))
-        assert alt_text.drawn_by("plots.roc(curves)", {}).endswith(".")
-        assert alt_text.drawn_by("print(1)", {}) == ""
+        code = 'x = table["with space"]\nplots.histogram(table["error of x"], "error (degrees)", "studies with scar")'
+        assert re.fullmatch(r"\w[^:]*: error \(degrees\), studies with scar\.", alt_text.drawn_by(code, {}))
+        code = 'plots.show_images({"speaks for scar": a["b c"], "x": b}, columns=1)'
+        assert re.fullmatch(r"[^(`]*: speaks for scar\.", alt_text.drawn_by(code, {}))
+        assert alt_text.drawn_by('print("a b")', {}) == alt_text.drawn_by("plots.nothing(1)", {}) == ""
 
     def test_a_figure_with_a_caption_is_told_by_it(self):
         assert (

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from lgekit import plots, widgets
 
 LONGEST = 300
+SHAPE = re.compile(r",? *``\([^`]*\)``( each)?")  # of arrays, in docstrings
 DRAWS = {"plots": plots, "widgets": widgets}
 
 
@@ -39,13 +41,23 @@ def drawn_by(code: str, captions: Mapping[str, str]) -> str:
     figures = [name for name in re.findall(r'"(\w+)"', code) if name in captions]
     if figures:
         return captions[figures[-1]]
-    calls = [call for call in re.finditer(r"\b(plots|widgets)\.(\w+)\(", code) if hasattr(DRAWS[call[1]], call[2])]
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and _function(node)]
     if not calls:
         return ""
-    call = calls[-1]
-    says = plain_words((inspect.getdoc(getattr(DRAWS[call[1]], call[2])) or "").partition("\n")[0])
-    labels = re.findall(r'(?<!f)"([^"{}]* [^"{}]*)"', code[call.end() :])
-    return says.rstrip(".") + (f": {', '.join(labels)}" if labels else "") + "."
+    call = max(calls, key=lambda node: node.lineno)
+    says = SHAPE.sub("", (inspect.getdoc(_function(call)) or "").partition("\n")[0])
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    given += [key for argument in given if isinstance(argument, ast.Dict) for key in argument.keys]
+    labels = [node.value for node in given if isinstance(node, ast.Constant) and " " in str(node.value)]
+    return plain_words(says).partition(":")[0].rstrip(".") + (f": {', '.join(labels)}" if labels else "") + "."
+
+
+def _function(call: ast.Call) -> Callable | None:
+    """The function of lgekit that draws what this call shows; None for all other calls."""
+    called = call.func
+    if not isinstance(called, ast.Attribute) or not isinstance(called.value, ast.Name):
+        return None
+    return getattr(DRAWS.get(called.value.id), called.attr, None)
 
 
 def alt_text(heading: str, drawn: str, prose: str) -> str:

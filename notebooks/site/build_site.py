@@ -27,7 +27,7 @@ SITE = Path(__file__).resolve().parent
 ROOT = SITE.parents[1]
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")
 ABOVE_RUNS = re.compile(r"/\S*/papermill_runs/")
-LARGEST_TABLE = (12, 8)  # rows and columns that a page shows; larger ones are there to download
+LARGEST_TABLE = (12, 10)  # rows and columns that a page shows; larger ones are there to download
 
 
 def gather(source: Path, executed: Path, stored: Path = ROOT / "notebooks", figures: Path = ROOT / "figures") -> None:
@@ -104,19 +104,24 @@ def read_captions(figures: Path) -> dict[str, str]:
     return json.loads((figures / "captions.json").read_text("utf-8"))
 
 
+def titled(name: str) -> str:
+    """``wall_auc`` → Wall AUC."""
+    return re.sub(r"\b(auc|roc)\b", lambda word: word[0].upper(), name.replace("_", " ").capitalize(), flags=re.I)
+
+
 def figure_list(figures: Path) -> str:
     """Every figure with its caption (its alt text too) and its table, as MyST."""
     captions = read_captions(figures)
     parts = []
     for picture in sorted(figures.glob("*.png")):
         name, table = picture.stem, picture.with_suffix(".csv")
-        parts += [f"\n## {name.replace('_', ' ').capitalize()}\n"]
+        parts += [f"\n## {titled(name)}\n"]
         parts += [
             f"```{{figure}} figures/{name}.png\n:alt: {captions[name]}\n:name: figure-{name}\n{captions[name]}\n```\n"
         ]
         links = [
             f"{{download}}`{path.suffix[1:].upper()} <figures/{path.name}>`"
-            for path in sorted(figures.glob(f"{name}.*"))
+            for path in (table, picture, picture.with_suffix(".svg"))
         ]
         parts += ["Download: " + ", ".join(links) + ".\n"]
         shape = pd.read_csv(table).shape

@@ -62,6 +62,7 @@ html_theme_options = {
     "navbar_end": [],
     "navbar_persistent": [],
     "show_navbar_depth": 1,
+    "collapse_navbar": True,
     "secondary_sidebar_items": {"**": ["page-toc"], "index": [], "paper_terms": [], "data_card": [], "model_card": []},
     "show_toc_level": 2,
     "use_download_button": False,
