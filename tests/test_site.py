@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import alt_text
@@ -120,8 +122,11 @@ def test_broken_links_are_found(tmp_path):
 
 @pytest.fixture(scope="module")
 def site(executed, tmp_path_factory) -> Path:
+    """Built in a process of its own, for Sphinx loads the library's modules anew."""
     out = tmp_path_factory.mktemp("site") / "html"
-    assert build_site.build(out, executed) == 0, "warnings are errors: see above"
+    command = [sys.executable, str(SITE / "build_site.py"), "--out", str(out), "--executed", str(executed)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=out.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
     return out
 
 
@@ -131,18 +136,17 @@ def soup_of(site: Path, name: str) -> BeautifulSoup:
 
 @pytest.mark.timeout(1800)
 class TestBuilt:
-    def test_can_be_searched_and_every_link_leads_somewhere(self, site):
+    def test_can_be_searched(self, site):
         index = (site / "searchindex.js").read_text("utf-8")
-        assert (
-            index.startswith("Search.setIndex(") and "gadolinium" in index and "standardizeshortaxis" in index.lower()
-        )
-        assert build_site.broken_links(site) == []
+        assert index.startswith("Search.setIndex(") and "gadolinium" in index
+        assert "standardizeshortaxis" in index.lower()
 
-    def test_every_picture_has_alternative_text(self, site):
-        pictures = [tag for path in site.glob("**/*.html") if "_static" not in path.parts for tag in pictures_of(path)]
+    def test_every_link_leads_somewhere_and_every_picture_has_alternative_text(self, site):
+        assert build_site.broken_links(site) == []
+        pages = [page.pictures for page in build_site.read_pages(site).values()]
+        pictures = [pair for found in pages for pair in found.items() if "_static/" not in pair[0]]
         assert len(pictures) >= 12
-        assert not [tag["src"] for tag in pictures if len(tag.get("alt", "")) < 8]
-        assert not [tag for tag in pictures if tag["alt"] == tag["src"]]
+        assert not [source for source, text in pictures if len(text) < 8 or text in source]
 
     def test_terms_lead_to_the_glossary_and_code_to_the_library(self, site):
         links = {
@@ -164,8 +168,5 @@ class TestBuilt:
 
     def test_the_disclaimer_stands_on_every_page(self, site):
         for path in NOTEBOOKS:
-            assert "Not a medical device" in soup_of(site, f"notebooks/{path.stem}").find("footer").text
-
-
-def pictures_of(path: Path) -> list:
-    return BeautifulSoup(path.read_text("utf-8"), "html.parser").find_all("img")
+            feet = soup_of(site, f"notebooks/{path.stem}").find_all("footer")
+            assert "Not a medical device" in "".join(foot.text for foot in feet)

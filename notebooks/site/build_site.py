@@ -14,13 +14,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
 import pandas as pd
 from alt_text import alt_text, drawn_by, heading_and_prose
-from bs4 import BeautifulSoup
 from sphinx.cmd.build import build_main
 
 SITE = Path(__file__).resolve().parent
@@ -130,32 +130,57 @@ def figure_list(figures: Path) -> str:
     return "\n".join(parts)
 
 
+class Page(HTMLParser):
+    """What a built page leads to.
+
+    Attributes:
+        ids: anchors on the page.
+        links: tag and address of each link, script, style and picture.
+        pictures: source → alternative text.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[tuple[str, str]] = []
+        self.pictures: dict[str, str] = {}
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attributes}
+        if "id" in given:
+            self.ids.add(given["id"])
+        if tag in ("a", "link", "script", "img") and (address := given.get("href") or given.get("src")):
+            self.links.append((tag, address))
+        if tag == "img":
+            self.pictures[given["src"]] = given.get("alt", "")
+
+
+def read_pages(site: Path) -> dict[Path, Page]:
+    """Every page of a built site; the theme's own templates are none."""
+    paths = sorted(path for path in site.rglob("*.html") if "_static" not in path.relative_to(site).parts)
+    return {path: Page(path) for path in paths}
+
+
 def broken_links(site: Path) -> list[str]:
     """Follow every link within the built pages: ``page: link`` for each that leads nowhere or would be fetched.
 
     Args:
         site: a folder of HTML. Links to other sites are not followed; scripts, styles and pictures must not have any.
     """
-    pages = {
-        path: BeautifulSoup(path.read_text("utf-8"), "html.parser")
-        for path in sorted(site.rglob("*.html"))
-        if "_static" not in path.parts
-    }
-    anchors = {path: {tag["id"] for tag in soup.find_all(id=True)} for path, soup in pages.items()}
+    pages = read_pages(site)
     broken = []
-    for path, soup in pages.items():
-        for tag in soup.find_all(["a", "link", "script", "img"]):
-            link = tag.get("href") or tag.get("src")
-            if not link or link.startswith(("data:", "mailto:")):
+    for path, page in pages.items():
+        for tag, link in page.links:
+            if link.startswith(("data:", "mailto:")):
                 continue
             parts = urlsplit(link)
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if parts.scheme or parts.netloc:
-                wrong = tag.name != "a"
+                wrong = tag != "a"
             else:
-                wrong = not target.is_file() or bool(
-                    parts.fragment and unquote(parts.fragment) not in anchors.get(target, ())
-                )
+                anchors = pages[target].ids if target in pages else ()
+                wrong = not target.is_file() or bool(parts.fragment and unquote(parts.fragment) not in anchors)
             if wrong:
                 broken.append(f"{path.relative_to(site)}: {link}")
     return broken

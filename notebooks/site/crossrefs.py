@@ -8,58 +8,53 @@ from operator import attrgetter
 
 from docutils import nodes
 from sphinx.application import Sphinx
-from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
 
 CALL = re.compile(r"(?:lgekit\.)?([A-Za-z_][\w.]*)(\(.*\))?$")
 QUIET = (nodes.title, nodes.reference, nodes.literal, nodes.literal_block, nodes.term, nodes.caption)
 
 
-class CrossReferences(SphinxPostTransform):
-    """Runs on every page of prose once all pages are read, so that it links only to what exists."""
+def add_links(app: Sphinx, document: nodes.document, page: str) -> None:
+    """Called for every page once all are read, so that links lead only to what exists; the library's pages stay."""
+    if page.startswith("api"):
+        return
+    link_names(app, document, page)
+    if page != "glossary":
+        link_terms(app, document, page)
 
-    default_priority = 5  # before Sphinx resolves the references that were written by hand
-    builders = ("html",)
 
-    def run(self, **_) -> None:
-        page = self.env.current_document.docname
-        if page.startswith("api"):
-            return
-        self._link_names(page)
-        if page != "glossary":
-            self._link_terms(page)
+def link_names(app: Sphinx, document: nodes.document, page: str) -> None:
+    """`reports.read_report` and `RandomScar(p=0.5)` lead to where lgekit documents them."""
+    known = names_by_ending(app.env.domains.python_domain.objects)
+    for literal in list(document.findall(nodes.literal)):
+        if any(isinstance(parent, QUIET) for parent in ancestors(literal)):
+            continue
+        called = CALL.match(literal.astext())
+        if called and (target := known.get(called[1]) or known.get(where_defined(called[1]))):
+            literal.replace_self(make_refnode(app.builder, page, *target, literal.deepcopy()))
 
-    def _link_names(self, page: str) -> None:
-        """`reports.read_report` and `RandomScar(p=0.5)` lead to where lgekit documents them."""
-        known = names_by_ending(self.env.domains.python_domain.objects)
-        for literal in list(self.document.findall(nodes.literal)):
-            if any(isinstance(parent, QUIET) for parent in ancestors(literal)):
-                continue
-            called = CALL.match(literal.astext())
-            if called and (target := known.get(called[1]) or known.get(where_defined(called[1]))):
-                literal.replace_self(make_refnode(self.app.builder, page, *target, literal.deepcopy()))
 
-    def _link_terms(self, page: str) -> None:
-        """The first time a page uses a term of the glossary, it leads there."""
-        terms = glossary_terms(self.env.domains.standard_domain.objects)
-        if not terms:
-            return
-        words = "|".join(re.escape(term) for term in sorted(terms, key=len, reverse=True))
-        pattern = re.compile(rf"(?<![\w-])({words})(?![\w-])", re.IGNORECASE)
-        seen = set()
-        for text in list(self.document.findall(nodes.Text)):
-            if any(isinstance(parent, QUIET) for parent in ancestors(text)):
-                continue
-            pieces, end = [], 0
-            for hit in pattern.finditer(text.astext()):
-                target = terms.get(hit[0]) or terms.get(hit[0].lower())
-                if target and target not in seen:
-                    seen.add(target)
-                    link = make_refnode(self.app.builder, page, *target, nodes.inline("", hit[0], classes=["term"]))
-                    pieces += [nodes.Text(text[end : hit.start()]), link]
-                    end = hit.end()
-            if pieces:
-                text.parent.replace(text, [*pieces, nodes.Text(text[end:])])
+def link_terms(app: Sphinx, document: nodes.document, page: str) -> None:
+    """The first time a page uses a term of the glossary, it leads there."""
+    terms = glossary_terms(app.env.domains.standard_domain.objects)
+    if not terms:
+        return
+    words = "|".join(re.escape(term) for term in sorted(terms, key=len, reverse=True))
+    pattern = re.compile(rf"(?<![\w-])({words})(?![\w-])", re.IGNORECASE)
+    seen = set()
+    for text in list(document.findall(nodes.Text)):
+        if any(isinstance(parent, QUIET) for parent in ancestors(text)):
+            continue
+        pieces, end = [], 0
+        for hit in pattern.finditer(text.astext()):
+            target = terms.get(hit[0]) or terms.get(hit[0].lower())
+            if target and target not in seen:
+                seen.add(target)
+                link = make_refnode(app.builder, page, *target, nodes.inline("", hit[0], classes=["term"]))
+                pieces += [nodes.Text(text[end : hit.start()]), link]
+                end = hit.end()
+        if pieces:
+            text.parent.replace(text, [*pieces, nodes.Text(text[end:])])
 
 
 def names_by_ending(objects: dict) -> dict[str, tuple[str, str]]:
@@ -98,5 +93,5 @@ def ancestors(node: nodes.Node):
 
 
 def setup(app: Sphinx) -> dict:
-    app.add_post_transform(CrossReferences)
+    app.connect("doctree-resolved", add_links)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
