@@ -84,6 +84,7 @@ class TestAlternativeText:
         code = 'plots.show_images({"speaks for scar": a["b c"], "x": b}, columns=1)'
         assert re.fullmatch(r"[^(`]*: speaks for scar\.", alt_text.drawn_by(code, {}))
         assert alt_text.drawn_by('print("a b")', {}) == alt_text.drawn_by("plots.nothing(1)", {}) == ""
+        assert alt_text.drawn_by("%time plots.roc(curves)", {}) == ""
 
     def test_a_figure_with_a_caption_is_told_by_it(self):
         assert (

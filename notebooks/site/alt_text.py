@@ -41,7 +41,11 @@ def drawn_by(code: str, captions: Mapping[str, str]) -> str:
     figures = [name for name in re.findall(r'"(\w+)"', code) if name in captions]
     if figures:
         return captions[figures[-1]]
-    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call) and _function(node)]
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:  # a cell with a magic command
+        return ""
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and _function(node)]
     if not calls:
         return ""
     call = max(calls, key=lambda node: node.lineno)
