@@ -16,7 +16,7 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ISSUE_FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
-SETTINGS = set(re.findall(r"^([A-Z]+) \?=", MAKEFILE, re.MULTILINE))
+SETTINGS = set(re.findall(r"^([A-Z_]+) \?=", MAKEFILE, re.MULTILINE))
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 
 
@@ -56,7 +56,7 @@ def unknown_to_make(line: str) -> list[str]:
     if not line.startswith("make "):
         return []
     words = [word for word in line.split()[1:] if not word.startswith("-")]
-    named = [word.partition("=")[0] for word in words if re.fullmatch(r"[A-Z]+=.*|[a-z-]+", word)]
+    named = [word.partition("=")[0] for word in words if re.fullmatch(r"[A-Z_]+=.*|[a-z-]+", word)]
     return [name for name in named if name not in TARGETS | SETTINGS]
 
 
