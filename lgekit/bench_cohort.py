@@ -9,6 +9,7 @@ import sys
 import tempfile
 
 RENDER = """import json, resource, sys, time
+from joblib.externals.loky import get_reusable_executor
 from lgekit.phantom import phantom_cohort
 studies, seconds = int(sys.argv[1]), []
 for _ in range(2):
@@ -16,6 +17,7 @@ for _ in range(2):
     cohort = phantom_cohort(studies, seed=0, pixels=128, slices=10)
     seconds.append(time.perf_counter() - started)
 assert len(cohort) == studies
+get_reusable_executor().shutdown(wait=True)  # only processes that have ended are counted
 own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 cpu = own.ru_utime + own.ru_stime + workers.ru_utime + workers.ru_stime
 print(json.dumps({"seconds": seconds, "cpu": cpu, "peak": max(own.ru_maxrss, workers.ru_maxrss)}))"""

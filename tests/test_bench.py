@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from lgekit import bench
+from lgekit.bench_cohort import benchmark_phantom
 from lgekit.standardize import StandardizeShortAxis
 
 
@@ -50,3 +51,8 @@ def test_training_and_reading_are_timed(monkeypatch):
     rows = bench_training.benchmark_fit(32) + bench_training.benchmark_predict(4)
     assert all(np.isfinite(row["value"]) and row["value"] > 0 for row in rows)
     assert {"≤ 1.1", "≥ 3", "≥ 50"} <= {row["target"] for row in rows}
+
+
+def test_the_cohorts_rows_are_measured_in_a_process_of_their_own():
+    rows = {row["unit"]: row["value"] for row in benchmark_phantom(studies=2)}
+    assert set(rows) == {"s", "GB"} and rows["s"] > 0 and 0.05 < rows["GB"] < 4
