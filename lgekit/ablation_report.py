@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
         ``_claims.csv``, ``_table.md``, ``_table.tex``, and ``ablation_forest_<grid>`` and curves as figures.
 
     Raises:
-        InputError: as `lgekit.grid_tables.collect`; no seed is done for every row.
+        InputError: as `lgekit.grid_tables.collect`; no seed is done.
     """
     from lgekit.paper_figures import make_figure
 
@@ -49,7 +50,7 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     comparison = compare_rows(whole, reference=runs["row"].iloc[0], seed=seed)
     answered = {name: claims_table(comparison, name) for name in ("balanced_accuracy", "auc")}
     claims = pd.concat(answered, names=["statistic"]).reset_index("statistic")
-    paper = paper_table(comparison)
+    paper = paper_table(comparison, runs["row"].unique())
     comparison.to_csv(tables / f"{name}_comparison.csv", index=False, float_format="%.5g")
     claims.to_csv(tables / f"{name}_claims.csv", index=False, float_format="%.5g")
     (tables / f"{name}_table.md").write_text(markdown(paper))
@@ -65,22 +66,28 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
 
 
 def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The predictions of those seeds that are done for every row (and fold), so that rows are compared like with like.
+    """The predictions that can be compared like with like: of the seeds that most rows have whole (all folds), and of
+    the rows that have all of these seeds.
 
     Raises:
-        InputError: there is no such seed.
+        InputError: there is no seed that the first row has whole.
     """
-    whole = runs.assign(done=runs["state"] == "done").groupby("seed")["done"].all()
-    if not whole.any():
-        raise InputError(f"grid {name}", "no seed is done for every row yet", "Go on with it: lgekit grid run")
-    return predictions[predictions["seed"].isin(whole.index[whole])]
+    first = runs["row"].iloc[0]
+    whole = runs.assign(done=runs["state"] == "done").groupby(["seed", "row"])["done"].all().unstack("row")
+    whole = whole[whole[first]]  # (seeds, rows)
+    if whole.empty:
+        raise InputError(f"grid {name}", f"no seed of row {first!r} is done", "Go on with it: lgekit grid run")
+    seeds = whole.index[whole.sum(axis=1) == whole.sum(axis=1).max()]
+    rows = whole.columns[whole.loc[seeds].all()]
+    return predictions[predictions["seed"].isin(seeds) & predictions["row"].isin(rows)]
 
 
-def paper_table(comparison: pd.DataFrame) -> pd.DataFrame:
+def paper_table(comparison: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:
     """One line a row: each statistic as ``value (low–high)``; differences from the first row with p after Holm.
 
     Args:
         comparison: what `lgekit.metrics.compare_rows` gives.
+        rows: of the grid; those that were not compared stand there as "not run".
     """
     lines, reference = [], comparison["row"].iloc[0]
     for row, of_row in comparison.groupby("row", sort=False):
@@ -92,7 +99,9 @@ def paper_table(comparison: pd.DataFrame) -> pd.DataFrame:
             line[f"{STATISTICS[name]} − {reference}"] = f"{found.loc[name, 'difference']:+.3f}" if compared else ""
             line[f"p, {STATISTICS[name]}"] = f"{found.loc[name, 'p_holm']:.3f}" if compared else ""
         lines.append(line)
-    return pd.DataFrame(lines)
+    missing = [row for row in rows if row not in set(comparison["row"])]
+    lines += [{"row": row.replace("_", " "), STATISTICS["balanced_accuracy"]: "not run"} for row in missing]
+    return pd.DataFrame(lines).fillna("")
 
 
 def markdown(table: pd.DataFrame) -> str:

@@ -102,12 +102,18 @@ def test_an_axis_of_the_grid_makes_a_curve_a_row():
     assert set(curve["row"]) == {"full", "plain_clip"}
 
 
-def test_a_seed_counts_when_every_row_has_it():
-    table = predictions({"full": 1.0, "no_caption": 1.0}, seeds=3)
+def test_rows_are_compared_over_seeds_that_they_have_whole():
+    table = predictions({"full": 1.0, "no_caption": 1.0, "plain_clip": 0.0}, seeds=3)
     runs = runs_of(table)
     runs.loc[(runs["row"] == "no_caption") & (runs["seed"] == 1), "state"] = "failed"
-    assert set(ablation_report.of_whole_seeds(runs, table, "toy")["seed"]) == {0, 2}
-    with pytest.raises(InputError, match="toy.*no seed is done for every row"):
+    chosen = ablation_report.of_whole_seeds(runs, table, "toy")
+    assert set(chosen["seed"]) == {0, 2} and set(chosen["row"]) == {"full", "no_caption", "plain_clip"}
+    runs.loc[runs["row"] == "plain_clip", "state"] = "to do"
+    chosen = ablation_report.of_whole_seeds(runs, table, "toy")
+    assert set(chosen["seed"]) == {0, 2} and set(chosen["row"]) == {"full", "no_caption"}
+    paper = ablation_report.paper_table(compare_rows(chosen), runs["row"].unique()).set_index("row")
+    assert paper.loc["plain clip", "balanced accuracy"] == "not run" and paper.loc["plain clip", "AUC"] == ""
+    with pytest.raises(InputError, match="toy.*no seed of row 'full' is done"):
         ablation_report.of_whole_seeds(runs.assign(state="failed"), table, "toy")
 
 
