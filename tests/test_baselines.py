@@ -99,6 +99,7 @@ def test_figures_have_one_row_a_study():
 
 
 def test_cohorts_of_one_kind_keep_names_apart():
-    cohorts = [Cohort([], name) for name in ("emidec:a/b", "phantom:studies=2", "emidec:c")]
+    (study,) = phantom_cohort(1, 0, slices=4, pixels=64).studies
+    cohorts = [Cohort([study], name) for name in ("emidec:a/b", "phantom:studies=2", "emidec:c")]
     assert short_names(cohorts) == ["emidec 1", "phantom", "emidec 3"]
     assert short_names(cohorts[:2]) == ["emidec", "phantom"]
