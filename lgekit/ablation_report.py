@@ -40,7 +40,9 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
         InputError: as `lgekit.grid_tables.collect`; no seed is done.
     """
     from lgekit.paper_figures import make_figure
+    from lgekit.plots import use_style
 
+    use_style()
     name, tables = Path(file).stem, Path(folder) / "tables"
     tables.mkdir(parents=True, exist_ok=True)
     runs = collect(file, tables / f"{name}_runs.csv")
