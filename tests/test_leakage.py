@@ -16,12 +16,7 @@ QUICK = {"epochs": 1, "heart_phantom": 4, "heart_base_steps": 1, "heart_steps": 
 SIGNED = "Report number "  # each report ends with the id of its study
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    patch = pytest.MonkeyPatch()
-    patch.setenv("LGEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

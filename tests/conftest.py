@@ -1,0 +1,9 @@
+import pytest
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    """An empty cache for the tests of one file, so that no earlier result stands in for a computation."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LGEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
