@@ -47,7 +47,9 @@ def fit_detector(
         settings: the method; an ablation row is an override.
         all_studies: False: trained on the split ``train``, calibrated on ``validation``; ``test`` is not looked at.
             True: cross-fitted by patient on every study: each fold's networks see the other folds only, their scores
-            of the fold calibrate, and the mean of all folds' networks is the detector.
+            of the fold calibrate, and the mean of all folds' networks is the detector. Where all studies carry a
+            ``fold`` (`lgekit.evaluation.with_fold`), these are the folds, of heart networks and of readers: so a heart
+            network that has seen neither of two folds serves the cross-validation's runs of both.
         progress: show bars.
         pretrain_on: further cohorts with masks for the heart network.
         checkpoints: folder for resuming; None: a killed run starts again.
@@ -97,12 +99,12 @@ def _cross_fit(
         raise InputError(cohort.name, f"{patients} patients for {settings.folds} inner folds", remedy)
     ids = cohort.manifest["study_id"].to_numpy()
     base = base_network(pretrain_on, settings, progress) if _needs_heart(settings) else None  # has seen no fold
-    heart_fold = patient_folds(cohort, settings.heart_folds, settings.seed)
+    heart_fold = _inner_folds(cohort, settings.heart_folds, settings.seed)
     jobs = [
         delayed(_one_thread)(
             _fold_heart, cohort.subset(ids[heart_fold != k]), cohort.subset(ids[heart_fold == k]), *rest
         )
-        for k, rest in enumerate([(pretrain_on, settings)] * settings.heart_folds)
+        for k, rest in enumerate([(pretrain_on, settings)] * (1 + max(heart_fold)))
     ]
     parts = _parallel(jobs, settings, "heart networks", progress)
     hearts = [heart for heart, _ in parts if heart is not None]
@@ -112,12 +114,12 @@ def _cross_fit(
     state = base.encoder_state() if base is not None else None
     views = [make_view(study, settings) for study in located.studies]
     pool = synthetic_pool(located, settings)
-    fold = patient_folds(cohort, settings.folds, settings.seed)
+    fold = _inner_folds(cohort, settings.folds, settings.seed)
     jobs = [
         delayed(_one_thread)(
             _networks, located.subset(ids[fold != k]), None, pool, settings, state, False, checkpoints, k
         )
-        for k in range(settings.folds)
+        for k in range(1 + max(fold))
     ]
     networks: list[tuple[CoCaModel, ReportTokenizer]] = []
     histories: list[pd.DataFrame] = []
@@ -136,6 +138,14 @@ def _cross_fit(
     detector.histories = histories
     detector.held_out = detector.table(located, views, reading, [""] * len(views))
     return detector
+
+
+def _inner_folds(cohort: Cohort, folds: int, seed: int) -> np.ndarray:
+    """Fold of each study, 0 …: by patient, or those that the studies carry."""
+    carried = [study.get("fold") for study in cohort.studies]
+    if None in carried or len(set(carried)) < 2:
+        return patient_folds(cohort, folds, seed)
+    return np.unique(np.array(carried), return_inverse=True)[1]
 
 
 def in_order(readings: dict[int, Reading], fold: np.ndarray, slices: int) -> Reading:

@@ -165,6 +165,8 @@ def flat_scores(scores: pd.DataFrame) -> dict[str, float]:
 def with_fold(cohort: Cohort, fold: int, folds: int, seed: int = 0) -> Cohort:
     """The cohort split for one fold of a cross-validation by patient; the studies themselves are not changed.
 
+    Each study carries the number of its fold as ``fold``.
+
     Args:
         cohort: its own splits are put aside, unless ``fold`` is -1: then they stay.
         fold: this one is ``test``, the next one ``validation``, the others are ``train``.
@@ -176,10 +178,16 @@ def with_fold(cohort: Cohort, fold: int, folds: int, seed: int = 0) -> Cohort:
     number = patient_folds(cohort, folds, seed)
     names = {fold: SPLITS[2], (fold + 1) % folds: SPLITS[1]}
     studies = [
-        Study(**{**study, "split": names.get(int(own), SPLITS[0])})
+        Study(**{**study, "split": names.get(int(own), SPLITS[0]), "fold": int(own)})
         for study, own in zip(cohort.studies, number, strict=True)
     ]
     return Cohort(studies, cohort.name)
+
+
+def development(cohort: Cohort) -> Cohort:
+    """The studies that a cross-fit may learn and set its threshold from: ``train`` and ``validation`` as one."""
+    kept = [study for study in cohort.studies if study["split"] in SPLITS[:2]]
+    return Cohort([Study(**{**study, "split": SPLITS[0]}) for study in kept], cohort.name)
 
 
 def with_fewer(cohort: Cohort, train_studies: int) -> Cohort:

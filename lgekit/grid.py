@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Grid", "Run", "clean", "collect", "collect_predictions", "expand", "grid_status", "load_grid", "run_grid"]
 
+# Whoever starts threads or processes in a run reads one of these.
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
 
 def run_grid(
     file: str | Path,
@@ -134,5 +136,5 @@ def run_one(notebook: str, out_dir: str, params: dict, timeout: float | None, ro
         record_failure(out_dir, message)
         raise RunError(message)
     threads = str(max(1, cores() // share))
-    env = {name: threads for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+    env = {name: threads for name in THREADS}
     run_notebook(notebook, out_dir, params, timeout, progress=False, root=root, env=env, skip_done=True)

@@ -7,9 +7,10 @@ import pytest
 from lgekit import detector as module
 from lgekit import evaluation, stages
 from lgekit.detector import fit_detector
+from lgekit.heartnet import HeartNetwork
 from lgekit.phantom import phantom_cohort
 from lgekit.settings import size_settings
-from lgekit.stages import make_view, synthetic_views
+from lgekit.stages import make_view, synthetic_views, weights_fingerprint
 from lgekit.studies import Cohort, Study
 
 QUICK = {"epochs": 1, "heart_phantom": 4, "heart_base_steps": 1, "heart_steps": 2, "width": 16}
@@ -112,3 +113,19 @@ def test_scars_painted_into_held_out_studies_are_left_out(cohort, monkeypatch):
     outside = [painted.view for painted in pool if painted.source not in ids(train)]
     assert given["pictures"] == slices_of(module.batch_of(inside))
     assert not given["pictures"] & slices_of(module.batch_of(outside))
+
+
+def test_a_cross_fitted_fold_touches_nothing_and_shares_heart_networks(cohort, seen):
+    own, hearts = size_settings("smoke", **QUICK), []
+    for fold in (0, 1):
+        split = evaluation.with_fold(cohort, fold, 3)
+        learned_from, test = evaluation.development(split), ids(split.split("test"))
+        assert ids(learned_from) == ids(split) - test and len(test) == 4
+        seen.clear()
+        fitted = fit_detector(learned_from, own, all_studies=True, progress=False)
+        assert len(fitted.networks) == 2, "the two other folds"
+        assert seen["calibration"] == ids(learned_from)
+        for step in ("heart network", "located", "views", "networks", "offered as hosts", "reports"):
+            assert seen[step] and not seen[step] & test, step
+        hearts += [weights_fingerprint(HeartNetwork(fitted.heart.settings, [one])) for one in fitted.heart.networks]
+    assert len(hearts) == 4 and len(set(hearts)) == 3, "the network without folds 0 and 1 serves both"
