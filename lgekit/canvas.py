@@ -107,6 +107,7 @@ class Slices:
         landmark_weight: ``(N,)`` confidence of the landmarks, 0 where unknown.
         rv_known: ``(N,)`` bool, whether the study's labels tell the RV from the background.
         cohort: ``(N,)`` int64, the number of the cohort.
+        study: ``(N,)`` int64, the number of the study; its slices follow one another.
     """
 
     images: Tensor
@@ -118,6 +119,7 @@ class Slices:
     landmark_weight: Tensor
     rv_known: Tensor
     cohort: Tensor
+    study: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
@@ -176,6 +178,7 @@ def study_slices(study: Study, cohort: int) -> Slices | None:
         landmark_weight=torch.tensor(weight, dtype=torch.float32).expand(count),
         rv_known=torch.tensor(rv_known).expand(count),
         cohort=torch.tensor(cohort).expand(count),
+        study=torch.zeros(count, dtype=torch.int64),
     )
 
 
@@ -190,6 +193,8 @@ def collect_slices(cohorts: Iterable[Sequence[Study]]) -> Slices:
     if not kept:
         remedy = "Give a cohort with masks (phantom:, acdc:, emidec:) to train the heart network on"
         raise InputError("cohorts", "no study has a label of the left ventricle", remedy)
+    for number, part in enumerate(kept):
+        part.study = torch.full_like(part.study, number)
     return Slices(*(torch.cat([getattr(part, field.name) for part in kept]) for field in fields(Slices)))
 
 

@@ -40,6 +40,7 @@ __all__ = ["Grid", "Run", "clean", "collect", "collect_predictions", "expand", "
 # Whoever starts threads or processes in a run reads one of these.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
 
+
 def run_grid(
     file: str | Path,
     workers: int | None = None,

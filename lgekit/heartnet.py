@@ -2,37 +2,33 @@
 
 One small U-Net sees each slice twice: the whole field of view, where it finds the heart, and then a view scaled to
 the heart, where it draws it. Beside the four classes it paints the angle field (:mod:`lgekit.canvas`), from which all
-pixels of all slices vote for the insertion points and for mirrored storage.
+pixels of all slices vote for the insertion points and for mirrored storage. A second, smaller network then draws the
+wall anew in polar pictures around what was found (:mod:`lgekit.borders`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from scipy import ndimage
 from torch import Tensor, nn
 
-from lgekit.canvas import (
-    CLASS_CODES,
-    CLASSES,
-    LV_CLASSES,
-    Canvas,
-    angle_votes,
-    landmarks_from_votes,
-    make_canvas,
-)
+from lgekit.borders import build_border_network, redraw
+from lgekit.canvas import CLASSES, landmarks_from_votes, make_canvas
 from lgekit.errors import InputError
+from lgekit.heart_maps import draw_labels, find_heart, study_votes
 from lgekit.studies import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 from lgekit.views import Views, plain_views, standardise
 
 FIELD = 4  # channels of the angle field
+KINDS = ("networks", "borders")
+BORDER_VOTES = 3.0  # weight of the border network's votes beside those of the U-Net's two looks [O]
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,9 @@ class HeartSettings:
         batch: views a step.
         wide_share: share of views of the whole field of view.
         learning_rate: peak of the one-cycle schedule.
+        invented: share of training pictures that are drawn anew from their labels (:mod:`lgekit.invention`).
+        border_channels: of the border network's levels.
+        border_steps: optimiser steps of the border network; 0: none is trained.
     """
 
     encoder: str = "regnetx_002"
@@ -63,15 +62,30 @@ class HeartSettings:
     batch: int = 8
     wide_share: float = 0.25
     learning_rate: float = 2e-3
+    invented: float = 0.0
+    border_channels: tuple[int, ...] = (16, 32, 64, 64)
+    border_steps: int = 700
 
 
 SIZES = {
-    "smoke": HeartSettings(pixels=64, grow=(0, 0), steps=30, learning_rate=3e-3),
+    "smoke": HeartSettings(pixels=64, grow=(0, 0), steps=30, learning_rate=3e-3, border_steps=20),
     "laptop": HeartSettings(),
     "paper": HeartSettings(
-        encoder="resnet34", decoder=(256, 128, 96, 64), pixels=128, steps=12000, batch=64, learning_rate=1e-3
+        encoder="resnet34",
+        decoder=(256, 128, 96, 64),
+        steps=12000,
+        batch=64,
+        learning_rate=1e-3,
+        border_channels=(32, 64, 96, 128),
+        border_steps=6000,
     ),
 }
+
+
+def read_settings(values: Mapping[str, Any]) -> HeartSettings:
+    """Settings from what JSON kept of them, which knows no tuples."""
+    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return HeartSettings(**known)
 
 
 def build_encoder(name: str) -> nn.Module:
@@ -111,18 +125,46 @@ def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
 
 
 class HeartNetwork:
-    """One U-Net or the mean of several (their softmax maps and angle fields are averaged).
+    """One U-Net or the mean of several (their maps are averaged), and as many border networks.
 
     Attributes:
         settings: of the (first) network.
         networks: the U-Nets.
         trained_on: names of the cohorts.
+        borders: the border networks; none: what the U-Nets draw is the result.
     """
 
-    def __init__(self, settings: HeartSettings, networks: Iterable[nn.Module], trained_on: Sequence[str] = ()):
+    def __init__(
+        self,
+        settings: HeartSettings,
+        networks: Iterable[nn.Module],
+        trained_on: Sequence[str] = (),
+        borders: Iterable[nn.Module] = (),
+    ):
         self.settings = settings
         self.networks = nn.ModuleList(networks).eval()
+        self.borders = nn.ModuleList(borders).eval()
         self.trained_on = tuple(trained_on)
+
+    @classmethod
+    def from_weights(
+        cls, settings: HeartSettings, weights: Mapping[str, Tensor], trained_on: Sequence[str] = ()
+    ) -> HeartNetwork:
+        """What :attr:`weights` was taken from. Raises RuntimeError where they do not fit the settings."""
+        unets, borders = (len({name.split(".")[1] for name in weights if name.startswith(kind)}) for kind in KINDS)
+        networks = [build_unet(settings, 0) for _ in range(unets)]
+        drawing = [build_border_network(settings.border_channels, 0) for _ in range(borders)]
+        made = cls(settings, networks, trained_on, drawing)
+        made._parts().load_state_dict(dict(weights))
+        return made
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """All weights: ``networks.<number>.…`` and ``borders.<number>.…``."""
+        return self._parts().state_dict()
+
+    def _parts(self) -> nn.ModuleDict:
+        return nn.ModuleDict({"networks": self.networks, "borders": self.borders})
 
     @classmethod
     def mean(cls, members: Sequence[HeartNetwork]) -> HeartNetwork:
@@ -133,7 +175,8 @@ class HeartNetwork:
             raise InputError("heart networks", f"views differ: {sorted(views)}", remedy)
         networks = [network for member in members for network in member.networks]
         names = dict.fromkeys(name for member in members for name in member.trained_on)
-        return cls(members[0].settings, networks, tuple(names))
+        borders = [network for member in members for network in member.borders]
+        return cls(members[0].settings, networks, tuple(names), borders)
 
     def encoder_state(self) -> dict[str, Tensor]:
         """Weights of the (first) network's encoder, by timm's names: for ``build_encoder(settings.encoder)``."""
@@ -148,6 +191,7 @@ class HeartNetwork:
     def to(self, device: str | torch.device) -> HeartNetwork:
         """Move the weights, in place."""
         self.networks.to(device)
+        self.borders.to(device)
         return self
 
     @torch.inference_mode()
@@ -193,15 +237,18 @@ class HeartNetwork:
         images = torch.cat([canvas.images for canvas in canvases]).to(self.device)
         centres, widths = torch.zeros(len(studies), 2), torch.ones(len(studies))
         votes = torch.zeros(len(studies), 5, dtype=torch.complex64)
-        for poses in (1, 1, self.settings.poses):  # the whole field of view, the heart, the heart better centred
-            maps = self._look(images, centres, widths, counts, poses)
+        for poses in (1, self.settings.poses):  # the whole field of view, the heart
+            maps = list(self._look(images, centres, widths, counts, poses))
             votes += torch.stack([study_votes(part) for part in maps])
             last = centres, widths
             found = [find_heart(part) for part in maps]
             centres = centres + widths[:, None] * torch.stack([centre for centre, _ in found])
             widths = widths * torch.stack([diameter for _, diameter in found]) * self.settings.heart_view / 2
-        results = []
+        results, own = [], images.split(counts)
         for i, (study, canvas) in enumerate(zip(studies, canvases, strict=True)):
+            if len(self.borders):
+                maps[i], ring = redraw(self.borders, own[i], maps[i], last[0][i], last[1][i])
+                votes[i] += BORDER_VOTES * ring
             labels = draw_labels(canvas, maps[i], last[0][i], float(last[1][i]))
             heart = bool(((labels == CAVITY) | (labels == MYOCARDIUM)).any())
             landmarks = landmarks_from_votes(votes[i] if heart else torch.zeros_like(votes[i]))
@@ -221,9 +268,9 @@ class HeartNetwork:
         """Write ``heart.safetensors`` and ``heart.json`` into a folder (made if absent)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.contiguous() for name, value in self.networks.state_dict().items()}
+        state = {name: value.contiguous() for name, value in self.weights.items()}
         save_file(state, folder / "heart.safetensors")
-        about = {"settings": asdict(self.settings), "members": len(self.networks), "trained_on": self.trained_on}
+        about = {"settings": asdict(self.settings), "trained_on": self.trained_on}
         (folder / "heart.json").write_text(json.dumps(about, indent=2) + "\n")
         return folder
 
@@ -240,64 +287,11 @@ class HeartNetwork:
                 raise InputError(folder / file, "no such file", "Give a folder written by HeartNetwork.save")
         try:
             about = json.loads((folder / "heart.json").read_text())
-            values = about["settings"]
-            settings = HeartSettings(**{**values, "decoder": tuple(values["decoder"]), "grow": tuple(values["grow"])})
-            network = cls(settings, [build_unet(settings, 0) for _ in range(about["members"])], about["trained_on"])
-            network.networks.load_state_dict(load_file(folder / "heart.safetensors"))
+            settings = read_settings(about["settings"])
+            network = cls.from_weights(settings, load_file(folder / "heart.safetensors"), about["trained_on"])
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(folder, f"not a heart network: {error}", "Fit it again and save it") from error
         return network
-
-
-def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre ``(2,)`` and LV diameter ``()`` in view coordinates, from a study's maps ``(S, 8, h, h)``.
-
-    The slices' LV probabilities are added up (a heart lies at nearly the same place in all), and the heaviest connected
-    part is the heart. Without any, the middle of the view and half its width.
-    """
-    left = maps[:, LV_CLASSES].sum(1)  # (S, h, h)
-    together = left.sum(0)
-    if float(together.max()) < 0.5:
-        return torch.zeros(2), torch.tensor(1.0)
-    parts, count = ndimage.label((together > 0.35 * together.max()).numpy())
-    weights = ndimage.sum(together.numpy(), parts, range(1, count + 1))
-    heart = torch.from_numpy(ndimage.binary_dilation(parts == 1 + int(np.argmax(weights)), iterations=3))
-    side = left.shape[-1]
-    axis = (torch.arange(side) + 0.5) / side * 2 - 1
-    inside = together * heart
-    centre = torch.stack([inside.sum(0) @ axis, inside.sum(1) @ axis]) / inside.sum()
-    area = (left * heart).sum((1, 2)).max()
-    return centre, 2 * torch.sqrt(area / torch.pi) * 2 / side
-
-
-def study_votes(maps: Tensor) -> Tensor:
-    """Votes ``(5,)`` of all slices of a study from the maps ``(S, 8, h, h)`` of plain views, normalised to N = 1."""
-    probabilities, field = maps[:, :CLASSES], maps[:, CLASSES:]
-    left = probabilities[:, LV_CLASSES].sum(1)
-    side = left.shape[-1]
-    axis = (torch.arange(side) + 0.5) / side * 2 - 1
-    mass = left.sum((1, 2)).clamp(min=1e-6)
-    centre = torch.stack([left.sum(1) @ axis, left.sum(2) @ axis], dim=1) / mass[:, None]
-    votes = angle_votes(probabilities, field, centre).sum(0)
-    return votes / votes[4].real.clamp(min=1e-6)
-
-
-def draw_labels(canvas: Canvas, maps: Tensor, centre: Tensor, half_width: float) -> Tensor:
-    """Label map ``(X, Y, S)`` uint8 on the study's grid, from the maps of the heart view."""
-    heart = canvas.to_study(maps[:, 1:CLASSES], centre, half_width)  # (S, 3, Y, X), zero outside the view
-    best, drawn = 1 - heart[:, 0] - heart[:, 1] - heart[:, 2], torch.zeros(heart[:, 0].shape, dtype=torch.uint8)
-    for code in range(1, CLASSES):  # argmax over the classes, twenty times faster than torch's over a short axis
-        better = heart[:, code - 1] > best
-        best, drawn = torch.where(better, heart[:, code - 1], best), drawn.masked_fill(better, code)
-    classes = drawn.numpy()
-    for part in ((1, 2), (3,)):  # one left and one right ventricle, connected through the stack
-        mask = np.isin(classes, part)
-        parts, count = ndimage.label(mask)
-        if count > 1:
-            largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-            classes[mask & (parts != largest)] = 0
-    codes = np.array(CLASS_CODES, dtype=np.uint8)[classes]
-    return torch.from_numpy(codes).permute(2, 1, 0).contiguous()
 
 
 def with_prediction(study: Study, labels: Tensor, landmarks: Landmarks) -> Study:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgekit.anatomy import insertion_points
+from lgekit.borders import fit_border_network
 from lgekit.canvas import CANVAS, CLASSES, Slices, angle_field, collect_slices, make_canvas
 from lgekit.errors import InputError
 from lgekit.heartnet import SIZES, HeartNetwork, HeartSettings, build_encoder, build_unet
+from lgekit.invention import invent_appearance
 from lgekit.studies import CAVITY, RV, WALL_CODES, Cohort, Landmarks, Study
 from lgekit.views import Views, random_views, standardise, vary_appearance
 
@@ -80,7 +83,12 @@ def fit_heart_network(
         schedule.step()
         if step % 20 == 0:
             bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
-    return HeartNetwork(settings, [unet], [cohort.name for cohort in cohorts])
+    borders = []
+    if settings.border_steps:
+        start = init.borders[0] if init is not None and len(init.borders) else None
+        about: dict[str, Any] = {"init": start, "invented": settings.invented, "progress": progress}
+        borders = [fit_border_network(slices, settings.border_channels, settings.border_steps, seed, **about)]
+    return HeartNetwork(settings, [unet], [cohort.name for cohort in cohorts], borders)
 
 
 def heart_settings(size: str, init: HeartNetwork | None, changes: dict) -> HeartSettings:
@@ -89,8 +97,9 @@ def heart_settings(size: str, init: HeartNetwork | None, changes: dict) -> Heart
         raise InputError("size", f"{size!r} is unknown", f"Use one of {', '.join(SIZES)}")
     settings = SIZES[size]
     if init is not None:
-        shape = {key: getattr(init.settings, key) for key in ("encoder", "decoder", "pixels", "heart_view")}
-        settings = replace(settings, **shape, grow=(0, 0))  # what is learned small is there already
+        names = ("encoder", "decoder", "pixels", "heart_view", "border_channels")
+        shape = {key: getattr(init.settings, key) for key in names}
+        settings = replace(settings, **shape, grow=(0.4, 0.8))
     try:
         return replace(settings, **changes)
     except TypeError as error:
@@ -107,6 +116,7 @@ def heart_loss(unet: nn.Module, batch: Slices, settings: HeartSettings, rng: tor
     views = random_views(centre, half_width, shift=0.15, zoom=0.22, rng=rng)
     images = views.sample(batch.images[:, None].float() / 255, settings.pixels)
     target = views.sample(batch.labels[:, None].float(), settings.pixels, "nearest")[:, 0].long()
+    images = invent_appearance(images, target[:, None], settings.invented, rng)
     images = standardise(vary_appearance(images, rng)).to(memory_format=torch.channels_last)
     output = unet(images)
     logs = output[:, :CLASSES].log_softmax(1)

@@ -19,13 +19,14 @@ from lgekit.anatomy import slice_levels
 from lgekit.cache import memory
 from lgekit.errors import InputError
 from lgekit.fingerprints import code_version
-from lgekit.heartnet import SIZES, HeartNetwork, HeartSettings, build_unet, with_prediction
+from lgekit.heartnet import SIZES, HeartNetwork, read_settings, with_prediction
 from lgekit.polar import INSIDE, OUTSIDE, polar_grid, study_tensor
 from lgekit.runs import compute_once
 from lgekit.settings import FitSettings
 from lgekit.standardize import intensity_reference, known_landmarks, normalise
 from lgekit.studies import Cohort, Landmarks, Study
 
+INVENTED = 0.5  # share of pictures with an invented appearance, of the base alone [O]
 REACH = (0.6, 0.4)  # of the view along predicted contours, beyond the endocardium and the epicardium, in thicknesses
 
 
@@ -87,7 +88,7 @@ def _even_wall_view(study: Study, settings: FitSettings) -> View:
 def weights_fingerprint(network: HeartNetwork) -> str:
     """16 hex digits of a heart network's weights."""
     digest = hashlib.sha256(repr(network.settings).encode())
-    for name, value in sorted(network.networks.state_dict().items()):
+    for name, value in sorted(network.weights.items()):
         digest.update(name.encode() + value.cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -151,10 +152,8 @@ def _fitted(cohorts: list[Cohort], settings: FitSettings, steps: int, init: Hear
     key = (prints, settings.heart_size, steps, _heart_seed(settings), settings.encoder, start, version)
     trained = memory().cache(_weights, ignore=["cohorts", "init", "progress"])
     about, state = compute_once(trained, key, cohorts, init, progress)  # runs that start together wait for one
-    shape = HeartSettings(**(about | {"decoder": tuple(about["decoder"])}))
-    network = HeartNetwork(shape, [build_unet(shape, 0)], [cohort.name for cohort in cohorts])
-    network.networks.load_state_dict({name: torch.tensor(np.array(value)) for name, value in state.items()})
-    return network
+    weights = {name: torch.tensor(np.array(value)) for name, value in state.items()}
+    return HeartNetwork.from_weights(read_settings(about), weights, [cohort.name for cohort in cohorts])
 
 
 def _weights(key: tuple, cohorts, init: HeartNetwork | None, progress: bool) -> tuple[dict, dict]:
@@ -163,9 +162,11 @@ def _weights(key: tuple, cohorts, init: HeartNetwork | None, progress: bool) -> 
     _, size, steps, seed, encoder, *_ = key
     # After a base without this cohort training goes on at the full rate; a start from `init` would take a third.
     rate = SIZES[size].learning_rate * (1 if init is None else 3)
-    changes = {"steps": steps, "learning_rate": rate} | ({"encoder": encoder} if init is None else {})
+    # Without a real study of its own kind a network shall learn shapes, not the look of phantoms.
+    changes = {"steps": steps, "learning_rate": rate}
+    changes |= {"encoder": encoder, "invented": INVENTED} if init is None else {}
     network = fit_heart_network(cohorts, size, seed, init, progress, **changes)
-    return asdict(network.settings), {name: value.numpy() for name, value in network.networks.state_dict().items()}
+    return asdict(network.settings), {name: value.numpy() for name, value in network.weights.items()}
 
 
 def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:

@@ -1,0 +1,247 @@
+"""The border network: endocardium and epicardium drawn anew in a polar picture around each slice's left ventricle.
+
+The U-Net of :mod:`lgekit.heartnet` finds the heart and outlines it roughly. Around its centre a slice is unrolled:
+depth from the centre downwards, angle to the right. There the wall is a band of nearly the same place and width in
+every heart, turning is a shift along the angle (convolutions close around the ring), and the slices above and below
+stand beside it as channels, for a scar as bright as blood is told from blood by what lies next to it. A network of a
+tenth of the weights draws the wall better than the U-Net does: Dice on EMIDEC 0.84 against 0.74 (one fold) [O].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lgekit.canvas import CANVAS, CLASSES, LV_CLASSES, Slices
+from lgekit.invention import invent_appearance
+from lgekit.views import uniform, vary_appearance
+
+DEPTHS, ANGLES = 32, 64  # samples of the polar picture
+REACH = 1.5  # its outer end, in radii of the LV (of a circle as large as the slice's epicardial area)
+CLASSES_HERE = 3  # outside, cavity, myocardium
+SMALLEST = 30  # canvas pixels of left ventricle that a slice needs to be trained on
+PRESENT = 0.15  # of the largest LV area of a study: a slice with less is left as the U-Net drew it
+
+
+class RingBlock(nn.Module):
+    """Two 3 × 3 convolutions on ``(B, C, depth, angle)``; the angle's two ends meet."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        pairs = zip((channels_in, channels_out), (channels_out, channels_out), strict=True)
+        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, 3, bias=False) for a, b in pairs)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels_out) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            around = functional.pad(x, (1, 1, 0, 0), mode="circular")
+            x = norm(convolution(functional.pad(around, (0, 0, 1, 1), mode="replicate"))).relu()
+        return x
+
+
+class BorderNetwork(nn.Module):
+    """U-Net on polar pictures ``(B, 3, 32, 64)`` in [0, 1], a slice between its neighbours.
+
+    Gives ``(B, 7, 32, 64)``: logits of outside, cavity and myocardium, then the angle field (:mod:`lgekit.canvas`).
+    """
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__()
+        self.down = nn.ModuleList(RingBlock(a, b) for a, b in zip((4, *channels[:-1]), channels, strict=True))
+        deep_to_shallow = list(channels)[::-1]
+        self.up = nn.ModuleList(RingBlock(a + b, b) for a, b in zip(deep_to_shallow, deep_to_shallow[1:], strict=False))
+        self.head = nn.Conv2d(channels[0], CLASSES_HERE + 4, 1)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        mean, deviation = pictures.mean((1, 2, 3), keepdim=True), pictures.std((1, 2, 3), keepdim=True)
+        depth = torch.linspace(-1, 1, pictures.shape[2], device=pictures.device)[:, None]
+        depth = depth.expand(len(pictures), 1, *pictures.shape[2:])
+        x = torch.cat([(pictures - mean) / (deviation + 1e-3), depth], dim=1)  # (B, 4, depth, angle)
+        kept = []
+        for level, block in enumerate(self.down):
+            x = block(functional.max_pool2d(x, 2) if level else x)
+            kept.append(x)
+        for block, skip in zip(self.up, kept[-2::-1], strict=True):
+            x = block(torch.cat([functional.interpolate(x, scale_factor=2.0), skip], dim=1))
+        return self.head(x)
+
+
+def build_border_network(channels: Sequence[int], seed: int) -> BorderNetwork:
+    """A border network of random weights from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BorderNetwork(channels).to(memory_format=torch.channels_last)
+
+
+def ring_points(centre: Tensor, radius: Tensor, start: Tensor | None = None, mirror: Tensor | None = None) -> Tensor:
+    """Where the samples of polar pictures lie, ``(B, depth, angle, 2)`` in the coordinates of ``centre``.
+
+    Args:
+        centre: ``(B, 2)``, x right and y down.
+        radius: ``(B,)`` LV radius.
+        start: ``(B,)`` angle of the first column, radians; 0 if None.
+        mirror: ``(B,)`` 1 or -1: whether the columns go clockwise on the screen or the other way; 1 if None.
+    """
+    count, device = len(centre), centre.device
+    depth = (torch.arange(DEPTHS, device=device) + 0.5) / DEPTHS * REACH
+    angle = (torch.arange(ANGLES, device=device) * (2 * torch.pi / ANGLES)).expand(count, ANGLES)
+    angle = angle if mirror is None else angle * mirror[:, None]
+    angle = angle if start is None else angle + start[:, None]
+    unit = torch.stack([angle.cos(), angle.sin()], dim=-1)[:, None]  # (B, 1, angle, 2)
+    return centre[:, None, None] + unit * depth[:, None, None] * radius[:, None, None, None]
+
+
+def border_loss(network: nn.Module, slices: Slices, chosen: Tensor, invented: float, rng: torch.Generator) -> Tensor:
+    """Cross-entropy + soft Dice of cavity and myocardium + squared error of the angle field, on shifted, scaled,
+    turned and mirrored polar pictures of ``chosen (B,)`` slices. Every sample counts by the area it stands for."""
+    batch, device = slices[chosen], slices.images.device
+    count, together = len(batch), chosen[:, None] + torch.tensor([-1, 0, 1], device=device)
+    together = together.clamp(0, len(slices) - 1)
+    same = slices.study[together] == batch.study[:, None]
+    together = torch.where(same, together, chosen[:, None])  # (B, 3); the end slices are their own neighbours
+    lv = (batch.labels == 1) | (batch.labels == 2)
+    own = torch.sqrt(lv.sum((1, 2)) / torch.pi) * 2 / CANVAS
+    centre = batch.centre + uniform(-0.18, 0.18, (count, 2), rng) * own[:, None]
+    mirror = uniform(0, 1, count, rng).lt(0.5).float() * 2 - 1
+    radius = own * torch.exp(uniform(-0.25, 0.25, count, rng))
+    points = ring_points(centre, radius, uniform(0, 2 * torch.pi, count, rng), mirror)
+    pictures = functional.grid_sample(slices.images[together].float() / 255, points, align_corners=False)
+    drawn = functional.grid_sample(slices.labels[together].float(), points, mode="nearest", align_corners=False)
+    pictures = invent_appearance(pictures, drawn, invented, rng, wrap=True)
+    pictures = vary_appearance(pictures, rng).contiguous(memory_format=torch.channels_last)
+    output, target = network(pictures), drawn[:, 1].long()
+    target = torch.where(target == 3, 0, target)
+    area = (torch.arange(DEPTHS, device=device) + 0.5)[:, None] / DEPTHS * 2
+    entropy = (functional.cross_entropy(output[:, :CLASSES_HERE], target, reduction="none") * area).mean()
+    shares, overlap = output[:, :CLASSES_HERE].softmax(1), torch.zeros((), device=device)
+    for code in (1, 2):
+        true, predicted = (target == code) * area, shares[:, code] * area
+        both = (shares[:, code] * true).sum((1, 2))
+        dice = 1 - (2 * both + 2) / (predicted.sum((1, 2)) + true.sum((1, 2)) + 2)
+        overlap = overlap + dice.mean() / 2
+    offset = points - batch.centre[:, None, None]
+    field = functional.normalize(offset, dim=-1)
+    channels = []
+    for point in range(2):
+        towards = batch.insertions[:, point, None, None]  # (B, 1, 1, 2)
+        cross = field[..., 0] * towards[..., 1] - field[..., 1] * towards[..., 0]  # as `lgekit.canvas.angle_field`
+        channels += [(field * towards).sum(-1), batch.handedness[:, None, None] * cross]
+    weight = (target > 0) * area
+    weight = weight / weight.sum((1, 2), keepdim=True).clamp(min=20) * batch.landmark_weight[:, None, None]
+    error = (output[:, CLASSES_HERE:] - torch.stack(channels, dim=1)).square().sum(1)
+    return entropy + overlap + 0.5 * (weight * error).sum() / count
+
+
+def fit_border_network(
+    slices: Slices,
+    channels: Sequence[int],
+    steps: int,
+    seed: int,
+    init: nn.Module | None = None,
+    batch: int = 16,
+    learning_rate: float = 3e-3,
+    invented: float = 0.0,
+    progress: bool = True,
+) -> BorderNetwork:
+    """Train on the slices that hold a left ventricle.
+
+    Args:
+        slices: of `lgekit.canvas.collect_slices`; cohorts are drawn in proportion to the fourth root of their slices.
+        channels: of the network's levels.
+        steps: optimiser steps.
+        seed: of weights, sampling and augmentation.
+        init: start from this network's weights.
+        batch: slices a step.
+        learning_rate: peak of the one-cycle schedule.
+        invented: share of pictures with an invented appearance.
+        progress: show a bar.
+    """
+    from tqdm.auto import trange
+
+    device = slices.images.device
+    network = build_border_network(channels, seed).to(device)
+    if init is not None:
+        network.load_state_dict(init.state_dict())
+    rng = torch.Generator(device).manual_seed(seed)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, learning_rate, max(steps, 2), pct_start=0.15, cycle_momentum=False
+    )
+    usable = ((slices.labels == 1) | (slices.labels == 2)).sum((1, 2)) > SMALLEST
+    counts = torch.bincount(slices.cohort[usable], minlength=int(slices.cohort.max()) + 1).clamp(min=1)
+    chance = usable * counts[slices.cohort].float() ** -0.75
+    for _ in trange(steps, desc="border network", disable=not progress, leave=False):
+        chosen = torch.multinomial(chance, batch, replacement=True, generator=rng)
+        loss = border_loss(network, slices, chosen, invented, rng)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+    return network.eval()
+
+
+@torch.inference_mode()
+def redraw(
+    networks: nn.ModuleList, images: Tensor, maps: Tensor, centre: Tensor, half_width: Tensor, rounds: int = 2
+) -> tuple[Tensor, Tensor]:
+    """Draw the left ventricle of one study anew.
+
+    Args:
+        networks: border networks, whose answers are averaged.
+        images: the study's canvases ``(S, 1, 256, 256)``.
+        maps: ``(S, 8, h, h)`` of the U-Net, in plain views.
+        centre: ``(2,)`` of these views, canvas coordinates.
+        half_width: ``()`` of these views, canvas coordinates.
+        rounds: the second unrolls around what the first has drawn.
+
+    Returns:
+        The maps with new classes within the polar pictures' reach, and the votes ``(5,)`` of the new angle fields as
+        `lgekit.canvas.angle_votes` gives them, normalised to N = 1.
+    """
+    side, device = maps.shape[-1], images.device
+    maps, centre, half_width = maps.to(device), centre.to(device), half_width.to(device)
+    axis = (torch.arange(side, device=device) + 0.5) / side * 2 - 1
+    screen = torch.stack([axis.expand(side, side), axis[:, None].expand(side, side)], dim=-1)  # (h, h, 2)
+    numbers = torch.arange(len(maps))
+    around = torch.cat([images[(numbers + step).clamp(0, len(maps) - 1)] for step in (-1, 0, 1)], dim=1)
+    votes = torch.zeros(5, dtype=torch.complex64)
+    for _ in range(rounds):
+        left = maps[:, LV_CLASSES].sum(1)
+        area = left.sum((1, 2))
+        middle = torch.stack([left.sum(1) @ axis, left.sum(2) @ axis], dim=1) / area.clamp(min=1)[:, None]
+        radius = (torch.sqrt(area / torch.pi) * 2 / side).clamp(min=2 / side)
+        points = ring_points(centre + half_width * middle, half_width * radius)
+        pictures = functional.grid_sample(around, points, align_corners=False)
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        output = torch.stack([network(pictures) for network in networks])
+        shares, field = output[:, :, :CLASSES_HERE].softmax(2).mean(0), output[:, :, CLASSES_HERE:].mean(0)
+        present = area > PRESENT * area.max()
+        votes = ring_votes(shares[present], field[present], radius[present])
+        offset = (screen - middle[:, None, None]) / radius[:, None, None, None]
+        distance, angle = offset.norm(dim=-1), torch.atan2(offset[..., 1], offset[..., 0]) % (2 * torch.pi)
+        closed = torch.cat([shares, shares[..., :1]], dim=3)  # the first column again behind the last
+        place = torch.stack([angle / torch.pi - 1, (distance / REACH * DEPTHS - 0.5) / (DEPTHS - 1) * 2 - 1], dim=-1)
+        back = functional.grid_sample(closed, place, padding_mode="border", align_corners=True)
+        rv = maps[:, 3:4] / (maps[:, :1] + maps[:, 3:4]).clamp(min=1e-3)  # of what is outside, as the U-Net has it
+        new = torch.cat([back[:, :1] * (1 - rv), back[:, 1:], back[:, :1] * rv, maps[:, CLASSES:]], dim=1)
+        maps = torch.where((distance < REACH)[:, None] & present[:, None, None, None], new, maps)
+    return maps.cpu(), votes
+
+
+def ring_votes(shares: Tensor, field: Tensor, radius: Tensor) -> Tensor:
+    """Votes ``(5,)`` as `lgekit.canvas.angle_votes`, from polar pictures that start at angle 0."""
+    angle = torch.arange(ANGLES, device=field.device) * (2 * torch.pi / ANGLES)
+    place = torch.complex(angle.cos(), -angle.sin())  # exp(i t), t counter-clockwise, y down
+    depth = (torch.arange(DEPTHS, device=field.device) + 0.5)[:, None]
+    weight = shares[:, 1:].sum(1) * depth.square() * radius[:, None, None].pow(3)  # area times distance
+    found = [
+        (weight * torch.complex(field[:, 2 * point], field[:, 2 * point + 1]) * turned).sum()
+        for turned in (place.conj(), place)
+        for point in range(2)
+    ]
+    total = weight.sum().clamp(min=1e-6)
+    return torch.stack([*found, total.to(torch.complex64)]).cpu() / total.cpu()

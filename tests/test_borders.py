@@ -1,0 +1,124 @@
+"""The border network: rings closed, places right, votes right, and better borders after a short training."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lgekit.borders import (
+    ANGLES,
+    DEPTHS,
+    REACH,
+    border_loss,
+    build_border_network,
+    fit_border_network,
+    redraw,
+    ring_points,
+)
+from lgekit.canvas import collect_slices, landmarks_from_votes
+from lgekit.invention import invent_appearance
+from lgekit.phantom import phantom_cohort
+
+SIDE, CENTRE, HALF = 64, torch.tensor([0.1, -0.2]), torch.tensor(0.5)
+MIDDLE, OUTER, INNER = (0.15, 0.1), 0.4, 0.25  # of a ring, in view coordinates
+
+
+def ring_maps(slices=3, inner=INNER, outer=OUTER, middle=MIDDLE):
+    """Maps of a U-Net that is sure of a ring, `(slices, 8, h, h)`."""
+    axis = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
+    distance = torch.hypot(axis[None] - middle[0], axis[:, None] - middle[1])
+    classes = torch.where(distance < inner, 1, torch.where(distance < outer, 2, 0))
+    maps = torch.zeros(slices, 8, SIDE, SIDE)
+    maps[:, :4] = nn.functional.one_hot(classes, 4).permute(2, 0, 1).float()
+    return maps
+
+
+class Certain(nn.Module):
+    """A border network that always says: cavity up to `inner` radii, wall up to 1, and this anterior angle."""
+
+    def __init__(self, inner, anterior, mirrored):
+        super().__init__()
+        depth = (torch.arange(DEPTHS) + 0.5) / DEPTHS * REACH
+        logits = 30 * torch.stack([depth - 1, inner - depth, torch.zeros(DEPTHS)])  # equal at the borders
+        logits = logits[:, :, None].expand(3, DEPTHS, ANGLES)
+        seen = -torch.arange(ANGLES) * (2 * torch.pi / ANGLES)  # counter-clockwise: columns go clockwise on the screen
+        points = [np.radians(anterior), np.radians(anterior + (-110 if mirrored else 110))]
+        around = [(-1 if mirrored else 1) * (seen - point) for point in points]
+        field = torch.stack([f(p) for p in around for f in (torch.cos, torch.sin)])
+        self.output = torch.cat([logits, field[:, None].expand(4, DEPTHS, ANGLES)])[None]
+
+    def forward(self, pictures):
+        return self.output.expand(len(pictures), -1, -1, -1)
+
+
+def test_the_network_turns_with_its_picture():
+    network = build_border_network((8, 8, 16, 16), 0).eval()
+    pictures = torch.rand(2, 3, DEPTHS, ANGLES, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        turned = network(pictures.roll(16, 3))
+        assert torch.allclose(turned, network(pictures).roll(16, 3), atol=1e-5)
+        assert turned.shape == (2, 7, DEPTHS, ANGLES)
+
+
+def test_ring_points_go_clockwise_on_the_screen_or_back():
+    centre, radius = torch.tensor([[0.2, 0.1]]), torch.tensor([0.4])
+    points = ring_points(centre, radius)[0]
+    assert torch.allclose(points[-1, 0] - centre[0], torch.tensor([0.4 * REACH * (1 - 0.5 / DEPTHS), 0.0]), atol=1e-6)
+    assert points[-1, ANGLES // 4, 1] > centre[0, 1] + 0.5  # y points down
+    back = ring_points(centre, radius, torch.tensor([0.0]), torch.tensor([-1.0]))[0]
+    assert torch.allclose(back[:, 1:].flip(1), points[:, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_what_it_says_is_laid_back_where_it_belongs(mirrored):
+    rough = ring_maps(inner=0.33)  # too large a cavity
+    network = nn.ModuleList([Certain(INNER / OUTER, 70.0, mirrored)])
+    maps, votes = redraw(network, torch.zeros(3, 1, 256, 256), rough, CENTRE, HALF)
+    true = ring_maps()
+    for code in (1, 2):
+        drawn, wanted = maps[:, :4].argmax(1) == code, true[:, code] > 0
+        dice = 2 * (drawn & wanted).sum() / (drawn.sum() + wanted.sum())
+        assert dice > 0.97
+    assert torch.allclose(maps[:, :4].sum(1), torch.ones(3, SIDE, SIDE), atol=1e-4)
+    points = landmarks_from_votes(votes)
+    assert points.anterior_rvip_deg == pytest.approx(70, abs=0.5) and points.mirrored == mirrored
+    assert points.confidence > 0.9
+
+
+def test_a_slice_nearly_without_heart_is_left_alone():
+    rough = ring_maps()
+    rough[2] = ring_maps(1, 0, 0.05)[0]
+    maps, _ = redraw(nn.ModuleList([Certain(0.2, 0, False)]), torch.zeros(3, 1, 256, 256), rough, CENTRE, HALF)
+    assert torch.equal(maps[2], rough[2]) and not torch.equal(maps[1], rough[1])
+
+
+def test_training_mends_rough_borders_and_repeats_itself():
+    slices = collect_slices([phantom_cohort(3, seed=2, pixels=96, workers=1).studies])
+    first, again = (fit_border_network(slices, (8, 16, 16, 16), 5, seed=1, progress=False) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    usable = torch.nonzero((slices.labels > 0).sum((1, 2)) > 200)[:, 0]
+
+    def loss(network):
+        with torch.no_grad():
+            rng = torch.Generator().manual_seed(0)
+            return float(np.mean([float(border_loss(network, slices, usable, 0.0, rng)) for _ in range(3)]))
+
+    longer = fit_border_network(slices, (8, 16, 16, 16), 60, seed=1, progress=False)
+    assert loss(longer) < 0.75 * loss(build_border_network((8, 16, 16, 16), 1).eval())
+
+
+def test_invented_pictures_keep_the_shape_and_close_the_ring():
+    rng = torch.Generator().manual_seed(3)
+    labels = torch.zeros(40, 3, DEPTHS, ANGLES)
+    labels[:, :, :12], labels[:, :, 12:20] = 1, 2
+    images = torch.full_like(labels, 0.5)
+    assert torch.equal(invent_appearance(images, labels, 0.0, rng), images)
+    drawn = invent_appearance(images, labels, 1.0, rng, wrap=True)
+    assert drawn.shape == images.shape and 0 <= drawn.min() and drawn.max() <= 1
+    blood, muscle = drawn[:, :, 2:9].median(3).values.mean((1, 2)), drawn[:, :, 14:18].median(3).values.mean((1, 2))
+    assert (blood - muscle).abs().median() > 0.1 and 0.5 < (blood > muscle).float().mean() < 1
+    jump = (drawn[..., 0] - drawn[..., -1]).abs().mean()
+    inside = (drawn[..., 1:] - drawn[..., :-1]).abs().mean()
+    assert jump < 1.2 * inside
+    some = invent_appearance(images, labels, 0.3, rng)
+    assert 0.05 < (some != images).flatten(1).any(1).float().mean() < 0.6
