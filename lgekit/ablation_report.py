@@ -10,7 +10,7 @@ import pandas as pd
 
 from lgekit.ablations import claims_table
 from lgekit.errors import InputError
-from lgekit.grid_tables import collect, collect_predictions
+from lgekit.grid_tables import REFERENCES, collect, collect_predictions
 from lgekit.metrics import compare_rows
 
 STATISTICS = {
@@ -34,7 +34,8 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
 
     Returns:
         The files: ``tables/<grid>_runs.csv`` (a row a run, with commit and device), ``_comparison.csv``,
-        ``_claims.csv``, ``_table.md``, ``_table.tex``, and ``ablation_forest_<grid>`` and curves as figures.
+        ``_claims.csv``, ``_table.md``, ``_table.tex``, ``_references.csv`` where runs trained references, and
+        ``ablation_forest_<grid>`` and curves as figures.
 
     Raises:
         InputError: as `lgekit.grid_tables.collect`; no seed is done.
@@ -58,6 +59,10 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     (tables / f"{name}_table.md").write_text(markdown(paper))
     (tables / f"{name}_table.tex").write_text(paper.to_latex(index=False, escape=True))
     made = [tables / f"{name}_{what}" for what in ("runs.csv", "comparison.csv", "claims.csv", "table.md", "table.tex")]
+    beside = reference_comparison(whole, collect_predictions(file, of=REFERENCES), seed)
+    if len(beside):
+        made.append(tables / f"{name}_references.csv")
+        beside.to_csv(made[-1], index=False, float_format="%.5g")
     where = f"Grid {name}: {provenance(runs, predictions)}."
     made.append(make_figure(f"ablation_forest_{name}", comparison, folder, where))
     for axis, figure in CURVES.items():
@@ -82,6 +87,28 @@ def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> 
     seeds = whole.index[whole.sum(axis=1) == whole.sum(axis=1).max()]
     rows = whole.columns[whole.loc[seeds].all()]
     return predictions[predictions["seed"].isin(seeds) & predictions["row"].isin(rows)]
+
+
+def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """The first row beside the references that its runs trained or computed: what `lgekit.metrics.compare_rows` gives.
+
+    Args:
+        predictions: of the grid.
+        references: ``reference_predictions.csv`` of the runs (notebook 05), with a column ``method``; may be empty.
+        seed: of the bootstrap.
+
+    Returns:
+        Column ``row``: the grid's first row, then each method that read all of its studies in all of its seeds.
+    """
+    first = predictions["row"].iloc[0]
+    own = predictions[predictions["row"] == first]
+    if references.empty:
+        return pd.DataFrame()
+    same = references[(references["row"] == first) & references["seed"].isin(own["seed"])]
+    whole = same.groupby("method")["study_id"].count() == len(own)
+    beside = same[same["method"].map(whole)].assign(row=lambda table: table["method"])
+    columns = ["row", "seed", "study_id", "patient_id", "scar", "p_lge"]
+    return compare_rows(pd.concat([own[columns], beside[columns]], ignore_index=True), first, seed)
 
 
 def paper_table(comparison: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:

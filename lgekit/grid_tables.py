@@ -17,7 +17,7 @@ from lgekit.runs import is_locked
 if TYPE_CHECKING:
     import pandas as pd
 
-TABLE, PREDICTIONS = "table.csv", "predictions.csv"
+TABLE, PREDICTIONS, REFERENCES = "table.csv", "predictions.csv", "reference_predictions.csv"
 
 
 def grid_status(file: str | Path) -> pd.DataFrame:
@@ -93,12 +93,13 @@ def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
     return table
 
 
-def collect_predictions(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
+def collect_predictions(file: str | Path, out: str | Path | None = None, of: str | Path = PREDICTIONS) -> pd.DataFrame:
     """The predictions of all finished runs below one another: the axes, then the columns of ``predictions.csv``.
 
     Args:
         file: the grid's YAML file.
-        out: the CSV; None: ``predictions.csv`` in the grid's folder.
+        out: the CSV; None: a file of the same name in the grid's folder.
+        of: another table of the runs, ``reference_predictions.csv``; runs without it are passed over.
 
     Raises:
         InputError: as `load_grid`; no run is done.
@@ -109,7 +110,7 @@ def collect_predictions(file: str | Path, out: str | Path | None = None) -> pd.D
     _require_done(grid, status_of(grid, grid.runs))
     tables = []
     for run in grid.runs:
-        path = grid.folder / run.id / PREDICTIONS
+        path = grid.folder / run.id / of
         if path.is_file():
             table = pd.read_csv(path)
             axes = {"row": run.row, **{name: value for name, value in run.axes.items() if name not in table}}
@@ -117,7 +118,7 @@ def collect_predictions(file: str | Path, out: str | Path | None = None) -> pd.D
                 table.insert(place, name, value)
             tables.append(table)
     everything = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    _save(everything, Path(out) if out else grid.folder / PREDICTIONS)
+    _save(everything, Path(out) if out else grid.folder / of)
     return everything
 
 

@@ -136,6 +136,21 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(named, index=table.index).assign(cohort=table["cohort"])
 
 
+def long_table(predictions: Mapping[str, pd.DataFrame], cohort: Cohort) -> pd.DataFrame:
+    """Predictions of several methods below one another: ``method, study_id, patient_id, scar, p_lge``.
+
+    Args:
+        predictions: method → columns ``study_id, p_lge``; may be empty.
+        cohort: the studies.
+    """
+    columns = ["method", "study_id", "patient_id", "scar", "p_lge"]
+    parts = [
+        with_truth(table, cohort.subset(table["study_id"])).assign(method=name)[columns]
+        for name, table in predictions.items()
+    ]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
 def _has_wall(study: Study) -> bool:
     if study.label_map is None:
         return False

@@ -120,10 +120,13 @@ def test_rows_are_compared_over_seeds_that_they_have_whole():
 def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, monkeypatch):
     table = predictions(dict.fromkeys(ROWS, 1.0) | RATIOS)
     monkeypatch.setattr(ablation_report, "collect", lambda file, out: runs_of(table).to_csv(out) or runs_of(table))
-    monkeypatch.setattr(ablation_report, "collect_predictions", lambda file: table)
+    beside = predictions({"full": 2.0}).assign(method="supervised")
+    monkeypatch.setattr(ablation_report, "collect_predictions", lambda file, of="": beside if of else table)
     made = ablation_report.report_grid("grids/toy.yaml", tmp_path)
     names = {path.relative_to(tmp_path).as_posix() for path in made}
-    assert names == {f"tables/toy_{what}" for what in ("runs.csv", "comparison.csv", "claims.csv")} | {
+    assert names == {
+        f"tables/toy_{what}" for what in ("runs.csv", "comparison.csv", "claims.csv", "references.csv")
+    } | {
         "tables/toy_table.md",
         "tables/toy_table.tex",
         "ablation_forest_toy.png",
@@ -136,3 +139,14 @@ def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, mo
     for path in tmp_path.rglob("*.csv"):
         assert "P17" not in path.read_text()
     assert "\\begin{tabular}" in (tmp_path / "tables/toy_table.tex").read_text()
+
+
+def test_references_that_read_every_study_stand_beside_the_first_row():
+    own = predictions({"full": 1.0, "no_caption": 0.5})
+    whole = predictions({"full": 3.0}).assign(method="supervised")
+    part = whole[whole["study_id"] != "P0"].assign(method="half done")
+    beside = ablation_report.reference_comparison(own, pd.concat([whole, part], ignore_index=True))
+    assert beside["row"].unique().tolist() == ["full", "supervised"]
+    better = beside[(beside["row"] == "supervised") & (beside["statistic"] == "auc")].iloc[0]
+    assert better["difference"] > 0 and better["p"] < 0.05
+    assert ablation_report.reference_comparison(own, pd.DataFrame()).empty

@@ -47,6 +47,9 @@ def test_the_table_by_hand(cohort):
     table = references.reference_table({"right": right, "wrong": right.assign(p_lge=1 - right["p_lge"])}, cohort)
     assert table.loc["right", ["auc", "balanced_accuracy"]].tolist() == [1, 1]
     assert table.loc["wrong", ["auc", "balanced_accuracy"]].tolist() == [0, 0]
+    long = references.long_table({"right": right, "wrong": right.iloc[:2]}, cohort)
+    assert long.groupby("method").size().to_dict() == {"right": len(right), "wrong": 2}
+    assert long["scar"].astype(float).tolist() == [*truth, *truth[:2]] and references.long_table({}, cohort).empty
     published = table.iloc[2:]
     assert published["cohort"].str.startswith("other: ").all() and published["auc_low"].isna().all()
     assert published.loc["the paper [S]", "balanced_accuracy"] == 0.83
