@@ -11,6 +11,8 @@ import pytest
 import real_browser
 from playwright.sync_api import expect
 
+from lgekit import apps, phantom, readers
+
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 
 
@@ -134,6 +136,18 @@ def test_the_apps_answer_without_code(lab, tmp_path, name, control, key):
         assert "Not a medical device" in words and "plots.use_style" not in words
         app.report(f"app {name}")
         real_browser.screenshot(page, f"app_{name}")
+
+
+def test_the_playground_takes_a_model_and_images_of_ones_own(lab, tmp_path):
+    apps.playground_detector().save(tmp_path / "model")
+    readers.write_manifest(phantom.phantom_cohort(studies=3, seed=5), tmp_path / "mine")
+    own = {"MODEL_DIR": str(tmp_path / "model"), "COHORT": f"manifest:{tmp_path}/mine/manifest.csv"}
+    with real_browser.voila(tmp_path, **own) as address, real_browser.offline_page(lab.browser) as page:
+        page.goto(f"{address}/voila/render/prompt_playground.ipynb", timeout=1000 * real_browser.START_TIMEOUT_S)
+        app = real_browser.MovedWidget(page, page.locator(".widget-vbox").first)
+        app.enter()
+        app.tab_to("spinbutton", "study")
+        assert "Phantom_5_00001" in app.press("ArrowUp")[1]
 
 
 def test_the_site_opens_and_can_be_searched(lab, tmp_path):
