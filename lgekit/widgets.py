@@ -30,7 +30,7 @@ from lgekit.studies import Cohort, Study
 
 RUN_SCORES = ("balanced_accuracy", "sensitivity", "specificity", "auc", "auc_walls", "auc_slices")
 WORST = 5  # studies that the run browser lists
-LONGEST = 120  # characters of a text in its table; a decoder that learned nothing repeats itself to its limit
+LONGEST = 160  # characters of a text in its table; a decoder that learned nothing repeats itself to its limit
 
 
 class Picture(ipywidgets.Image):
@@ -318,7 +318,7 @@ def _draw_scores(axis: Axes, scores: Mapping[str, float]) -> None:
     for place, name in enumerate(names):
         axis.plot(scores[name], place, "o", color="#0072B2")
         axis.plot([scores.get(f"{name}_{end}", np.nan) for end in ("low", "high")], [place, place], color="#0072B2")
-    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=8)
+    axis.set_yticks(range(len(names)), [name.replace("_", " ").replace("auc", "AUC") for name in names], fontsize=8)
     axis.set(xlim=(0, 1.03), xlabel="95 % interval over patients", title="scores")
     axis.invert_yaxis()
 
