@@ -122,6 +122,10 @@ def standardize(
         readers.write_manifest(framed, folder)
         pd.DataFrame(rows).to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
     typer.echo(f"{len(framed)} studies and landmarks.csv in {out_dir}")
+    if lost := sum(not row["turned"] for row in rows):
+        typer.echo(
+            f"{lost} of them could not be turned, for no insertion point was found: column turned of landmarks.csv."
+        )
 
 
 @app.command()
