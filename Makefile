@@ -35,8 +35,10 @@ lab: setup       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
 # voila.json there keeps the page from asking another machine for fonts
-app: setup       ## scar painter and prompt playground without code (MODEL_DIR=what `lgekit fit` wrote)
-	MODEL_DIR=$(abspath $(MODEL_DIR)) $(BIN)/voila notebooks/apps --Voila.config_file_paths=notebooks/apps
+app: setup       ## scar painter and prompt playground without code (MODEL_DIR=what `lgekit fit` wrote COHORT=SPEC)
+	@test -z "$(MODEL_DIR)" || test -f "$(MODEL_DIR)/detector.json" || \
+		{ echo "MODEL_DIR=$(MODEL_DIR) is no folder that \`lgekit fit\` wrote: it holds no detector.json"; exit 1; }
+	MODEL_DIR=$(abspath $(MODEL_DIR)) COHORT="$(COHORT)" $(BIN)/voila notebooks/apps --Voila.config_file_paths=notebooks/apps
 
 lint: setup      ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy lgekit

@@ -1,7 +1,8 @@
-"""What the apps of `make app` need beside their widgets: a detector that answers within a minute of the first start."""
+"""What the apps of `make app` need beside their widgets: hearts, and a detector within a minute of the first start."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -10,10 +11,14 @@ from lgekit.cache import memory
 from lgekit.detector import Detector, fit_detector
 from lgekit.fingerprints import code_version
 from lgekit.phantom import phantom_cohort
+from lgekit.readers import read_cohort
 from lgekit.runs import locked
 from lgekit.settings import size_settings
+from lgekit.studies import Cohort
+from lgekit.workbook import project_root
 
 STUDIES = 40
+SHOWN = 12
 
 
 def playground_detector(model_dir: str = "") -> Detector:
@@ -38,6 +43,21 @@ def playground_detector(model_dir: str = "") -> Detector:
             shutil.rmtree(part, ignore_errors=True)
             os.replace(_small().save(part), folder)
     return Detector.load(folder)
+
+
+def playground_cohort(spec: str = "") -> Cohort:
+    """The hearts that the prompt playground asks about: a dozen phantoms that its own detector has not seen, or yours.
+
+    Args:
+        spec: of a cohort; its first twelve studies are taken, images alone. Relative paths: from the project's folder.
+
+    Raises:
+        InputError: as `lgekit.readers.read_cohort`.
+    """
+    if not spec:
+        return phantom_cohort(SHOWN, seed=1)
+    with contextlib.chdir(project_root()):
+        return Cohort(read_cohort(spec, images_only=True).studies[:SHOWN], spec)
 
 
 def _small() -> Detector:

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from lgekit import __version__
+from lgekit.cli_grid import grid_app
 from lgekit.errors import InputError, RunError
 
 SPEC_HELP = (
@@ -28,9 +29,6 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-)
-grid_app = typer.Typer(
-    help="Ablation grids: YAML → runs → one tidy table.", no_args_is_help=True, rich_markup_mode=None
 )
 app.add_typer(grid_app, name="grid")
 
@@ -74,7 +72,7 @@ def cohort(spec: Spec, out_dir: Annotated[Path, typer.Argument(help="A new or em
 
 @app.command()
 def check(spec: Spec) -> None:
-    """Read a whole cohort and list every fault with its remedy; exit code 1 if there is any.
+    """Read a whole cohort and list every fault with its remedy (exit code 1), or say what it holds.
 
     Example: lgekit check manifest:my_cohort/manifest.csv
     """
@@ -83,8 +81,10 @@ def check(spec: Spec) -> None:
     faults = readers.check_cohort(spec)
     for fault in faults:
         typer.echo(f"{fault.study_id or '-'}\t{fault.where}: {fault.problem}. {fault.remedy}")
-    typer.echo("no faults" if not faults else f"{len(faults)} faults")
-    raise typer.Exit(bool(faults))
+    if faults:
+        typer.echo(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
+        raise typer.Exit(1)
+    typer.echo(f"no faults; {summary(readers.read_cohort(spec))}")
 
 
 @app.command()
@@ -104,12 +104,17 @@ def standardize(
     import pandas as pd
 
     from lgekit import readers
-    from lgekit.locating import landmark_row, locate_hearts
+    from lgekit.locating import landmark_row, locate_hearts, ready
     from lgekit.standardize import StandardizeShortAxis
     from lgekit.studies import Cohort
 
     _refuse_full(out_dir)
-    located = locate_hearts(readers.read_cohort(spec), model)
+    studies = readers.read_cohort(spec)
+    if model is None and not all(map(ready, studies.studies)):
+        typer.echo(
+            "Masks or insertion points are missing: a heart network is trained first, for some minutes (see --model)."
+        )
+    located = locate_hearts(studies, model)
     transform = StandardizeShortAxis(pixels=pixels)
     framed = Cohort([transform(study) for study in _progress(located.studies, "standardising")], located.name)
     rows = [landmark_row(before, after) for before, after in zip(located.studies, framed.studies, strict=True)]
@@ -117,6 +122,10 @@ def standardize(
         readers.write_manifest(framed, folder)
         pd.DataFrame(rows).to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
     typer.echo(f"{len(framed)} studies and landmarks.csv in {out_dir}")
+    if lost := sum(not row["turned"] for row in rows):
+        typer.echo(
+            f"{lost} of them could not be turned, for no insertion point was found: column turned of landmarks.csv."
+        )
 
 
 @app.command()
@@ -150,7 +159,8 @@ def fit(
     specs = pretraining_specs(spec, pretrain_on)
     further = [readers.read_cohort(other) for other in specs]
     typer.echo(_where_reports_come_from(studies))
-    typer.echo(f"Heart network: the cohort's own masks, phantoms{''.join(f', {other}' for other in specs)}.")
+    masks = sum(study.label_map is not None for study in studies.studies)
+    typer.echo(f"Heart network: {masks} masks of the cohort, phantoms{''.join(f', {other}' for other in specs)}.")
     fitted = detector.fit_detector(studies, settings, all_studies=all_studies, pretrain_on=further)
     with _whole_folder(model_dir) as folder:
         fitted.save(folder)
@@ -178,6 +188,33 @@ def predict(
     table.to_csv(part, index=False, float_format="%.6g")
     part.replace(out_csv)
     typer.echo(f"{len(table)} studies, {int((table['p_lge'] > 0.5).sum())} called positive, in {out_csv}")
+    if lost := int(table["anterior_rvip_deg"].isna().sum()) if loaded.heart is not None else 0:
+        typer.echo(
+            f"The heart was not found in {lost} of {len(table)}, which were read as stored: do not rely on these. "
+            "A larger --size of `lgekit fit`, or masks (--pretrain-on), may help."
+        )
+
+
+@app.command()
+def score(
+    predictions: Annotated[Path, typer.Argument(help="Table of `lgekit predict`, or held_out.csv of a model.")],
+    spec: Spec,
+) -> None:
+    """Hold predictions against the cohort's truth: masks where there are any, else what the reports say.
+
+    Every score with its patient-level 95 % interval. Score only studies that the model has not learned from: a cohort
+    of its own, or held_out.csv in the model's folder. Example: lgekit score my_model/held_out.csv manifest:mine.csv
+    """
+    from lgekit import evaluation, readers
+
+    if not predictions.is_file():
+        raise InputError(predictions, "there is no such file", "Name the table that `lgekit predict` wrote")
+    table, studies = evaluation.in_both(predictions, readers.read_cohort(spec))
+    typer.echo(f"{len(table)} predictions; {summary(studies)}")
+    scores = evaluation.score_table(table, studies).dropna(subset="value")
+    if table["caption"].isna().all():  # held_out.csv has none
+        scores = scores[~scores.index.str.startswith("caption")]
+    typer.echo(scores.to_string(float_format="{:.2f}".format, na_rep=""))
 
 
 @app.command()
@@ -244,64 +281,6 @@ def figures(
     typer.echo(f"{len(redraw(folder))} figures in {folder}")
 
 
-@grid_app.command("run")
-def grid_run(
-    file: Annotated[Path, typer.Argument(help="Grid YAML.")],
-    workers: Annotated[int | None, typer.Option(min=1, help="Local processes; one for each core by default.")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, tcp://…")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only this row; repeatable.")] = None,
-    seeds: Annotated[list[int] | None, typer.Option(help="Only this seed; repeatable.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, run nothing.")] = False,
-    retries: Annotated[int, typer.Option(min=0, help="Times a failed run is tried again at once.")] = 0,
-) -> None:
-    """Run what is not yet done. Example: lgekit grid run papermill_runs/grids/smoke.yaml --workers 2"""
-    from lgekit import grid
-
-    result = grid.run_grid(file, workers, scheduler, only, seeds, timeout, dry_run, retries)
-    typer.echo(result.to_string(index=False))
-    raise typer.Exit(int(not dry_run and (result["state"] == "failed").any()))
-
-
-@grid_app.command("status")
-def grid_status(file: Annotated[Path, typer.Argument(help="Grid YAML.")]) -> None:
-    """Which runs are done, running, failed (and where), or waiting."""
-    from lgekit import grid
-
-    typer.echo(grid.grid_status(file).to_string(index=False))
-
-
-@grid_app.command("collect")
-def grid_collect(file: Annotated[Path, typer.Argument(help="Grid YAML.")]) -> None:
-    """One tidy table of all finished runs, written beside them."""
-    from lgekit import grid
-
-    typer.echo(grid.collect(file).to_string(index=False))
-
-
-@grid_app.command("report")
-def grid_report(
-    file: Annotated[Path, typer.Argument(help="Grid YAML.")],
-    folder: Annotated[Path, typer.Argument(help="Where figures and tables go.")] = Path("figures"),
-) -> None:
-    """Tables (CSV, Markdown, LaTeX) with intervals and claims, and figures, of all finished runs."""
-    from lgekit.ablation_report import report_grid
-
-    for path in report_grid(file, folder):
-        typer.echo(path)
-
-
-@grid_app.command("clean")
-def grid_clean(
-    file: Annotated[Path, typer.Argument(help="Grid YAML.")],
-    everything: Annotated[bool, typer.Option("--all", help="The finished runs too.")] = False,
-) -> None:
-    """Remove runs that the grid no longer holds, and the records of failures."""
-    from lgekit import grid
-
-    typer.echo(f"{len(grid.clean(file, everything=everything))} removed")
-
-
 def _refuse_full(folder: Path) -> None:
     """Checked before long work, so that nothing is lost at its end."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -332,6 +311,18 @@ def _progress(items, what: str):
     from tqdm import tqdm
 
     return tqdm(items, desc=what, unit="study", disable=None)
+
+
+def summary(studies) -> str:
+    """What a cohort holds, in one sentence: what to look at before training on it."""
+    table = studies.manifest
+    reports = {name: int((table["report_source"] == name).sum()) for name in table["report_source"].unique()}
+    parts = [f"{len(table)} studies of {table['patient_id'].nunique()} patients"]
+    parts += [f"reports: {', '.join(f'{count} {name}' for name, count in reports.items())}"]
+    parts += [f"scar in {int(table['scar'].eq(True).sum())}, none in {int(table['scar'].eq(False).sum())}"]
+    parts += [f"masks of {sum(study.label_map is not None for study in studies.studies)}"]
+    parts += [", ".join(f"{count} {split}" for split, count in table["split"].value_counts().items())]
+    return "; ".join(parts)
 
 
 def _where_reports_come_from(studies) -> str:

@@ -6,6 +6,8 @@ the DICOMs can find a series again (hash its ``SeriesInstanceUID``) and nobody e
 
 Positions and orientation: DICOM PS3.3, section C.7.6.2 (Image Plane Module). Slices are ordered along the normal of
 the image plane; ``SliceLocation`` is optional, may run either way and is never read.
+
+Reports come from ``reports.csv`` in the folder, joined by an id of the images that is then dropped with the others.
 """
 
 from __future__ import annotations
@@ -19,16 +21,19 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
-from lgekit.layouts import Listing, folder
+from lgekit.errors import InputError
+from lgekit.layouts import Listing, folder, read_table
+from lgekit.manifests import report_text
 from lgekit.volumes import Entry, Fault, SliceGapWarning, Volume
 
 # What is read from a file before its pixels: to group, to order, to refuse. Nothing else is ever looked at.
 HEADER = (
     *("SOPClassUID", "SeriesInstanceUID", "StudyInstanceUID", "PatientID", "Modality", "ImageType"),
     *("BurnedInAnnotation", "NumberOfFrames", "SamplesPerPixel", "Rows", "Columns", "PixelSpacing", "SliceThickness"),
-    *("ImagePositionPatient", "ImageOrientationPatient", "PhotometricInterpretation"),
+    *("ImagePositionPatient", "ImageOrientationPatient", "PhotometricInterpretation", "AccessionNumber"),
 )
-IDENTIFYING = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")  # dropped once the files are grouped
+# By one of these a row of reports.csv says which images it is of; all are dropped once files and reports are grouped.
+IDENTIFYING = ("SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID")
 GAP_TOLERANCE = 0.1  # share of the median gap by which gaps may differ
 UNREADABLE = (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError)
 Series = list[tuple[Path, Dataset]]
@@ -42,8 +47,10 @@ def short_hash(text: str) -> str:
 def dicom(path: str) -> Listing:
     """A folder of DICOM files in any arrangement, single-frame, one study a series::
 
-        **/*    names and subfolders do not matter; files that are not DICOM are passed over
+        **/*          names and subfolders do not matter; files that are not DICOM are passed over
+        reports.csv   optional, UTF-8: report and one of SeriesInstanceUID, StudyInstanceUID, AccessionNumber, PatientID
 
+    A report is the text itself or the name of a ``.txt`` file; a column ``report_source`` may say ``none``.
     A series that holds phase-sensitive (PSIR) and magnitude images gives the PSIR ones.
     """
     series: dict[str, Series] = {}
@@ -62,6 +69,8 @@ def dicom(path: str) -> Listing:
             yield Fault("", str(file), "has no SeriesInstanceUID", "Export the series again from the archive")
             continue
         series.setdefault(uid, []).append((file, header))
+    reports, faults = _reports(Path(path).expanduser() / "reports.csv", series)
+    yield from faults
     people: dict[str, str] = {}  # person → smallest study UID, which stands for the person from here on
     for files in series.values():
         study = _study_uid(files)
@@ -71,7 +80,42 @@ def dicom(path: str) -> Listing:
         for _, header in files:
             for tag in IDENTIFYING:
                 header.pop(tag, None)
-        yield Entry(name, patient, partial(read_series, name, files))
+        text, source = reports.get(uid, ("", ""))
+        yield Entry(name, patient, partial(read_series, name, files), report=text, report_source=source)
+
+
+def _reports(table: Path, series: dict[str, Series]) -> tuple[dict[str, tuple[str, str]], list[Fault]]:
+    """Series → report and ``report_source``; and the faults of the table, which name rows and never a person."""
+    if not table.is_file():
+        return {}, []
+    try:
+        rows = read_table(table, ("report",))
+    except InputError as error:
+        return {}, [Fault.of("", error, truth_only=True)]
+    given = [key for key in IDENTIFYING if key in rows[0]]
+    if len(given) != 1:
+        problem = f"{len(given)} of its columns say which images a report is of"
+        return {}, [Fault("", str(table), problem, f"Give it one of {', '.join(IDENTIFYING)}", truth_only=True)]
+    (key,) = given
+    reports: dict[str, tuple[str, str]] = {}
+    faults = []
+    for number, row in enumerate(rows, 2):
+        where, source = f"{table}, row {number}", row.get("report_source", "")
+        own = [uid for uid, files in series.items() if row[key] and str(files[0][1].get(key, "")) == row[key]]
+        try:
+            if not own:
+                raise InputError(where, f"no image has this {key}", "Correct it, or remove the row")
+            if any(uid in reports for uid in own):
+                raise InputError(where, "these images have a report already", "Keep one row for each of them")
+            reports |= dict.fromkeys(own, (report_text(row["report"], table, source, True, where), source))
+        except InputError as error:
+            faults.append(Fault.of("", error, truth_only=True))
+    for uid in sorted(series.keys() - reports.keys(), key=short_hash):
+        place = str(series[uid][0][0].parent)
+        remedy = "Add a row for it (report_source none: no report), or leave the series out of the folder"
+        fault = Fault(f"series_{short_hash(uid)}", place, "no row of reports.csv is of these images", remedy, True)
+        faults.append(fault)
+    return reports, faults
 
 
 def _study_uid(files: Series) -> str:

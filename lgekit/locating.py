@@ -28,7 +28,7 @@ def locate_hearts(cohort: Cohort, model: Path | None = None, size: str = "laptop
     Raises:
         InputError: the model's folder holds no heart network.
     """
-    if all(_ready(study) for study in cohort.studies):
+    if all(ready(study) for study in cohort.studies):
         return Cohort([_complete(study, study) for study in cohort.studies], cohort.name)
     from lgekit.heartnet import HeartNetwork
     from lgekit.settings import size_settings
@@ -83,7 +83,8 @@ def landmark_row(stored: Study, framed: Study) -> dict[str, Any]:
     }
 
 
-def _ready(study: Study) -> bool:
+def ready(study: Study) -> bool:
+    """Whether a study brings labels and insertion points of its own."""
     return study.label_map is not None and known_landmarks(study) is not None
 
 

@@ -79,7 +79,7 @@ def _study(row: dict[str, str], table: Path, where: str, any_report: bool) -> Li
             faults.append(Fault.of(name, error, truth_only=True))
 
     source = row.get("report_source", "")
-    report = attempt(_report, row.get("report", ""), table, source, any_report)
+    report = attempt(report_text, row.get("report", ""), table, source, any_report)
     angles = [row.get(column, "") for column in LANDMARK_COLUMNS]
     landmarks = attempt(parse_landmarks, *angles[:2], angles[2] or 1.0) if any(angles[:2]) else None
     findings = attempt(_findings, row["findings"]) if row.get("findings") else None
@@ -99,8 +99,19 @@ def _study(row: dict[str, str], table: Path, where: str, any_report: bool) -> Li
     )
 
 
-def _report(cell: str, table: Path, source: str, any_report: bool, where: str) -> str:
-    """The report that a cell holds or names."""
+def report_text(cell: str, table: Path, source: str, any_report: bool, where: str) -> str:
+    """The report that a cell of a table holds or names.
+
+    Args:
+        cell: the text itself or, where it ends in ``.txt``, a UTF-8 file beside the table.
+        table: the table's file.
+        source: the row's ``report_source``; may be empty.
+        any_report: whether other studies have a report, so that an empty cell needs a reason.
+        where: file and row, for messages.
+
+    Raises:
+        InputError: no such source, no report and no reason, or a file that cannot be read.
+    """
     if source and source not in REPORT_SOURCES:
         raise InputError(where, f"unknown report_source {source!r}", f"Use one of {', '.join(REPORT_SOURCES)}")
     if any_report and not cell and source not in ("none", "masks"):

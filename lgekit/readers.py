@@ -86,7 +86,8 @@ def parse_spec(spec: str) -> tuple[str, str]:
     kind, colon, rest = str(spec).partition(":")
     if not colon or kind not in (*READERS, "phantom"):
         kinds = ", ".join(f"{name}:…" for name in ("phantom", *READERS))
-        raise InputError("SPEC", f"{spec!r} names no kind of cohort", f"Write one of {kinds}")
+        meant = f"manifest:{spec}, or else one" if str(spec).lower().endswith(".csv") else "one"
+        raise InputError("SPEC", f"{spec!r} names no kind of cohort", f"Write {meant} of {kinds}")
     return kind, rest
 
 

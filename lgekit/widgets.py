@@ -1,4 +1,4 @@
-"""Things to drag and click: orientation explorer, scar painter, which-is-real quiz, prompt playground, run browser.
+"""Things to move and click: orientation explorer, scar painter, which-is-real quiz, prompt playground, run browser.
 
 Each is an ipywidgets box around one picture that is drawn again at every change; where widgets cannot run (a file
 viewer, a printed page) the same cell shows the picture as it first was.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import html
 import io
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from lgekit.studies import Cohort, Study
 
 RUN_SCORES = ("balanced_accuracy", "sensitivity", "specificity", "auc", "auc_walls", "auc_slices")
 WORST = 5  # studies that the run browser lists
+LONGEST = 160  # characters of a text in its table; a decoder that learned nothing repeats itself to its limit
 
 
 class Picture(ipywidgets.Image):
@@ -63,6 +65,12 @@ class Choices(ipywidgets.HBox):
         self.value = tuple(button.description for button in self._buttons if button.value)
 
 
+def _number(value: int, low: int, high: int, step: int, description: str) -> ipywidgets.BoundedIntText:
+    """A field for a number, stepped by the arrow keys. The handle of a slider of ipywidgets has no accessible name."""
+    narrow = ipywidgets.Layout(width="12em")
+    return ipywidgets.BoundedIntText(value, low, high, step, description=description, layout=narrow)
+
+
 class Explorable:
     """A widget with a still: front ends that know widgets show the widget, all others the picture.
 
@@ -73,22 +81,37 @@ class Explorable:
         text: the HTML widget under it.
     """
 
-    def __init__(self, controls: dict[str, ipywidgets.Widget], draw: Callable[..., tuple[Figure, str]], alt: str):
+    def __init__(
+        self,
+        controls: dict[str, ipywidgets.Widget],
+        draw: Callable[..., tuple[Figure, str]],
+        alt: str,
+        ahead: Sequence[Mapping[str, object]] = (),
+    ):
+        """``ahead``: values of the controls whose pictures are drawn now, so that nobody has to wait for them."""
         self.controls = controls
         as_drawn = ipywidgets.Layout(align_self="flex-start", max_width="100%")
         self.picture, self.text = Picture(format="png", tooltip=alt, layout=as_drawn), ipywidgets.HTML()
         self._draw = draw
+        self._drawn = {tuple(values.values()): self._render(**values) for values in ahead}
         for control in controls.values():
             control.observe(self._update, names="value")
         self._update()
         self.box = ipywidgets.VBox([*controls.values(), self.picture, self.text])
 
-    def _update(self, change=None) -> None:
-        figure, text = self._draw(**{name: control.value for name, control in self.controls.items()})
+    def _render(self, **values) -> tuple[str, bytes]:
+        """Words and picture (PNG) for values of the controls."""
+        with plt.rc_context({"axes.titley": 1.0}):  # else a title's place is found by laying out every tick once more
+            figure, text = self._draw(**values)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=80)
         plt.close(figure)
-        self.text.value, self.picture.value = text, buffer.getvalue()
+        return text, buffer.getvalue()
+
+    def _update(self, change=None) -> None:
+        values = {name: control.value for name, control in self.controls.items()}
+        ready = self._drawn.get(tuple(values.values()))
+        self.text.value, self.picture.value = ready or self._render(**values)
 
     def _repr_mimebundle_(self, **options):
         from base64 import b64encode
@@ -103,6 +126,7 @@ def _pictures(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figur
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="none")
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.03, hspace=0.15)
     for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])  # even unseen ones take time
         axis.axis("off")
     return figure, axes
 
@@ -133,7 +157,7 @@ def orientation_explorer(study: Study) -> Explorable:
         return figure, f"Words: {canonical_text(anatomy.findings_from_labels(moved))}"
 
     controls = {
-        "error": ipywidgets.IntSlider(0, -180, 180, 5, description="turn (deg)", continuous_update=False),
+        "error": _number(0, -180, 180, 5, "turn (deg)"),
         "mirrored": ipywidgets.Checkbox(False, description="take it for mirrored"),
     }
     return Explorable(controls, draw, "A slice in the standard frame, and its AHA segments")
@@ -170,7 +194,7 @@ def scar_painter(study: Study) -> Explorable:
         "walls": Choices(WALLS, ("inferior",), "walls"),
         "levels": Choices(LEVELS[:3], ("mid",), "levels"),
         "depth": ipywidgets.ToggleButtons(options=DEPTHS, value="subendocardial", description="depth"),
-        "transmurality": ipywidgets.IntSlider(50, 20, 75, 5, description="% of wall", continuous_update=False),
+        "transmurality": _number(50, 20, 75, 5, "% of wall"),
         "no_reflow": ipywidgets.Checkbox(False, description="no-reflow"),
     }
     return Explorable(controls, draw, "A slice before and after the scar is painted, and the scar's outline")
@@ -200,7 +224,8 @@ def which_is_real(cohort: Cohort, random_scar, pairs: int = 4, seed: int = 0) ->
         return figure, "" if answer else "Which are painted? Tick the box for the answer."
 
     controls = {"answer": ipywidgets.Checkbox(False, description="show the answer")}
-    return Explorable(controls, draw, "Slices with scar, some of the cohort and some painted")
+    both = [{"answer": False}, {"answer": True}]
+    return Explorable(controls, draw, "Slices with scar, some of the cohort and some painted", ahead=both)
 
 
 def prompt_playground(detector, cohort: Cohort) -> Explorable:
@@ -211,28 +236,35 @@ def prompt_playground(detector, cohort: Cohort) -> Explorable:
         cohort: a few studies.
     """
     names = cohort.manifest["study_id"].tolist()
+    numbered = [f"{number}: {name}" for number, name in enumerate(names, 1)]
     embedded = detector.embed(cohort)
 
-    def draw(sentence: str, study: str) -> tuple[Figure, str]:
+    def draw(sentence: str, study: int) -> tuple[Figure, str]:
+        index, name = study - 1, names[study - 1]
         studies, slices = detector.similarity(embedded, sentence)
-        figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), width_ratios=(2, 1.2, 2), layout="none")
-        figure.subplots_adjust(left=0.13, right=0.99, bottom=0.17, top=0.9, wspace=0.4)
-        index = names.index(study)
-        axes[0].barh(names, studies, color=["#E69F00" if name == study else "#0072B2" for name in names])
-        axes[0].set(xlabel="cosine similarity")
-        axes[0].tick_params(axis="y", labelsize=7)
-        axes[0].locator_params(axis="x", nbins=4)
+        # left to right: where each panel begins leaves room for the labels of its own axis
+        figure = plt.figure(figsize=(10, 3.2), layout="none")
+        bars, slice_bars, picture = (
+            figure.add_axes((left, 0.17, width, 0.73)) for left, width in ((0.16, 0.25), (0.52, 0.23), (0.77, 0.21))
+        )
+        bars.barh(numbered, studies, color=["#E69F00" if other == index else "#0072B2" for other in range(len(names))])
+        bars.invert_yaxis()
+        bars.set(xlabel="cosine similarity")
+        bars.tick_params(axis="y", labelsize=7)
+        bars.locator_params(axis="x", nbins=4)
+        slice_bars.bar(np.arange(1, len(slices[index]) + 1), slices[index], color="#009E73")
+        slice_bars.locator_params(axis="x", integer=True)
+        slice_bars.set(xlabel=f"slice of study {study}", ylabel="cosine similarity")
         best = int(np.nanargmax(slices[index]))
-        plots.draw_slice(axes[1], cohort.studies[index], best, contours=False)
-        axes[1].set_title(f"slice {best + 1}")
-        axes[2].bar(np.arange(1, len(slices[index]) + 1), slices[index], color="#009E73")
-        axes[2].set(xlabel="slice", ylabel="cosine similarity")
-        return figure, f"“{html.escape(sentence)}” and {study}: {studies[index]:.2f}"
+        plots.draw_slice(picture, cohort.studies[index], best, contours=False)
+        picture.set_title(f"study {study}, slice {best + 1}")
+        return figure, f"“{html.escape(sentence)}” and {html.escape(name)}: {studies[index]:.2f}"
 
+    wide = ipywidgets.Layout(width="36em", max_width="100%")
+    sentence = "Subendocardial scar of the inferior wall."
     controls = {
-        "sentence": ipywidgets.Text("Subendocardial scar of the inferior wall.", description="sentence"),
-        # its name stands under the picture: the slider's own read-out would cut it off
-        "study": ipywidgets.SelectionSlider(options=names, description="study", continuous_update=False, readout=False),
+        "sentence": ipywidgets.Text(sentence, description="sentence", layout=wide),
+        "study": _number(1, 1, len(names), 1, "study"),
     }
     return Explorable(controls, draw, "Similarity of the sentence with each study and with each slice of one")
 
@@ -266,10 +298,12 @@ def run_browser(file: str | Path) -> Explorable:
         known = pd.read_csv(folder / "predictions.csv").dropna(subset=["scar"])
         worst = (known["p_lge"] - known["scar"].astype(float)).abs().nlargest(WORST).index
         _draw_predictions(axes[2], known, worst)
-        words = pd.read_csv(folder / "captions.csv")[["study_id", "caption", "truth"]]
-        cases = known.loc[worst, ["study_id", "p_lge"]].merge(words, on="study_id", how="left").fillna("")
+        texts = pd.read_csv(folder / "captions.csv")[["study_id", "caption", "truth"]]
+        cases = known.loc[worst, ["study_id", "p_lge"]].merge(texts, on="study_id", how="left").fillna("")
         cases.insert(0, "", range(1, len(cases) + 1))
-        table = cases.to_html(index=False, float_format="{:.2f}".format, border=0)
+        for words in ("caption", "truth"):
+            cases[words] = [textwrap.shorten(str(text), LONGEST, placeholder=" …") for text in cases[words]]
+        table = cases.to_html(index=False, float_format="{:.2f}".format, border=0, justify="left")
         return figure, f"Worst cases, those farthest from the truth (numbered in the picture):{table}"
 
     first = next((choice for choice, folder in runs.items() if load_metrics(folder) is not None), next(iter(runs)))
@@ -286,7 +320,7 @@ def _draw_scores(axis: Axes, scores: Mapping[str, float]) -> None:
     for place, name in enumerate(names):
         axis.plot(scores[name], place, "o", color="#0072B2")
         axis.plot([scores.get(f"{name}_{end}", np.nan) for end in ("low", "high")], [place, place], color="#0072B2")
-    axis.set_yticks(range(len(names)), [name.replace("_", " ") for name in names], fontsize=8)
+    axis.set_yticks(range(len(names)), [name.replace("_", " ").replace("auc", "AUC") for name in names], fontsize=8)
     axis.set(xlim=(0, 1.03), xlabel="95 % interval over patients", title="scores")
     axis.invert_yaxis()
 

@@ -1,4 +1,4 @@
-"""A real Chromium on a real JupyterLab or Voilà, for test_browser: servers, pages, and widgets moved by keyboard."""
+"""A real Chromium on a real JupyterLab, Voilà or the site, for test_browser: servers, pages, moved widgets."""
 
 from __future__ import annotations
 
@@ -289,4 +289,18 @@ def voila(folder: Path, **variables: str) -> Iterator[str]:
     (recipe,) = re.findall(r"\$\(BIN\)/(voila .*)", (ROOT / "Makefile").read_text())
     command = [*recipe.split(), "--no-browser", f"--port={port}"]
     with server(command, address, folder, **variables):
+        yield address
+
+
+@contextmanager
+def site(folder: Path) -> Iterator[str]:
+    """The site as `make site` builds it where no notebook was run, on a server of its own; gives the address."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    build = [sys.executable, "notebooks/site/build_site.py", "--out", folder / "site", "--executed", folder / "none"]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.fail(f"the site cannot be built:\n{done.stderr[-2000:]}")
+    command = ["http.server", str(port), "--bind=127.0.0.1", f"--directory={folder / 'site'}"]
+    with server(command, address, folder):
         yield address

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from cohort_files import write_own
 
 from lgekit import apps
 from lgekit.errors import InputError
@@ -39,3 +40,15 @@ def test_the_small_detector_is_fitted_once_and_kept(tmp_path, monkeypatch):
 def test_a_model_of_ones_own_is_read_and_a_wrong_folder_named(tmp_path):
     with pytest.raises(InputError, match=str(tmp_path)):
         apps.playground_detector(str(tmp_path))
+
+
+def test_the_playground_shows_phantoms_or_the_first_of_ones_own_images(tmp_path, monkeypatch):
+    assert len(apps.playground_cohort()) == apps.SHOWN
+    monkeypatch.setattr(apps, "SHOWN", 2)
+    monkeypatch.setattr(apps, "project_root", lambda: tmp_path)  # from where relative paths are meant
+    write_own(tmp_path / "mine")
+    shown = apps.playground_cohort("manifest:mine/manifest.csv")
+    assert shown.manifest["study_id"].tolist() == ["s0", "s1"]
+    assert all(study.label_map is None and not study["report"] for study in shown.studies)
+    with pytest.raises(InputError, match="no kind of cohort"):
+        apps.playground_cohort("mine")

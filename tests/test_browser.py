@@ -1,13 +1,17 @@
-"""The workbook as a reader meets it: JupyterLab in a real browser, widgets moved by keyboard, the apps without code.
+"""The workbook as a reader meets it: JupyterLab in a real browser, widgets moved by keyboard, apps and site.
 
 The notebooks run in order, at smoke size, on copies: later ones read the tables of earlier ones.
 """
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import real_browser
 from playwright.sync_api import expect
+
+from lgekit import apps, phantom, readers
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 
@@ -31,12 +35,12 @@ def test_the_orientation_explorer_answers_and_a_restart_leaves_nothing_behind(la
         explorer = notebook.widget()
         before = explorer.shown()
         explorer.enter()
-        explorer.tab_to("slider")
-        pages = [explorer.press("PageUp") for _ in range(3)]  # 25° each
-        assert len({picture for picture, _ in [before, *pages]}) == 4
-        assert pages[-1][1] != before[1]
+        explorer.tab_to("spinbutton", "turn (deg)")
+        turns = [explorer.press("ArrowUp") for _ in range(3)]  # 5° each
+        assert len({picture for picture, _ in [before, *turns]}) == 4
+        assert turns[-1][1] != before[1]
         explorer.tab_to("checkbox", "take it for mirrored")
-        assert explorer.press("Space")[0] != pages[-1][0]
+        assert explorer.press("Space")[0] != turns[-1][0]
         explorer.report("orientation explorer")
         notebook.screenshot("moved")
         notebook.restart_and_run_all()
@@ -64,6 +68,7 @@ def test_quiz_and_scar_painter_answer(lab):
         shown.append(painter.press("Space"))
         painter.tab_to("button", "transmural")
         shown.append(painter.press("Space"))
+        painter.tab_to("spinbutton", "% of wall")
         painter.tab_to("checkbox", "no-reflow")
         shown.append(painter.press("Space"))
         assert len(set(shown)) == 5
@@ -88,8 +93,8 @@ def test_the_prompt_playground_answers(lab):
         asked = playground.press("t")
         expect(playground.text).to_contain_text("No late gadolinium enhancement”", timeout=30_000)
         assert asked[0] != before[0]
-        playground.tab_to("slider")
-        study = playground.press("ArrowRight")
+        playground.tab_to("spinbutton", "study")
+        study = playground.press("ArrowUp")
         assert study[0] != asked[0] and study[1] != asked[1]
         playground.report("prompt playground")
         notebook.screenshot("moved")
@@ -97,7 +102,7 @@ def test_the_prompt_playground_answers(lab):
 
 def test_the_run_browser_answers(lab):
     with lab.run("06_ablations") as notebook:
-        assert notebook.pictures() >= 3
+        assert notebook.pictures() >= 2
         browser = notebook.widget()
         before = browser.shown()
         assert "Worst cases" in before[1]
@@ -116,7 +121,7 @@ def test_the_figures_are_drawn(lab):
 
 @pytest.mark.parametrize(
     ("name", "control", "key"),
-    [("scar_painter", ("button", "anterior"), "Space"), ("prompt_playground", ("slider",), "ArrowRight")],
+    [("scar_painter", ("button", "anterior"), "Space"), ("prompt_playground", ("spinbutton", "study"), "ArrowUp")],
 )
 def test_the_apps_answer_without_code(lab, tmp_path, name, control, key):
     with real_browser.voila(tmp_path) as address, real_browser.offline_page(lab.browser) as page:
@@ -131,3 +136,45 @@ def test_the_apps_answer_without_code(lab, tmp_path, name, control, key):
         assert "Not a medical device" in words and "plots.use_style" not in words
         app.report(f"app {name}")
         real_browser.screenshot(page, f"app_{name}")
+
+
+def test_the_playground_takes_a_model_and_images_of_ones_own(lab, tmp_path):
+    apps.playground_detector().save(tmp_path / "model")
+    readers.write_manifest(phantom.phantom_cohort(studies=3, seed=5), tmp_path / "mine")
+    own = {"MODEL_DIR": str(tmp_path / "model"), "COHORT": f"manifest:{tmp_path}/mine/manifest.csv"}
+    with real_browser.voila(tmp_path, **own) as address, real_browser.offline_page(lab.browser) as page:
+        page.goto(f"{address}/voila/render/prompt_playground.ipynb", timeout=1000 * real_browser.START_TIMEOUT_S)
+        app = real_browser.MovedWidget(page, page.locator(".widget-vbox").first)
+        app.enter()
+        app.tab_to("spinbutton", "study")
+        assert "Phantom_5_00001" in app.press("ArrowUp")[1]
+
+
+def test_the_site_opens_and_can_be_searched(lab, tmp_path):
+    with real_browser.site(tmp_path) as address, real_browser.offline_page(lab.browser) as page:
+        wrong = []
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        page.on("response", lambda answer: answer.status < 400 or wrong.append(f"{answer.status} {answer.url}"))
+        page.goto(f"{address}/index.html")
+        real_browser.screenshot(page, "site_index")
+        page.get_by_role("link", name="02 · Orientation standardisation").first.click()
+        expect(page).to_have_title(re.compile("^02 · Orientation standardisation"))
+        expect(page.locator(".highlight", has_text="widgets.orientation_explorer(example)")).to_be_visible()
+        real_browser.screenshot(page, "site_notebook")
+        page.keyboard.press("Control+k")
+        page.keyboard.type("StandardizeShortAxis")
+        page.keyboard.press("Enter")
+        found = page.locator("#search-results")
+        expect(found).to_contain_text(re.compile(r"found [1-9]\d* pages"))
+        expect(found.get_by_role("link", name="02 · Orientation standardisation")).to_be_visible()
+        real_browser.screenshot(page, "site_search")
+        found.get_by_role("link", name="lgekit.standardize.StandardizeShortAxis", exact=True).click()
+        definition = page.locator("[id='lgekit.standardize.StandardizeShortAxis']")
+        expect(definition).to_contain_text("class")
+        real_browser.screenshot(page, "site_library")
+        page.goto(f"{address}/figures.html")
+        drawn = page.locator("article img").evaluate_all("every => every.map(picture => picture.naturalWidth)")
+        assert len(drawn) >= 12 and min(drawn) > 50
+        page.goto(f"{address}/search.html?q=zzzznothing")
+        expect(page.locator("#search-results")).to_contain_text("did not match any documents")
+        assert not wrong

@@ -74,7 +74,7 @@ def test_the_installed_program_answers_bad_input_with_one_line_and_no_traceback(
 
 
 @pytest.mark.parametrize(
-    "command", ["cohort", "check", "standardize", "fit", "predict", "push", "pull", "workbook", "grid"]
+    "command", ["cohort", "check", "standardize", "fit", "predict", "score", "push", "pull", "workbook", "grid"]
 )
 def test_help_of_each_command(command):
     done = lgekit(command, "--help")
@@ -95,7 +95,9 @@ def test_a_written_cohort_reads_back_the_same(written):
 
 
 def test_check_passes_a_good_cohort_and_lists_every_fault_of_a_bad_one(written, tmp_path):
-    assert lgekit("check", f"manifest:{written}/manifest.csv").returncode == 0
+    done = lgekit("check", f"manifest:{written}/manifest.csv")
+    assert done.returncode == 0 and done.stdout.startswith("no faults; 12 studies of 12 patients; reports: 12 phantom;")
+    assert "masks of 12" in done.stdout
     table = pd.read_csv(written / "manifest.csv")
     table.loc[0, "image"] = "nowhere.nii.gz"
     table.loc[1, "split"] = "testing"
@@ -130,8 +132,35 @@ def test_predict_reads_images_only_and_writes_the_promised_columns(written, mode
     assert len(json.loads(full["slice_weights"][0])) == slices
 
 
+def test_score_holds_predictions_against_what_masks_or_reports_say(written, model, tmp_path):
+    from lgekit import evaluation, readers
+
+    spec = f"manifest:{written}/manifest.csv"
+    done = lgekit("score", model / "held_out.csv", spec)
+    assert done.returncode == 0 and "12 predictions" in done.stdout and "caption" not in done.stdout
+    shown = {line.split()[0]: float(line.split()[1]) for line in done.stdout.splitlines()[3:]}
+    held_out = pd.read_csv(model / "held_out.csv", dtype={"study_id": str})
+    scores = evaluation.score_table(held_out, readers.read_cohort(spec))["value"]
+    assert {"balanced_accuracy", "auc", "auc_walls", "auc_slices"} <= shown.keys()
+    assert all(value == pytest.approx(scores[name], abs=0.006) for name, value in shown.items())
+    # images and reports alone: the truth is what the reports say, of the four studies that were predicted
+    table = pd.read_csv(written / "manifest.csv")
+    table[["study_id", "image", "report"]].to_csv(written / "reports.csv", index=False)
+    held_out.head(4).assign(p_lge=0.9).to_csv(tmp_path / "four.csv", index=False)
+    done = lgekit("score", tmp_path / "four.csv", f"manifest:{written}/reports.csv")
+    assert done.returncode == 0 and "4 predictions; 4 studies" in done.stdout and "masks of 0" in done.stdout
+    assert "auc_slices" not in done.stdout
+    held_out.assign(study_id="other").head(1).to_csv(tmp_path / "other.csv", index=False)
+    refused("score", tmp_path / "other.csv", spec, mentions="holds no study of")
+    refused("score", tmp_path / "none.csv", spec, mentions="no such file")
+    refused("score", written / "manifest.csv", spec, mentions="'p_lge' is missing")
+    pd.concat([held_out, held_out]).to_csv(tmp_path / "twice.csv", index=False)
+    refused("score", tmp_path / "twice.csv", spec, mentions="two rows")
+
+
 def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_path):
     refused("cohort", "nothing:here", tmp_path / "out", mentions="nothing:here")
+    refused("check", "mine/manifest.csv", mentions="manifest:mine/manifest.csv")
     refused("cohort", "phantom:stduies=3", tmp_path / "out", mentions="stduies")
     refused("cohort", f"manifest:{tmp_path}/no.csv", tmp_path / "out", mentions="no.csv")
     refused("cohort", SMALL, written, mentions="not an empty folder")

@@ -85,6 +85,58 @@ def test_other_files_are_passed_over(tmp_path):
     assert len(read_cohort(f"dicom:{tmp_path}")) == 1
 
 
+SCAR, NONE = "LGE: subendocardial scar of the inferior wall.", "LGE: no late enhancement."
+
+
+def export_of_two(root):
+    """Two patients, of whom the first has two series of one exam."""
+    write_dicom(root / "1" / "a", ARRAY, [0, 10, 20, 30], PatientID="P-017", AccessionNumber="A1")
+    write_dicom(root / "1" / "b", ARRAY + 1, [0, 10, 20, 30], PatientID="P-017", AccessionNumber="A1")
+    write_dicom(root / "2", ARRAY + 2, [0, 10, 20, 30], PatientID="P-018", AccessionNumber="A2")
+
+
+@pytest.mark.parametrize(("key", "ids"), [("PatientID", ("P-017", "P-018")), ("AccessionNumber", ("A1", "A2"))])
+def test_reports_are_joined_by_an_id_that_is_not_kept(tmp_path, key, ids):
+    export_of_two(tmp_path)
+    (tmp_path / "second.txt").write_text(NONE)
+    (tmp_path / "reports.csv").write_text(f'{key},report\n{ids[0]},"{SCAR}"\n{ids[1]},second.txt\n')
+    assert check_cohort(f"dicom:{tmp_path}") == []
+    cohort = read_cohort(f"dicom:{tmp_path}")
+    assert sorted(study["report"] for study in cohort.studies) == [NONE, SCAR, SCAR]
+    assert sorted(cohort.manifest["scar"].astype(bool)) == [False, True, True]
+    assert set(cohort.manifest["report_source"]) == {"clinical"}
+    assert len({study["patient_id"] for study in cohort.studies if study["report"] == SCAR}) == 1
+    stored = pickle.dumps((list(list_entries(f"dicom:{tmp_path}")), [dict(study) for study in cohort.studies]))
+    assert not any(name.encode() in stored for name in ids)
+    assert not any(study["report"] for study in read_cohort(f"dicom:{tmp_path}", images_only=True).studies)
+
+
+@pytest.mark.parametrize(
+    ("table", "problems"),
+    [
+        ("PatientID,text\nP-017,x", ["column 'report' is missing"]),
+        ("name,report\nP-017,x", ["0 of its columns say which"]),
+        ("PatientID,AccessionNumber,report\nP-017,A1,x", ["2 of its columns say which"]),
+        ("PatientID,report\nP-017,x\nP-018,", ["report is empty", "no row of reports.csv"]),
+        ("PatientID,report\nP-017,x\nP-018,y\nP-019,z", ["no image has this PatientID"]),
+        ("PatientID,report\nP-017,x\nP-018,y\nP-018,z", ["have a report already"]),
+        ("PatientID,report,report_source\nP-017,x,\nP-018,,none", []),
+    ],
+)
+def test_faults_of_the_table_of_reports_name_rows_and_nobody(tmp_path, table, problems):
+    export_of_two(tmp_path)
+    (tmp_path / "reports.csv").write_text(table)
+    faults = check_cohort(f"dicom:{tmp_path}")
+    assert len(faults) == len(problems)
+    for fault, problem in zip(faults, problems, strict=True):
+        assert problem in fault.problem and fault.remedy and fault.truth_only
+    assert "P-01" not in "".join(f"{fault.where} {fault.problem}" for fault in faults)
+    if problems:
+        with pytest.raises(InputError, match=problems[0]):
+            read_cohort(f"dicom:{tmp_path}")
+    assert len(read_cohort(f"dicom:{tmp_path}", images_only=True)) == 3  # a prediction needs no report
+
+
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [

@@ -60,6 +60,15 @@ class TestForm:
             assert re.search(r"\[[PS]( \+ [PS])?\]", texts)
 
 
+def test_the_messages_that_the_first_notebook_explains_are_the_library_s_own():
+    text = "\n".join("".join(cell["source"]) for cell in cells(NOTEBOOKS[0]) if cell["cell_type"] == "markdown")
+    table = text.split("### What the messages mean")[1].split("\n#")[0]
+    messages = re.findall(r"(?m)^\| `([^`]+)` \|", table)
+    library = "".join(path.read_text("utf-8") for path in Path(workbook.__file__).parent.glob("*.py"))
+    assert len(messages) >= 10
+    assert not [message for message in messages if message not in library]
+
+
 @pytest.fixture(scope="session")
 def smoke(tmp_path_factory) -> Path:
     """All notebooks, run in order at smoke size on the phantom."""
