@@ -99,8 +99,10 @@ def _choose(grid: Grid, only: str | Sequence[str] | None, seeds: Sequence[int] |
     return [r for r in grid.runs if (not only or r.row in only) and (not seeds or r.axes["seed"] in seeds)]
 
 
-def _seed_first(run: Run) -> tuple:  # a grid that is stopped half-way has whole seeds rather than whole rows
-    return tuple(str(value).rjust(12) for value in run.axes.values())
+def _seed_first(run: Run) -> int:
+    """A grid that is stopped half-way has whole seeds rather than whole rows. Within a seed it goes row by row, so that
+    runs side by side are of different folds: they share no stage that one would have to wait for."""
+    return run.axes["seed"]
 
 
 def _run_all(grid: Grid, todo: dict[str, Run], workers, scheduler, timeout, retries: int, progress: bool) -> None:

@@ -56,6 +56,14 @@ def test_a_grid_expands_row_by_row(project):
     assert runs[-1].params == expected
 
 
+def test_runs_side_by_side_are_of_different_folds(project, monkeypatch):
+    submitted = []
+    monkeypatch.setattr("lgekit.grid._run_all", lambda grid, todo, *rest: submitted.extend(todo.values()))
+    run_grid(grid_file(project, GRID + "folds: 3\n"))
+    order = [(run.axes["seed"], run.row, run.axes["fold"]) for run in submitted]
+    assert order == [(s, row, f) for s in (0, 1) for row in ("full", "shifted") for f in range(3)]
+
+
 def test_a_run_is_known_by_what_it_depends_on(project):
     table = project / "cohort.csv"
     table.write_text("study_id,image\nP1,a.nii\n")
