@@ -214,7 +214,10 @@ class MovedWidget:
         return self.picture.evaluate(script), self.text.inner_text()
 
     def enter(self) -> None:
-        """Put the focus just before the controls, as someone who reads downwards with Tab."""
+        """Put the focus just before the controls, as someone who reads downwards with Tab; each must have a name."""
+        roles = "button|checkbox|combobox|img|radio|slider|spinbutton|textbox"
+        unnamed = re.findall(rf'(?m)^ *- (?:{roles})\b(?! ").*', self.box.aria_snapshot())
+        assert not unnamed, f"a screen reader has no name for {unnamed}"
         self.box.evaluate("""box => {
             const start = document.createElement('span');
             start.tabIndex = -1; box.before(start); start.focus();
