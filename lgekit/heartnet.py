@@ -68,7 +68,7 @@ class HeartSettings:
 
 
 SIZES = {
-    "smoke": HeartSettings(pixels=64, grow=(0, 0), steps=30, learning_rate=3e-3, border_steps=20),
+    "smoke": HeartSettings(pixels=64, grow=(0, 0), steps=30, learning_rate=3e-3, border_steps=8),
     "laptop": HeartSettings(),
     "paper": HeartSettings(
         encoder="resnet34",

@@ -163,7 +163,7 @@ def _weights(key: tuple, cohorts, init: HeartNetwork | None, progress: bool) -> 
     # After a base without this cohort training goes on at the full rate; a start from `init` would take a third.
     rate = SIZES[size].learning_rate * (1 if init is None else 3)
     # Without a real study of its own kind a network shall learn shapes, not the look of phantoms.
-    changes = {"steps": steps, "learning_rate": rate}
+    changes = {"steps": steps, "learning_rate": rate, "border_steps": min(steps, SIZES[size].border_steps)}
     changes |= {"encoder": encoder, "invented": INVENTED} if init is None else {}
     network = fit_heart_network(cohorts, size, seed, init, progress, **changes)
     return asdict(network.settings), {name: value.numpy() for name, value in network.weights.items()}
