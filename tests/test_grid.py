@@ -13,9 +13,10 @@ import pytest
 import yaml
 from tiny_notebook import WORK, write_notebook
 
+from lgekit.cluster import connect
 from lgekit.errors import InputError
 from lgekit.fingerprints import code_version, cohort_fingerprint
-from lgekit.grid import clean, collect, collect_predictions, expand, grid_status, load_grid, run_grid
+from lgekit.grid import clean, collect, collect_predictions, expand, grid_status, load_grid, run_grid, submit_all
 from lgekit.runs import locked
 
 GRID = """notebook: tiny.ipynb
@@ -361,3 +362,16 @@ def test_a_running_scheduler_is_used_and_its_death_reported(project):
             process.wait()
     wait_for(lambda: not processes_of(project))
     assert list(run_grid(file, progress=False)["state"]) == ["done"] * 4
+
+
+def nap(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def test_no_run_waits_behind_a_long_one_while_a_worker_is_idle():
+    with connect(None, 2, 12) as (client, _, _):
+        futures = submit_all(client, nap, [(1.5,), *[(0.02,)] * 11], [f"{number:016x}" for number in range(12)])
+        workers = client.gather(futures)
+    assert len(set(workers)) == 2
+    assert workers[1:].count(workers[0]) <= 2, "the worker with the long run was given short ones to keep waiting"
