@@ -50,6 +50,7 @@ def connect(scheduler: str | None, workers: int | None, runs: int) -> Iterator[t
     Raises:
         InputError: no scheduler answers there.
     """
+    import dask
     import psutil
     from distributed import Client, Nanny, Scheduler, SpecCluster
 
@@ -79,6 +80,7 @@ def connect(scheduler: str | None, workers: int | None, runs: int) -> Iterator[t
     watch = {"dashboard": find_spec("bokeh") is not None, "dashboard_address": "127.0.0.1:0"}
     here = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **watch}}
     with (
+        dask.config.set({"distributed.scheduler.worker-saturation": 1.0}),  # no run waits behind a long one
         SpecCluster(workers=specs, scheduler=here, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,
     ):

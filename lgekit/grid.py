@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,11 +110,13 @@ def _run_all(grid: Grid, todo: dict[str, Run], workers, scheduler, timeout, retr
     from tqdm.auto import tqdm
 
     with connect(scheduler, workers, len(todo)) as (client, share, resources):
-        futures, code = {}, code_version(read_code(grid.notebook))
-        for number, run in enumerate(todo.values()):
-            job = (str(grid.notebook), str(grid.folder / run.id), run.params, timeout, str(grid.root), share, code)
-            options: dict[str, Any] = {"retries": retries, "resources": resources, "priority": -number, "pure": False}
-            futures[client.submit(run_one, *job, key=f"{run.id}-{os.urandom(4).hex()}", **options)] = run
+        code = code_version(read_code(grid.notebook))
+        jobs = [
+            (str(grid.notebook), str(grid.folder / run.id), run.params, timeout, str(grid.root), share, code)
+            for run in todo.values()
+        ]
+        options = {"retries": retries, "resources": resources}
+        futures = dict(zip(submit_all(client, run_one, jobs, list(todo), **options), todo.values(), strict=True))
         import pandas  # noqa: F401  the table at the end needs it; now there is time
 
         lost = 0
@@ -130,6 +132,21 @@ def _run_all(grid: Grid, todo: dict[str, Run], workers, scheduler, timeout, retr
                 bar.update()
     if lost:
         raise RunError(f"the scheduler was lost with {lost} runs to go; what is done is kept: run the grid again")
+
+
+def submit_all(client, call: Callable, jobs: Sequence[tuple], names: Sequence[str], **options: Any) -> list:
+    """Futures of the jobs, in their order.
+
+    All keys have one prefix: so Dask takes the jobs for one group, keeps them at the scheduler and gives each worker
+    the next when it is free. With a prefix each it dealt them all out at the start, long and short, and a worker that
+    had drawn the short ones stood idle.
+    """
+    keys = [f"run-{name}-{os.urandom(4).hex()}" for name in names]
+    options = {name: value for name, value in options.items() if value}
+    return [
+        client.submit(call, *job, key=key, priority=-number, pure=False, **options)
+        for number, (job, key) in enumerate(zip(jobs, keys, strict=True))
+    ]
 
 
 def run_one(notebook: str, out_dir: str, params: dict, timeout: float | None, root: str, share: int, code: str) -> None:
