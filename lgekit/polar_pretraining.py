@@ -35,13 +35,13 @@ def warp(images: Tensor, reach: tuple[float, float], generator: torch.Generator)
     return warped, (depth >= 0).long() + (depth >= 1).long()
 
 
-def pretrain_polar(batch: StudyBatch, settings: FitSettings, epochs: int = 12) -> dict[str, Tensor]:
+def pretrain_polar(batch: StudyBatch, settings: FitSettings) -> dict[str, Tensor]:
     """Weights of a `PolarEncoder` that finds the wall; names as in its state dict.
 
     Args:
         batch: training studies, whose contours the view was made by. No label but these contours is used.
-        settings: view, channels, batch size, seed.
-        epochs: most rounds over all slices; fewer where there are many, so that no more than ``LOOKS`` are looked at.
+        settings: view, channels, batch size, seed, and ``polar_pretraining``, the most rounds over all slices; fewer
+            where there are many, so that no more than ``LOOKS`` are looked at.
     """
     images, reach = batch.images[batch.mask], REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
     with torch.random.fork_rng():
@@ -53,7 +53,7 @@ def pretrain_polar(batch: StudyBatch, settings: FitSettings, epochs: int = 12) -
         weights = [*encoder.parameters(), *head.parameters()]
         optimizer = torch.optim.AdamW(weights, lr=3e-3, fused=True)
         generator = torch.Generator(images.device).manual_seed(settings.seed)
-        size, epochs = 8 * settings.batch_size, max(1, min(epochs, LOOKS // len(images)))
+        size, epochs = 8 * settings.batch_size, max(1, min(settings.polar_pretraining, LOOKS // len(images)))
         steps = epochs * math.ceil(len(images) / size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, max(steps, 2))
         for _ in range(epochs):

@@ -44,6 +44,7 @@ class FitSettings(BaseModel):
     depths: int = Field(default=24, ge=8, le=96)  # polar view: samples from inside to outside
     angles: int = Field(default=72, ge=24, le=288)  # polar view: samples around
     polar_channels: int = Field(default=16, ge=8)  # polar view: channels of the first layer
+    polar_pretraining: int = Field(default=12, ge=1)  # polar view: rounds over all slices that its first weights take
     width: int = Field(default=64, ge=16, multiple_of=4)  # slice features
 
     # Text tower and caption decoder (open_clip's CoCa)
@@ -110,6 +111,9 @@ SIZES: dict[str, FitSettings] = {
         width=48,
         folds=2,
         pixels=64,
+        depths=16,
+        angles=48,
+        polar_pretraining=2,
         heart_size="smoke",
         heart_phantom=16,
         heart_base_steps=20,

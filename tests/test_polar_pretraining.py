@@ -24,9 +24,9 @@ def test_classes_move_with_the_picture():
 
 
 def test_weights_start_the_slice_encoder():
-    settings = make_settings(width=16, polar_channels=8, depths=16, angles=24, batch_size=2)
+    settings = make_settings(width=16, polar_channels=8, depths=16, angles=24, batch_size=2, polar_pretraining=2)
     batch = pad_studies([(rings(4), torch.linspace(0, 1, 4)) for _ in range(4)])
-    one, other = (pretrain_polar(batch, settings, epochs=2) for _ in range(2))
+    one, other = (pretrain_polar(batch, settings) for _ in range(2))
     encoder = StudyEncoder(settings)
     encoder.load_segmentation(one)
     for name, value in encoder.encoder.state_dict().items():
