@@ -73,7 +73,9 @@ def test_the_messages_that_the_first_notebook_explains_are_the_library_s_own():
 def smoke(tmp_path_factory) -> Path:
     """All notebooks, run in order at smoke size on the phantom."""
     folder = tmp_path_factory.mktemp("workbook")
-    return workbook.run_workbook("smoke", folder=folder / "runs", figures=folder / "figures")
+    with pytest.MonkeyPatch.context() as patch:  # a network that another test trained, on more threads, is another one
+        patch.setenv("LGEKIT_CACHE", str(folder / "cache"))
+        return workbook.run_workbook("smoke", folder=folder / "runs", figures=folder / "figures")
 
 
 @pytest.mark.timeout(900)
