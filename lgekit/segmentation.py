@@ -99,6 +99,7 @@ def heart_settings(size: str, init: HeartNetwork | None, changes: dict) -> Heart
     if init is not None:
         names = ("encoder", "decoder", "pixels", "heart_view", "border_channels")
         shape = {key: getattr(init.settings, key) for key in names}
+        # The start knows the heart already; the border network draws it, so that most steps may be on small views.
         settings = replace(settings, **shape, grow=(0.4, 0.8))
     try:
         return replace(settings, **changes)
