@@ -31,6 +31,16 @@ def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
     return centre, 2 * torch.sqrt(area / torch.pi) * 2 / side
 
 
+def certainty(maps: Tensor) -> float:
+    """How sure the left ventricle is, 0 to 1: its probability in maps ``(S, 8, h, h)``, averaged with itself as weight.
+
+    What is drawn beside the heart is drawn with doubt. A network trained on phantoms alone, on 15 EMIDEC studies: 0.92
+    and more where the heart was found, 0.58 to 0.87 where it was not [O].
+    """
+    left = maps[:, LV_CLASSES].sum(1)
+    return float(left.square().sum() / left.sum().clamp(min=1e-6))
+
+
 def study_votes(maps: Tensor) -> Tensor:
     """Votes ``(5,)`` of all slices of a study from the maps ``(S, 8, h, h)`` of plain views, normalised to N = 1."""
     probabilities, field = maps[:, :CLASSES], maps[:, CLASSES:]

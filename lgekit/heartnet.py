@@ -3,7 +3,8 @@
 One small U-Net sees each slice twice: the whole field of view, where it finds the heart, and then a view scaled to
 the heart, where it draws it. Beside the four classes it paints the angle field (:mod:`lgekit.canvas`), from which all
 pixels of all slices vote for the insertion points and for mirrored storage. A second, smaller network then draws the
-wall anew in polar pictures around what was found (:mod:`lgekit.borders`).
+wall anew in polar pictures around what was found (:mod:`lgekit.borders`). Where the result is uncertain, as on images
+unlike those trained on, the heart is sought again in the middle of the picture, where short-axis planning puts it.
 """
 
 from __future__ import annotations
@@ -22,13 +23,15 @@ from torch import Tensor, nn
 from lgekit.borders import build_border_network, redraw
 from lgekit.canvas import CLASSES, landmarks_from_votes, make_canvas
 from lgekit.errors import InputError
-from lgekit.heart_maps import draw_labels, find_heart, study_votes
+from lgekit.heart_maps import certainty, draw_labels, find_heart, study_votes
 from lgekit.studies import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 from lgekit.views import Views, plain_views, standardise
 
 FIELD = 4  # channels of the angle field
 KINDS = ("networks", "borders")
 BORDER_VOTES = 3.0  # weight of the border network's votes beside those of the U-Net's two looks [O]
+SURE = 0.88  # certainty of a drawing below which the heart is also sought in the middle of the picture [O]
+SEARCHED = (0.28, 0.4)  # LV diameters that are tried there, canvas coordinates (the picture is 2 wide) [O]
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,24 @@ def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
         unet.decoder.blocks = unet.decoder.blocks[:-1]
         unet.segmentation_head = SegmentationHead(settings.decoder[-1], channels, kernel_size=3, upsampling=2)
     return unet.to(memory_format=torch.channels_last)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the heart network makes of one place of a study.
+
+    Attributes:
+        maps: ``(S, 8, h, h)`` of plain views.
+        centre, half_width: ``(2,)`` and ``()`` of these views, canvas coordinates.
+        votes: ``(5,)`` for the insertion points, see :func:`lgekit.heart_maps.study_votes`.
+        certainty: see :func:`lgekit.heart_maps.certainty`.
+    """
+
+    maps: Tensor
+    centre: Tensor
+    half_width: Tensor
+    votes: Tensor
+    certainty: float
 
 
 class HeartNetwork:
@@ -235,25 +256,48 @@ class HeartNetwork:
         canvases = [make_canvas(study) for study in studies]
         counts = [len(canvas.images) for canvas in canvases]
         images = torch.cat([canvas.images for canvas in canvases]).to(self.device)
-        centres, widths = torch.zeros(len(studies), 2), torch.ones(len(studies))
-        votes = torch.zeros(len(studies), 5, dtype=torch.complex64)
-        for poses in (1, self.settings.poses):  # the whole field of view, the heart
-            maps = list(self._look(images, centres, widths, counts, poses))
-            votes += torch.stack([study_votes(part) for part in maps])
-            last = centres, widths
-            found = [find_heart(part) for part in maps]
-            centres = centres + widths[:, None] * torch.stack([centre for centre, _ in found])
-            widths = widths * torch.stack([diameter for _, diameter in found]) * self.settings.heart_view / 2
+        whole = torch.zeros(len(studies), 2), torch.ones(len(studies))
+        wide = self._look(images, *whole, counts, 1)
+        found = [find_heart(part) for part in wide]
+        centres = torch.stack([centre for centre, _ in found])
+        drawings = self._draw(images, centres, torch.stack([diameter for _, diameter in found]), counts)
         results, own = [], images.split(counts)
-        for i, (study, canvas) in enumerate(zip(studies, canvases, strict=True)):
-            if len(self.borders):
-                maps[i], ring = redraw(self.borders, own[i], maps[i], last[0][i], last[1][i])
-                votes[i] += BORDER_VOTES * ring
-            labels = draw_labels(canvas, maps[i], last[0][i], float(last[1][i]))
+        for study, canvas, picture, maps, drawn in zip(studies, canvases, own, wide, drawings, strict=True):
+            best, votes = drawn, drawn.votes + study_votes(maps)
+            if drawn.certainty < SURE:
+                best = max([drawn, *self._search(picture)], key=lambda one: one.certainty)
+                votes = votes if best is drawn else best.votes
+            labels = draw_labels(canvas, best.maps, best.centre, float(best.half_width))
             heart = bool(((labels == CAVITY) | (labels == MYOCARDIUM)).any())
-            landmarks = landmarks_from_votes(votes[i] if heart else torch.zeros_like(votes[i]))
+            landmarks = landmarks_from_votes(votes if heart else torch.zeros_like(votes))
             results.append(with_prediction(study, labels, landmarks))
         return results
+
+    def _draw(self, images: Tensor, centres: Tensor, diameters: Tensor, counts: list[int]) -> list[Drawing]:
+        """The hearts of some studies, whose left ventricles are thought to lie at ``centres (n, 2)`` with ``diameters
+        (n,)``, canvas coordinates."""
+        widths, drawings = diameters * self.settings.heart_view / 2, []
+        looks = self._look(images, centres, widths, counts, self.settings.poses)
+        for maps, own, centre, width in zip(looks, images.split(counts), centres, widths, strict=True):
+            votes = study_votes(maps)
+            if len(self.borders):
+                maps, ring = redraw(self.borders, own, maps, centre, width)
+                votes = votes + BORDER_VOTES * ring
+            drawings.append(Drawing(maps, centre, width, votes, certainty(maps)))
+        return drawings
+
+    def _search(self, images: Tensor) -> list[Drawing]:
+        """The heart of one study, sought in the middle of the picture: drawings from several sizes, each drawn once
+        more around what it found."""
+        drawings, counts = [], [len(images)]
+        for diameter in SEARCHED:
+            centre, size = torch.zeros(1, 2), torch.tensor([diameter])
+            for _ in range(2):
+                drawings += self._draw(images, centre, size, counts)
+                last = drawings[-1]
+                moved, relative = find_heart(last.maps)
+                centre, size = (last.centre + last.half_width * moved)[None], (last.half_width * relative)[None]
+        return drawings
 
     def _look(
         self, images: Tensor, centres: Tensor, widths: Tensor, counts: list[int], poses: int

@@ -303,6 +303,21 @@ def test_draws_real_hearts_after_a_short_training():
     assert table["dice_cavity"].median() > 0.5
 
 
+def test_a_doubtful_find_makes_it_look_in_the_middle_too(monkeypatch):
+    """A large, dim thing outweighs the heart in the whole picture; drawn closely it is doubtful, and the heart is not."""
+    x, y = np.mgrid[-1:1:128j, -1:1:128j]
+    heart = np.hypot(x - 0.1, y) < 0.25
+    image = np.where(heart, 1000.0, np.where((x > 0.5) | (y > 0.6), 600.0, 1.0))
+    network = HeartNetwork(SIZES["smoke"], [build_unet(SIZES["smoke"], 0)])
+
+    def as_bright_as_likely(views, poses=1):  # in place of a network: what is bright is cavity
+        return torch.cat([1 - views, views, torch.zeros(len(views), 6, *views.shape[2:])], dim=1)
+
+    monkeypatch.setattr(network, "maps", as_bright_as_likely)
+    drawn = network.predict(Study.from_arrays("dim", np.repeat(image[..., None], 3, 2), (1.5, 1.5, 8)))
+    assert dice(np.repeat(heart[..., None], 3, 2), drawn.label_map == CAVITY) > 0.95
+
+
 def test_an_empty_picture_has_no_heart(smoke_network):
     found = smoke_network.predict(Study.from_arrays("empty", np.zeros((40, 50, 2)), (1.5, 1.5, 8)))
     assert found["labels"].shape == (1, 40, 50, 2)
