@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from lgekit.errors import InputError
 from lgekit.findings import Findings, draw_scar
 from lgekit.polar import polar_grid
 from lgekit.scar_canvas import prepare_canvas
-from lgekit.studies import MYOCARDIUM, WALL_CODES, Study
+from lgekit.studies import MYOCARDIUM, WALL_CODES
 
 
 def benchmark_scars(scars: int = 400) -> list[dict[str, Any]]:
@@ -67,23 +67,18 @@ def benchmark_training(studies: int = 60, epochs: int = 2) -> list[dict[str, Any
     from lgekit.detection import batch_of
     from lgekit.detector import POOL
     from lgekit.phantom import phantom_cohort
-    from lgekit.scars import RandomScar
     from lgekit.settings import size_settings
-    from lgekit.stages import make_view
+    from lgekit.stages import make_view, paint_pool
     from lgekit.supervision import report_texts
     from lgekit.training import Pairs, fit
 
     settings = size_settings("laptop")
     cohort = phantom_cohort(studies, seed=0)
-    free = [study for study in cohort.studies if not study["findings"].present]
-    transform, wanted = RandomScar(p=1), round(settings.synthetic_per_real * studies * POOL)
+    wanted = round(settings.synthetic_per_real * studies * POOL)
     start = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        painted = [cast(Study, transform(free[number % len(free)])) for number in range(wanted)]
-    views = [make_view(study, settings) for study in painted]
+    painted = paint_pool(cohort, wanted, settings)
     painting = time.perf_counter() - start
-    pool = Pairs(batch_of(views), [report_texts(study["report"]) for study in painted])
+    pool = Pairs(batch_of([one.view for one in painted]), [report_texts(one.report) for one in painted])
     views = [make_view(study, settings) for study in cohort.studies]
     own = Pairs(batch_of(views), [report_texts(study["report"]) for study in cohort.studies])
     history = fit(own, settings.override(epochs=epochs), synthetic=pool, progress=False).history

@@ -87,10 +87,14 @@ class ScarCanvas:
         Raises:
             InputError: where a scar cannot be placed as described.
         """
-        image, labels = self.image.copy(), self.labels.copy()
-        for region in self._regions(findings, rng):
-            self._paint_one(region, rng, image[self.geometry.box], labels[self.geometry.box])
-        return image, labels
+        return self._paint_regions(self._regions(findings, rng), rng)
+
+    def paint_random(
+        self, rng: np.random.Generator, prevalence: str = "clinical"
+    ) -> tuple[Findings, int, np.ndarray, np.ndarray]:
+        """:meth:`draw` and :meth:`paint` in one, the place of the scars drawn once: findings, seed, image, labels."""
+        found, seed, regions, painting = self._draw(rng, prevalence)
+        return found, seed, *self._paint_regions(regions, painting)
 
     def draw(
         self, rng: np.random.Generator, prevalence: str = "clinical", choices: Sequence[Findings] = ()
@@ -105,22 +109,35 @@ class ScarCanvas:
         Raises:
             InputError: none of 8 draws fits; the reason of the last.
         """
+        return self._draw(rng, prevalence, choices)[:2]
+
+    def _draw(
+        self, rng: np.random.Generator, prevalence: str, choices: Sequence[Findings] = ()
+    ) -> tuple[Findings, int, list[Region], np.random.Generator]:
+        """Findings that fit, their seed, and what `paint` would draw from it: the regions, and its generator after."""
         reason = InputError(self.study_id, "no findings drawn fit its slices", "Choose others, or more slices.")
         for _ in range(DRAWS):
             drawn = choices[int(rng.integers(len(choices)))] if choices else draw_findings(rng, prevalence)
             found, seed = self.fit(drawn), int(rng.integers(2**31))
             if not found.present:
                 continue
+            painting = np.random.default_rng(seed)
             try:
-                self._regions(found, np.random.default_rng(seed))
+                regions = self._regions(found, painting)
             except InputError as error:
                 reason = error
                 continue
-            return found, seed
+            return found, seed, regions, painting
         raise reason
 
     def _regions(self, findings: Findings, rng: np.random.Generator) -> list[Region]:
         return [draw_region(self.geometry, self.free, scar, rng) for scar in findings.scars]
+
+    def _paint_regions(self, regions: list[Region], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        image, labels = self.image.copy(), self.labels.copy()
+        for region in regions:
+            self._paint_one(region, rng, image[self.geometry.box], labels[self.geometry.box])
+        return image, labels
 
     def _paint_one(self, region: Region, rng: np.random.Generator, image: np.ndarray, labels: np.ndarray) -> None:
         x, y, plane = np.unravel_index(self.geometry.index[region.voxels], self.geometry.shape)

@@ -22,7 +22,7 @@ from lgekit.reports import read_report, write_report
 from lgekit.scar_canvas import prepare_canvas
 from lgekit.studies import NO_REFLOW, SCAR, Study
 
-__all__ = ["AddScar", "RandomScar", "prepare_canvas", "stated_findings"]
+__all__ = ["AddScar", "RandomScar", "ScarHost", "prepare_canvas", "stated_findings"]
 
 
 def stated_findings(subject: tio.Subject) -> Findings:
@@ -100,13 +100,49 @@ class AddScar(IntensityTransform):
             return subject
         canvas = prepare_canvas(subject, self.image_name, self.label_name)
         image, labels = canvas.paint(self.findings, np.random.default_rng(self.seed))
-        stated = Findings(stated_findings(subject).scars + self.findings.scars)
-        known = Findings(_known_findings(subject).scars + self.findings.scars)
+        before = stated_findings(subject), _known_findings(subject)
         subject.get_image(self.image_name).set_data(torch.from_numpy(image)[None])
         subject.get_image(self.label_name).set_data(torch.from_numpy(labels)[None])
-        subject["findings"], subject["report_source"], subject["scar_note"] = known, "synthetic", "painted"
-        subject["report"] = write_report(stated, np.random.default_rng([self.seed, 1]), style=self.style)
+        subject.update(_words(*before, self.findings, self.seed, self.style))
         return subject
+
+
+def _words(stated: Findings, known: Findings, added: Findings, seed: int, style: str | None) -> dict[str, Any]:
+    """What is said of a study after scars were added to what its report stated and what was known of it."""
+    report = write_report(Findings(stated.scars + added.scars), np.random.default_rng([seed, 1]), style=style)
+    about = {"findings": Findings(known.scars + added.scars), "report": report}
+    return about | {"report_source": "synthetic", "scar_note": "painted"}
+
+
+class ScarHost:
+    """A study measured once, to paint many random scars into copies of it: what :class:`RandomScar` paints, quicker.
+
+    Args:
+        study: with labels and landmarks (see :func:`lgekit.scar_canvas.prepare_canvas`), without scar.
+        prevalence: see :class:`RandomScar`.
+
+    Raises:
+        InputError: the study cannot take a scar.
+    """
+
+    def __init__(self, study: Study, prevalence: str = "clinical"):
+        self.study, self.prevalence = study, prevalence
+        self.canvas = prepare_canvas(study)
+        self.stated, self.known = stated_findings(study), _known_findings(study)
+
+    def paint(self, seed: int) -> Study:
+        """A copy of the study with the scar that this seed paints; what does not change is shared.
+
+        Raises:
+            InputError: no scar drawn from this seed fits the study.
+        """
+        found, painting, image, labels = self.canvas.paint_random(np.random.default_rng(seed), self.prevalence)
+        affine = self.study.get_image("image").affine
+        fields = dict(self.study) | {
+            "image": tio.ScalarImage(tensor=torch.from_numpy(image)[None], affine=affine),
+            "labels": tio.LabelMap(tensor=torch.from_numpy(labels)[None], affine=affine),
+        }
+        return Study(fields | _words(self.stated, self.known, found, painting, None))
 
 
 class RandomScar(RandomTransform, IntensityTransform):

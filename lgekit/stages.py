@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from lgekit.cache import memory
 from lgekit.errors import InputError
 from lgekit.fingerprints import code_version
 from lgekit.heartnet import SIZES, HeartNetwork, read_settings, with_prediction
-from lgekit.polar import INSIDE, OUTSIDE, polar_grid, study_tensor
+from lgekit.polar import INSIDE, OUTSIDE, PolarGrid, polar_grid, study_tensor
 from lgekit.runs import compute_once
 from lgekit.settings import FitSettings
 from lgekit.standardize import intensity_reference, known_landmarks, normalise
@@ -57,7 +57,7 @@ def make_view(study: Study, settings: FitSettings) -> View:
         images, levels = study_tensor(bare, "image", orientation="none", **size)
         return View(images, levels, np.arange(len(levels)))
     if settings.frame == "polar" and settings.masks == "predicted":
-        return _even_wall_view(study, settings)
+        return _along(even_wall_grid(study, settings), study)
     images, levels = study_tensor(study, settings.frame, **size)
     own = np.full(study.spatial_shape[2], np.nan) if study.label_map is None else slice_levels(study.label_map)
     with_heart = np.flatnonzero(np.isfinite(own)) if np.isfinite(own).any() else np.arange(len(own))
@@ -66,8 +66,8 @@ def make_view(study: Study, settings: FitSettings) -> View:
     return View(images, levels, with_heart if forwards else with_heart[::-1].copy())
 
 
-def _even_wall_view(study: Study, settings: FitSettings) -> View:
-    """The polar view along predicted contours, made more even: a scar is as bright as the blood, so that a network's
+def even_wall_grid(study: Study, settings: FitSettings) -> PolarGrid:
+    """The polar grid along predicted contours, made more even: a scar is as bright as the blood, so that a network's
     endocardium tends to run around its outside. The epicardium is smoothed over 15°, half of the thickness is the
     slice's median, and the view reaches further to both sides (`REACH`) [O]."""
     grid = polar_grid(study, settings.depths, settings.angles, "rvip", settings.min_confidence)
@@ -77,8 +77,11 @@ def _even_wall_view(study: Study, settings: FitSettings) -> View:
     thickness = (np.median(grid.thickness, 1, keepdims=True) + local) / 2
     inside, outside = REACH
     stretched = thickness * (1 + inside + outside) / (1 + INSIDE + OUTSIDE)  # what `PolarGrid.view` takes for the wall
-    even = replace(grid, endocardium=epicardium - (1 + inside) * thickness + INSIDE * stretched, thickness=stretched)
-    pictures = even.view(normalise(study["image"].data, intensity_reference(study))).permute(3, 0, 1, 2)
+    return replace(grid, endocardium=epicardium - (1 + inside) * thickness + INSIDE * stretched, thickness=stretched)
+
+
+def _along(grid: PolarGrid, study: Study) -> View:
+    pictures = grid.view(normalise(study["image"].data, intensity_reference(study))).permute(3, 0, 1, 2)
     levels = np.linspace(0, 1, len(grid.levels)) if np.isnan(grid.levels).all() else grid.levels
     heart = np.flatnonzero(np.isfinite(levels))
     images = pictures[torch.as_tensor(heart)].contiguous()
@@ -223,16 +226,31 @@ def synthetic_views(cohort: Cohort, count: int, settings: FitSettings) -> list[P
 
 
 def _synthetic(print_: str, marks, count: int, about: str, version: str, cohort: Cohort, settings: FitSettings) -> list:
-    from lgekit.scars import RandomScar, stated_findings
+    made = paint_pool(cohort, count, settings)
+    return [
+        (*map(np.asarray, (one.view.images, one.view.levels, one.view.own_slices)), one.report, one.source)
+        for one in made
+    ]
+
+
+def paint_pool(cohort: Cohort, count: int, settings: FitSettings) -> list[Painted]:
+    """:func:`synthetic_views`, made anew. Each study is measured once, and its scars' contours are its own."""
+    from lgekit.scars import ScarHost, stated_findings
 
     free = [study for study in cohort.studies if not stated_findings(study).present]
-    transform, made = RandomScar(p=1, prevalence="clinical"), []
-    with torch.random.fork_rng(devices=[]):
-        for number in range(count if free else 0):
-            torch.manual_seed(settings.seed * 1_000_003 + number)
-            scarred = cast(Study, transform(free[number % len(free)]))
-            if scarred["scar_note"] == "painted":
-                view = make_view(scarred, settings)
-                parts = (view.images.numpy(), view.levels.numpy(), view.own_slices)
-                made.append((*parts, scarred["report"], scarred["study_id"]))
-    return made
+    even = settings.frame == "polar" and settings.masks == "predicted"
+    made: dict[int, Painted] = {}
+    for first, study in enumerate(free[:count]):
+        try:
+            host = ScarHost(study)
+        except InputError:
+            continue
+        grid = even_wall_grid(study, settings) if even else None
+        for number in range(first, count, len(free)):
+            try:
+                scarred = host.paint(int(np.random.default_rng([settings.seed, number]).integers(2**31)))
+            except InputError:
+                continue
+            view = make_view(scarred, settings) if grid is None else _along(grid, scarred)
+            made[number] = Painted(view, scarred["report"], study["study_id"])
+    return [made[number] for number in sorted(made)]

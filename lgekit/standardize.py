@@ -18,7 +18,7 @@ import torchio as tio
 
 from lgekit.anatomy import ANTERIOR_RVIP_DEG, Ventricle, known_landmarks, to_frame_deg
 from lgekit.errors import InputError
-from lgekit.studies import CAVITY, RV, WALL_CODES, Landmarks, Study
+from lgekit.studies import CAVITY, RV, Landmarks, Study
 
 ORIENTATIONS = ("rvip", "centre", "none")
 MIN_CONFIDENCE = 0.25
@@ -293,14 +293,15 @@ def intensity_reference(study: Study) -> tuple[np.ndarray, float]:
     heart label the middle ninth of the picture stands in, its 25th percentile for remote.
     """
     pixels, labels = study.pixels, study.label_map
-    wall = np.zeros(pixels.shape, bool) if labels is None else np.isin(labels, WALL_CODES)
-    remote = np.full(pixels.shape[2], np.nan)
-    for s in np.flatnonzero(wall.any((0, 1))):
-        remote[s] = np.percentile(pixels[..., s][wall[..., s]], 30)
+    remote, codes = np.full(pixels.shape[2], np.nan), np.zeros(pixels.shape, np.uint8) if labels is None else labels
+    heart = np.flatnonzero((codes >= CAVITY) & (codes < RV))  # of the flattened stack, several times as fast
+    values, plane, wall = pixels.ravel()[heart], heart % pixels.shape[2], codes.ravel()[heart] > CAVITY
+    for s in np.flatnonzero(np.bincount(plane[wall])):
+        remote[s] = np.percentile(values[wall & (plane == s)], 30)
     known = np.flatnonzero(np.isfinite(remote))
-    if labels is not None and len(known):
+    if len(known):
         remote = np.interp(np.arange(len(remote)), known, remote[known])
-        inside = (pixels - remote)[(labels >= CAVITY) & (labels < RV)]
+        inside = values - remote[plane]
     else:
         third = [slice(n // 3, max(n - n // 3, n // 3 + 1)) for n in pixels.shape[:2]]
         remote = np.percentile(pixels[third[0], third[1]], 25, axis=(0, 1))

@@ -16,7 +16,7 @@ from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar, draw_findings
 from lgekit.reports import read_report
 from lgekit.scar_canvas import prepare_canvas
 from lgekit.scar_realism import compare_scars, patch_realism, scar_realism, synthetic_twins
-from lgekit.scars import AddScar, RandomScar
+from lgekit.scars import AddScar, RandomScar, ScarHost
 from lgekit.studies import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, WALL_CODES, Cohort, Landmarks, Study
 
 EMIDEC = Path(__file__).parents[2] / "shared" / "data" / "emidec"
@@ -198,6 +198,41 @@ def test_probability():
     painted = sum(new_scar(transform(study)).any() for _ in range(60))
     assert 8 <= painted <= 29  # 18 expected, 3 standard deviations
     assert RandomScar(p=0)(study) is study
+
+
+@pytest.mark.parametrize("seed", [1, 2, 5])
+def test_a_host_paints_what_random_scar_paints(seed, monkeypatch):
+    """The quick way for many scars in one study gives image, labels and words of the transform, and shares the rest."""
+    study = ring_study()
+    monkeypatch.setattr(RandomScar, "_get_random_seed", lambda self: seed)
+    slow = RandomScar(p=1)(study)
+    quick = ScarHost(study).paint(seed)
+    assert torch.equal(quick["image"].data, slow["image"].data) and not torch.equal(
+        quick["image"].data, study["image"].data
+    )
+    assert torch.equal(quick["labels"].data, slow["labels"].data)
+    for key in ("findings", "report", "report_source", "scar_note"):
+        assert quick[key] == slow[key], key
+    assert np.array_equal(quick["image"].affine, study["image"].affine)
+    assert study.get("report") != quick["report"] and not new_scar(study).any()
+
+
+def test_a_pool_is_of_single_scars_whatever_its_size():
+    """A larger pool begins with the smaller one, and its views are those of the painted studies."""
+    from lgekit.settings import size_settings
+    from lgekit.stages import make_view, paint_pool
+
+    settings = size_settings("smoke", seed=3)
+    hosts = [ring_study(), ring_study(anterior=30.0, inferior=150.0)]
+    hosts[1]["study_id"] = "turned"
+    small, large = (paint_pool(Cohort(hosts, "rings"), count, settings) for count in (3, 8))
+    assert [one.source for one in large] == ["ring", "turned"] * 4
+    for one, same in zip(small, large, strict=False):
+        assert one.report == same.report and torch.equal(one.view.images, same.view.images)
+    seed = int(np.random.default_rng([3, 7]).integers(2**31))
+    anew = ScarHost(hosts[1]).paint(seed)
+    assert anew["report"] == large[7].report
+    assert torch.equal(make_view(anew, settings).images, large[7].view.images)
 
 
 def test_studies_with_scar_are_left_alone_unless_asked():

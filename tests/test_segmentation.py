@@ -304,7 +304,7 @@ def test_draws_real_hearts_after_a_short_training():
 
 
 def test_a_doubtful_find_makes_it_look_in_the_middle_too(monkeypatch):
-    """A large, dim thing outweighs the heart in the whole picture; drawn closely it is doubtful, and the heart is not."""
+    """A large, dim thing outweighs the heart in the whole picture; drawn closely it is doubtful, the heart is not."""
     x, y = np.mgrid[-1:1:128j, -1:1:128j]
     heart = np.hypot(x - 0.1, y) < 0.25
     image = np.where(heart, 1000.0, np.where((x > 0.5) | (y > 0.6), 600.0, 1.0))
