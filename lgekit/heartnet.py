@@ -30,6 +30,7 @@ from lgekit.views import Views, plain_views, standardise
 FIELD = 4  # channels of the angle field
 KINDS = ("networks", "borders")
 BORDER_VOTES = 3.0  # weight of the border network's votes beside those of the U-Net's two looks [O]
+WIDE_SLICES = 4  # slices in which the heart is sought; it lies at nearly the same place in all
 SURE = 0.88  # certainty of a drawing below which the heart is also sought in the middle of the picture [O]
 SEARCHED = (0.28, 0.4)  # LV diameters that are tried there, canvas coordinates (the picture is 2 wide) [O]
 
@@ -256,8 +257,9 @@ class HeartNetwork:
         canvases = [make_canvas(study) for study in studies]
         counts = [len(canvas.images) for canvas in canvases]
         images = torch.cat([canvas.images for canvas in canvases]).to(self.device)
+        few = [canvas.images[_spread(count)] for canvas, count in zip(canvases, counts, strict=True)]
         whole = torch.zeros(len(studies), 2), torch.ones(len(studies))
-        wide = self._look(images, *whole, counts, 1)
+        wide = self._look(torch.cat(few).to(self.device), *whole, [len(part) for part in few], 1)
         found = [find_heart(part) for part in wide]
         centres = torch.stack([centre for centre, _ in found])
         drawings = self._draw(images, centres, torch.stack([diameter for _, diameter in found]), counts)
@@ -336,6 +338,11 @@ class HeartNetwork:
         except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(folder, f"not a heart network: {error}", "Fit it again and save it") from error
         return network
+
+
+def _spread(slices: int) -> Tensor:
+    """Numbers of the slices in which the heart is sought in the whole picture: some, evenly spread, not the ends."""
+    return torch.linspace(0, slices - 1, min(WIDE_SLICES, slices) + 2)[1:-1].round().long()
 
 
 def with_prediction(study: Study, labels: Tensor, landmarks: Landmarks) -> Study:
