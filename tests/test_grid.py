@@ -2,6 +2,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -99,8 +100,25 @@ def test_a_folder_cohort_changes_with_its_files(tmp_path):
     (tmp_path / "data" / "case" / "a.nii").write_bytes(b"1")
     first = cohort_fingerprint("emidec:data", tmp_path)
     assert cohort_fingerprint("emidec:data", tmp_path) == first
+    shutil.copytree(tmp_path / "data", tmp_path / "elsewhere" / "data")
+    os.utime(tmp_path / "elsewhere" / "data" / "case" / "a.nii", ns=(1, 1))
+    assert cohort_fingerprint("emidec:data", tmp_path / "elsewhere") == first  # a copy is the same cohort
+    (tmp_path / "data" / "case" / "a.nii").write_bytes(b"2")
     os.utime(tmp_path / "data" / "case" / "a.nii", ns=(1, 1))
-    assert cohort_fingerprint("emidec:data", tmp_path) != first
+    second = cohort_fingerprint("emidec:data", tmp_path)
+    (tmp_path / "data" / "case" / "a.nii").rename(tmp_path / "data" / "case" / "b.nii")
+    assert len({first, second, cohort_fingerprint("emidec:data", tmp_path)}) == 3
+
+
+def test_a_table_cohort_changes_with_its_images(tmp_path):
+    (tmp_path / "a.nii").write_bytes(b"1")
+    (tmp_path / "manifest.csv").write_text("study_id,image\na,a.nii\n")
+    first = cohort_fingerprint("manifest:manifest.csv", tmp_path)
+    (tmp_path / "a.nii").write_bytes(b"23")
+    second = cohort_fingerprint("manifest:manifest.csv", tmp_path)
+    (tmp_path / "manifest.csv").write_text("study_id,image,split\na,a.nii,test\n")
+    assert len({first, second, cohort_fingerprint("manifest:manifest.csv", tmp_path)}) == 3
+    assert cohort_fingerprint("manifest:none.csv", tmp_path) != cohort_fingerprint("manifest:no.csv", tmp_path)
     assert len({cohort_fingerprint(f"phantom:studies=2,seed={seed}", tmp_path) for seed in range(3)}) == 3
 
 
