@@ -27,8 +27,10 @@ def invent_appearance(images: Tensor, labels: Tensor, share: float, rng: torch.G
     Returns:
         ``(B, C, H, W)`` float32 in [0, 1].
     """
-    if not share:
+    chosen = torch.nonzero(uniform(0, 1, len(images), rng) < share)[:, 0] if share else torch.zeros(0)
+    if not len(chosen):
         return images
+    everything, images, labels = images, images[chosen], labels[chosen]
     count, channels, *shape = images.shape
 
     def field(cells: int, kinds: int = 1) -> Tensor:
@@ -61,5 +63,4 @@ def invent_appearance(images: Tensor, labels: Tensor, share: float, rng: torch.G
     drawn = drawn * (1 + 0.15 * field(16)[:, :, 0]) + each(0, 0.08) * noise
     drawn = functional.pad(drawn, (1, 1, 0, 0), mode="circular" if wrap else "replicate")
     drawn = functional.avg_pool2d(functional.pad(drawn, (0, 0, 1, 1), mode="replicate"), 3, stride=1)
-    weight = torch.where(each(0, 1) < share, each(0.6, 1), torch.zeros_like(blood))
-    return (images + weight * (drawn - images)).clamp(0, 1)
+    return everything.index_copy(0, chosen, (images + each(0.6, 1) * (drawn - images)).clamp(0, 1))

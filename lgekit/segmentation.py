@@ -64,7 +64,7 @@ def fit_heart_network(
     unet.train()
     rng = torch.Generator(device).manual_seed(seed)
     rate = settings.learning_rate / (1 if init is None else 3)
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=rate, weight_decay=0.01)
+    optimiser = torch.optim.AdamW(unet.parameters(), lr=rate, weight_decay=0.01, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, rate, settings.steps, pct_start=0.15, cycle_momentum=False
     )
