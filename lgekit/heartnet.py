@@ -68,7 +68,7 @@ class HeartSettings:
     learning_rate: float = 2e-3
     invented: float = 0.0
     border_channels: tuple[int, ...] = (16, 32, 64, 64)
-    border_steps: int = 500
+    border_steps: int = 700
 
 
 SIZES = {
