@@ -27,7 +27,6 @@ from lgekit.standardize import intensity_reference, known_landmarks, normalise
 from lgekit.studies import Cohort, Landmarks, Study
 
 INVENTED = 0.5  # share of pictures with an invented appearance, of the base alone [O]
-BASE_BORDERS = 0.6  # of the border network's steps, of the base: the cohort's own training goes on from there [O]
 REACH = (0.6, 0.4)  # of the view along predicted contours, beyond the endocardium and the epicardium, in thicknesses
 
 
@@ -130,7 +129,7 @@ def heart_network(
 def base_network(pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool = True) -> HeartNetwork | None:
     """The heart network of the other cohorts and phantoms alone; None where there are none."""
     others = _others(pretrain_on, settings)
-    return _fitted(others, settings, settings.heart_base_steps, None, progress, BASE_BORDERS) if others else None
+    return _fitted(others, settings, settings.heart_base_steps, None, progress) if others else None
 
 
 def _others(pretrain_on: Sequence[Cohort], settings: FitSettings) -> list[Cohort]:
@@ -150,18 +149,10 @@ def _labelled(cohort: Cohort) -> bool:
     return any(study.label_map is not None for study in cohort.studies)
 
 
-def _fitted(
-    cohorts: list[Cohort],
-    settings: FitSettings,
-    steps: int,
-    init: HeartNetwork | None,
-    progress: bool,
-    border_share: float = 1.0,
-) -> HeartNetwork:
-    border_steps = min(steps, round(border_share * SIZES[settings.heart_size].border_steps))
+def _fitted(cohorts: list[Cohort], settings: FitSettings, steps: int, init: HeartNetwork | None, progress: bool):
     start, version = weights_fingerprint(init) if init else "", code_version(["import lgekit.segmentation"])
     prints = [one.fingerprint for one in cohorts]
-    key = (prints, settings.heart_size, (steps, border_steps), _heart_seed(settings), settings.encoder, start, version)
+    key = (prints, settings.heart_size, steps, _heart_seed(settings), settings.encoder, start, version)
     trained = memory().cache(_weights, ignore=["cohorts", "init", "progress"])
     about, state = compute_once(trained, key, cohorts, init, progress)  # runs that start together wait for one
     weights = {name: torch.tensor(np.array(value)) for name, value in state.items()}
@@ -171,11 +162,11 @@ def _fitted(
 def _weights(key: tuple, cohorts, init: HeartNetwork | None, progress: bool) -> tuple[dict, dict]:
     from lgekit.segmentation import fit_heart_network
 
-    _, size, (steps, border_steps), seed, encoder, *_ = key
+    _, size, steps, seed, encoder, *_ = key
     # After a base without this cohort training goes on at the full rate; a start from `init` would take a third.
     rate = SIZES[size].learning_rate * (1 if init is None else 3)
     # Without a real study of its own kind a network shall learn shapes, not the look of phantoms.
-    changes = {"steps": steps, "learning_rate": rate, "border_steps": border_steps}
+    changes = {"steps": steps, "learning_rate": rate, "border_steps": min(steps, SIZES[size].border_steps)}
     changes |= {"encoder": encoder, "invented": INVENTED} if init is None else {}
     network = fit_heart_network(cohorts, size, seed, init, progress, **changes)
     return asdict(network.settings), {name: value.numpy() for name, value in network.weights.items()}
