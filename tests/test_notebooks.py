@@ -124,5 +124,5 @@ def test_the_defaults_of_notebook_05_are_the_settings_own():
     from lgekit.settings import FitSettings
 
     for name, parameter in read_parameters(NOTEBOOKS[5]).items():
-        if name in FitSettings.model_fields and name not in ("seed", "folds", "epochs"):
+        if name in FitSettings.model_fields and name not in ("seed", "folds", "epochs", "pixels"):
             assert parameter.default == FitSettings.model_fields[name].default, name
