@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from scipy import ndimage
 from torch import Tensor
 
 from lgekit.canvas import CLASS_CODES, CLASSES, LV_CLASSES, Canvas, angle_votes
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What the heart network makes of one place of a study.
+
+    Attributes:
+        maps: ``(S, 8, h, h)`` of plain views.
+        centre, half_width: ``(2,)`` and ``()`` of these views, canvas coordinates.
+        votes: ``(5,)`` for the insertion points, see :func:`study_votes`.
+        certainty: see :func:`certainty`.
+    """
+
+    maps: Tensor
+    centre: Tensor
+    half_width: Tensor
+    votes: Tensor
+    certainty: float
 
 
 def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,8 +54,9 @@ def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
 def certainty(maps: Tensor) -> float:
     """How sure the left ventricle is, 0 to 1: its probability in maps ``(S, 8, h, h)``, averaged with itself as weight.
 
-    What is drawn beside the heart is drawn with doubt. A network trained on phantoms alone, on 15 EMIDEC studies: 0.92
-    and more where the heart was found, 0.58 to 0.87 where it was not [O].
+    What is drawn beside the heart is drawn with doubt. A network trained on phantoms alone, in ten places of each of 15
+    EMIDEC studies: 0.85 to 0.94 (5th to 95th percentile) where the Dice of the wall was above 0.5, 0.65 to 0.80 where
+    it was below 0.2 [O].
     """
     left = maps[:, LV_CLASSES].sum(1)
     return float(left.square().sum() / left.sum().clamp(min=1e-6))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from lgekit.borders import build_border_network, redraw
 from lgekit.canvas import CLASSES, landmarks_from_votes, make_canvas
 from lgekit.errors import InputError
-from lgekit.heart_maps import certainty, draw_labels, find_heart, study_votes
+from lgekit.heart_maps import Drawing, certainty, draw_labels, find_heart, study_votes
 from lgekit.studies import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 from lgekit.views import Views, plain_views, standardise
 
@@ -126,24 +126,6 @@ def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
         unet.decoder.blocks = unet.decoder.blocks[:-1]
         unet.segmentation_head = SegmentationHead(settings.decoder[-1], channels, kernel_size=3, upsampling=2)
     return unet.to(memory_format=torch.channels_last)
-
-
-@dataclass(frozen=True)
-class Drawing:
-    """What the heart network makes of one place of a study.
-
-    Attributes:
-        maps: ``(S, 8, h, h)`` of plain views.
-        centre, half_width: ``(2,)`` and ``()`` of these views, canvas coordinates.
-        votes: ``(5,)`` for the insertion points, see :func:`lgekit.heart_maps.study_votes`.
-        certainty: see :func:`lgekit.heart_maps.certainty`.
-    """
-
-    maps: Tensor
-    centre: Tensor
-    half_width: Tensor
-    votes: Tensor
-    certainty: float
 
 
 class HeartNetwork:
