@@ -54,7 +54,7 @@ def benchmark_scars(scars: int = 400) -> list[dict[str, Any]]:
     ]
 
 
-def benchmark_training(studies: int = 60, epochs: int = 2) -> list[dict[str, Any]]:
+def benchmark_training(studies: int = 60, epochs: int = 6) -> list[dict[str, Any]]:
     """What synthetic scars cost beside the training with them, at laptop size: they are painted once, into a pool.
 
     Args:
@@ -75,6 +75,7 @@ def benchmark_training(studies: int = 60, epochs: int = 2) -> list[dict[str, Any
     settings = size_settings("laptop")
     cohort = phantom_cohort(studies, seed=0)
     wanted = round(settings.synthetic_per_real * studies * POOL)
+    paint_pool(phantom_cohort(8, seed=1), 4, settings)  # other studies: loads code and tables, keeps nothing of these
     start = time.perf_counter()
     painted = paint_pool(cohort, wanted, settings)
     painting = time.perf_counter() - start
@@ -82,7 +83,7 @@ def benchmark_training(studies: int = 60, epochs: int = 2) -> list[dict[str, Any
     views = [make_view(study, settings) for study in cohort.studies]
     own = Pairs(batch_of(views), [report_texts(study["report"]) for study in cohort.studies])
     history = fit(own, settings.override(epochs=epochs), synthetic=pool, progress=False).history
-    training = float(history["seconds"].iloc[-1]) * settings.epochs
+    training = float(history["seconds"].iloc[1:].median()) * settings.epochs  # the first builds what others reuse
     row = {"name": "painting synthetic scars / training with them", "value": 100 * painting / training}
     return [row | {"unit": "%", "target": "< 10"}]
 

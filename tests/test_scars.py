@@ -494,7 +494,7 @@ def test_the_examples_of_the_docstrings_run():
 
 
 def test_benchmark_rows():
-    rows = [*benchmark_scars(scars=5), *benchmark_training(studies=6, epochs=1), *benchmark_painter()]
+    rows = [*benchmark_scars(scars=5), *benchmark_training(studies=6, epochs=2), *benchmark_painter()]
     assert {row["name"] for row in rows[:2]} == {"scars painted", "scar in a polar view, per study"}
     assert len(rows) == 4 and all(row["value"] > 0 and row["unit"] and row["target"] for row in rows)
 
