@@ -9,7 +9,11 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
+from lgekit.anatomy import insertion_points
 from lgekit.canvas import CLASS_CODES, CLASSES, LV_CLASSES, Canvas, angle_votes
+from lgekit.studies import Landmarks
+
+NEAR_VOTE = 25.0  # degrees from the voted point within which a drawn junction is believed [O]
 
 
 @dataclass(frozen=True)
@@ -90,3 +94,26 @@ def draw_labels(canvas: Canvas, maps: Tensor, centre: Tensor, half_width: float)
             classes[mask & (parts != largest)] = 0
     codes = np.array(CLASS_CODES, dtype=np.uint8)[classes]
     return torch.from_numpy(codes).permute(2, 1, 0).contiguous()
+
+
+def move_to_junctions(voted: Landmarks, labels: np.ndarray, spacing: tuple[float, float, float]) -> Landmarks:
+    """Voted insertion points, moved to where the drawn RV meets the drawn myocardium, if that lies near the vote.
+
+    The votes are never far off, a junction is exact or, where the RV was drawn too long or too short, not at all.
+    Median and 95th percentile of the anterior point's error, 24 ACDC pictures in three random turns each: votes 10.2°
+    and 21°, moved 2.2° and 8°; 11 EMIDEC studies, whose labels have no RV: 9.4° and 27°, moved 9.5° and 23° [O].
+
+    Args:
+        voted: of `lgekit.canvas.landmarks_from_votes`; NaN stays NaN.
+        labels: ``(X, Y, slices)`` in the internal codes.
+        spacing: mm.
+    """
+    if not np.isfinite(voted.anterior_rvip_deg):
+        return voted
+    drawn = insertion_points(labels, spacing, mirrored=voted.mirrored)
+
+    def nearer(vote: float, junction: float) -> float:
+        return junction if abs((junction - vote + 180) % 360 - 180) <= NEAR_VOTE else vote  # never true of NaN
+
+    anterior = nearer(voted.anterior_rvip_deg, drawn.anterior_rvip_deg)
+    return Landmarks(anterior, nearer(voted.inferior_rvip_deg, drawn.inferior_rvip_deg), voted.confidence)

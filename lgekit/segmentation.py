@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgekit.anatomy import insertion_points
-from lgekit.borders import fit_border_network
+from lgekit.borders import fit_border_network, hide_unknown_rv
 from lgekit.canvas import CANVAS, CLASSES, Slices, angle_field, collect_slices, make_canvas
 from lgekit.errors import InputError
 from lgekit.heartnet import SIZES, HeartNetwork, HeartSettings, build_encoder, build_unet
@@ -73,9 +73,7 @@ def fit_heart_network(
     bar = tqdm(range(settings.steps), "heart network", disable=not progress)
     for step in bar:
         batch = slices[torch.multinomial(chance, settings.batch, replacement=True, generator=rng)]
-        quarters = 2 + sum(step >= share * settings.steps for share in settings.grow)
-        small = replace(settings, pixels=settings.pixels * quarters // 4)
-        loss = heart_loss(unet, batch, small, rng)
+        loss = heart_loss(unet, batch, settings, rng)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -99,8 +97,7 @@ def heart_settings(size: str, init: HeartNetwork | None, changes: dict) -> Heart
     if init is not None:
         names = ("encoder", "decoder", "pixels", "heart_view", "border_channels")
         shape = {key: getattr(init.settings, key) for key in names}
-        # The start knows the heart already; the border network draws it, so that most steps may be on small views.
-        settings = replace(settings, **shape, grow=(0.4, 0.8))
+        settings = replace(settings, **shape)
     try:
         return replace(settings, **changes)
     except TypeError as error:
@@ -120,10 +117,7 @@ def heart_loss(unet: nn.Module, batch: Slices, settings: HeartSettings, rng: tor
     images = invent_appearance(images, target[:, None], settings.invented, rng)
     images = standardise(vary_appearance(images, rng)).to(memory_format=torch.channels_last)
     output = unet(images)
-    logs = output[:, :CLASSES].log_softmax(1)
-    known = batch.rv_known[:, None, None]
-    either = torch.where(known, logs[:, 0], torch.logaddexp(logs[:, 0], logs[:, 3]))
-    logs = torch.cat([either[:, None], logs[:, 1:]], dim=1)
+    logs = hide_unknown_rv(output[:, :CLASSES].log_softmax(1), batch.rv_known)
     entropy = functional.nll_loss(logs, target)
     overlaps = []
     for code in range(1, CLASSES):

@@ -8,18 +8,24 @@ from torch import nn
 from lgekit.borders import (
     ANGLES,
     DEPTHS,
+    DRAWN,
     REACH,
+    STRETCH,
+    CloseRing,
     border_loss,
     build_border_network,
     fit_border_network,
+    hide_unknown_rv,
     redraw,
     ring_points,
+    sample_areas,
+    sample_depths,
 )
 from lgekit.canvas import collect_slices, landmarks_from_votes
 from lgekit.invention import invent_appearance
 from lgekit.phantom import phantom_cohort
 
-SIDE, CENTRE, HALF = 64, torch.tensor([0.1, -0.2]), torch.tensor(0.5)
+SIDE, CENTRE, HALF = DRAWN, torch.tensor([0.1, -0.2]), torch.tensor(0.5)
 MIDDLE, OUTER, INNER = (0.15, 0.1), 0.4, 0.25  # of a ring, in view coordinates
 
 
@@ -34,13 +40,16 @@ def ring_maps(slices=3, inner=INNER, outer=OUTER, middle=MIDDLE):
 
 
 class Certain(nn.Module):
-    """A border network that always says: cavity up to `inner` radii, wall up to 1, and this anterior angle."""
+    """A border network that always says: cavity up to `inner` radii, wall up to 1, this anterior angle, and an RV in
+    the quarter from below (y points down) to the left, up to 2 radii."""
 
     def __init__(self, inner, anterior, mirrored):
         super().__init__()
-        depth = (torch.arange(DEPTHS) + 0.5) / DEPTHS * REACH
-        logits = 30 * torch.stack([depth - 1, inner - depth, torch.zeros(DEPTHS)])  # equal at the borders
-        logits = logits[:, :, None].expand(3, DEPTHS, ANGLES)
+        depth = sample_depths(torch.device("cpu"))
+        right = (3 * (depth - 1)).clamp(max=1)  # equal to the wall at 1 and to the surroundings at 2 radii
+        logits = 30 * torch.stack([depth - 1, inner - depth, torch.zeros(DEPTHS), right])
+        logits = logits[:, :, None].repeat(1, 1, ANGLES)
+        logits[3, :, : ANGLES // 4], logits[3, :, ANGLES // 2 :] = -90, -90
         seen = -torch.arange(ANGLES) * (2 * torch.pi / ANGLES)  # counter-clockwise: columns go clockwise on the screen
         points = [np.radians(anterior), np.radians(anterior + (-110 if mirrored else 110))]
         around = [(-1 if mirrored else 1) * (seen - point) for point in points]
@@ -57,13 +66,35 @@ def test_the_network_turns_with_its_picture():
     with torch.inference_mode():
         turned = network(pictures.roll(16, 3))
         assert torch.allclose(turned, network(pictures).roll(16, 3), atol=1e-5)
-        assert turned.shape == (2, 7, DEPTHS, ANGLES)
+        assert turned.shape == (2, 8, DEPTHS, ANGLES)
+
+
+def test_a_closed_ring_has_the_right_gradient():
+    x = torch.rand(2, 3, 4, 6, dtype=torch.double, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    closed = CloseRing.apply(x)
+    assert torch.equal(closed[..., 0], x[..., -1]) and torch.equal(closed[..., -1], x[..., 0])
+    assert torch.autograd.gradcheck(CloseRing.apply, (x,))
+
+
+def test_samples_stand_for_their_areas():
+    depths, areas = sample_depths(torch.device("cpu")), sample_areas(torch.device("cpu"))
+    assert float(areas.sum()) * STRETCH == pytest.approx(REACH**2 / 2, rel=1e-3)  # the integral of r dr
+    steps = depths.diff()
+    assert (steps.diff() > 0).all() and steps[0] < 0.045 and steps[-1] > 0.12
+
+
+def test_where_the_labels_know_no_rv_it_may_be_drawn_or_not():
+    logits = torch.rand(2, 4, 3, 5, generator=torch.Generator().manual_seed(1))
+    logs = logits.log_softmax(1)
+    hidden = hide_unknown_rv(logs, torch.tensor([True, False]))
+    assert torch.equal(hidden[0], logs[0]) and torch.equal(hidden[1, 1:], logs[1, 1:])
+    assert torch.allclose(hidden[1, 0].exp(), logs[1, 0].exp() + logs[1, 3].exp())
 
 
 def test_ring_points_go_clockwise_on_the_screen_or_back():
     centre, radius = torch.tensor([[0.2, 0.1]]), torch.tensor([0.4])
     points = ring_points(centre, radius)[0]
-    assert torch.allclose(points[-1, 0] - centre[0], torch.tensor([0.4 * REACH * (1 - 0.5 / DEPTHS), 0.0]), atol=1e-6)
+    assert torch.allclose(points[-1, 0] - centre[0], torch.tensor([0.4 * float(sample_depths(centre.device)[-1]), 0.0]))
     assert points[-1, ANGLES // 4, 1] > centre[0, 1] + 0.5  # y points down
     back = ring_points(centre, radius, torch.tensor([0.0]), torch.tensor([-1.0]))[0]
     assert torch.allclose(back[:, 1:].flip(1), points[:, 1:], atol=1e-6)
@@ -79,6 +110,11 @@ def test_what_it_says_is_laid_back_where_it_belongs(mirrored):
         drawn, wanted = maps[:, :4].argmax(1) == code, true[:, code] > 0
         dice = 2 * (drawn & wanted).sum() / (drawn.sum() + wanted.sum())
         assert dice > 0.97
+    axis = (torch.arange(SIDE) + 0.5) / SIDE * 2 - 1
+    x, y = axis[None] - MIDDLE[0], axis[:, None] - MIDDLE[1]
+    wanted = (torch.hypot(x, y) > OUTER) & (torch.hypot(x, y) < 2 * OUTER) & (x < 0) & (y > 0)
+    drawn = maps[0, :4].argmax(0) == 3
+    assert 2 * (drawn & wanted).sum() / (drawn.sum() + wanted.sum()) > 0.95
     assert torch.allclose(maps[:, :4].sum(1), torch.ones(3, SIDE, SIDE), atol=1e-4)
     points = landmarks_from_votes(votes)
     assert points.anterior_rvip_deg == pytest.approx(70, abs=0.5) and points.mirrored == mirrored

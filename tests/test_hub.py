@@ -18,7 +18,7 @@ from lgekit.heartnet import HeartNetwork, HeartSettings, build_unet
 from lgekit.training import fit
 from lgekit.zeroshot import Calibration
 
-HEART = HeartSettings(pixels=64, decoder=(8, 8, 8, 8), grow=(0, 0), steps=1)
+HEART = HeartSettings(decoder=(8, 8, 8, 8), steps=1)
 
 
 class FolderHub:

@@ -13,6 +13,7 @@ from torch import nn
 from lgekit import heart_quality
 from lgekit.canvas import angle_field, angle_votes, collect_slices, landmarks_from_votes, make_canvas
 from lgekit.errors import InputError
+from lgekit.heart_maps import move_to_junctions
 from lgekit.segmentation import (
     SIZES,
     HeartNetwork,
@@ -296,9 +297,7 @@ def test_draws_real_hearts_after_a_short_training():
 
     cohort = read_cohort(f"emidec:{DATA / 'emidec'}")
     studies = [study for study in cohort.studies if study["patient_id"] != "Case_P059"]
-    network = fit_heart_network(
-        [Cohort(studies[::2], "half")], steps=300, pixels=64, grow=(0, 0), border_steps=40, progress=False
-    )
+    network = fit_heart_network([Cohort(studies[::2], "half")], steps=300, border_steps=40, progress=False)
     table = evaluate_heart_network(network, studies[1::4], seed=0)
     assert table["dice_cavity"].median() > 0.5
 
@@ -316,6 +315,22 @@ def test_a_doubtful_find_makes_it_look_in_the_middle_too(monkeypatch):
     monkeypatch.setattr(network, "maps", as_bright_as_likely)
     drawn = network.predict(Study.from_arrays("dim", np.repeat(image[..., None], 3, 2), (1.5, 1.5, 8)))
     assert dice(np.repeat(heart[..., None], 3, 2), drawn.label_map == CAVITY) > 0.95
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_voted_point_moves_to_the_junction_if_that_is_near(mirrored):
+    study = ring_study(anterior=120.0, mirrored=mirrored)
+    true, labels = study["landmarks"], study.label_map
+    voted = Landmarks(true.anterior_rvip_deg + 15, true.inferior_rvip_deg - 70, 0.6)
+    if mirrored:
+        voted = Landmarks(true.anterior_rvip_deg - 15, true.inferior_rvip_deg + 70, 0.6)
+    moved = move_to_junctions(voted, labels, study.spacing_mm)
+    assert moved.anterior_rvip_deg == pytest.approx(true.anterior_rvip_deg, abs=6)
+    assert moved.inferior_rvip_deg == voted.inferior_rvip_deg and moved.confidence == 0.6
+    without = np.where(labels == RV, 0, labels)
+    assert move_to_junctions(voted, without, study.spacing_mm) == voted
+    nowhere = Landmarks(float("nan"), float("nan"), 0.0)
+    assert move_to_junctions(nowhere, labels, study.spacing_mm) is nowhere
 
 
 def test_an_empty_picture_has_no_heart(smoke_network):
