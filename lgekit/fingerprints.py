@@ -11,8 +11,6 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from lgekit.cache import memory
-
 # Modules that show, start or schedule and cannot change a number: editing them repeats no run.
 WITHOUT_EFFECT = """ablation_report bench bench_cohort bench_grid bench_scars bench_training cli cluster fingerprints
     grid grid_file grid_tables hub paper_figures parameters pictures plots runs widgets""".split()
@@ -87,6 +85,8 @@ def cohort_fingerprint(spec: str, root: Path) -> str:
         files = sorted(_files(path, "") if path.is_dir() else _of_table(path))
         listing = [(str(path.resolve()), name, status.st_size, status.st_mtime_ns) for name, _, status in files]
         stamp = hashlib.sha256(repr(listing).encode()).hexdigest()
+        from lgekit.cache import memory  # here: it brings numpy, which a grid's start then waits for
+
         digest.update(memory().cache(_contents, ignore=["files"])(stamp, [(name, file) for name, file, _ in files]))
     return digest.hexdigest()[:16]
 
