@@ -16,6 +16,10 @@ from lgekit.errors import InputError
 if TYPE_CHECKING:
     from distributed import Client
 
+LOCAL = {
+    "distributed.scheduler.worker-saturation": 1.0,  # no run waits behind a long one
+    "distributed.worker.profile.enabled": False,  # looks at every process a hundred times a second: 5 % of a core each
+}
 BYTES_A_RUN = 3e9  # memory left free for each run: torch, a cohort and a small model
 
 
@@ -80,7 +84,7 @@ def connect(scheduler: str | None, workers: int | None, runs: int) -> Iterator[t
     watch = {"dashboard": find_spec("bokeh") is not None, "dashboard_address": "127.0.0.1:0"}
     here = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **watch}}
     with (
-        dask.config.set({"distributed.scheduler.worker-saturation": 1.0}),  # no run waits behind a long one
+        dask.config.set(LOCAL),
         SpecCluster(workers=specs, scheduler=here, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,
     ):

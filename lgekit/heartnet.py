@@ -43,8 +43,9 @@ class HeartSettings:
     Attributes:
         encoder: timm name.
         decoder: channels of the decoder's four blocks, coarse to fine; the finest works at half the view's resolution.
-        pixels: side of a view; the border network draws on finer ones (`lgekit.borders.DRAWN`). 128 in place of 64
-            took twice the time and drew no better: ACDC, 24 pictures, Dice of the wall 0.887 and 0.892 [O].
+        pixels: side of a view; the border network draws on finer ones (`lgekit.borders.DRAWN`). With 128 a step
+            takes twice as long and the heart is drawn no better: 24 ACDC pictures, Dice of the wall 0.887, with 64
+            0.892 [O].
         heart_view: width of the second view in LV diameters.
         poses: in how many poses (turned, mirrored) the heart is drawn; their mean is the prediction.
         steps: optimiser steps.
