@@ -38,10 +38,12 @@ class CloseRing(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:
+        """``(B, C, depth, angle)`` → ``(B, C, depth, angle + 2)``."""
         return torch.cat([x[..., -1:], x, x[..., :1]], dim=3)
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
+        """The gradient of the two added columns goes to those that they are copies of."""
         inner = gradient[..., 1:-1].clone()
         inner[..., -1] += gradient[..., 0]
         inner[..., 0] += gradient[..., -1]
