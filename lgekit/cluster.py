@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LOCAL = {
     "distributed.scheduler.worker-saturation": 1.0,  # no run waits behind a long one
-    "distributed.worker.profile.enabled": False,  # looks at every process a hundred times a second: 5 % of a core each
+    "distributed.worker.profile.enabled": False,  # it would sample each process a hundred times a second
 }
 BYTES_A_RUN = 3e9  # memory left free for each run: torch, a cohort and a small model
 
