@@ -54,5 +54,6 @@ def _seconds(code: str, each: list[list[str]]) -> float:
     """Until the last of some processes with these arguments, started together, has ended."""
     started = time.perf_counter()
     running = [subprocess.Popen([sys.executable, "-c", code, *one], stderr=subprocess.DEVNULL) for one in each]
-    assert not any([process.wait() for process in running]), "a process failed"
+    if any([process.wait() for process in running]):
+        raise RuntimeError(f"a benchmarked process failed: {code}")
     return time.perf_counter() - started
