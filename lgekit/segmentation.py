@@ -16,13 +16,13 @@ from lgekit.anatomy import insertion_points
 from lgekit.borders import fit_border_network, hide_unknown_rv
 from lgekit.canvas import CANVAS, CLASSES, Slices, angle_field, collect_slices, make_canvas
 from lgekit.errors import InputError
-from lgekit.heartnet import SIZES, HeartNetwork, HeartSettings, build_encoder, build_unet
+from lgekit.heartnet import SIZES, HeartNetwork, HeartSettings, build_encoder, build_unet, with_prediction
 from lgekit.invention import invent_appearance
-from lgekit.studies import CAVITY, RV, WALL_CODES, Cohort, Landmarks, Study
+from lgekit.studies import BACKGROUND, CAVITY, RV, WALL_CODES, Cohort, Landmarks, Study
 from lgekit.views import Views, random_views, standardise, vary_appearance
 
 __all__ = ["SIZES", "HeartNetwork", "HeartSettings", "build_encoder", "build_unet", "fit_heart_network"]
-__all__ += ["evaluate_heart_network", "heart_loss", "turned_copy"]
+__all__ += ["evaluate_heart_network", "heart_loss", "turned_copy", "with_drawn_rv"]
 
 
 def fit_heart_network(
@@ -37,7 +37,8 @@ def fit_heart_network(
     """Train the heart network on all labelled studies of some cohorts.
 
     Each cohort is drawn in proportion to the fourth root of its slices, so that a small real cohort is heard beside a
-    large phantom. Where a study has no RV label, the loss leaves the RV out: its pixels may be background or RV.
+    large phantom. Where a study has no RV label, the loss leaves the RV out: its pixels may be background or RV; with
+    ``init`` the RV that ``init`` draws is learned (:func:`with_drawn_rv`), so that it is not forgotten.
 
     Args:
         cohorts: studies without LV labels are skipped; insertion points come from the studies' landmarks, else from
@@ -57,7 +58,8 @@ def fit_heart_network(
 
     settings = heart_settings(size, init, changes)
     device = torch.device(device)
-    slices = collect_slices([cohort.studies for cohort in cohorts]).to(device)
+    studies = [with_drawn_rv(cohort.studies, init) if init is not None else cohort.studies for cohort in cohorts]
+    slices = collect_slices(studies).to(device)
     unet = build_unet(settings, seed).to(device)
     if init is not None:
         unet.load_state_dict(init.networks[0].state_dict())
@@ -87,6 +89,25 @@ def fit_heart_network(
         about: dict[str, Any] = {"init": start, "invented": settings.invented, "progress": progress}
         borders = [fit_border_network(slices, settings.border_channels, settings.border_steps, seed, **about)]
     return HeartNetwork(settings, [unet], [cohort.name for cohort in cohorts], borders)
+
+
+def with_drawn_rv(studies: Sequence[Study], network: HeartNetwork) -> list[Study]:
+    """Studies whose labels know the left ventricle and no RV get the RV that a network draws where they know nothing.
+
+    Landmarks stay the studies' own; where these have none, they are unknown as before and not taken from the drawn RV,
+    whose side cannot tell a mirrored study. Other studies are given back as they are.
+    """
+    lacking = [study for study in studies if study.label_map is not None and not np.any(study.label_map == RV)]
+    drawn = dict(zip(map(id, lacking), network.predict_cohort(lacking).studies, strict=True))
+    completed = []
+    for study in studies:
+        if id(study) in drawn:
+            labels = np.asarray(study.label_map)
+            found = (labels == BACKGROUND) & (np.asarray(drawn[id(study)].label_map) == RV)
+            landmarks = study["landmarks"] or Landmarks(float("nan"), float("nan"), 0.0)
+            study = with_prediction(study, torch.from_numpy(np.where(found, RV, labels).astype(np.uint8)), landmarks)
+        completed.append(study)
+    return completed
 
 
 def heart_settings(size: str, init: HeartNetwork | None, changes: dict) -> HeartSettings:

@@ -23,6 +23,7 @@ from lgekit.segmentation import (
     fit_heart_network,
     heart_loss,
     turned_copy,
+    with_drawn_rv,
 )
 from lgekit.settings import size_settings
 from lgekit.studies import CAVITY, MYOCARDIUM, RV, SCAR, Cohort, Landmarks, Study
@@ -185,6 +186,32 @@ def test_loss_leaves_out_an_rv_that_is_not_labelled():
     module = FixedLogits([0.0, 0, 0, 0])
     heart_loss(module, unknown, settings, torch.Generator().manual_seed(0)).backward()
     assert module.logits.grad[0] == pytest.approx(float(module.logits.grad[3]), abs=1e-6)
+
+
+def test_an_rv_that_is_not_labelled_is_learned_from_the_network_that_goes_on(monkeypatch):
+    """What it draws over the labelled ventricle counts nothing, and a study without landmarks gets none from it."""
+    lacking, known = ring_study(1, rv=False), ring_study(2, anterior=30.0)
+    bare = Study.from_arrays("bare", lacking.pixels, lacking.spacing_mm, lacking.label_map)
+    everything = np.full(lacking.label_map.shape, RV, np.uint8)
+    everything[:40] = 0
+
+    class Draws:
+        def predict_cohort(self, studies):
+            drawn = [Study.from_arrays("drawn", s.pixels, s.spacing_mm, everything) for s in studies]
+            return Cohort(drawn, "predicted")
+
+    completed = with_drawn_rv([lacking, known, bare], Draws())
+    expected = np.where((lacking.label_map == 0) & (everything == RV), RV, lacking.label_map)
+    assert np.array_equal(completed[0].label_map, expected) and (lacking.label_map != RV).all()
+    assert completed[0]["landmarks"] == lacking["landmarks"] and completed[1] is known
+    slices = collect_slices([completed])
+    assert slices.rv_known.all()
+    assert (slices.landmark_weight[slices.study == 2] == 0).all() and (slices.landmark_weight[:3] == 1).all()
+    shown: list[int] = []
+    monkeypatch.setattr("lgekit.segmentation.with_drawn_rv", lambda studies, _: shown.append(len(studies)) or studies)
+    start = HeartNetwork(SIZES["smoke"], [build_unet(SIZES["smoke"], 0)])
+    fit_heart_network([Cohort([lacking], "one")], "smoke", init=start, steps=1, border_steps=0, progress=False)
+    assert shown == [1]
 
 
 def test_scar_is_myocardium_and_the_input_is_left_alone(smoke_network):
