@@ -39,6 +39,9 @@ __all__ = ["Grid", "Run", "clean", "collect", "collect_predictions", "expand", "
 
 # Whoever starts threads or processes in a run reads one of these.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+# Dask bids glibc give freed memory back at once (MALLOC_TRIM_THRESHOLD_=65536), for workers that hold data. A training
+# step then gets each of its tensors page by page anew: 5.4 s of system time beside 5.9 s of work, with these 0.4 s [O].
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}  # bytes
 
 
 def run_grid(
@@ -156,5 +159,5 @@ def run_one(notebook: str, out_dir: str, params: dict, timeout: float | None, ro
         record_failure(out_dir, message)
         raise RunError(message)
     threads = str(max(1, cores() // share))
-    env = {name: threads for name in THREADS}
+    env = {name: threads for name in THREADS} | MALLOC
     run_notebook(notebook, out_dir, params, timeout, progress=False, root=root, env=env, skip_done=True)

@@ -230,6 +230,19 @@ def test_workers_share_the_cores_and_get_a_gpu_each(project, monkeypatch):
     assert set(table["threads"]) == {str(max(1, len(os.sched_getaffinity(0)) // 2))}
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux")
+def test_a_run_keeps_its_memory_between_steps(project):
+    """Dask's workers are told to give it back at once; a kernel that inherits this faults in each tensor anew."""
+    work = "import resource, torch\ntorch.ones(1000)\n"
+    work += "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+    work += "for _ in range(50): torch.ones(1_000_000).add_(1)\n"
+    work += "value = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before"
+    write_notebook(project / "tiny.ipynb", work)
+    file = grid_file(project, "notebook: tiny.ipynb\nrows: {full: {}}\n")
+    run_grid(file, progress=False)
+    assert collect(file)["auc"].item() < 5_000  # 50 tensors of 977 pages, each faulted in anew, are 48,850
+
+
 def test_ten_thousand_rows_expand_and_report_in_under_five_seconds(project):
     rows = "\n".join(f"  r{number}: {{width: {number}.5, shift: true}}" for number in range(10_000))
     file = grid_file(project, f"notebook: tiny.ipynb\nrows:\n{rows}\n")
