@@ -46,6 +46,7 @@ STYLE = {
     "axes.spines.right": False,
     "figure.constrained_layout.use": True,
     "svg.hashsalt": "lgekit",  # the same figure, the same bytes
+    "text.parse_math": False,  # captions and reports are drawn as they stand: "$" begins no formula
 }
 SEGMENT_WALLS = ("anterior", "anteroseptal", "inferoseptal", "inferior", "inferolateral", "anterolateral")
 APICAL_WALLS = ("anterior", "septal", "inferior", "lateral")

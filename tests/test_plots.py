@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +22,17 @@ def test_roc_table_is_scikit_learns_curve():
     area = np.trapezoid(table["sensitivity"], table["false_positive_rate"])
     assert area == pytest.approx(roc_auc_score(truth, score), abs=0.02)
     assert (table["low"] <= table["sensitivity"]).all() and (table["sensitivity"] <= table["high"]).all()
+
+
+def test_a_caption_of_dollars_is_drawn_as_it_stands():
+    """A decoder that was never trained writes such; a run of the grid failed on it."""
+    with plt.rc_context():
+        plots.use_style()
+        figure, axes = plt.subplots()
+        axes.set_title("$$$$septal")
+        figure.canvas.draw()
+        assert axes.title.get_window_extent().width > 50
+        plt.close(figure)
 
 
 @pytest.mark.parametrize(
