@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from lgekit.canvas import CANVAS, CLASSES, LV_CLASSES, Slices
 from lgekit.invention import invent_appearance
+from lgekit.precision import predicting
 from lgekit.views import uniform, vary_appearance
 
 DEPTHS, ANGLES = 48, 64  # samples of the polar picture
@@ -240,39 +241,58 @@ def redraw(
         rounds: the second unrolls around what the first has drawn.
 
     Returns:
-        The maps, with :data:`DRAWN` pixels a side and new classes within the polar pictures' reach, and the votes
-        ``(5,)`` of the new angle fields as `lgekit.canvas.angle_votes` gives them, normalised to N = 1.
+        Shares of the classes ``(S, 4, 128, 128)``, new within the polar pictures' reach, and the votes ``(5,)`` of the
+        new angle fields as `lgekit.canvas.angle_votes` gives them, normalised to N = 1.
     """
     side, device = maps.shape[-1], images.device
-    maps, centre, half_width = maps.to(device), centre.to(device), half_width.to(device)
+    maps, centre, half_width = maps[:, :CLASSES].to(device), centre.to(device), half_width.to(device)
     if side != DRAWN:
         side, maps = DRAWN, functional.interpolate(maps, (DRAWN, DRAWN), mode="bilinear", align_corners=False)
     axis = (torch.arange(side, device=device) + 0.5) / side * 2 - 1
     screen = torch.stack([axis.expand(side, side), axis[:, None].expand(side, side)], dim=-1)  # (h, h, 2)
     numbers = torch.arange(len(maps))
     around = torch.cat([images[(numbers + step).clamp(0, len(maps) - 1)] for step in (-1, 0, 1)], dim=1)
-    votes = torch.zeros(5, dtype=torch.complex64)
-    for _ in range(rounds):
-        left = maps[:, LV_CLASSES].sum(1)
-        area = left.sum((1, 2))
-        middle = torch.stack([left.sum(1) @ axis, left.sum(2) @ axis], dim=1) / area.clamp(min=1)[:, None]
-        radius = (torch.sqrt(area / torch.pi) * 2 / side).clamp(min=2 / side)
+    left = maps[:, LV_CLASSES].sum(1)
+    pixels = left.sum((1, 2))
+    middle = torch.stack([left.sum(1) @ axis, left.sum(2) @ axis], dim=1) / pixels.clamp(min=1)[:, None]
+    radius = (torch.sqrt(pixels / torch.pi) * 2 / side).clamp(min=2 / side)
+    for number in range(rounds):
         points = ring_points(centre + half_width * middle, half_width * radius)
         pictures = functional.grid_sample(around, points, align_corners=False)
         pictures = pictures.contiguous(memory_format=torch.channels_last)
-        output = torch.stack([network(pictures) for network in networks])
+        with predicting(device):
+            output = torch.stack([network(pictures).float() for network in networks])
         shares, field = output[:, :, :CLASSES].softmax(2).mean(0), output[:, :, CLASSES:].mean(0)
-        present = area > PRESENT * area.max()
-        votes = ring_votes(shares[present], field[present], radius[present])
-        offset = (screen - middle[:, None, None]) / radius[:, None, None, None]
-        distance, angle = offset.norm(dim=-1), torch.atan2(offset[..., 1], offset[..., 0]) % (2 * torch.pi)
-        closed = torch.cat([shares, shares[..., :1]], dim=3)  # the first column again behind the last
-        row = torch.asinh(distance) / STRETCH - 0.5
-        place = torch.stack([angle / torch.pi - 1, row / (DEPTHS - 1) * 2 - 1], dim=-1)
-        back = functional.grid_sample(closed, place, padding_mode="border", align_corners=True)
-        new = torch.cat([back, maps[:, CLASSES:]], dim=1)
-        maps = torch.where((distance < REACH)[:, None] & present[:, None, None, None], new, maps)
-    return maps.cpu(), votes
+        present = radius.square() > PRESENT * radius.square().max()
+        if number < rounds - 1:
+            shift, growth = ring_shape(shares)
+            middle = torch.where(present[:, None], middle + radius[:, None] * shift, middle)
+            radius = torch.where(present, radius * growth, radius).clamp(min=2 / side)
+    votes = ring_votes(shares[present], field[present], radius[present])
+    offset = (screen - middle[:, None, None]) / radius[:, None, None, None]
+    distance, angle = offset.norm(dim=-1), torch.atan2(offset[..., 1], offset[..., 0]) % (2 * torch.pi)
+    closed = torch.cat([shares, shares[..., :1]], dim=3)  # the first column again behind the last
+    row = torch.log(distance + torch.sqrt(distance.square() + 1)) / STRETCH - 0.5  # asinh, five times as fast
+    place = torch.stack([angle / torch.pi - 1, row / (DEPTHS - 1) * 2 - 1], dim=-1)
+    back = functional.grid_sample(closed, place, padding_mode="border", align_corners=True)
+    inside = (distance < REACH)[:, None] & present[:, None, None, None]
+    return torch.where(inside, back, maps).cpu(), votes
+
+
+def ring_shape(shares: Tensor) -> tuple[Tensor, Tensor]:
+    """What the left ventricles drawn in polar pictures ``(B, 4, depth, angle)`` that start at angle 0 are like.
+
+    Returns:
+        ``(B, 2)`` their centroids from the pictures' centres, in the pictures' LV radii, x right and y down; ``(B,)``
+        the radii of circles as large, in the same unit.
+    """
+    device = shares.device
+    angle = torch.arange(ANGLES, device=device) * (2 * torch.pi / ANGLES)
+    area = shares[:, LV_CLASSES].sum(1) * sample_areas(device)  # (B, depth, angle), times STRETCH dθ: r dr dθ
+    arms = area * sample_depths(device)[:, None]
+    total = area.sum((1, 2)).clamp(min=1e-6)
+    towards = torch.stack([angle.cos(), angle.sin()], dim=1)
+    return arms.sum(1) @ towards / total[:, None], torch.sqrt(total * STRETCH * 2 / ANGLES)
 
 
 def ring_votes(shares: Tensor, field: Tensor, radius: Tensor) -> Tensor:

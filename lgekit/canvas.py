@@ -53,24 +53,29 @@ class Canvas:
 
     def resample(self, arrays: Tensor, mode: str) -> Tensor:
         """``(S, C, Y, X)`` on the study's grid → ``(S, C, 256, 256)``."""
-        theta = torch.zeros(len(arrays), 2, 3)
+        theta = torch.zeros(2, 3)
         for axis in range(2):
             extent = self.shape[axis] * self.spacing[axis]
-            theta[:, axis, axis] = 2 * self.half_mm / extent
-            theta[:, axis, 2] = 2 * self.centre_mm[axis] / extent - 1
-        grid = functional.affine_grid(theta, [len(arrays), 1, CANVAS, CANVAS], align_corners=False)
-        return functional.grid_sample(arrays, grid, mode=mode, align_corners=False)
+            theta[axis, axis] = 2 * self.half_mm / extent
+            theta[axis, 2] = 2 * self.centre_mm[axis] / extent - 1
+        return _sample_alike(arrays, theta, (CANVAS, CANVAS), mode)
 
     def to_study(self, maps: Tensor, centre: Tensor, half_width: float) -> Tensor:
         """``(S, C, h, h)`` maps of a plain view → ``(S, C, Y, X)`` on the study's grid, zero outside the view."""
-        theta = torch.zeros(len(maps), 2, 3)
+        theta = torch.zeros(2, 3)
         for axis in range(2):
             half_extent = self.shape[axis] * self.spacing[axis] / 2
-            theta[:, axis, axis] = half_extent / self.half_mm / half_width
+            theta[axis, axis] = half_extent / self.half_mm / half_width
             offset = (half_extent - self.centre_mm[axis]) / self.half_mm - float(centre[axis])
-            theta[:, axis, 2] = offset / half_width
-        grid = functional.affine_grid(theta, [len(maps), 1, self.shape[1], self.shape[0]], align_corners=False)
-        return functional.grid_sample(maps, grid, mode="bilinear", align_corners=False)
+            theta[axis, 2] = offset / half_width
+        return _sample_alike(maps, theta, (self.shape[1], self.shape[0]), "bilinear")
+
+
+def _sample_alike(arrays: Tensor, theta: Tensor, shape: tuple[int, int], mode: str) -> Tensor:
+    """``(S, C, H, W)`` through one affine map ``(2, 3)``: all slices as channels of one picture, on one grid."""
+    grid = functional.affine_grid(theta[None], [1, 1, *shape], align_corners=False)
+    sampled = functional.grid_sample(arrays.flatten(0, 1)[None], grid, mode=mode, align_corners=False)
+    return sampled[0].unflatten(0, arrays.shape[:2])
 
 
 def make_canvas(study: Study) -> Canvas:

@@ -21,7 +21,7 @@ class Drawing:
     """What the heart network makes of one place of a study.
 
     Attributes:
-        maps: ``(S, 8, h, h)`` of plain views.
+        maps: ``(S, 4 or 8, h, h)`` of plain views: shares of the classes; the U-Net's angle field if it drew last.
         centre, half_width: ``(2,)`` and ``()`` of these views, canvas coordinates.
         votes: ``(5,)`` for the insertion points, see :func:`study_votes`.
         certainty: see :func:`certainty`.
@@ -35,7 +35,7 @@ class Drawing:
 
 
 def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre ``(2,)`` and LV diameter ``()`` in view coordinates, from a study's maps ``(S, 8, h, h)``.
+    """Centre ``(2,)`` and LV diameter ``()`` in view coordinates, from a study's maps ``(S, 4 or 8, h, h)``.
 
     The slices' LV probabilities are added up (a heart lies at nearly the same place in all), and the heaviest connected
     part is the heart. Without any, the middle of the view and half its width.
@@ -56,7 +56,7 @@ def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def certainty(maps: Tensor) -> float:
-    """How sure the left ventricle is, 0 to 1: its probability in maps ``(S, 8, h, h)``, averaged with itself as weight.
+    """How sure the left ventricle is, 0 to 1: its probability in maps, averaged with itself as weight.
 
     What is drawn beside the heart is drawn with doubt. A network trained on phantoms alone, in ten places of each of 15
     EMIDEC studies: 0.85 to 0.94 (5th to 95th percentile) where the Dice of the wall was above 0.5, 0.65 to 0.80 where

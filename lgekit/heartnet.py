@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lgekit.borders import build_border_network, redraw
 from lgekit.canvas import CLASSES, landmarks_from_votes, make_canvas
 from lgekit.errors import InputError
 from lgekit.heart_maps import Drawing, certainty, draw_labels, find_heart, move_to_junctions, study_votes
+from lgekit.precision import predicting
 from lgekit.studies import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 from lgekit.views import Views, plain_views, standardise
 
@@ -214,7 +216,8 @@ class HeartNetwork:
                 posed = torch.rot90(part.flip(3) if mirrored else part, pose, (2, 3))
                 posed = posed.contiguous(memory_format=torch.channels_last)
                 for network in self.networks:
-                    raw = network(posed)
+                    with predicting(posed.device):
+                        raw = network(posed).float()
                     both = torch.rot90(torch.cat([raw[:, :CLASSES].softmax(1), raw[:, CLASSES:]], 1), -pose, (2, 3))
                     total += both.flip(3) if mirrored else both
             output.append(total / (poses * len(self.networks)))
@@ -229,12 +232,22 @@ class HeartNetwork:
         return self.predict_cohort([study]).studies[0]
 
     def predict_cohort(self, studies: Cohort | Sequence[Study], name: str | None = None, group: int = 8) -> Cohort:
-        """:meth:`predict` for all studies, ``group`` of them at a time through the network."""
+        """:meth:`predict` for all studies, ``group`` of them at a time through the network.
+
+        On a CPU each of torch's threads takes a group: the networks are too small to share an operation.
+        """
         studies = studies.studies if isinstance(studies, Cohort) else list(studies)
-        predicted: list[Study] = []
-        for start in range(0, len(studies), group):
-            predicted += self._predict_group(studies[start : start + group])
-        return Cohort(predicted, name if name is not None else "predicted")
+        groups = [studies[start : start + group] for start in range(0, len(studies), group)]
+        threads = torch.get_num_threads()
+        if self.device.type == "cpu" and min(threads, len(groups)) > 1:
+            try:
+                with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                    parts = list(pool.map(self._predict_group, groups))
+            finally:
+                torch.set_num_threads(threads)  # of threads that are started from now on
+        else:
+            parts = [self._predict_group(one) for one in groups]
+        return Cohort([study for part in parts for study in part], name if name is not None else "predicted")
 
     def _predict_group(self, studies: Sequence[Study]) -> list[Study]:
         canvases = [make_canvas(study) for study in studies]

@@ -18,6 +18,7 @@ from lgekit.borders import (
     hide_unknown_rv,
     redraw,
     ring_points,
+    ring_shape,
     sample_areas,
     sample_depths,
 )
@@ -125,7 +126,15 @@ def test_a_slice_nearly_without_heart_is_left_alone():
     rough = ring_maps()
     rough[2] = ring_maps(1, 0, 0.05)[0]
     maps, _ = redraw(nn.ModuleList([Certain(0.2, 0, False)]), torch.zeros(3, 1, 256, 256), rough, CENTRE, HALF)
-    assert torch.equal(maps[2], rough[2]) and not torch.equal(maps[1], rough[1])
+    assert torch.equal(maps[2], rough[2, :4]) and not torch.equal(maps[1], rough[1, :4])
+
+
+def test_a_drawn_ring_tells_its_centroid_and_size():
+    shift, radius = torch.tensor([0.2, -0.1]), 0.8  # in the radii of a picture around the wrong place
+    points = ring_points(torch.zeros(1, 2), torch.ones(1))
+    left = ((points - shift).norm(dim=-1) < radius).float()
+    moved, growth = ring_shape(torch.stack([1 - left, left * 0.3, left * 0.7, 0 * left], dim=1))
+    assert torch.allclose(moved[0], shift, atol=0.01) and float(growth) == pytest.approx(radius, abs=0.01)
 
 
 def test_training_mends_rough_borders_and_repeats_itself():

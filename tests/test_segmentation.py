@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from lgekit import heart_quality
+from lgekit import heart_quality, precision
 from lgekit.canvas import angle_field, angle_votes, collect_slices, landmarks_from_votes, make_canvas
 from lgekit.errors import InputError
 from lgekit.heart_maps import move_to_junctions
@@ -236,6 +237,36 @@ def test_prediction_depends_on_the_image_alone(smoke_network):
     assert 0 <= first["landmarks"].confidence <= 1
 
 
+def test_threads_change_no_prediction(smoke_network):
+    studies, before = [ring_study(index) for index in range(3)], torch.get_num_threads()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        try:
+            found.append(smoke_network.predict_cohort(studies, group=1).studies)
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+    for alone, together in zip(*found, strict=True):
+        assert alone["study_id"] == together["study_id"]
+        assert torch.equal(alone["labels"].data, together["labels"].data)
+        assert np.array_equal(astuple(alone["landmarks"]), astuple(together["landmarks"]), equal_nan=True)
+
+
+def test_fast_bfloat16_predicts_nearly_the_same_and_only_where_the_processor_has_it(smoke_network, monkeypatch):
+    capabilities: dict[str, bool] = {}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    views = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    maps = []
+    for fast in (False, True):
+        capabilities["avx512_bf16"] = fast
+        precision.has_fast_bfloat16.cache_clear()
+        maps.append(smoke_network.maps(views))
+    precision.has_fast_bfloat16.cache_clear()
+    assert maps[1].dtype == torch.float32
+    assert not torch.equal(*maps) and (maps[0] - maps[1]).abs().max() < 0.05
+
+
 def test_same_seed_same_weights():
     fits = [fit_heart_network([ring_cohort(2)], "smoke", seed=s, steps=3, progress=False) for s in (1, 1, 2)]
     states = [torch.cat([p.flatten() for p in fit.networks.parameters()]) for fit in fits]
@@ -309,7 +340,7 @@ def test_learns_to_draw_rings():
 
 @pytest.mark.slow
 def test_learns_the_insertion_points_of_rings():
-    network = fit_heart_network([ring_cohort(24)], "smoke", steps=250, border_steps=120, progress=False)
+    network = fit_heart_network([ring_cohort(24)], "smoke", steps=250, border_steps=240, progress=False)
     table = evaluate_heart_network(network, ring_cohort(8, start=100), seed=0)
     assert table["dice_rv"].median() > 0.85
     assert table["mirror_right"].mean() > 0.8
@@ -324,9 +355,9 @@ def test_draws_real_hearts_after_a_short_training():
 
     cohort = read_cohort(f"emidec:{DATA / 'emidec'}")
     studies = [study for study in cohort.studies if study["patient_id"] != "Case_P059"]
-    network = fit_heart_network([Cohort(studies[::2], "half")], steps=300, border_steps=40, progress=False)
+    network = fit_heart_network([Cohort(studies[::2], "half")], steps=300, border_steps=120, progress=False)
     table = evaluate_heart_network(network, studies[1::4], seed=0)
-    assert table["dice_cavity"].median() > 0.5
+    assert table["dice_cavity"].median() > 0.7
 
 
 def test_a_doubtful_find_makes_it_look_in_the_middle_too(monkeypatch):
