@@ -98,6 +98,8 @@ def with_drawn_rv(studies: Sequence[Study], network: HeartNetwork) -> list[Study
     whose side cannot tell a mirrored study. Other studies are given back as they are.
     """
     lacking = [study for study in studies if study.label_map is not None and not np.any(study.label_map == RV)]
+    if not lacking:
+        return list(studies)
     drawn = dict(zip(map(id, lacking), network.predict_cohort(lacking).studies, strict=True))
     completed = []
     for study in studies:

@@ -198,6 +198,7 @@ def test_an_rv_that_is_not_labelled_is_learned_from_the_network_that_goes_on(mon
 
     class Draws:
         def predict_cohort(self, studies):
+            assert len(studies), "an empty cohort is refused"
             drawn = [Study.from_arrays("drawn", s.pixels, s.spacing_mm, everything) for s in studies]
             return Cohort(drawn, "predicted")
 
@@ -205,6 +206,7 @@ def test_an_rv_that_is_not_labelled_is_learned_from_the_network_that_goes_on(mon
     expected = np.where((lacking.label_map == 0) & (everything == RV), RV, lacking.label_map)
     assert np.array_equal(completed[0].label_map, expected) and (lacking.label_map != RV).all()
     assert completed[0]["landmarks"] == lacking["landmarks"] and completed[1] is known
+    assert with_drawn_rv([known], Draws()) == [known]
     slices = collect_slices([completed])
     assert slices.rv_known.all()
     assert (slices.landmark_weight[slices.study == 2] == 0).all() and (slices.landmark_weight[:3] == 1).all()
