@@ -76,7 +76,7 @@ def claims_table(comparison: pd.DataFrame, statistic: str = "balanced_accuracy")
             found = shown.loc[row]
             ends = [float(found[name]) for name in ("difference", "difference_low", "difference_high")]
             line |= dict(zip(("difference", "low", "high"), ends, strict=True)) | {"p_holm": float(found["p_holm"])}
-            line["answer"] = claim_answer(*ends)
+            line["answer"] = claim_answer(*ends, line["p_holm"])
         lines.append(line)
     columns = ["claim", "row", "difference", "low", "high", "p_holm", "answer"]
     return pd.DataFrame(lines).reindex(columns=columns)

@@ -226,15 +226,17 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
     return compared
 
 
-def claim_answer(difference: float, low: float, high: float) -> str:
-    """Does the component help? By rule: ``yes`` / ``no`` where the 95 % interval of (without − with) excludes 0.
+def claim_answer(difference: float, low: float, high: float, p_holm: float) -> str:
+    """Does the component help? ``yes`` or ``no`` where the 95 % interval of (without − with) excludes 0 and so
+    does the test that is corrected for the number of rows, at 5 %.
 
     Args:
         difference: statistic of the row without the component, minus that of the full method.
         low: lower end of its interval.
         high: upper end of its interval.
+        p_holm: p value after Holm's correction.
     """
-    if not np.isfinite([difference, low, high]).all() or low <= 0 <= high:
+    if not np.isfinite([difference, low, high]).all() or low <= 0 <= high or not p_holm < 0.05:
         return "not shown"
     return "yes" if high < 0 else "no"
 
