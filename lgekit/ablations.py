@@ -74,9 +74,11 @@ def claims_table(comparison: pd.DataFrame, statistic: str = "balanced_accuracy")
         line: dict[str, Any] = {"claim": claim, "row": row, "answer": "not run"}
         if row in shown.index:
             found = shown.loc[row]
-            ends = [float(found[name]) for name in ("difference", "difference_low", "difference_high")]
-            line |= dict(zip(("difference", "low", "high"), ends, strict=True)) | {"p_holm": float(found["p_holm"])}
-            line["answer"] = claim_answer(*ends, line["p_holm"])
+            difference, low, high, p_holm = (
+                float(found[name]) for name in ("difference", "difference_low", "difference_high", "p_holm")
+            )
+            line |= {"difference": difference, "low": low, "high": high, "p_holm": p_holm}
+            line["answer"] = claim_answer(difference, low, high, p_holm)
         lines.append(line)
     columns = ["claim", "row", "difference", "low", "high", "p_holm", "answer"]
     return pd.DataFrame(lines).reindex(columns=columns)
