@@ -33,7 +33,7 @@ def grid_run(
 
 @grid_app.command("status")
 def grid_status(file: Annotated[Path, typer.Argument(help="Grid YAML.")]) -> None:
-    """Which runs are done, running, failed (and where), or waiting."""
+    """Which runs are done, running (and what they are at), failed (and where), or waiting."""
     from lgekit import grid
 
     typer.echo(grid.grid_status(file).to_string(index=False))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lgekit.errors import InputError
 from lgekit.grid_file import Grid, Run, load_grid
-from lgekit.results import ENVIRONMENT, ERROR, NOTEBOOK, load_metrics
+from lgekit.results import ENVIRONMENT, ERROR, NOTEBOOK, PARAMS, load_metrics
 from lgekit.runs import is_locked
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ TABLE, PREDICTIONS, REFERENCES = "table.csv", "predictions.csv", "reference_pred
 
 def grid_status(file: str | Path) -> pd.DataFrame:
     """One row a run: the axes (``row``, ``seed``, …), ``run_id``, ``state`` (done, failed, running, to do),
-    ``seconds`` it took, ``error``, and ``where`` its executed notebook lies, from the project's folder.
+    ``seconds`` it took or has been running, ``error``, and ``where`` its executed notebook lies, from the project's
+    folder; of one that is running, the heading it has come to.
 
     Raises:
         InputError: as `lgekit.grid_file.load_grid`.
@@ -45,7 +47,7 @@ def status_of(grid: Grid, runs: Iterable[Run], expected: bool = False) -> pd.Dat
             line |= {"state": "done", "seconds": environment.get("wall_seconds")}
             line["where"] = _relative(grid, grid.folder / run.id / NOTEBOOK)
         elif run.id in locks and is_locked(grid.folder / ".locks" / run.id):
-            line["state"] = "running"
+            line |= {"state": "running", **_progress(grid.folder, run.id)}
         elif run.id in failed:
             place = grid.folder / "failed" / run.id
             line |= {"state": "failed", "error": _read(place / ERROR).get("error", "")}
@@ -55,7 +57,8 @@ def status_of(grid: Grid, runs: Iterable[Run], expected: bool = False) -> pd.Dat
     if expected:
         everything = [_read(grid.folder / name / ENVIRONMENT).get("wall_seconds") for name in done]
         overall = pd.Series(everything, dtype=float).mean()
-        table["expected_seconds"] = table.groupby("row")["seconds"].transform("mean").fillna(overall).round(1)
+        took = table["seconds"].where(table["state"] == "done")
+        table["expected_seconds"] = took.groupby(table["row"]).transform("mean").fillna(overall).round(1)
     return table
 
 
@@ -157,6 +160,24 @@ def sweep(folder: Path) -> None:
 def names_in(folder: Path) -> set[str]:
     """Names in a folder, none where there is no folder. A finished run's name appears by one rename."""
     return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def _progress(folder: Path, run_id: str) -> dict[str, Any]:
+    """How long a run has been running, and the last heading above the cell that its notebook is in."""
+    for part in folder.glob(f".{run_id}.*.part"):
+        try:
+            seconds = round(time.time() - (part / PARAMS).stat().st_mtime)
+        except FileNotFoundError:  # it has just come to its end
+            break
+        heading = ""
+        for cell in _read(part / NOTEBOOK).get("cells", []):
+            if cell["cell_type"] == "markdown":
+                titles = [line for line in "".join(cell["source"]).splitlines() if line.startswith("#")]
+                heading = titles[-1].lstrip("# ") if titles else heading
+            elif cell["metadata"].get("papermill", {}).get("status") == "running":
+                return {"seconds": seconds, "where": f"in “{heading}”"}
+        return {"seconds": seconds}
+    return {}
 
 
 def _require_done(grid: Grid, table: pd.DataFrame) -> None:

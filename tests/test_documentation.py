@@ -17,6 +17,7 @@ ISSUE_FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):", MAKEFILE, re.MULTILINE))
 SETTINGS = set(re.findall(r"^([A-Z_]+) \?=", MAKEFILE, re.MULTILINE))
+LINK = re.compile(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)")  # of files, not of pages elsewhere
 CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
 
 
@@ -64,6 +65,11 @@ def unknown_to_make(line: str) -> list[str]:
 def test_every_command_that_a_document_names_exists(path):
     lines = code_lines(text_of(path))
     assert not [(line, name) for line in lines for name in unknown_to_lgekit(line) + unknown_to_make(line)]
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, *NOTEBOOKS], ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(path):
+    assert not [name for name in LINK.findall(text_of(path)) if not (path.parent / name).exists()]
 
 
 def test_the_readme_names_every_command_and_nearly_every_target():

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import psutil
 import pytest
@@ -210,6 +211,24 @@ def test_a_run_past_its_time_fails_and_the_rest_goes_on(project):
 
 
 @pytest.mark.slow
+def test_the_status_tells_what_a_running_run_is_at(project):
+    file = grid_file(project)
+    grid = load_grid(file)
+    part = grid.folder / f".{grid.runs[1].id}.abc.part"
+    part.mkdir(parents=True)
+    (part / "params.json").write_text("{}")
+    os.utime(part / "params.json", (time.time() - 60,) * 2)
+    cells = [nbformat.v4.new_markdown_cell(text) for text in ("# Tiny", "Words.\n\n## Train\n\nMore.", "## Read")]
+    cells.insert(2, nbformat.v4.new_code_cell("fit()", metadata={"papermill": {"status": "running"}}))
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), part / "run.ipynb")
+    with locked(grid.folder / ".locks" / grid.runs[1].id):
+        row = grid_status(file).iloc[1]
+        assert (row["state"], row["where"]) == ("running", "in “Train”") and 60 <= row["seconds"] < 90
+        expected = run_grid(file, dry_run=True)["expected_seconds"]
+    assert expected.isna().all()  # what a run has taken so far says nothing of what it will take
+    assert grid_status(file)["state"].eq("to do").all()
+
+
 def test_a_failed_run_is_tried_again_where_asked(project):
     work = "import os\nif not os.path.exists('tried'): open('tried', 'w'); raise OSError('busy')\nvalue = 1"
     write_notebook(project / "tiny.ipynb", work=work)

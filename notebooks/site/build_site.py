@@ -42,6 +42,9 @@ def gather(source: Path, executed: Path, stored: Path = ROOT / "notebooks", figu
     shutil.copytree(SITE, source, ignore=shutil.ignore_patterns("*.py", "_*"))
     for name in DOCUMENTS:
         shutil.copyfile(ROOT / name, source / name)
+    for page in source.glob("*.md"):  # in the checkout they lie in two folders, here in one
+        text = page.read_text("utf-8")
+        page.write_text(text.replace("](notebooks/site/", "](").replace("](../../", "]("), "utf-8")
     shutil.copytree(figures, source / "figures", ignore=lambda folder, names: [n for n in names if "." not in n])
     (source / "figures.md").write_text((SITE / "figures.md").read_text("utf-8") + figure_list(figures), "utf-8")
     (source / "notebooks").mkdir()
