@@ -5,6 +5,7 @@ The machine's speed drifts, so each ratio comes from parts that take turns in on
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from lgekit.stages import make_view
 from lgekit.studies import Cohort
 from lgekit.supervision import report_texts
 from lgekit.tokenizer import ReportTokenizer
-from lgekit.training import ContrastiveCaptioner, Pairs, adamw, all_losses, fit
+from lgekit.training import ContrastiveCaptioner, Pairs, adamw, all_losses, distinct_texts, epoch_batches, fit
 from lgekit.zeroshot import Calibration
 
 ROUNDS = 5
@@ -74,21 +75,25 @@ def phantom_pairs(studies: int, settings: FitSettings) -> Pairs:
 
 
 def bare_step(pairs: Pairs, settings: FitSettings) -> Callable[[], None]:
-    """Forward, backward and optimiser of the network that `fit` trains, on one ready batch of the same size."""
+    """Forward, backward and optimiser of the network that `fit` trains, on the batches of an epoch of it, made ready
+    before: their pictures already varied, their texts already drawn and gathered."""
     tokenizer = ReportTokenizer.train([text for texts in pairs.texts for text in texts], settings.vocabulary)
     module = ContrastiveCaptioner(build_coca(settings, tokenizer)).train()
-    optimizer, size = adamw(module, settings), settings.batch_size
-    texts = [options[0] for options in pairs.texts[:size]]
-    distinct = sorted(set(texts))
-    ids = torch.tensor([distinct.index(text) for text in texts])
-    ready = pairs.batch.rows(slice(0, size))
-    batch = augment(ready, settings, torch.Generator().manual_seed(0))  # which leaves out an eighth of the slices
-    tokens = tokenizer(distinct)
+    optimizer, generator = adamw(module, settings), torch.Generator().manual_seed(0)
+    distinct = sorted({text for texts in pairs.texts for text in texts})
+    texts = [np.array([distinct.index(text) for text in options]) for options in pairs.texts]
+    tokens, ready = tokenizer(distinct), []
+    for index, chosen in epoch_batches(0, len(pairs), 0, texts, settings):
+        unique, where = (torch.from_numpy(part) for part in distinct_texts(index, chosen, texts, captions=True))
+        batch = augment(pairs.batch.rows(torch.from_numpy(index)), settings, generator)
+        ready.append((batch, tokens[unique], *where.split(len(index)), torch.from_numpy(chosen)))
+    batches = itertools.cycle(ready)
 
     def step() -> None:
-        contrast, caption = all_losses(module(batch, tokens, ids, ids), ids, settings, tokenizer.pad_id)
+        *inputs, ids = next(batches)
+        contrast, caption = all_losses(module(*inputs), ids, settings, tokenizer.pad_id)
         optimizer.zero_grad()
-        (contrast + caption).backward()
+        (contrast + settings.caption_weight * caption).backward()
         optimizer.step()
 
     return step

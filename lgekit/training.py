@@ -150,6 +150,16 @@ def epoch_batches(
     yield from zip(np.array_split(index, parts), np.array_split(chosen, parts), strict=True)
 
 
+def distinct_texts(
+    index: np.ndarray, chosen: np.ndarray, texts: Sequence[np.ndarray], captions: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct text ids of a step, and where in them the contrastive texts of the studies stand, then their captions
+    (a study's first text)."""
+    full = np.array([texts[study][0] for study in index] if captions else [], dtype=int)
+    unique, where = np.unique(np.concatenate([chosen, full]), return_inverse=True)
+    return unique, where
+
+
 def fit(
     pairs: Pairs,
     settings: FitSettings,
@@ -233,8 +243,7 @@ def fit(
                 epoch_batches(epoch, len(pairs), len(synthetic or []), texts, settings)
             ):
                 mine = slice(fabric.global_rank, len(index) // fabric.world_size * fabric.world_size, fabric.world_size)
-                full = np.array([texts[study][0] for study in index[mine]] if captions else [], dtype=int)
-                unique, inverse = np.unique(np.concatenate([chosen[mine], full]), return_inverse=True)
+                unique, inverse = distinct_texts(index[mine], chosen[mine], texts, captions)
                 which = torch.from_numpy(inverse).to(device)
                 batch = augment(store.rows(torch.from_numpy(index[mine]).to(device)), settings, generator)
                 rate = learning_rate(epoch * per_epoch + step, steps, settings)
