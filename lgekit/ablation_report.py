@@ -11,7 +11,7 @@ import pandas as pd
 from lgekit.ablations import claims_table
 from lgekit.errors import InputError
 from lgekit.grid_tables import REFERENCES, collect, collect_predictions
-from lgekit.metrics import compare_rows
+from lgekit.metrics import compare_rows, title_of
 
 STATISTICS = {
     "balanced_accuracy": "balanced accuracy",
@@ -121,7 +121,7 @@ def paper_table(comparison: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFr
     lines, reference = [], comparison["row"].iloc[0]
     for row, of_row in comparison.groupby("row", sort=False):
         found = of_row.set_index("statistic")
-        line = {"row": str(row).replace("_", " ")}
+        line = {"row": title_of(str(row))}
         line |= {title: _with_interval(found, name) for name, title in STATISTICS.items() if name in found.index}
         for name in ("balanced_accuracy", "auc"):
             compared = "difference" in found and np.isfinite(found.loc[name, "difference"])
@@ -129,7 +129,7 @@ def paper_table(comparison: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFr
             line[f"p, {STATISTICS[name]}"] = f"{found.loc[name, 'p_holm']:.3f}" if compared else ""
         lines.append(line)
     missing = [row for row in rows if row not in set(comparison["row"])]
-    lines += [{"row": row.replace("_", " "), STATISTICS["balanced_accuracy"]: "not run"} for row in missing]
+    lines += [{"row": title_of(row), STATISTICS["balanced_accuracy"]: "not run"} for row in missing]
     return pd.DataFrame(lines).fillna("")
 
 

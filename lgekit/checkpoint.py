@@ -12,11 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lgekit.errors import InputError
+
 
 class TrainingState:
-    """What a resumed run needs beside the weights: history, best and averaged weights."""
+    """What a resumed run needs beside the weights: of which run it is, history, best and averaged weights."""
 
-    def __init__(self) -> None:
+    def __init__(self, fingerprint: str = "") -> None:
+        self.fingerprint = fingerprint
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] = {}
         self.average: dict[str, Tensor] = {}
@@ -44,8 +47,8 @@ class TrainingState:
         return bool(patience and losses and len(losses) - 1 - int(np.argmin(losses)) >= patience)
 
     def final(self, model: nn.Module) -> dict[str, Tensor]:
-        """The weights to keep: the best on validation, else the average, else the last."""
-        return self.best or self.average or model.state_dict()
+        """The weights to keep: the average, if one was asked for, else the best on validation, else the last."""
+        return self.average or self.best or model.state_dict()
 
     def save(self, path: Path, module: nn.Module, optimizer: Any) -> None:
         """One safetensors file, its JSON metadata the history; replaced whole or not at all."""
@@ -59,18 +62,25 @@ class TrainingState:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         tensors = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
-        save_file(tensors, partial, {"history": json.dumps(self.history)})
+        save_file(tensors, partial, {"history": json.dumps(self.history), "run": self.fingerprint})
         os.replace(partial, path)
 
     @classmethod
-    def load(cls, path: Path, module: nn.Module, optimizer: Any) -> TrainingState:
-        """Read what `save` wrote into module and optimizer; a fresh state where there is no file."""
+    def load(cls, path: Path, module: nn.Module, optimizer: Any, fingerprint: str = "") -> TrainingState:
+        """Read what `save` wrote into module and optimizer; a fresh state where there is no file.
+
+        Raises:
+            InputError: the file is of another run.
+        """
         from safetensors import safe_open
 
-        state = cls()
+        state = cls(fingerprint)
         if not path.exists():
             return state
         with safe_open(str(path), "pt") as file:
+            if file.metadata().get("run") != fingerprint:
+                remedy = "Remove it, or give another file: one for each training"
+                raise InputError(path, "is the checkpoint of other settings, texts or images", remedy)
             state.history = json.loads(file.metadata()["history"])
             parts: dict[str, dict[str, Tensor]] = {"module": {}, "best": {}, "average": {}, "optimizer": {}}
             for key in file.keys():  # noqa: SIM118 (not a dict)

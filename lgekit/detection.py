@@ -53,7 +53,8 @@ class Detector:
         heart: the heart network; None where ``orientation="none"`` or the true masks are used.
         calibration: scores → probabilities; the decision is ``p_lge > 0.5``.
         histories: one training history a network.
-        held_out: predictions of studies by networks that were not trained on them, where there are any.
+        held_out: predictions of studies by networks that were not trained on them, calibrated without their reports,
+            where there are any.
     """
 
     settings: FitSettings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from lgekit.model import CoCaModel, join
 from lgekit.polar_pretraining import pretrain_polar
 from lgekit.reports import read_report
 from lgekit.settings import FitSettings
-from lgekit.stages import Painted, base_network, heart_network, locate, make_view, synthetic_views
+from lgekit.stages import Painted, View, base_network, heart_network, locate, make_view, synthetic_views
 from lgekit.studies import Cohort, Study, patient_folds
 from lgekit.supervision import prompt_sets, report_texts
 from lgekit.tokenizer import ReportTokenizer
@@ -79,7 +80,8 @@ def fit_detector(
         batch = batch_of(views)
         reading = Reading.mean([detector.read(batch, number) for number in range(len(networks))])
         detector.calibration = calibrate(reading, held)
-        detector.held_out = detector.table(held, views, reading, [""] * len(views))
+        patients = held.manifest["patient_id"].to_numpy()
+        detector.held_out = held_out_table(detector, held, views, reading, patients)
     return detector
 
 
@@ -88,6 +90,23 @@ def calibrate(reading: Reading, cohort: Cohort) -> Calibration:
     found = [read_report(study["report"]) for study in cohort.studies]
     walls = np.array([[wall in one.walls for wall in WALLS] for one in found])
     return Calibration.fit(reading, [one.present for one in found], walls)
+
+
+def held_out_table(
+    detector: Detector, cohort: Cohort, views: Sequence[View], reading: Reading, group: np.ndarray
+) -> pd.DataFrame:
+    """Predictions of studies that served to calibrate the detector, as if they had not: each group of studies
+    (patients, or folds) is calibrated on what the reports of the others say. Captions are empty."""
+    ids, parts = cohort.manifest["study_id"].to_numpy(), []
+    for one in pd.unique(group):
+        own, others = np.flatnonzero(group == one), np.flatnonzero(group != one)
+        fitted = calibrate(reading.rows(others), cohort.subset(ids[others])) if len(others) else Calibration()
+        kept = [views[number] for number in own]
+        part = replace(detector, calibration=fitted).table(
+            cohort.subset(ids[own]), kept, reading.rows(own), [""] * len(own)
+        )
+        parts.append(part.set_axis(own))
+    return pd.concat(parts).sort_index()
 
 
 def _cross_fit(
@@ -136,7 +155,7 @@ def _cross_fit(
     detector.calibration = calibrate(reading, located)
     detector.heart = HeartNetwork.mean(hearts) if hearts else None
     detector.histories = histories
-    detector.held_out = detector.table(located, views, reading, [""] * len(views))
+    detector.held_out = held_out_table(detector, located, views, reading, fold)
     return detector
 
 

@@ -18,6 +18,16 @@ RESAMPLES = 2000
 PRESENCE_STATISTICS = ("balanced_accuracy", "sensitivity", "specificity", "auc")
 
 
+def title_of(name: str) -> str:
+    """A row or a statistic as tables and figures write it.
+
+    Examples:
+        >>> title_of("plain_clip"), title_of("balanced_accuracy"), title_of("auc")
+        ('plain CLIP', 'balanced accuracy', 'AUC')
+    """
+    return re.sub(r"\b(auc|clip)\b", lambda word: word[0].upper(), str(name).replace("_", " "))
+
+
 def presence_statistic(name: str, truth: np.ndarray, probability: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """One statistic of a binary reading for many weightings of the studies at once.
 

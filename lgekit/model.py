@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -141,7 +142,7 @@ class StudyEncoder(nn.Module):
         features = self.mix(self.slice_norm(self.flatten(F.gelu(cells).flatten(1)) + level))
         cells = self.cell_norm(cells + level[:, None] + self.place)
         padded = features.new_zeros(studies, slices, features.shape[-1])
-        padded_cells = features.new_zeros(studies, slices, *cells.shape[1:])
+        padded_cells = cells.new_zeros(studies, slices, *cells.shape[1:])  # under autocast of another dtype
         padded[batch.mask] = features
         padded_cells[batch.mask] = cells
         return padded, padded_cells
@@ -226,12 +227,33 @@ class HuggingFaceText(nn.Module):
         return self.out(mean), self.words(text) + self.place[: text.shape[1]]
 
 
+@functools.cache
+def _text_tower() -> type:
+    from open_clip.transformer import TextTransformer
+
+    class ReportTextTransformer(TextTransformer):
+        """open_clip's text tower, but the class token has one place, the last, whatever the padding before it.
+
+        In open_clip every text is padded to the context, which comes to the same; here only to the longest of a call,
+        and a text's embedding would depend on the texts beside it.
+        """
+
+        def _embeds(self, text: Tensor) -> tuple[Tensor, Tensor]:
+            embedded, mask = super()._embeds(text)
+            places = self.positional_embedding
+            own = embedded[:, -1:] - places[text.shape[1]] + places[-1]
+            return torch.cat([embedded[:, :-1], own], 1), mask
+
+    return ReportTextTransformer
+
+
 def build_coca(settings: FitSettings, tokenizer: ReportTokenizer, load_text: bool = True) -> CoCaModel:
     """An open_clip ``CoCa`` (Yu 2022, arXiv 2205.01917) whose vision tower is a `StudyEncoder`.
 
     ``encode_image`` takes a `StudyBatch`, ``encode_text`` token ids; the state dict without ``visual.`` loads into
     open_clip's own class. Two faults of open_clip 3.3 are put right here: the decoder is initialised (its
-    ``text_projection`` is left empty otherwise) and the class token may see itself (``correct_cls_mask``).
+    ``text_projection`` is left empty otherwise) and the class token may see itself (``correct_cls_mask``). Texts may be
+    padded to any length.
 
     Args:
         settings: widths and views.
@@ -256,6 +278,7 @@ def build_coca(settings: FitSettings, tokenizer: ReportTokenizer, load_text: boo
     model.visual = StudyEncoder(settings)
     if settings.text_encoder == "scratch":
         model.text.correct_cls_mask = True
+        model.text.__class__ = _text_tower()  # CoCa builds it, and lets nobody choose its class
     else:
         model.text = HuggingFaceText(settings.text_encoder, settings, tokenizer, load_text)
     initialise_decoder(model.text_decoder)

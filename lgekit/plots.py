@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from lgekit.findings import WALLS
-from lgekit.metrics import patient_resamples
+from lgekit.metrics import patient_resamples, title_of
 from lgekit.pictures import (
     closed,
     draw_slice,
@@ -224,9 +224,8 @@ def forest(table: pd.DataFrame, *statistics: str) -> Figure:
         errors = np.stack([shown["value"] - shown["low"], shown["high"] - shown["value"]]).clip(0)
         axis.errorbar(shown["value"], range(len(rows)), xerr=errors, fmt="o", capsize=3, color="#0072B2")
         axis.axvline(shown["value"].iloc[0], color="gray", linestyle=":")
-        name = "AUC" if statistic == "auc" else statistic.replace("_", " ")
-        axis.set(xlabel=f"{name}, 95 % interval", xlim=(min(0.4, shown["low"].min()) - 0.02, 1.02))
-    axes[0, 0].set_yticks(range(len(rows)), [row.replace("_", " ") for row in rows])
+        axis.set(xlabel=f"{title_of(statistic)}, 95 % interval", xlim=(min(0.4, shown["low"].min()) - 0.02, 1.02))
+    axes[0, 0].set_yticks(range(len(rows)), [title_of(row) for row in rows])
     axes[0, 0].invert_yaxis()
     return closed(figure)
 
@@ -243,9 +242,9 @@ def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
         for number, (row, line) in enumerate(lines):
             errors = np.stack([line["value"] - line["low"], line["high"] - line["value"]]).clip(0)
             at = [places[value] + 0.08 * number for value in line[axis_name]]
-            axis.errorbar(at, line["value"], yerr=errors, marker="o", capsize=3, label=str(row).replace("_", " "))
+            axis.errorbar(at, line["value"], yerr=errors, marker="o", capsize=3, label=title_of(row))
         axis.set_xticks(list(places.values()), [f"{value:g}" for value in places])
-        axis.set(xlabel=label, ylabel="AUC" if statistic == "auc" else statistic.replace("_", " "))
+        axis.set(xlabel=label, ylabel=title_of(statistic))
     if not one_line:
         axes[1].legend(frameon=False, fontsize=9)
     return closed(figure)

@@ -54,7 +54,7 @@ class FitSettings(BaseModel):
     text_layers: int = Field(default=2, ge=1)
     text_heads: int = Field(default=4, ge=1)
     decoder_layers: int = Field(default=1, ge=1)
-    context_length: int = Field(default=64, ge=8)  # longest text in tokens
+    context_length: int = Field(default=0, ge=0)  # longest text in tokens; 0 = what the texts need (`CONTEXT`)
     vocabulary: int = Field(default=600, ge=100)  # most tokens the tokenizer may learn
     caption_queries: int = Field(default=8, ge=1)  # image tokens the decoder reads
 
@@ -78,6 +78,11 @@ class FitSettings(BaseModel):
         """The view in effect; without orientation there is no polar view."""
         return "image" if self.orientation == "none" else self.view
 
+    @property
+    def longest_text(self) -> int:
+        """Tokens of a text, start and end included, beyond which it is cut."""
+        return self.context_length or CONTEXT[self.text]
+
     def override(self, **changes: Any) -> FitSettings:
         """A copy with changes, checked like the original."""
         return make_settings(**(self.model_dump() | changes))
@@ -94,6 +99,10 @@ def make_settings(**values: Any) -> FitSettings:
         remedy = f"Known settings: {known}." if first["type"] == "extra_forbidden" else "See lgekit/settings.py."
         raise InputError(f"setting {name}", f"{first['msg']} (found {first.get('input')!r})", remedy) from None
 
+
+# Longest text of each kind in tokens, start and end included. Of the reports of 300 phantom studies the longest has 228
+# (median 114), its statement on enhancement 115, the findings said plainly 33, with a vocabulary of 600 [O].
+CONTEXT = {"findings": 64, "lge_statement": 128, "report": 256}
 
 # The lower reference: no domain knowledge at all.
 PLAIN_CLIP: dict[str, Any] = {

@@ -96,6 +96,11 @@ class ReportTokenizer:
             ids[number, : len(row)] = torch.tensor(row)
         return ids
 
+    def share_cut(self, texts: Sequence[str]) -> float:
+        """Share of the texts that are longer than the context, so that their ends are not read."""
+        encoded = self.core.encode_batch(list(texts), add_special_tokens=False)
+        return sum(len(one.ids) > self.context_length - 2 for one in encoded) / max(1, len(encoded))
+
     def decode(self, ids: Tensor | Sequence[int]) -> str:
         """The text of one row of ids, special tokens left out."""
         skip = {self.pad_id, self.start_id, self.end_id}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,6 +163,15 @@ def distinct_texts(
     return unique, where
 
 
+def run_fingerprint(settings: FitSettings, texts: Sequence[Sequence[str]], batch: StudyBatch) -> str:
+    """16 hex digits of what a training run is made of."""
+    about = settings.model_dump(exclude={"workers"})
+    digest = hashlib.sha256(json.dumps([about, [list(options) for options in texts]], sort_keys=True).encode())
+    for part in batch:
+        digest.update(np.ascontiguousarray(part.cpu().numpy()).tobytes())
+    return digest.hexdigest()[:16]
+
+
 def fit(
     pairs: Pairs,
     settings: FitSettings,
@@ -179,10 +191,12 @@ def fit(
         pairs: the real studies.
         settings: everything else that matters.
         synthetic: a pool of synthetic pairs; ``synthetic_per_real`` × studies of it are drawn in each epoch.
-        validation: studies whose contrastive loss decides on early stopping; no label is used.
+        validation: studies whose contrastive loss chooses the epoch whose weights are kept (unless weights are
+            averaged) and decides on early stopping; no label is used.
         tokenizer: one to use; trained on the texts if None.
         encoder_state: weights of the segmentation network's encoder (``encoder_init="segmentation"``).
-        checkpoint: a file that holds the last whole epoch; where it exists, training goes on from it.
+        checkpoint: a file that holds the last whole epoch; where it exists, training goes on from it. It must be of
+            the same settings, texts and images.
         progress: show a bar with the loss and the time left.
         fabric: a launched ``lightning_fabric.Fabric``; one CPU or GPU process if None.
         stop_after: end after this epoch, as a kill would (for tests).
@@ -202,12 +216,21 @@ def fit(
     if settings.shuffle_text:
         order = np.random.default_rng([settings.seed, 77]).permutation(len(all_texts))
         all_texts = [all_texts[number] for number in order]
+        if validation is not None:  # whose texts choose the epoch
+            order = np.random.default_rng([settings.seed, 78]).permutation(len(validation))
+            validation = Pairs(validation.batch, [validation.texts[number] for number in order])
     if tokenizer is None and settings.text_encoder == "scratch":
         corpus = [text for texts in all_texts for text in texts]
-        tokenizer = ReportTokenizer.train(corpus, settings.vocabulary, settings.context_length)
+        tokenizer = ReportTokenizer.train(corpus, settings.vocabulary, settings.longest_text)
     elif tokenizer is None:
-        tokenizer = ReportTokenizer.from_hugging_face(settings.text_encoder, settings.context_length)
+        tokenizer = ReportTokenizer.from_hugging_face(settings.text_encoder, settings.longest_text)
     distinct = sorted({text for texts in all_texts for text in texts})
+    if cut := tokenizer.share_cut(distinct):
+        warnings.warn(
+            f"{cut:.0%} of the texts are longer than {tokenizer.context_length} tokens; their ends are not read. "
+            "Set context_length higher.",
+            stacklevel=2,
+        )
     number_of = {text: number for number, text in enumerate(distinct)}
     texts = [np.array([number_of[text] for text in options]) for options in all_texts]
     tokens = tokenizer(distinct)
@@ -225,7 +248,9 @@ def fit(
             store = join(store, synthetic.batch.to(device))
         tokens_there = tokens.to(device)
 
-        state = TrainingState.load(checkpoint, module, optimizer) if checkpoint else TrainingState()
+        state = TrainingState()
+        if checkpoint:
+            state = TrainingState.load(checkpoint, module, optimizer, run_fingerprint(settings, all_texts, store))
         per_epoch = sum(1 for _ in epoch_batches(0, len(pairs), len(synthetic or []), texts, settings))
         steps, captions = per_epoch * settings.epochs, settings.caption_weight > 0
         bar = trange(

@@ -37,6 +37,10 @@ class Reading:
     slices: np.ndarray
     attention: np.ndarray
 
+    def rows(self, index: np.ndarray) -> Reading:
+        """The reading of some of the studies."""
+        return Reading(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
     @classmethod
     def mean(cls, readings: Sequence[Reading]) -> Reading:
         """The mean of several networks' readings of the same studies."""

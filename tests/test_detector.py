@@ -8,10 +8,11 @@ import pandas as pd
 import pytest
 
 from lgekit import detector as module
-from lgekit.detector import Detector, fit_detector, in_order
+from lgekit.detector import Detector, batch_of, fit_detector, held_out_table, in_order
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS
 from lgekit.phantom import phantom_cohort
+from lgekit.reports import read_report
 from lgekit.settings import PLAIN_CLIP, size_settings
 from lgekit.stages import make_view
 from lgekit.studies import Cohort, Study
@@ -116,6 +117,18 @@ def test_cross_fitting_reads_each_study_with_networks_that_never_saw_it(cohort, 
         assert len(left_out) == 2 and set().union(*left_out) == everyone and not set.intersection(*left_out)
     assert [len(everyone - ids) for ids in networks] == read
     assert set(fitted.held_out["study_id"]) == everyone and len(fitted.networks) == 2
+
+
+def test_a_studys_own_report_has_no_part_in_its_held_out_prediction(fitted, cohort):
+    studies = fitted.locate(cohort).studies
+    views = [make_view(study, fitted.settings) for study in studies]
+    reading, group = fitted.read(batch_of(views)), np.arange(len(studies))
+    before = held_out_table(fitted, Cohort(studies), views, reading, group)
+    says = read_report(studies[0]["report"]).present
+    other = {**studies[0], "report": "No late enhancement." if says else "Transmural scar of the inferior wall."}
+    after = held_out_table(fitted, Cohort([Study(**other), *studies[1:]]), views, reading, group)
+    same = before["p_lge"] == after["p_lge"]
+    assert same.iloc[0] and not same.iloc[1:].any()
 
 
 @pytest.mark.parametrize("row", [PLAIN_CLIP, {"view": "image"}, {"masks": "true"}, {"models": 2, "text": "report"}])

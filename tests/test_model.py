@@ -64,7 +64,17 @@ def test_text_part_loads_in_open_clip(tokenizer):
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected and all(name.startswith("visual.") for name in missing)
     theirs.text.correct_cls_mask = True
-    torch.testing.assert_close(theirs.encode_text(tokenizer(TEXTS)), model.encode_text(tokenizer(TEXTS)))
+    tokens = tokenizer(TEXTS)
+    whole = torch.nn.functional.pad(tokens, (0, 24 - tokens.shape[1]), value=tokenizer.pad_id)  # as open_clip pads
+    for ours in (tokens, whole):
+        torch.testing.assert_close(theirs.encode_text(whole), model.encode_text(ours))
+
+
+def test_a_texts_embedding_does_not_depend_on_the_texts_beside_it(tokenizer):
+    model, short = make(tokenizer), "no scar"
+    alone, beside = tokenizer([short]), tokenizer([short, max(TEXTS, key=len)])
+    assert beside.shape[1] > alone.shape[1]
+    torch.testing.assert_close(model.encode_text(beside)[0], model.encode_text(alone)[0])
 
 
 def test_decoder_is_initialised(tokenizer):

@@ -112,7 +112,7 @@ def test_rows_are_compared_over_seeds_that_they_have_whole():
     chosen = ablation_report.of_whole_seeds(runs, table, "toy")
     assert set(chosen["seed"]) == {0, 2} and set(chosen["row"]) == {"full", "no_caption"}
     paper = ablation_report.paper_table(compare_rows(chosen), runs["row"].unique()).set_index("row")
-    assert paper.loc["plain clip", "balanced accuracy"] == "not run" and paper.loc["plain clip", "AUC"] == ""
+    assert paper.loc["plain CLIP", "balanced accuracy"] == "not run" and paper.loc["plain CLIP", "AUC"] == ""
     with pytest.raises(InputError, match="toy.*no seed of row 'full' is done"):
         ablation_report.of_whole_seeds(runs.assign(state="failed"), table, "toy")
 

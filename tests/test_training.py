@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from lgekit import training
 from lgekit.augmentation import augment
 from lgekit.captions import write_captions
 from lgekit.errors import InputError
 from lgekit.model import StudyBatch, pad_studies
-from lgekit.settings import make_settings
+from lgekit.reports import read_report, write_report
+from lgekit.settings import PLAIN_CLIP, make_settings
+from lgekit.tokenizer import ReportTokenizer
 from lgekit.training import Pairs, caption_loss, contrastive_loss, epoch_batches, fit, learning_rate
 
 TINY = {"width": 16, "polar_channels": 8, "embed_dim": 16, "text_width": 16, "text_layers": 1, "depths": 12}
@@ -171,6 +174,56 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path, extra):
         assert torch.equal(value, rest.model.state_dict()[name]), name
     columns = [column for column in whole.history if column != "seconds"]
     assert whole.history[columns].equals(rest.history[columns])
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    own, file = settings(epochs=2), tmp_path / "run.safetensors"
+    fit(toy(), own, checkpoint=file, stop_after=1, progress=False)
+    for other in ((toy(), settings(epochs=2, seed=1)), (toy(seed=1), own)):
+        with pytest.raises(InputError, match=r"run.safetensors.*other settings, texts or images"):
+            fit(*other, checkpoint=file, progress=False)
+    assert len(fit(toy(), own, checkpoint=file, progress=False).history) == 2
+
+
+def test_averaged_weights_are_kept_beside_a_validation_split():
+    runs = [fit(toy(), settings(epochs=4, average=a), validation=toy(6, seed=2), progress=False) for a in (0.0, 0.9)]
+    states = [run.model.state_dict() for run in runs]
+    assert not all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_the_shuffled_control_chooses_its_epoch_by_shuffled_texts_too(monkeypatch):
+    seen, held = [], toy(12, seed=3)
+    monkeypatch.setattr(training, "validation_loss", lambda model, tokenizer, pairs, *rest: seen.append(pairs) or 1.0)
+    for shuffle in (True, False):
+        fit(toy(), settings(epochs=1, shuffle_text=shuffle), validation=held, progress=False)
+    shuffled, plain = (pairs.texts for pairs in seen)
+    assert plain == held.texts and sorted(shuffled) == sorted(plain) and list(shuffled) != list(plain)
+
+
+@pytest.mark.parametrize("changes", [{}, {"view": "image", "pixels": 32}, {"caption_weight": 0}])
+def test_trains_in_mixed_precision_as_on_a_gpu(changes):
+    from lightning_fabric import Fabric
+
+    side = {"height": 32, "width": 32} if "view" in changes else {}
+    fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+    result = fit(toy(8, **side), settings(epochs=1, **changes), fabric=fabric, progress=False)
+    assert np.isfinite(result.history[["contrastive", "caption"]]).all(axis=None)
+    assert all(value.dtype == torch.float32 for value in result.model.parameters())
+
+
+def test_whole_reports_are_read_to_their_end():
+    from lgekit.findings import draw_findings
+
+    rng = np.random.default_rng(0)
+    drawn = [draw_findings(rng, positive=0.5) for _ in range(60)]
+    reports = [write_report(findings, rng) for findings in drawn]
+    own = make_settings(**PLAIN_CLIP)
+    tokenizer = ReportTokenizer.train(reports, own.vocabulary, own.longest_text)
+    read = [read_report(tokenizer.decode(tokenizer(report)[0])).present for report in reports]
+    assert read == [findings.present for findings in drawn]
+    with pytest.warns(UserWarning, match="longer than 24 tokens"):
+        texts = [(report,) for report in reports[:16]]
+        fit(Pairs(toy().batch, texts), settings(epochs=1), progress=False)
 
 
 def test_early_stopping_keeps_the_best_epoch():
