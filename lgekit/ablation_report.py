@@ -20,6 +20,7 @@ STATISTICS = {
     "auc": "AUC",
     "auc_walls": "AUC, mean of walls",
 }
+NO_AXIS = ("row", "seed", "fold")  # what stands before the study in a table of predictions, beside further axes
 # Axis that a curve is drawn over → the figure.
 CURVES = {"synthetic_per_real": "synthetic_ratio", "train_studies": "label_efficiency"}
 
@@ -48,8 +49,7 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     tables.mkdir(parents=True, exist_ok=True)
     runs = collect(file, tables / f"{name}_runs.csv")
     predictions = of_whole_seeds(runs, collect_predictions(file), name)
-    axes = [axis for axis in CURVES if axis in predictions and axis != "seed"]
-    whole = predictions if not axes else predictions[predictions[axes[0]] == predictions[axes[0]].iloc[-1]]
+    whole = last_point(predictions)
     comparison = compare_rows(whole, reference=runs["row"].iloc[0], seed=seed)
     answered = {name: claims_table(comparison, name) for name in ("balanced_accuracy", "auc")}
     claims = pd.concat(answered, names=["statistic"]).reset_index("statistic")
@@ -70,6 +70,15 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
         if curve[axis].nunique() > 2:
             made.append(make_figure(f"{figure}_{name}", curve, folder, where))
     return made
+
+
+def last_point(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The predictions at the last value of each further axis of a grid: those of all studies to learn from, where the
+    axis is ``train_studies`` and ends at 0. Axes stand before the column ``study_id``."""
+    axes = [name for name in predictions.columns[: predictions.columns.get_loc("study_id")] if name not in NO_AXIS]
+    for axis in axes:
+        predictions = predictions[predictions[axis] == predictions[axis].iloc[-1]]
+    return predictions
 
 
 def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> pd.DataFrame:
@@ -150,7 +159,7 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: 
         parts = []
         for value, part in predictions.groupby(axis):
             compared = compare_rows(part, part["row"].iloc[0], seed)
-            size = value or runs["studies_train"].max()  # 0 stands for all studies
+            size = runs["studies_train"].max() if axis == "train_studies" and value == 0 else value  # 0: all studies
             parts.append(compared[["row", "statistic", "value", "low", "high"]].assign(**{axis: size}))
         return pd.concat(parts, ignore_index=True).sort_values([axis, "row"], ignore_index=True)
     ratios = {"no_synthetic": 0.0, "full": 1.0} | {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lgekit.captions import write_captions
@@ -184,7 +185,7 @@ class Detector:
             walls = tuple((slope, offset) for slope, offset in kept["walls"])
             calibration = Calibration(tuple(kept["presence"]), walls, tuple(kept["slices"]))
             histories = [pd.DataFrame(history) for history in about["histories"]]
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(folder, f"not a detector: {error}", "Fit it again.") from error
         heart = HeartNetwork.load(folder / "heart") if (folder / "heart").is_dir() else None
         held_out = pd.read_csv(folder / "held_out.csv") if (folder / "held_out.csv").is_file() else None

@@ -72,12 +72,29 @@ def missing_path(spec: str, root: Path) -> Path | None:
     return path if path is not None and not path.exists() else None
 
 
+def pretraining_specs(spec: str, asked: str = "auto", root: Path = Path()) -> list[str]:
+    """Further cohorts with masks for the heart network of a cohort.
+
+    Args:
+        spec: of the cohort.
+        asked: SPECs separated by spaces; ``none``; or ``auto``: the public cine set ACDC, where a folder ``acdc`` lies
+            beside the cohort's own folder.
+        root: the folder that paths in SPECs start from.
+    """
+    if asked != "auto":
+        return [] if asked == "none" else asked.split()
+    kind, _, path = spec.partition(":")
+    beside = Path(path).parent / "acdc"
+    there = path and kind not in ("phantom", "acdc") and (root / beside.expanduser()).is_dir()
+    return [f"acdc:{beside}"] if there else []
+
+
 def cohort_fingerprint(spec: str, root: Path) -> str:
     """What stands for a cohort in a run's id: the SPEC, and names and contents of its files.
 
-    Of a folder all files count, of a table the table and the images that it names. Files copied to another place or
-    machine have the same fingerprint; contents are read once for each name, size and time stamp (`lgekit.cache`). A
-    folder that is not there has a fingerprint too: a grid can be looked at where its data are not.
+    Of a folder all files count, of a table the table and the images and reports that it names. Files copied to another
+    place or machine have the same fingerprint; contents are read once for each name, size and time stamp
+    (`lgekit.cache`). A folder that is not there has a fingerprint too: a grid can be looked at where its data are not.
     """
     path = _path(spec, root)
     digest = hashlib.sha256(spec.encode())
@@ -111,5 +128,6 @@ def _of_table(table: Path) -> Iterator[tuple[str, Path, os.stat_result]]:
     yield "", table, table.stat()
     for row in csv.reader(table.read_text("utf-8", "replace").splitlines()):
         for cell in row:
-            if cell.endswith((".nii", ".nii.gz")) and (table.parent / cell).is_file():
-                yield cell, table.parent / cell, (table.parent / cell).stat()
+            name = cell.strip()
+            if name.lower().endswith((".nii", ".nii.gz", ".txt")) and (table.parent / name).is_file():
+                yield name, table.parent / name, (table.parent / name).stat()

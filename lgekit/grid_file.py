@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from lgekit.errors import InputError
-from lgekit.fingerprints import code_version, cohort_fingerprint
+from lgekit.fingerprints import code_version, cohort_fingerprint, pretraining_specs
 from lgekit.parameters import check_parameters, read_code, read_parameters
 
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
@@ -139,7 +139,12 @@ def _expand(file: Path, spec: GridFile, notebook: Path, root: Path) -> list[Run]
             cohort = str(params.get("cohort", ""))
             if cohort not in cohorts:
                 cohorts[cohort] = cohort_fingerprint(cohort, root)
+            beside = pretraining_specs(cohort, str(params["pretrain_on"]), root) if "pretrain_on" in params else []
+            for further in beside:
+                if further not in cohorts:
+                    cohorts[further] = cohort_fingerprint(further, root)
+            read = [cohorts[cohort], *(cohorts[further] for further in beside)]
             digest = common.copy()
-            digest.update(json.dumps([params, cohorts[cohort]], sort_keys=True).encode())
+            digest.update(json.dumps([params, read], sort_keys=True).encode())
             runs.append(Run(digest.hexdigest()[:16], row, at, params))
     return runs

@@ -9,8 +9,11 @@ import numpy as np
 
 from lgekit import anatomy
 from lgekit.errors import InputError
+from lgekit.fingerprints import pretraining_specs
 from lgekit.standardize import known_landmarks
 from lgekit.studies import Cohort, Study
+
+__all__ = ["landmark_row", "locate_hearts", "pretraining_specs", "ready"]
 
 
 def locate_hearts(cohort: Cohort, model: Path | None = None, size: str = "laptop", seed: int = 0) -> Cohort:
@@ -42,21 +45,6 @@ def locate_hearts(cohort: Cohort, model: Path | None = None, size: str = "laptop
         raise InputError(model, "holds no heart network", "Give a folder that `lgekit fit` wrote.")
     predicted = locate(cohort, network)
     return Cohort([_complete(*pair) for pair in zip(cohort.studies, predicted.studies, strict=True)], cohort.name)
-
-
-def pretraining_specs(spec: str, asked: str = "auto") -> list[str]:
-    """Further cohorts with masks for the heart network of a cohort.
-
-    Args:
-        spec: of the cohort.
-        asked: SPECs separated by spaces; ``none``; or ``auto``: the public cine set ACDC, where a folder ``acdc`` lies
-            beside the cohort's own folder.
-    """
-    if asked != "auto":
-        return [] if asked == "none" else asked.split()
-    kind, _, path = spec.partition(":")
-    beside = Path(path).parent / "acdc"
-    return [f"acdc:{beside}"] if kind not in ("phantom", "acdc") and beside.is_dir() else []
 
 
 def landmark_row(stored: Study, framed: Study) -> dict[str, Any]:

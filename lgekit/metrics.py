@@ -77,6 +77,8 @@ def interval(statistic: Callable[[np.ndarray], np.ndarray], patients: Sequence[s
     Returns:
         ``{"value", "low", "high"}``; NaN where the statistic does not exist.
     """
+    if not len(patients):
+        return {"value": np.nan, "low": np.nan, "high": np.nan}
     value = float(statistic(np.ones((1, len(patients))))[0])
     draws = statistic(patient_resamples(patients, seed=seed))
     draws = draws[np.isfinite(draws)]
@@ -198,8 +200,11 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
         difference_high, p, p_holm`` (row minus reference; two-sided bootstrap p, Holm 1979 within a statistic).
 
     Raises:
-        InputError: the reference row is not there.
+        InputError: the reference row is not there, or a study stands twice under one row and seed.
     """
+    if predictions.duplicated(["row", "seed", "study_id"]).any():
+        remedy = "Take one value of each further axis of the grid (`lgekit.ablation_report.last_point`)."
+        raise InputError("predictions", "a study stands twice under one row and seed", remedy)
     if reference not in set(predictions["row"]):
         raise InputError("predictions", f"no row named {reference!r}", f"Rows: {sorted(set(predictions['row']))}.")
     known = _with_truth(predictions, ["row", "seed", "study_id", "patient_id", "scar", "p_lge"])
@@ -265,6 +270,11 @@ def _with_truth(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     known = predictions.dropna(subset=[column for column in columns if column.startswith("scar")])
     if known.empty:
         raise InputError("predictions", "no study's truth is known", "Score a cohort with masks or findings.")
+    for column in columns:
+        if column.startswith("p_") and not np.isfinite(known[column].to_numpy(float)).all():
+            lacking = known.loc[~np.isfinite(known[column].astype(float)), "study_id"].tolist()
+            remedy = "Predict them again, or leave their rows out."
+            raise InputError("predictions", f"{column} is missing in {', '.join(map(str, lacking[:5]))}", remedy)
     return known
 
 

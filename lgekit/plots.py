@@ -169,6 +169,9 @@ def similarity_matrix(before: np.ndarray, after: np.ndarray, names: Sequence[str
     return closed(figure)
 
 
+ROC_COLUMNS = ["false_positive_rate", "sensitivity", "low", "high"]
+
+
 def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Receiver operating characteristic with its patient-level 95 % band.
 
@@ -177,7 +180,8 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         seed: of the bootstrap.
 
     Returns:
-        Columns ``false_positive_rate``, ``sensitivity``, ``low``, ``high`` on 101 evenly spaced rates.
+        Columns ``false_positive_rate``, ``sensitivity``, ``low``, ``high`` on 101 evenly spaced rates; NaN with one
+        class only.
     """
     known = predictions.dropna(subset=["scar"])
     truth, score = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
@@ -192,6 +196,8 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             hits = np.append(0, (positive.cumsum() / positive.sum())[last_of_tie])
             alarms = np.append(0, (negative.cumsum() / negative.sum())[last_of_tie])
             curves.append(np.interp(rates, alarms, hits))
+    if not curves:  # one class only
+        return pd.DataFrame({"false_positive_rate": rates}).reindex(columns=ROC_COLUMNS)
     low, high = np.percentile(curves, [2.5, 97.5], axis=0)
     return pd.DataFrame({"false_positive_rate": rates, "sensitivity": curves[0], "low": low, "high": high})
 

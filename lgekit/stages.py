@@ -151,8 +151,9 @@ def _labelled(cohort: Cohort) -> bool:
 
 def _fitted(cohorts: list[Cohort], settings: FitSettings, steps: int, init: HeartNetwork | None, progress: bool):
     start, version = weights_fingerprint(init) if init else "", code_version(["import lgekit.segmentation"])
-    prints = [one.fingerprint for one in cohorts]
-    key = (prints, settings.heart_size, steps, _heart_seed(settings), settings.encoder, start, version)
+    # a fingerprint leaves landmarks out, and the network learns them
+    prints = [(one.fingerprint, [repr(study["landmarks"]) for study in one.studies]) for one in cohorts]
+    key = (prints, settings.heart_size, steps, _heart_seed(settings), settings.encoder, start, version, INVENTED)
     trained = memory().cache(_weights, ignore=["cohorts", "init", "progress"])
     about, state = compute_once(trained, key, cohorts, init, progress)  # runs that start together wait for one
     weights = {name: torch.tensor(np.array(value)) for name, value in state.items()}
@@ -212,7 +213,7 @@ def synthetic_views(cohort: Cohort, count: int, settings: FitSettings) -> list[P
     """
     if not count:
         return []
-    version = code_version(["import lgekit.scars, lgekit.polar"])
+    version = code_version(["import lgekit.stages"])  # scars, views, and how they meet here
     about = settings.model_dump_json(
         include={"orientation", "view", "depths", "angles", "pixels", "seed", "min_confidence", "masks"}
     )

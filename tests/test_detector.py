@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from lgekit import detector as module
+from lgekit import stages
 from lgekit.detector import Detector, batch_of, fit_detector, held_out_table, in_order
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS
@@ -15,7 +16,7 @@ from lgekit.phantom import phantom_cohort
 from lgekit.reports import read_report
 from lgekit.settings import PLAIN_CLIP, size_settings
 from lgekit.stages import make_view
-from lgekit.studies import Cohort, Study
+from lgekit.studies import Cohort, Landmarks, Study
 from lgekit.zeroshot import Reading
 
 EMIDEC = Path(__file__).parents[2] / "shared" / "data" / "emidec"
@@ -73,6 +74,13 @@ def test_saved_and_read_again(fitted, cohort, tmp_path):
     again = Detector.load(tmp_path / "model")
     assert again.settings == fitted.settings and again.calibration == fitted.calibration
     pd.testing.assert_frame_equal(again.predict(images_only(cohort)), fitted.predict(images_only(cohort)))
+    weights = tmp_path / "model" / "clip_0" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="not a detector"):
+        Detector.load(tmp_path / "model")
+    weights.unlink()
+    with pytest.raises(InputError, match="not a detector"):
+        Detector.load(tmp_path / "model")
     (tmp_path / "model" / "detector.json").write_text("{}")
     with pytest.raises(InputError, match="not a detector"):
         Detector.load(tmp_path / "model")
@@ -117,6 +125,21 @@ def test_cross_fitting_reads_each_study_with_networks_that_never_saw_it(cohort, 
         assert len(left_out) == 2 and set().union(*left_out) == everyone and not set.intersection(*left_out)
     assert [len(everyone - ids) for ids in networks] == read
     assert set(fitted.held_out["study_id"]) == everyone and len(fitted.networks) == 2
+
+
+def test_a_heart_network_is_fitted_anew_where_landmarks_were_corrected(cohort, monkeypatch):
+    keys = []
+
+    def computed(cached, key, *rest):
+        keys.append(key)
+        raise StopIteration
+
+    monkeypatch.setattr(stages, "compute_once", computed)
+    moved = [Study(**{**study, "landmarks": Landmarks(10.0, 250.0, 1.0)}) for study in cohort.studies]
+    for one in (cohort, cohort, Cohort(moved, cohort.name)):
+        with pytest.raises(StopIteration):
+            stages.heart_network(one, [], size_settings("smoke", heart_phantom=0))
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_a_studys_own_report_has_no_part_in_its_held_out_prediction(fitted, cohort):

@@ -14,7 +14,7 @@ import psutil
 import pytest
 import yaml
 from dask.utils import key_split
-from tiny_notebook import WORK, write_notebook
+from tiny_notebook import PARAMETERS, WORK, write_notebook
 
 from lgekit.cluster import connect
 from lgekit.errors import InputError
@@ -120,8 +120,24 @@ def test_a_table_cohort_changes_with_its_images(tmp_path):
     second = cohort_fingerprint("manifest:manifest.csv", tmp_path)
     (tmp_path / "manifest.csv").write_text("study_id,image,split\na,a.nii,test\n")
     assert len({first, second, cohort_fingerprint("manifest:manifest.csv", tmp_path)}) == 3
+    (tmp_path / "manifest.csv").write_text("study_id,image,report\na,a.nii, a.txt\n")
+    (tmp_path / "a.txt").write_text("No late gadolinium enhancement.")
+    before = cohort_fingerprint("manifest:manifest.csv", tmp_path)
+    (tmp_path / "a.txt").write_text("Transmural scar of the inferior wall.")
+    assert cohort_fingerprint("manifest:manifest.csv", tmp_path) != before
     assert cohort_fingerprint("manifest:none.csv", tmp_path) != cohort_fingerprint("manifest:no.csv", tmp_path)
     assert len({cohort_fingerprint(f"phantom:studies=2,seed={seed}", tmp_path) for seed in range(3)}) == 3
+
+
+def test_what_the_heart_network_is_pretrained_on_counts(project):
+    write_notebook(project / "tiny.ipynb", parameters=PARAMETERS + '\npretrain_on: str = "auto"')
+    (project / "data" / "emidec").mkdir(parents=True)
+    file = grid_file(project, GRID.replace("{width: 1e-4}", '{cohort: "emidec:data/emidec"}'))
+    alone = expand(file)[0].id
+    (project / "data" / "acdc").mkdir()
+    beside = expand(file)[0].id
+    (project / "data" / "acdc" / "x.nii.gz").write_bytes(b"1")
+    assert len({alone, beside, expand(file)[0].id}) == 3
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,18 @@ def test_compare_rows_sees_a_worse_row_and_not_an_equal_one():
     assert metrics.claim_answer(0.1, 0.05, 0.2, 0.09) == "not shown"  # one of many rows may differ by chance
 
 
+def test_no_patients_have_no_interval():
+    assert np.isnan(list(metrics.interval(lambda weights: weights.sum(1), []).values())).all()
+
+
 def test_bad_tables_say_what_is_missing():
+    blank = table()
+    blank.loc[3, "p_lge"] = np.nan
+    with pytest.raises(InputError, match=f"p_lge is missing in {blank.loc[3, 'study_id']}"):
+        metrics.presence_metrics(blank)
+    twice = pd.concat([table().assign(row="full", seed=0)] * 2)  # two values of a grid's further axis
+    with pytest.raises(InputError, match="twice under one row and seed"):
+        metrics.compare_rows(twice)
     with pytest.raises(InputError, match="p_lge"):
         metrics.presence_metrics(table().drop(columns="p_lge"))
     with pytest.raises(InputError, match="truth"):

@@ -13,6 +13,7 @@ from lgekit.ablations import ROWS
 from lgekit.errors import InputError
 from lgekit.findings import WALLS
 from lgekit.metrics import compare_rows
+from lgekit.plots import roc_table
 
 KEPT = Path(__file__).parents[1] / "figures"
 RATIOS = {"no_synthetic": 0.5, "full": 1.0, "synthetic_2": 1.5}
@@ -100,6 +101,28 @@ def test_an_axis_of_the_grid_makes_a_curve_a_row():
     curve = ablation_report.curve_table(table, runs_of(table), "train_studies")
     assert sorted(curve["train_studies"].unique()) == [1, 2, 200]  # 0 stands for all
     assert set(curve["row"]) == {"full", "plain_clip"}
+
+
+def test_of_a_further_axis_the_last_value_is_compared():
+    parts = [predictions({"full": 0.5, "plain_clip": 0.2}, seeds=1) for _ in range(2)]
+    for part, size in zip(parts, (30, 0), strict=True):
+        part.insert(2, "train_studies", size)
+    table = pd.concat(parts, ignore_index=True)
+    last = ablation_report.last_point(table)
+    assert set(last["train_studies"]) == {0} and len(last) == len(parts[1])
+    pd.testing.assert_frame_equal(ablation_report.last_point(parts[0]), parts[0])
+
+
+def test_a_ratio_of_none_is_drawn_at_zero():
+    parts = [predictions({"full": 1.0}, synthetic_per_real=ratio) for ratio in (0.0, 1.0)]
+    table = pd.concat(parts, ignore_index=True)
+    assert set(ablation_report.curve_table(table, runs_of(table), "synthetic_per_real")["synthetic_per_real"]) == {0, 1}
+
+
+def test_no_curve_with_one_class_only():
+    table = predictions({"full": 1.0}, seeds=1).assign(scar=True)
+    curve = roc_table(table)
+    assert len(curve) == 101 and curve[["sensitivity", "low", "high"]].isna().all(axis=None)
 
 
 def test_rows_are_compared_over_seeds_that_they_have_whole():
