@@ -37,8 +37,11 @@ def segment_means(heat: np.ndarray, view: View, study: Study, settings: FitSetti
 def _polar_segments(view: View, study: Study, settings: FitSettings) -> np.ndarray:
     """Segment of each sample of the polar view `(slices, depths, angles)`, 0 beside the wall.
 
-    The first column is the anterior insertion point; the apex (17) is a slice with a wall and no cavity.
+    The first column is the anterior insertion point (where it is not, no segment is known); the apex (17) is a slice
+    with a wall and no cavity.
     """
+    if settings.orientation != "rvip":
+        return np.zeros(tuple(view.images.shape[i] for i in (0, 2, 3)), np.uint8)
     inside, outside = REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
     depth = -inside + (1 + inside + outside) * (np.arange(settings.depths) + 0.5) / settings.depths
     wall = (depth >= 0) & (depth <= 1)

@@ -252,7 +252,7 @@ def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
         turned = StandardizeShortAxis(pixels=96, min_confidence=detector.settings.min_confidence)(located).pixels
         backwards = view.own_slices[0] > view.own_slices[-1]
         steps["in the standard frame"] = turned[:, :, turned.shape[2] - 1 - stored if backwards else stored]
-    steps["what the network sees"] = view.images[strongest, 0].numpy().T
+    steps["the wall unrolled: what the network sees"] = view.images[strongest, 0].numpy().T
     found = detector.predict(alone).iloc[0]
     steps[f'what speaks for scar. Read as: "{found["caption"]}", p = {found["p_lge"]:.2f}'] = fall[strongest].T
     return steps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from lgekit.errors import InputError
 from lgekit.settings import FitSettings, make_settings
+from lgekit.text_tower import HuggingFaceText, report_text_tower
 from lgekit.tokenizer import ReportTokenizer
 
 CoCaModel = Any  # an open_clip CoCa with a StudyEncoder; open_clip has no types
@@ -199,54 +199,6 @@ class StudyEncoder(nn.Module):
         target.load_state_dict(own | taken)
 
 
-class HuggingFaceText(nn.Module):
-    """Text tower from any Hugging Face encoder: `(texts, length)` ids → embedding, tokens for the decoder.
-
-    An encoder sees the whole text, so its states would tell the caption decoder the word it has to guess; the
-    decoder's tokens therefore come from an embedding of their own.
-    """
-
-    def __init__(self, name: str, settings: FitSettings, tokenizer: ReportTokenizer, load: bool = True):
-        super().__init__()
-        from transformers import AutoConfig, AutoModel
-
-        try:
-            config = AutoConfig.from_pretrained(name)
-            self.net = AutoModel.from_pretrained(name) if load else AutoModel.from_config(config)
-        except OSError as error:
-            raise InputError("setting text_encoder", f"{name!r}: {error}", "Give a hub name or a folder.") from error
-        self.pad_id = tokenizer.pad_id
-        self.out = nn.Linear(config.hidden_size, settings.embed_dim, bias=False)
-        self.words = nn.Embedding(tokenizer.vocab_size, settings.text_width)
-        self.place = nn.Parameter(torch.randn(tokenizer.context_length, settings.text_width) * 0.01)
-
-    def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        mask = (text != self.pad_id).long()
-        states = self.net(input_ids=text, attention_mask=mask).last_hidden_state
-        mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return self.out(mean), self.words(text) + self.place[: text.shape[1]]
-
-
-@functools.cache
-def _text_tower() -> type:
-    from open_clip.transformer import TextTransformer
-
-    class ReportTextTransformer(TextTransformer):
-        """open_clip's text tower, but the class token has one place, the last, whatever the padding before it.
-
-        In open_clip every text is padded to the context, which comes to the same; here only to the longest of a call,
-        and a text's embedding would depend on the texts beside it.
-        """
-
-        def _embeds(self, text: Tensor) -> tuple[Tensor, Tensor]:
-            embedded, mask = super()._embeds(text)
-            places = self.positional_embedding
-            own = embedded[:, -1:] - places[text.shape[1]] + places[-1]
-            return torch.cat([embedded[:, :-1], own], 1), mask
-
-    return ReportTextTransformer
-
-
 def build_coca(settings: FitSettings, tokenizer: ReportTokenizer, load_text: bool = True) -> CoCaModel:
     """An open_clip ``CoCa`` (Yu 2022, arXiv 2205.01917) whose vision tower is a `StudyEncoder`.
 
@@ -278,7 +230,7 @@ def build_coca(settings: FitSettings, tokenizer: ReportTokenizer, load_text: boo
     model.visual = StudyEncoder(settings)
     if settings.text_encoder == "scratch":
         model.text.correct_cls_mask = True
-        model.text.__class__ = _text_tower()  # CoCa builds it, and lets nobody choose its class
+        model.text.__class__ = report_text_tower()  # CoCa builds it, and lets nobody choose its class
     else:
         model.text = HuggingFaceText(settings.text_encoder, settings, tokenizer, load_text)
     initialise_decoder(model.text_decoder)

@@ -34,8 +34,8 @@ class PaperFigure:
     caption: str
 
 
-def _images(columns: int, cmap: str = "gray") -> Callable[[pd.DataFrame], Figure]:
-    return lambda table: plots.show_images(plots.pictures(table), columns=columns, cmap=cmap)
+def _images(columns: int, cmap: str = "gray", unit: str = "") -> Callable[[pd.DataFrame], Figure]:
+    return lambda table: plots.show_images(plots.pictures(table), columns=columns, cmap=cmap, unit=unit)
 
 
 def _roc(table: pd.DataFrame) -> Figure:
@@ -56,7 +56,7 @@ def _slices(slices: pd.DataFrame) -> Figure:
 def _similarity(table: pd.DataFrame) -> Figure:
     matrices = plots.pictures(table)
     names = [f"study {number + 1}" for number in range(len(matrices["after"]))]
-    return plots.similarity_matrix(matrices["before"], matrices["after"], names)
+    return plots.similarity_matrix(matrices["before"], matrices["after"], names, rows="study")
 
 
 def _point_error(table: pd.DataFrame) -> Figure:
@@ -84,7 +84,7 @@ FIGURES = {
     "orientation_scar_maps": PaperFigure(
         "02",
         "mean_scars",
-        _images(3, "cividis"),
+        _images(3, "cividis", "share of studies with scar"),
         "Share of studies with scar in each pixel of the middle slices, before and after orientation.",
     ),
     "scar_gallery": PaperFigure(
@@ -97,7 +97,8 @@ FIGURES = {
         "03",
         "real_beside_synthetic",
         _images(4),
-        "Scars of the cohort (upper row) and synthetic ones of like size painted into its scar-free hearts (lower).",
+        "Scars of the cohort (upper row) and synthetic ones of like size painted into its scar-free hearts (lower): "
+        "“A as B” is heart A with a scar of the place and size that B has.",
     ),
     "insertion_point_error": PaperFigure(
         "04",
@@ -106,7 +107,11 @@ FIGURES = {
         "Heart network on test studies turned and mirrored at random: error of the anterior insertion point.",
     ),
     "similarity_matrix": PaperFigure(
-        "05", "similarity", _similarity, "Similarity of test studies to report texts, before and after training."
+        "05",
+        "similarity",
+        _similarity,
+        "Similarity of test studies to their own texts (on the diagonal) and one another's, before and after training; "
+        "studies whose texts are the same share a pattern.",
     ),
     "training_curves": PaperFigure("05", "history", _losses, "Losses of the detector over epochs."),
     "roc": PaperFigure("05", "roc", _roc, "Zero-shot detection of scar on test patients, with 95 % intervals."),
@@ -115,7 +120,8 @@ FIGURES = {
         "05",
         "walls",
         _bulls_eye,
-        "The AUC of each wall on the bull's-eye; apical segments take the mean of their walls.",
+        "The AUC of each wall on the bull's-eye: basal and mid segments show that of their wall, apical ones the mean "
+        "of their walls; the apex (17) belongs to none.",
     ),
     "slice_weights": PaperFigure(
         "05",
@@ -180,7 +186,8 @@ def from_session(name: str, session: Session, folder: Path) -> Figure:
     shown = figure_of(name)
     notebook = next(full for full in NOTEBOOKS if full.startswith(shown.notebook))
     table = session.table(notebook, shown.table)
-    make_figure(name, table, folder, f"Cohort: {session.spec}; size {session.size}.")
+    own = "The workbook's own small grid; at laptop size of ten epochs, one seed. " if shown.notebook == "06" else ""
+    make_figure(name, table, folder, f"{own}Cohort: {session.spec}; size {session.size}.")
     return shown.draw(table)
 
 

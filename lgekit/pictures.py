@@ -35,20 +35,23 @@ def show_stack(study: Study, slices: Sequence[int] | None = None, contours: bool
     return closed(figure)
 
 
-def show_studies(studies: Mapping[str, Study], contours: bool = True, columns: int = 6) -> Figure:
-    """The middle slice of several studies, each under its caption.
+def show_studies(
+    studies: Mapping[str, Study], contours: bool = True, columns: int = 6, slices: Mapping[str, int] | None = None
+) -> Figure:
+    """One slice of several studies, each under its caption.
 
     Args:
         studies: caption → study.
         contours: draw the labels' outlines.
         columns: pictures a row.
+        slices: caption → slice; where none is named the most telling one (:func:`most_telling_slice`).
     """
     rows = -(-len(studies) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.5 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (caption, study) in zip(axes.flat, studies.items(), strict=False):
-        draw_slice(axis, study, most_telling_slice(study), contours)
+        draw_slice(axis, study, (slices or {}).get(caption, most_telling_slice(study)), contours)
         axis.set_title(wrap(caption, 34), fontsize=8)
     return closed(figure)
 
@@ -83,24 +86,32 @@ def show_image(image: np.ndarray, title: str = "", unit: str = "", cmap: str = "
     return closed(figure)
 
 
-def show_images(images: Mapping[str, np.ndarray], columns: int = 4, cmap: str = "gray", limits=None) -> Figure:
-    """Several pictures ``(X, Y)`` on one grey scale.
+def show_images(
+    images: Mapping[str, np.ndarray], columns: int = 4, cmap: str = "gray", limits=None, unit: str = ""
+) -> Figure:
+    """Several pictures ``(X, Y)``, each on its own scale or, with a unit, all on one that a bar explains.
 
     Args:
         images: caption → picture.
         columns: pictures a row.
         cmap: matplotlib's colour map.
-        limits: lowest and highest grey value; the 1st and 99.5th percentile of each picture by default.
+        limits: lowest and highest grey value; the 1st and 99.5th percentile of each picture by default, of all
+            pictures where there is a unit.
+        unit: of the values; with one a colour bar is drawn.
     """
+    if unit and limits is None:
+        limits = np.nanpercentile(np.concatenate([np.ravel(image) for image in images.values()]), [1, 99.5])
     rows, columns = -(-len(images) // columns), min(columns, len(images))
     aspect = max(image.shape[1] / image.shape[0] for image in images.values())  # height over width
     figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, (2.4 * aspect + 0.4) * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (caption, image) in zip(axes.flat, images.items(), strict=False):
-        low, high = limits or np.nanpercentile(image, [1, 99.5])
-        axis.imshow(np.asarray(image).T, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
+        low, high = np.nanpercentile(image, [1, 99.5]) if limits is None else limits
+        shown = axis.imshow(np.asarray(image).T, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
         axis.set_title(wrap(caption, 32), fontsize=9)
+    if unit:
+        figure.colorbar(shown, ax=axes, label=unit, shrink=0.8)
     return closed(figure)
 
 
@@ -156,5 +167,40 @@ def closed(figure: Figure) -> Figure:
     return figure
 
 
-def wrap(text: str, width: int) -> str:
-    return "\n".join(textwrap.wrap(text, width)[:4])
+POLAR_WALLS = ["anteroseptal", "inferoseptal", "inferior", "inferolateral", "anterolateral", "anterior"]
+
+
+def pipeline(table: pd.DataFrame) -> Figure:
+    """The steps of one study from left to right, arrows between them: what ``pixel_table`` gives, a picture a step.
+
+    An unrolled wall (a picture three times as wide as high) gets the names of the walls below and of its two sides.
+    """
+    steps = pictures(table)
+    widths = [image.shape[0] / image.shape[1] for image in steps.values()]
+    figure, axes = plt.subplots(1, len(steps), figsize=(1.5 * sum(widths) + 1.6, 2.8), width_ratios=widths)
+    for axis, (name, image) in zip(axes, steps.items(), strict=True):
+        low, high = np.nanpercentile(image, [1, 99.5])
+        heat = "speaks" in name
+        shown = axis.imshow(image.T, cmap="cividis" if heat else "gray", vmin=low, vmax=high)
+        axis.set_title(wrap(name, int(17 * image.shape[0] / image.shape[1])), fontsize=9)
+        axis.set(xticks=[], yticks=[])
+        for side in axis.spines.values():
+            side.set_visible(False)
+        if image.shape[0] >= 2.5 * image.shape[1]:
+            sixth = image.shape[0] / 6  # from the anterior insertion point over the septum
+            axis.set_xticks([(n + 0.5) * sixth - 0.5 for n in range(6)], POLAR_WALLS, fontsize=6, rotation=25)
+            axis.set_yticks([0, image.shape[1] - 1], ["cavity", "outside"], fontsize=6)
+            axis.tick_params(length=0, pad=1)
+        if heat:
+            bar = figure.colorbar(shown, ax=axis, location="bottom", shrink=0.6, aspect=30)
+            bar.set_label("fall of the score where it is painted over (logits)", fontsize=6)
+            bar.ax.tick_params(labelsize=6)
+        if axis is not axes[-1]:
+            axis.annotate("→", (1.02, 0.5), xycoords="axes fraction", fontsize=18, va="center")
+    return closed(figure)
+
+
+def wrap(text: str, width: int, lines: int = 4) -> str:
+    """A text in lines of so many letters; what does not fit into the lines is left out, and a … says so."""
+    parts = textwrap.wrap(text, width)
+    return "\n".join(parts[:lines]) + ("…" if len(parts) > lines else "")

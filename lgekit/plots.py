@@ -21,6 +21,7 @@ from lgekit.pictures import (
     legend_of_tissues,
     most_telling_slice,
     pictures,
+    pipeline,
     pixel_table,
     show_image,
     show_images,
@@ -34,6 +35,7 @@ __all__ = [
     "legend_of_tissues",
     "most_telling_slice",
     "pictures",
+    "pipeline",
     "pixel_table",
     "show_image",
     "show_images",
@@ -75,7 +77,8 @@ def bulls_eye(values: Mapping[int, float], title: str = "", unit: str = "", limi
         start, width, inner = segment_wedge(segment)
         value = values.get(segment, np.nan)
         colour = colours(shade(value)) if np.isfinite(value) else "lightgray"
-        axis.bar(np.deg2rad(start), 1, np.deg2rad(width), bottom=inner, align="edge", color=colour, edgecolor="white")
+        edge = "white" if segment < 17 else colour  # a whole circle has no sides
+        axis.bar(np.deg2rad(start), 1, np.deg2rad(width), bottom=inner, align="edge", color=colour, edgecolor=edge)
         middle = np.deg2rad(start + width / 2), (inner + 0.5 if segment < 17 else 0)
         dark = np.isfinite(value) and shade(value) < 0.5
         axis.text(*middle, str(segment), ha="center", va="center", fontsize=8, color="white" if dark else "black")
@@ -149,22 +152,25 @@ def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str) -> Fi
 
 def training_curves(history: pd.DataFrame) -> Figure:
     """Losses over epochs: column ``epoch`` and one column a curve."""
-    long = history.melt("epoch", var_name="curve", value_name="loss").dropna()
+    long = history.rename(columns=title_of).melt("epoch", var_name="curve", value_name="loss").dropna()
     figure, axis = plt.subplots(figsize=(5, 3))
     sns.lineplot(long, x="epoch", y="loss", hue="curve", style="curve", ax=axis)
     axis.set(ylabel="loss (nats)")
+    axis.legend(frameon=False)
     return closed(figure)
 
 
-def similarity_matrix(before: np.ndarray, after: np.ndarray, names: Sequence[str]) -> Figure:
-    """Cosine similarity of studies (rows) and texts (columns), before and after training, ``(n, n)`` each."""
+def similarity_matrix(
+    before: np.ndarray, after: np.ndarray, names: Sequence[str], rows: str = "study, by what its report says"
+) -> Figure:
+    """Cosine similarity of studies (rows) and their own texts (columns), before and after training, ``(n, n)`` each."""
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True)
     for axis, matrix, title in zip(axes, (before, after), ("before training", "after training"), strict=True):
         shown = axis.imshow(matrix, cmap="cividis", vmin=-1, vmax=1)
-        axis.set(title=title, xlabel="text", xticks=[])
+        axis.set(title=title, xlabel="their texts, in the same order", xticks=[])
     shown_names = [name if len(name) < 46 else f"{name[:44]}…" for name in names]
     axes[0].set_yticks(range(len(names)), shown_names, fontsize=7)
-    axes[0].set_ylabel("study, by what its report says")
+    axes[0].set_ylabel(rows)
     figure.colorbar(shown, ax=axes, label="cosine similarity", shrink=0.8)
     return closed(figure)
 
@@ -277,27 +283,12 @@ def slice_bars(slices: pd.DataFrame, study_id: str) -> Figure:
     return closed(figure)
 
 
-def pipeline(table: pd.DataFrame) -> Figure:
-    """The steps of one study from left to right, arrows between them: what ``pixel_table`` gives, a picture a step."""
-    steps = pictures(table)
-    widths = [image.shape[0] / image.shape[1] for image in steps.values()]
-    figure, axes = plt.subplots(1, len(steps), figsize=(1.5 * sum(widths) + 1, 2.6), width_ratios=widths)
-    for axis, (name, image) in zip(axes, steps.items(), strict=True):
-        low, high = np.nanpercentile(image, [1, 99.5])
-        axis.imshow(image.T, cmap="cividis" if "speaks" in name else "gray", vmin=low, vmax=high)
-        axis.set_title(wrap(name, int(17 * image.shape[0] / image.shape[1])), fontsize=9)
-        axis.axis("off")
-        if axis is not axes[-1]:
-            axis.annotate("→", (1.02, 0.5), xycoords="axes fraction", fontsize=18, va="center")
-    return closed(figure)
-
-
 def caption_lines(table: pd.DataFrame) -> Figure:
     """Captions beside the truth, five right ones and five wrong ones: columns ``caption, truth, right``."""
     right = table["right"].astype(bool)
     different = table[right].drop_duplicates(["caption", "truth"])
     shown = pd.concat([different.head(5), table[~right].head(5)])
-    words = [[wrap(str(text), 62) for text in line] for line in shown[["caption", "truth"]].to_numpy()]
+    words = [[wrap(str(text), 62, lines=99) for text in line] for line in shown[["caption", "truth"]].to_numpy()]
     lines = [1, *(1 + max(text.count("\n") for text in line) for line in words)]  # the heading is one
     figure, axis = plt.subplots(figsize=(9, 0.17 * sum(lines) + 0.12 * len(lines)))
     axis.axis("off")

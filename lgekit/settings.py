@@ -18,7 +18,8 @@ class FitSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     # What the ablation tables change
-    orientation: Literal["rvip", "none"] = "rvip"  # [P] standard short-axis frame; none = raw crop about the centre
+    orientation: Literal["rvip", "centre", "none"] = "rvip"  # [P] standard short-axis frame; centre = neither turned
+    # nor mirrored, the heart found all the same; none = raw crop about the picture's centre, of the image view
     view: Literal["polar", "image"] = "polar"  # [O] polar = the wall unrolled; none-orientation forces image
     synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] synthetic scars per real study and epoch
     caption_weight: float = Field(default=1.0, ge=0)  # [P] weight of the captioning loss; 0 = contrastive alone

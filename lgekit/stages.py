@@ -58,7 +58,7 @@ def make_view(study: Study, settings: FitSettings) -> View:
         return View(images, levels, np.arange(len(levels)))
     if settings.frame == "polar" and settings.masks == "predicted":
         return _along(even_wall_grid(study, settings), study)
-    images, levels = study_tensor(study, settings.frame, **size)
+    images, levels = study_tensor(study, settings.frame, orientation=settings.orientation, **size)
     own = np.full(study.spatial_shape[2], np.nan) if study.label_map is None else slice_levels(study.label_map)
     with_heart = np.flatnonzero(np.isfinite(own)) if np.isfinite(own).any() else np.arange(len(own))
     stored = own[with_heart]
@@ -70,7 +70,7 @@ def even_wall_grid(study: Study, settings: FitSettings) -> PolarGrid:
     """The polar grid along predicted contours, made more even: a scar is as bright as the blood, so that a network's
     endocardium tends to run around its outside. The epicardium is smoothed over 15°, half of the thickness is the
     slice's median, and the view reaches further to both sides (`REACH`) [O]."""
-    grid = polar_grid(study, settings.depths, settings.angles, "rvip", settings.min_confidence)
+    grid = polar_grid(study, settings.depths, settings.angles, settings.orientation, settings.min_confidence)
     degree = settings.angles / 360
     epicardium = gaussian_filter1d(grid.endocardium + grid.thickness, 15 * degree, axis=1, mode="wrap")
     local = gaussian_filter1d(grid.thickness, 20 * degree, axis=1, mode="wrap")

@@ -154,7 +154,10 @@ def test_a_studys_own_report_has_no_part_in_its_held_out_prediction(fitted, coho
     assert same.iloc[0] and not same.iloc[1:].any()
 
 
-@pytest.mark.parametrize("row", [PLAIN_CLIP, {"view": "image"}, {"masks": "true"}, {"models": 2, "text": "report"}])
+@pytest.mark.parametrize(
+    "row",
+    [PLAIN_CLIP, {"view": "image"}, {"orientation": "centre"}, {"masks": "true"}, {"models": 2, "text": "report"}],
+)
 def test_every_ablation_row_runs_through_the_same_code(cohort, row):
     fitted = fit_detector(cohort, size_settings("smoke", **(QUICK | row)), progress=False)
     sees = cohort if row.get("masks") == "true" else images_only(cohort)
