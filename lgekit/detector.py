@@ -98,10 +98,10 @@ def held_out_table(
     """Predictions of studies that served to calibrate the detector, as if they had not: each group of studies
     (patients, or folds) is calibrated on what the reports of the others say. Captions are empty."""
     ids, parts = cohort.manifest["study_id"].to_numpy(), []
-    for one in pd.unique(group):
+    for one in np.unique(group):
         own, others = np.flatnonzero(group == one), np.flatnonzero(group != one)
         fitted = calibrate(reading.rows(others), cohort.subset(ids[others])) if len(others) else Calibration()
-        kept = [views[number] for number in own]
+        kept = [views[number] for number in own.tolist()]
         part = replace(detector, calibration=fitted).table(
             cohort.subset(ids[own]), kept, reading.rows(own), [""] * len(own)
         )
