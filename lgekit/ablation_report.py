@@ -130,7 +130,7 @@ def paper_table(comparison: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFr
     lines, reference = [], comparison["row"].iloc[0]
     for row, of_row in comparison.groupby("row", sort=False):
         found = of_row.set_index("statistic")
-        line = {"row": title_of(str(row))}
+        line = {"row": title_of(row)}
         line |= {title: _with_interval(found, name) for name, title in STATISTICS.items() if name in found.index}
         for name in ("balanced_accuracy", "auc"):
             compared = "difference" in found and np.isfinite(found.loc[name, "difference"])

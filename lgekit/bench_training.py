@@ -183,7 +183,7 @@ def benchmark_predict(studies: int = 48) -> list[dict[str, Any]]:
     settings = size_settings("laptop", context_length=24)
     cohort = phantom_cohort(studies, seed=0)
     words = [text for study in cohort.studies for text in report_texts(study["report"], settings.text)]
-    tokenizer = ReportTokenizer.train(words, settings.vocabulary, settings.context_length)
+    tokenizer = ReportTokenizer.train(words, settings.vocabulary, settings.longest_text)
     heart = fit_heart_network([cohort], steps=60, progress=False)
     detector = Detector(settings, [(build_coca(settings, tokenizer).eval(), tokenizer)], heart, Calibration())
     located = Cohort(heart.predict_cohort(cohort).studies)

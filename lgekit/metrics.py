@@ -271,10 +271,11 @@ def _with_truth(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     if known.empty:
         raise InputError("predictions", "no study's truth is known", "Score a cohort with masks or findings.")
     for column in columns:
-        if column.startswith("p_") and not np.isfinite(known[column].to_numpy(float)).all():
-            lacking = known.loc[~np.isfinite(known[column].astype(float)), "study_id"].tolist()
+        lacking = ~np.isfinite(known[column].astype(float)) if column.startswith("p_") else np.zeros(len(known), bool)
+        if lacking.any():
+            names = ", ".join(map(str, known.loc[lacking, "study_id"].head(5)))
             remedy = "Predict them again, or leave their rows out."
-            raise InputError("predictions", f"{column} is missing in {', '.join(map(str, lacking[:5]))}", remedy)
+            raise InputError("predictions", f"{column} is missing in {names}", remedy)
     return known
 
 

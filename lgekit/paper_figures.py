@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lgekit import plots
+from lgekit.ablations import WORKBOOK_EPOCHS, WORKBOOK_SEEDS
 from lgekit.errors import InputError
 from lgekit.workbook import NOTEBOOKS, Session
 
@@ -186,8 +187,11 @@ def from_session(name: str, session: Session, folder: Path) -> Figure:
     shown = figure_of(name)
     notebook = next(full for full in NOTEBOOKS if full.startswith(shown.notebook))
     table = session.table(notebook, shown.table)
-    own = "The workbook's own small grid; at laptop size of ten epochs, one seed. " if shown.notebook == "06" else ""
-    make_figure(name, table, folder, f"{own}Cohort: {session.spec}; size {session.size}.")
+    where = f"Cohort: {session.spec}; size {session.size}."
+    if shown.notebook == "06":
+        epochs, seeds = WORKBOOK_EPOCHS[session.size] or "the size's own", WORKBOOK_SEEDS[session.size]
+        where = f"The workbook's own small grid, epochs: {epochs}, seeds: {seeds}. {where}"
+    make_figure(name, table, folder, where)
     return shown.draw(table)
 
 

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lgekit.findings import WALLS
 from lgekit.studies import CAVITY, LABEL_NAMES, NO_REFLOW, RV, SCAR, Study
 
 # Okabe & Ito's palette, https://jfly.uni-koeln.de/color/: distinguishable with any of the common colour deficiencies.
@@ -167,9 +168,6 @@ def closed(figure: Figure) -> Figure:
     return figure
 
 
-POLAR_WALLS = ["anteroseptal", "inferoseptal", "inferior", "inferolateral", "anterolateral", "anterior"]
-
-
 def pipeline(table: pd.DataFrame) -> Figure:
     """The steps of one study from left to right, arrows between them: what ``pixel_table`` gives, a picture a step.
 
@@ -188,7 +186,9 @@ def pipeline(table: pd.DataFrame) -> Figure:
             side.set_visible(False)
         if image.shape[0] >= 2.5 * image.shape[1]:
             sixth = image.shape[0] / 6  # from the anterior insertion point over the septum
-            axis.set_xticks([(n + 0.5) * sixth - 0.5 for n in range(6)], POLAR_WALLS, fontsize=6, rotation=25)
+            axis.set_xticks(
+                [(n + 0.5) * sixth - 0.5 for n in range(6)], (*WALLS[1:], WALLS[0]), fontsize=6, rotation=25
+            )
             axis.set_yticks([0, image.shape[1] - 1], ["cavity", "outside"], fontsize=6)
             axis.tick_params(length=0, pad=1)
         if heat:

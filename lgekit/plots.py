@@ -167,7 +167,7 @@ def similarity_matrix(
     figure, axes = plt.subplots(1, 2, figsize=(9, 4.2), sharey=True)
     for axis, matrix, title in zip(axes, (before, after), ("before training", "after training"), strict=True):
         shown = axis.imshow(matrix, cmap="cividis", vmin=-1, vmax=1)
-        axis.set(title=title, xlabel="their texts, in the same order", xticks=[])
+        axis.set(title=title, xlabel="their texts", xticks=[])
     shown_names = [name if len(name) < 46 else f"{name[:44]}…" for name in names]
     axes[0].set_yticks(range(len(names)), shown_names, fontsize=7)
     axes[0].set_ylabel(rows)

@@ -55,7 +55,7 @@ class FitSettings(BaseModel):
     text_layers: int = Field(default=2, ge=1)
     text_heads: int = Field(default=4, ge=1)
     decoder_layers: int = Field(default=1, ge=1)
-    context_length: int = Field(default=0, ge=0)  # longest text in tokens; 0 = what the texts need (`CONTEXT`)
+    context_length: int | None = Field(default=None, ge=8)  # longest text in tokens; None = what texts need (`CONTEXT`)
     vocabulary: int = Field(default=600, ge=100)  # most tokens the tokenizer may learn
     caption_queries: int = Field(default=8, ge=1)  # image tokens the decoder reads
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import time
@@ -163,11 +164,11 @@ def distinct_texts(
     return unique, where
 
 
-def run_fingerprint(settings: FitSettings, texts: Sequence[Sequence[str]], batch: StudyBatch) -> str:
-    """16 hex digits of what a training run is made of."""
+def run_fingerprint(settings: FitSettings, texts: Sequence[Sequence[str]], *batches: StudyBatch) -> str:
+    """16 hex digits of what a training run is made of: studies and texts of training and of validation."""
     about = settings.model_dump(exclude={"workers"})
     digest = hashlib.sha256(json.dumps([about, [list(options) for options in texts]], sort_keys=True).encode())
-    for part in batch:
+    for part in itertools.chain(*batches):
         digest.update(np.ascontiguousarray(part.cpu().numpy()).tobytes())
     return digest.hexdigest()[:16]
 
@@ -250,7 +251,9 @@ def fit(
 
         state = TrainingState()
         if checkpoint:
-            state = TrainingState.load(checkpoint, module, optimizer, run_fingerprint(settings, all_texts, store))
+            held = validation or Pairs(store.rows(slice(0)), [])
+            fingerprint = run_fingerprint(settings, [*all_texts, *held.texts], store, held.batch)
+            state = TrainingState.load(checkpoint, module, optimizer, fingerprint)
         per_epoch = sum(1 for _ in epoch_batches(0, len(pairs), len(synthetic or []), texts, settings))
         steps, captions = per_epoch * settings.epochs, settings.caption_weight > 0
         bar = trange(

@@ -226,7 +226,6 @@ def test_a_run_past_its_time_fails_and_the_rest_goes_on(project):
     assert "longer than the 4 s allowed" in status["error"][1]
 
 
-@pytest.mark.slow
 def test_the_status_tells_what_a_running_run_is_at(project):
     file = grid_file(project)
     grid = load_grid(file)
@@ -245,6 +244,7 @@ def test_the_status_tells_what_a_running_run_is_at(project):
     assert grid_status(file)["state"].eq("to do").all()
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_tried_again_where_asked(project):
     work = "import os\nif not os.path.exists('tried'): open('tried', 'w'); raise OSError('busy')\nvalue = 1"
     write_notebook(project / "tiny.ipynb", work=work)
