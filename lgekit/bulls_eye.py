@@ -24,9 +24,12 @@ def segment_means(heat: np.ndarray, view: View, study: Study, settings: FitSetti
         settings: of the view.
 
     Returns:
-        Segment 1–17 → mean; segments that no slice of the view shows are missing, all of them where no heart or (image
-        view) no insertion points were found.
+        Segment 1–17 → mean; segments that no slice of the view shows are missing, all of them where no heart was found,
+        or no insertion points sure enough to turn it by.
     """
+    landmarks = known_landmarks(study)
+    if landmarks is None or landmarks.confidence < settings.min_confidence:
+        return {}
     if study.label_map is None or not Ventricle.of(study.label_map).area.any():
         return {}
     of_view = _polar_segments if settings.frame == "polar" else _image_segments

@@ -70,14 +70,18 @@ class TrainingState:
         """Read what `save` wrote into module and optimizer; a fresh state where there is no file.
 
         Raises:
-            InputError: the file is of another run.
+            InputError: the file is of another run, or no checkpoint.
         """
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         state = cls(fingerprint)
         if not path.exists():
             return state
-        with safe_open(str(path), "pt") as file:
+        try:
+            opened = safe_open(str(path), "pt")
+        except (SafetensorError, OSError) as error:
+            raise InputError(path, f"is no checkpoint: {error}", "Remove it: training begins anew.") from error
+        with opened as file:
             if file.metadata().get("run") != fingerprint:
                 remedy = "Remove it, or give another file: one for each training"
                 raise InputError(path, "is the checkpoint of other settings, texts or images", remedy)

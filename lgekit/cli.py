@@ -150,20 +150,22 @@ def fit(
     Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
     """
     from lgekit import detector, readers
-    from lgekit.locating import pretraining_specs
+    from lgekit.locating import pretraining_cohorts, pretraining_specs
     from lgekit.settings import size_settings
 
     settings = size_settings(size, seed=seed)
     _refuse_full(model_dir)
     studies = readers.read_cohort(spec)
-    specs = pretraining_specs(spec, pretrain_on)
-    further = [readers.read_cohort(other) for other in specs]
+    specs, further = pretraining_specs(spec, pretrain_on), pretraining_cohorts(studies, spec, pretrain_on)
     typer.echo(_where_reports_come_from(studies))
     masks = sum(study.label_map is not None for study in studies.studies)
     typer.echo(f"Heart network: {masks} masks of the cohort, phantoms{''.join(f', {other}' for other in specs)}.")
-    fitted = detector.fit_detector(studies, settings, all_studies=all_studies, pretrain_on=further)
+    target = model_dir.resolve()
+    kept = target.with_name(f".{target.name}.training")  # the same command goes on from here after a kill
+    fitted = detector.fit_detector(studies, settings, all_studies=all_studies, pretrain_on=further, checkpoints=kept)
     with _whole_folder(model_dir) as folder:
         fitted.save(folder)
+    shutil.rmtree(kept, ignore_errors=True)
     typer.echo(f"model in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
 
 

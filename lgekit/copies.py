@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
-from lgekit.studies import Study
+from lgekit.errors import InputError
+from lgekit.studies import Cohort, Study
 from lgekit.volumes import Fault
 
 REMEDY = "Remove one of the two, or give both the same patient_id (reading counts them as one patient)"
@@ -16,11 +18,15 @@ class SeenImages:
     def __init__(self) -> None:
         self.owners: dict[str, tuple[str, str]] = {}
 
+    @staticmethod
+    def digest(study: Study) -> str:
+        """32 hex digits of an image's values and shape."""
+        pixels = study.pixels
+        return hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
+
     def elsewhere(self, study: Study) -> tuple[str, str] | None:
         """Study and patient that brought this image, value by value, before; None if nobody or the same patient."""
-        pixels = study.pixels
-        digest = hashlib.blake2b(repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16).hexdigest()
-        owner = self.owners.setdefault(digest, (study["study_id"], study["patient_id"]))
+        owner = self.owners.setdefault(self.digest(study), (study["study_id"], study["patient_id"]))
         return owner if owner[1] != study["patient_id"] else None
 
     def faults(self, study: Study) -> list[Fault]:
@@ -47,3 +53,17 @@ def join_copies(studies: list[Study]) -> list[UserWarning]:
         names = seen.owners.items()
         seen.owners = {key: (name, owner[1] if patient == ours else patient) for key, (name, patient) in names}
     return notes
+
+
+def refuse_shared(cohort: Cohort, further: Sequence[Cohort]) -> None:
+    """Refuse cohorts for pretraining that hold an image of the cohort itself: its test masks would be learned.
+
+    Raises:
+        InputError: naming the first such study.
+    """
+    own = {SeenImages.digest(study): study["study_id"] for study in cohort.studies}
+    for other in further:
+        for study in other.studies:
+            if (name := own.get(SeenImages.digest(study))) is not None:
+                problem = f"its study {study['study_id']} has the image of {name} in {cohort.name}"
+                raise InputError(other.name, problem, "Leave this cohort out of pretrain_on.")

@@ -24,7 +24,7 @@ from lgekit.stages import View, locate, make_view
 from lgekit.studies import Cohort
 from lgekit.supervision import prompt_sets
 from lgekit.tokenizer import ReportTokenizer
-from lgekit.zeroshot import Calibration, Reading, probability, read_studies
+from lgekit.zeroshot import Calibration, Reading, heat_map, probability, read_studies
 
 
 @dataclass
@@ -55,7 +55,8 @@ class Detector:
         calibration: scores → probabilities; the decision is ``p_lge > 0.5``.
         histories: one training history a network.
         held_out: predictions of studies by networks that were not trained on them, calibrated without their reports,
-            where there are any.
+            where there are any. Without ``all_studies`` these are the validation split, whose texts chose the epoch:
+            a little too good.
     """
 
     settings: FitSettings
@@ -134,23 +135,34 @@ class Detector:
     def embed(self, cohort: Cohort, number: int = 0) -> Embedded:
         """Studies and their slices in the joint space of one network."""
         views = [make_view(study, self.settings) for study in self.locate(cohort).studies]
-        batch, model = batch_of(views), self.networks[number][0]
+        model = self.networks[number][0]
+        batch = batch_of(views).to(model.logit_scale.device)
         slices, _ = model.visual.each_slice(batch)
         slices = nn.functional.normalize(slices, dim=-1).masked_fill(~batch.mask[..., None], float("nan"))
         counts = [study.spatial_shape[2] for study in cohort.studies]
-        return Embedded(model.encode_image(batch), slices, views, counts)
+        return Embedded(model.encode_image(batch).cpu(), slices.cpu(), views, counts)
 
     @torch.no_grad()
     def similarity(self, embedded: Embedded, sentence: str, number: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
         """Cosine similarity of a sentence with each study, and with each of its own slices (NaN: no heart there)."""
         model, tokenizer = self.networks[number]
-        text = model.encode_text(tokenizer(sentence))[0]
+        text = model.encode_text(tokenizer(sentence).to(model.logit_scale.device))[0].cpu()
         each = (embedded.slices @ text).numpy()
         slices = []
         for view, count, values in zip(embedded.views, embedded.own_slices, each, strict=True):
             slices.append(np.full(count, np.nan))
             slices[-1][view.own_slices] = values[: len(view.levels)]
         return (embedded.studies @ text).numpy(), slices
+
+    def seen(self, view: View, own_slice: int, sentence: str, number: int = 0) -> tuple[np.ndarray, np.ndarray]:
+        """One of a study's own slices as the network sees it, and where in it a sentence is seen.
+
+        Returns:
+            Picture and heat map (`lgekit.zeroshot.heat_map`, logits), each `(height, width)` of the view.
+        """
+        place = list(view.own_slices).index(own_slice)
+        heat = heat_map(*self.networks[number], batch_of([view]), [sentence], only=place)
+        return view.images[place, 0].numpy(), heat[place]
 
     def save(self, folder: str | Path) -> Path:
         """Write safetensors and JSON files into a folder (made if absent)."""

@@ -20,6 +20,7 @@ from lgekit.findings import WALLS
 from lgekit.heartnet import HeartNetwork
 from lgekit.model import CoCaModel, join
 from lgekit.polar_pretraining import pretrain_polar
+from lgekit.precision import accelerator
 from lgekit.reports import read_report
 from lgekit.settings import FitSettings
 from lgekit.stages import Painted, View, base_network, heart_network, locate, make_view, synthetic_views
@@ -40,6 +41,7 @@ def fit_detector(
     progress: bool = True,
     pretrain_on: Sequence[Cohort] = (),
     checkpoints: Path | None = None,
+    fabric: Any = None,
 ) -> Detector:
     """Train the whole method: heart network, views, synthetic scars, CLIP + captioning, calibration.
 
@@ -54,10 +56,15 @@ def fit_detector(
         progress: show bars.
         pretrain_on: further cohorts with masks for the heart network.
         checkpoints: folder for resuming; None: a killed run starts again.
+        fabric: of `lgekit.training.fit`, for several GPUs; not together with ``all_studies``, whose folds run apart.
 
     Raises:
-        InputError: too few studies or reports, or no masks anywhere.
+        InputError: too few studies or reports, no masks anywhere, or nothing that the slice encoder could start from.
     """
+    if fabric is not None and all_studies:
+        raise InputError("fabric", "given for a fit on all studies", "Fit on the splits, or leave fabric out.")
+    if settings.masks == "true":
+        _starting_weights(None, settings)  # none will be trained: say so before a long run
     studies = [study for study in cohort.studies if study["report"].strip()]
     kept = {name: [s for s in studies if s["split"] == name] for name in ("train", "validation")}
     if len(studies if all_studies else kept["train"]) < 2:
@@ -70,9 +77,9 @@ def fit_detector(
     heart = _heart(train, pretrain_on, settings, progress)
     here = _located(train, heart)
     held = _located(Cohort(kept["validation"], "validation"), heart) if kept["validation"] else None
-    state = heart.encoder_state() if heart is not None else None
+    state = _starting_weights(heart, settings)
     networks, histories = _networks(
-        here, held, synthetic_pool(here, settings), settings, state, progress, checkpoints, 0
+        here, held, synthetic_pool(here, settings), settings, state, progress, checkpoints, 0, fabric
     )
     detector = Detector(settings, networks, heart, Calibration(), histories)
     if held is not None:
@@ -118,6 +125,7 @@ def _cross_fit(
         raise InputError(cohort.name, f"{patients} patients for {settings.folds} inner folds", remedy)
     ids = cohort.manifest["study_id"].to_numpy()
     base = base_network(pretrain_on, settings, progress) if _needs_heart(settings) else None  # has seen no fold
+    state = _starting_weights(base, settings)
     heart_fold = _inner_folds(cohort, settings.heart_folds, settings.seed)
     jobs = [
         delayed(_one_thread)(
@@ -130,7 +138,6 @@ def _cross_fit(
     # every study with the contours of the heart network that has not seen it
     by_id: dict[str, Study] = {study["study_id"]: study for _, held in parts for study in held.studies}
     located = Cohort([by_id[name] for name in ids], cohort.name)
-    state = base.encoder_state() if base is not None else None
     views = [make_view(study, settings) for study in located.studies]
     pool = synthetic_pool(located, settings)
     fold = _inner_folds(cohort, settings.folds, settings.seed)
@@ -206,6 +213,17 @@ def _fold_heart(train: Cohort, held: Cohort, pretrain_on, settings: FitSettings)
     return heart, _located(held, heart)
 
 
+def _starting_weights(heart: HeartNetwork | None, settings: FitSettings) -> dict[str, Tensor] | None:
+    """Of the image view's slice encoder; None where it starts at random, or in the polar view, which has its own."""
+    if settings.encoder_init != "segmentation" or settings.frame == "polar":
+        return None
+    if heart is None:
+        problem = "'segmentation' in the image view, and no heart network is trained that has seen no fold to be read"
+        remedy = "Set masks='predicted' and heart_phantom > 0 (or give pretrain_on), or encoder_init='random'."
+        raise InputError("setting encoder_init", problem, remedy)
+    return heart.encoder_state()
+
+
 def _needs_heart(settings: FitSettings) -> bool:
     needs = settings.orientation != "none" or settings.encoder_init == "segmentation" or settings.synthetic_per_real > 0
     return needs and settings.masks != "true"
@@ -238,6 +256,7 @@ def _networks(
     progress: bool,
     checkpoints: Path | None,
     fold: int,
+    fabric: Any = None,
 ) -> tuple[list[tuple[CoCaModel, ReportTokenizer]], list[pd.DataFrame]]:
     """Train ``settings.models`` networks on located studies, and on scars painted into them."""
     pairs, synthetic = _pairs(train, settings), None
@@ -248,7 +267,8 @@ def _networks(
     held = _pairs(validation, settings) if validation is not None and len(validation) > 1 else None
     if settings.frame == "polar" and settings.encoder_init == "segmentation":
         every = join(pairs.batch, synthetic.batch) if synthetic else pairs.batch
-        encoder_state = pretrain_polar(every, settings.override(seed=settings.seed + 100 * fold))
+        there = fabric.device if fabric is not None else accelerator()
+        encoder_state = pretrain_polar(every.to(there), settings.override(seed=settings.seed + 100 * fold))
     results: list[FitResult] = []
     for number in range(settings.models):
         own = settings.override(seed=settings.seed + 1000 * number + 100 * fold)
@@ -261,6 +281,7 @@ def _networks(
                 encoder_state=encoder_state,
                 checkpoint=checkpoints / f"fold{fold}_{number}.safetensors" if checkpoints else None,
                 progress=progress,
+                fabric=fabric,
             )
         )
     return [(result.model, result.tokenizer) for result in results], [result.history for result in results]

@@ -19,7 +19,7 @@ from lgekit.errors import InputError
 
 CARD = "README.md"
 SENT = re.compile(
-    r"detector\.json|clip_\d+/(config\.json|model\.safetensors|tokenizer\.json)|heart/heart\.(json|safetensors)|"
+    r"detector\.json|clip_\d+/(config\.json|model\.safetensors|text\.json|tokenizer\.json)|heart/heart\.(json|safetensors)|"
     + re.escape(CARD)
 )
 STAYS = {"held_out.csv"}  # a row a study: written by `lgekit fit`, never sent

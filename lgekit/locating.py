@@ -8,12 +8,31 @@ from typing import Any
 import numpy as np
 
 from lgekit import anatomy
+from lgekit.copies import refuse_shared
 from lgekit.errors import InputError
 from lgekit.fingerprints import pretraining_specs
 from lgekit.standardize import known_landmarks
 from lgekit.studies import Cohort, Study
 
-__all__ = ["landmark_row", "locate_hearts", "pretraining_specs", "ready"]
+__all__ = ["landmark_row", "locate_hearts", "pretraining_cohorts", "pretraining_specs", "ready"]
+
+
+def pretraining_cohorts(cohort: Cohort, spec: str, pretrain_on: str) -> list[Cohort]:
+    """The cohorts that `lgekit.fingerprints.pretraining_specs` names, read.
+
+    Args:
+        cohort: all studies, those of the test split too.
+        spec: where the cohort came from.
+        pretrain_on: SPECs separated by spaces, ``none`` or ``auto``.
+
+    Raises:
+        InputError: one cannot be read, or holds a picture of the cohort.
+    """
+    from lgekit.readers import read_cohort
+
+    further = [read_cohort(other) for other in pretraining_specs(spec, pretrain_on)]
+    refuse_shared(cohort, further)
+    return further
 
 
 def locate_hearts(cohort: Cohort, model: Path | None = None, size: str = "laptop", seed: int = 0) -> Cohort:

@@ -188,18 +188,25 @@ class StudyEncoder(nn.Module):
         """
         target = self.encoder.net if isinstance(self.encoder, ImageEncoder) else self.encoder
         own = target.state_dict()
-        found = {name.removeprefix("encoder.").removeprefix("model."): value for name, value in state.items()}
-        taken = {name: found[name] for name in own if name in found and found[name].shape == own[name].shape}
+        found = {_plain(name.removeprefix("encoder.").removeprefix("model.")): value for name, value in state.items()}
+        taken = {name: found[_plain(name)] for name in own if _plain(name) in found}
+        taken = {name: value for name, value in taken.items() if value.shape == own[name].shape}
         if len(taken) < 0.9 * len(own):
             raise InputError(
                 "segmentation weights",
                 f"{len(taken)} of {len(own)} tensors fit the slice encoder",
-                "Fit the heart network with the same encoder, or set encoder_init='random'.",
+                "Fit the heart network with the same encoder, choose another (regnetx_002, resnet18, convnext_atto: "
+                "not all of timm's give a U-Net their stages), or set encoder_init='random'.",
             )
         target.load_state_dict(own | taken)
 
 
-def build_coca(settings: FitSettings, tokenizer: ReportTokenizer, load_text: bool = True) -> CoCaModel:
+def _plain(name: str) -> str:
+    """A weight's name, whether timm has nested its stages (``stages.0``) or laid them side by side (``stages_0``)."""
+    return name.replace(".", "_")
+
+
+def build_coca(settings: FitSettings, tokenizer: ReportTokenizer, text_shape: str | None = None) -> CoCaModel:
     """An open_clip ``CoCa`` (Yu 2022, arXiv 2205.01917) whose vision tower is a `StudyEncoder`.
 
     ``encode_image`` takes a `StudyBatch`, ``encode_text`` token ids; the state dict without ``visual.`` loads into
@@ -210,7 +217,8 @@ def build_coca(settings: FitSettings, tokenizer: ReportTokenizer, load_text: boo
     Args:
         settings: widths and views.
         tokenizer: its vocabulary and special tokens shape the text tower.
-        load_text: False: a Hugging Face text encoder gets its shape only (weights follow from our own file).
+        text_shape: of a Hugging Face text encoder, as `lgekit.text_tower.HuggingFaceText.shape` gives it: it is built
+            with random weights, for ours to follow, and nothing is read by its name. None: its own weights are read.
     """
     from open_clip.coca_model import CoCa
 
@@ -232,7 +240,7 @@ def build_coca(settings: FitSettings, tokenizer: ReportTokenizer, load_text: boo
         model.text.correct_cls_mask = True
         model.text.__class__ = report_text_tower()  # CoCa builds it, and lets nobody choose its class
     else:
-        model.text = HuggingFaceText(settings.text_encoder, settings, tokenizer, load_text)
+        model.text = HuggingFaceText(settings.text_encoder, settings, tokenizer, text_shape)
     initialise_decoder(model.text_decoder)
     return model
 
@@ -250,7 +258,7 @@ def initialise_decoder(decoder: Any) -> None:
 
 
 def save_coca(folder: Path, model: CoCaModel, tokenizer: ReportTokenizer, settings: FitSettings) -> None:
-    """Write ``model.safetensors``, ``tokenizer.json`` and ``config.json``."""
+    """Write ``model.safetensors``, ``tokenizer.json``, ``config.json``; ``text.json`` of a Hugging Face encoder."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -258,6 +266,8 @@ def save_coca(folder: Path, model: CoCaModel, tokenizer: ReportTokenizer, settin
         {name: value.contiguous().clone() for name, value in model.state_dict().items()}, folder / "model.safetensors"
     )
     (folder / "tokenizer.json").write_text(tokenizer.to_json())
+    if isinstance(model.text, HuggingFaceText):
+        (folder / "text.json").write_text(model.text.shape)
     config = {
         "settings": settings.model_dump(),
         "context_length": tokenizer.context_length,
@@ -277,7 +287,8 @@ def load_coca(folder: Path) -> tuple[CoCaModel, ReportTokenizer, FitSettings]:
     tokenizer = ReportTokenizer.from_json(
         (folder / "tokenizer.json").read_text(), config["context_length"], config["special"]
     )
-    model = build_coca(settings, tokenizer, load_text=False)
+    shape = (folder / "text.json").read_text() if settings.text_encoder != "scratch" else None
+    model = build_coca(settings, tokenizer, shape)
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval(), tokenizer, settings
 

@@ -184,13 +184,7 @@ def pipeline(table: pd.DataFrame) -> Figure:
         axis.set(xticks=[], yticks=[])
         for side in axis.spines.values():
             side.set_visible(False)
-        if image.shape[0] >= 2.5 * image.shape[1]:
-            sixth = image.shape[0] / 6  # from the anterior insertion point over the septum
-            axis.set_xticks(
-                [(n + 0.5) * sixth - 0.5 for n in range(6)], (*WALLS[1:], WALLS[0]), fontsize=6, rotation=25
-            )
-            axis.set_yticks([0, image.shape[1] - 1], ["cavity", "outside"], fontsize=6)
-            axis.tick_params(length=0, pad=1)
+        _name_walls(axis, *image.shape)
         if heat:
             bar = figure.colorbar(shown, ax=axis, location="bottom", shrink=0.6, aspect=30)
             bar.set_label("fall of the score where it is painted over (logits)", fontsize=6)
@@ -198,6 +192,29 @@ def pipeline(table: pd.DataFrame) -> Figure:
         if axis is not axes[-1]:
             axis.annotate("→", (1.02, 0.5), xycoords="axes fraction", fontsize=18, va="center")
     return closed(figure)
+
+
+def _name_walls(axis: Axes, width: int, height: int) -> None:
+    """Names of the walls below an unrolled wall, which is three times as wide as high, and of its two sides."""
+    if width >= 2.5 * height:
+        sixth = width / 6  # from the anterior insertion point over the septum
+        axis.set_xticks([(n + 0.5) * sixth - 0.5 for n in range(6)], (*WALLS[1:], WALLS[0]), fontsize=6, rotation=25)
+        axis.set_yticks([0, height - 1], ["cavity", "outside"], fontsize=6)
+        axis.tick_params(length=0, pad=1)
+
+
+def draw_heat(axis: Axes, image: np.ndarray, heat: np.ndarray) -> None:
+    """A slice of a view and over it, the stronger the less transparent, what is above zero of a heat map.
+
+    Args:
+        axis: gets both, and the names of the walls where the view is the wall unrolled.
+        image, heat: ``(height, width)``; of the heat only its shape is shown, relative to its maximum.
+    """
+    strength = np.clip(heat, 0, None) / max(float(heat.max()), 1e-6)
+    axis.imshow(image, cmap="gray")
+    axis.imshow(strength, cmap="inferno", vmin=0, vmax=1, alpha=0.8 * strength)
+    axis.set(xticks=[], yticks=[])
+    _name_walls(axis, *image.shape[::-1])
 
 
 def wrap(text: str, width: int, lines: int = 4) -> str:

@@ -36,7 +36,7 @@ def warp(images: Tensor, reach: tuple[float, float], generator: torch.Generator)
 
 
 def pretrain_polar(batch: StudyBatch, settings: FitSettings) -> dict[str, Tensor]:
-    """Weights of a `PolarEncoder` that finds the wall; names as in its state dict.
+    """Weights of a `PolarEncoder` that finds the wall, on the batch's device; names as in its state dict.
 
     Args:
         batch: training studies, whose contours the view was made by. No label but these contours is used.

@@ -1,4 +1,5 @@
-"""In which number format networks predict: bfloat16 where the processor multiplies it faster than float32."""
+"""Where networks train and predict, and in which number format: a GPU where there is one; bfloat16 where the processor
+multiplies it faster than float32."""
 
 from __future__ import annotations
 
@@ -6,6 +7,11 @@ import functools
 from typing import Any
 
 import torch
+
+
+def accelerator() -> torch.device:
+    """The GPU that this process uses (the first one that it sees), else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @functools.cache

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 from lgekit.errors import InputError
 
@@ -21,7 +22,8 @@ class FitSettings(BaseModel):
     orientation: Literal["rvip", "centre", "none"] = "rvip"  # [P] standard short-axis frame; centre = neither turned
     # nor mirrored, the heart found all the same; none = raw crop about the picture's centre, of the image view
     view: Literal["polar", "image"] = "polar"  # [O] polar = the wall unrolled; none-orientation forces image
-    synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] synthetic scars per real study and epoch
+    synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] synthetic scars per real study and epoch,
+    # drawn anew in each from a pool four times as large (`lgekit.detector.POOL`), which is painted before
     caption_weight: float = Field(default=1.0, ge=0)  # [P] weight of the captioning loss; 0 = contrastive alone
     encoder_init: Literal["segmentation", "random"] = "segmentation"  # [S] slice encoder starts from segmentation
     targets: Literal["same_text", "identity"] = "same_text"  # [O] studies with one text are each other's positives
@@ -50,6 +52,8 @@ class FitSettings(BaseModel):
 
     # Text tower and caption decoder (open_clip's CoCa)
     text_encoder: str = "scratch"  # scratch, or a Hugging Face name or folder (its tokenizer comes with it)
+    text_encoder_rate: float = Field(default=0.01, gt=0)  # of the learning rate, for a Hugging Face encoder: 2e-5, the
+    # least of those that BERT was adapted with (Devlin 2019, arXiv 1810.04805, appendix A.3)
     embed_dim: int = Field(default=64, ge=8)  # joint space
     text_width: int = Field(default=64, ge=16)  # of text tower and decoder
     text_layers: int = Field(default=2, ge=1)
@@ -73,6 +77,14 @@ class FitSettings(BaseModel):
     folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies
     workers: int = Field(default=0, ge=0)  # processes that the folds run in; 0 = one a core. Changes no result
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _heads_share_the_width(self) -> FitSettings:
+        if self.text_width % self.text_heads:
+            raise PydanticCustomError(
+                "width", "text_width must be a multiple of text_heads ({heads})", {"heads": self.text_heads}
+            )
+        return self
 
     @property
     def frame(self) -> Literal["polar", "image"]:
@@ -98,7 +110,8 @@ def make_settings(**values: Any) -> FitSettings:
         name = ".".join(map(str, first["loc"]))
         known = ", ".join(FitSettings.model_fields)
         remedy = f"Known settings: {known}." if first["type"] == "extra_forbidden" else "See lgekit/settings.py."
-        raise InputError(f"setting {name}", f"{first['msg']} (found {first.get('input')!r})", remedy) from None
+        found = "" if isinstance(first.get("input"), dict) else f" (found {first.get('input')!r})"
+        raise InputError(f"setting {name or 'text_width'}", first["msg"] + found, remedy) from None
 
 
 # Longest text of each kind in tokens, start and end included. Of the reports of 300 phantom studies the longest has 228

@@ -21,6 +21,7 @@ from lgekit.errors import InputError
 from lgekit.fingerprints import code_version
 from lgekit.heartnet import SIZES, HeartNetwork, read_settings, with_prediction
 from lgekit.polar import INSIDE, OUTSIDE, PolarGrid, polar_grid, study_tensor
+from lgekit.precision import accelerator
 from lgekit.runs import compute_once
 from lgekit.settings import FitSettings
 from lgekit.standardize import intensity_reference, known_landmarks, normalise
@@ -169,8 +170,14 @@ def _weights(key: tuple, cohorts, init: HeartNetwork | None, progress: bool) -> 
     # Without a real study of its own kind a network shall learn shapes, not the look of phantoms.
     changes = {"steps": steps, "learning_rate": rate, "border_steps": min(steps, SIZES[size].border_steps)}
     changes |= {"encoder": encoder, "invented": INVENTED} if init is None else {}
-    network = fit_heart_network(cohorts, size, seed, init, progress, **changes)
-    return asdict(network.settings), {name: value.numpy() for name, value in network.weights.items()}
+    device = accelerator()
+    start = init.to(device) if init is not None else None  # it draws the RV where the cohort's labels know none
+    try:
+        network = fit_heart_network(cohorts, size, seed, start, progress, device, **changes)
+    finally:
+        if init is not None:
+            init.to("cpu")
+    return asdict(network.settings), {name: value.cpu().numpy() for name, value in network.weights.items()}
 
 
 def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
@@ -187,7 +194,9 @@ def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
 
 def _located(print_: str, weights: str, version: str, cohort: Cohort, network: HeartNetwork) -> tuple[list, list]:
     labels, points = [], []
-    for study in network.predict_cohort(cohort.studies).studies:
+    before, found = network.device, network.to(accelerator()).predict_cohort(cohort.studies)
+    network.to(before)
+    for study in found.studies:
         marks = study["landmarks"]
         labels.append(study.label_map)
         points.append((marks.anterior_rvip_deg, marks.inferior_rvip_deg, marks.confidence))

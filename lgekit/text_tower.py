@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +39,27 @@ class HuggingFaceText(nn.Module):
 
     An encoder sees the whole text, so its states would tell the caption decoder the word it has to guess; the
     decoder's tokens therefore come from an embedding of their own.
+
+    Attributes:
+        shape: the encoder's configuration, JSON, without the name or folder that it came from.
     """
 
-    def __init__(self, name: str, settings: FitSettings, tokenizer: ReportTokenizer, load: bool = True):
+    def __init__(self, name: str, settings: FitSettings, tokenizer: ReportTokenizer, shape: str | None = None):
         super().__init__()
         from transformers import AutoConfig, AutoModel
 
+        kept = {"dtype": torch.float32}  # many are stored in half precision, which a CPU does not train in
         try:
-            config = AutoConfig.from_pretrained(name)
-            self.net = AutoModel.from_pretrained(name) if load else AutoModel.from_config(config)
-        except OSError as error:
+            if shape is None:
+                config = AutoConfig.from_pretrained(name)
+                self.net = AutoModel.from_pretrained(name, **kept)
+            else:
+                config = AutoConfig.for_model(**json.loads(shape))
+                self.net = AutoModel.from_config(config, **kept)
+        except (OSError, ValueError) as error:
             raise InputError("setting text_encoder", f"{name!r}: {error}", "Give a hub name or a folder.") from error
+        about = {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
+        self.shape = json.dumps(about, default=str)
         self.pad_id = tokenizer.pad_id
         self.out = nn.Linear(config.hidden_size, settings.embed_dim, bias=False)
         self.words = nn.Embedding(tokenizer.vocab_size, settings.text_width)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from lgekit.errors import InputError
+
 PAD, START, END, UNKNOWN = "[PAD]", "[SOT]", "[EOT]", "[UNK]"
 
 
@@ -57,14 +59,29 @@ class ReportTokenizer:
 
     @classmethod
     def from_hugging_face(cls, name: str, context_length: int = 64) -> ReportTokenizer:
-        """The tokenizer of a Hugging Face encoder, by hub name or folder."""
+        """The tokenizer of a Hugging Face encoder, by hub name or folder.
+
+        Texts are framed by its [CLS] and [SEP]; where it has none, by its tokens for beginning and end.
+
+        Raises:
+            InputError: there is no such tokenizer, or it lacks one of these tokens or one for padding.
+        """
         from transformers import AutoTokenizer
 
-        fast = AutoTokenizer.from_pretrained(name, use_fast=True)
+        field, remedy = "setting text_encoder", "Give the hub name or the folder of an encoder with a fast tokenizer."
+        try:
+            fast = AutoTokenizer.from_pretrained(name, use_fast=True)
+        except (OSError, ValueError) as error:
+            raise InputError(field, f"{name!r}: {error}", remedy) from error
+        special = (fast.pad_token, fast.cls_token or fast.bos_token, fast.sep_token or fast.eos_token)
+        lacking = [what for what, token in zip(("padding", "start", "end"), special, strict=True) if token is None]
+        if lacking or not fast.is_fast:
+            problem = f"its tokenizer has no token for {' and '.join(lacking)}" if lacking else "no fast tokenizer"
+            raise InputError(field, f"{name!r}: {problem}", remedy)
         core = fast.backend_tokenizer
         core.no_padding()
         core.no_truncation()
-        return cls(core, context_length, (fast.pad_token, fast.cls_token, fast.sep_token))
+        return cls(core, context_length, special)
 
     @classmethod
     def from_json(cls, text: str, context_length: int, special: Sequence[str] = (PAD, START, END)) -> ReportTokenizer:
@@ -84,14 +101,16 @@ class ReportTokenizer:
         return self.core.get_vocab_size()
 
     def __call__(self, texts: str | Sequence[str], context_length: int | None = None) -> Tensor:
-        """Token ids `(texts, longest)`, int64; padded to the longest of these texts, not to the context."""
+        """Token ids `(texts, longest)`, int64: padded to the longest of these texts, or to a ``context_length`` that is
+        given, as open_clip's tokenizers do."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         most = (context_length or self.context_length) - 2
         rows = [
             [self.start_id, *encoded.ids[:most], self.end_id]
             for encoded in self.core.encode_batch(texts, add_special_tokens=False)
         ]
-        ids = torch.full((len(rows), max(map(len, rows), default=2)), self.pad_id, dtype=torch.long)
+        longest = context_length or max(map(len, rows), default=2)
+        ids = torch.full((len(rows), longest), self.pad_id, dtype=torch.long)
         for number, row in enumerate(rows):
             ids[number, : len(row)] = torch.tensor(row)
         return ids

@@ -1,4 +1,5 @@
-"""One loop for contrastive + captioning training: CPU, one GPU or several, resumable, the same seed the same bytes."""
+"""One loop for contrastive + captioning training: CPU, one GPU or several, resumable; on a CPU the same seed gives the
+same bytes."""
 
 from __future__ import annotations
 
@@ -134,11 +135,17 @@ def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
 
 
 def adamw(module: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov 2019, arXiv 1711.05101); biases, norms and single numbers are not decayed."""
-    decay = [weight for weight in module.parameters() if weight.ndim >= 2]
-    rest = [weight for weight in module.parameters() if weight.ndim < 2]
-    groups = [{"params": decay, "weight_decay": settings.weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+    """AdamW (Loshchilov 2019, arXiv 1711.05101); biases, norms and single numbers are not decayed, and a Hugging Face
+    encoder's weights, which have learned their language, move at ``text_encoder_rate`` of the rate."""
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    for name, weight in module.named_parameters():
+        known = settings.text_encoder_rate if name.startswith("coca.text.net.") else 1.0
+        groups.setdefault((weight.ndim < 2, known), []).append(weight)
+    parts = [
+        {"params": weights, "weight_decay": 0.0 if single else settings.weight_decay, "share": known}
+        for (single, known), weights in sorted(groups.items(), key=lambda part: part[0])
+    ]
+    return torch.optim.AdamW(parts, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
 def epoch_batches(
@@ -164,11 +171,13 @@ def distinct_texts(
     return unique, where
 
 
-def run_fingerprint(settings: FitSettings, texts: Sequence[Sequence[str]], *batches: StudyBatch) -> str:
-    """16 hex digits of what a training run is made of: studies and texts of training and of validation."""
+def run_fingerprint(
+    settings: FitSettings, texts: Sequence[Sequence[str]], weights: Mapping[str, Tensor], *batches: StudyBatch
+) -> str:
+    """16 hex digits of what a training run is made of: first weights, studies and texts of training and validation."""
     about = settings.model_dump(exclude={"workers"})
     digest = hashlib.sha256(json.dumps([about, [list(options) for options in texts]], sort_keys=True).encode())
-    for part in itertools.chain(*batches):
+    for part in itertools.chain(weights.values(), *batches):
         digest.update(np.ascontiguousarray(part.cpu().numpy()).tobytes())
     return digest.hexdigest()[:16]
 
@@ -199,11 +208,17 @@ def fit(
         checkpoint: a file that holds the last whole epoch; where it exists, training goes on from it. It must be of
             the same settings, texts and images.
         progress: show a bar with the loss and the time left.
-        fabric: a launched ``lightning_fabric.Fabric``; one CPU or GPU process if None.
+        fabric: a launched ``lightning_fabric.Fabric``; one CPU or GPU process if None. Of several processes each takes
+            its share of every step, all that is equal in number; where the network leaves weights without a gradient
+            (``caption_weight=0``, Hugging Face encoders) give it ``strategy="ddp_find_unused_parameters_true"``.
         stop_after: end after this epoch, as a kill would (for tests).
 
     Returns:
         the network in eval mode on the CPU, its tokenizer and the history.
+
+    Raises:
+        InputError: fewer than two studies, a batch too small for the processes, a checkpoint of another run, or losses
+            that are no numbers any more.
     """
     from lightning_fabric import Fabric
     from tqdm.auto import trange
@@ -213,6 +228,9 @@ def fit(
     if fabric is None:
         gpu = torch.cuda.is_available()
         fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if gpu else "32-true")
+    if settings.batch_size < 2 * fabric.world_size:
+        remedy = f"Give {2 * fabric.world_size} or more, or fewer processes."
+        raise InputError("setting batch_size", f"{settings.batch_size} for {fabric.world_size} processes", remedy)
     all_texts = [*pairs.texts, *(synthetic.texts if synthetic else [])]
     if settings.shuffle_text:
         order = np.random.default_rng([settings.seed, 77]).permutation(len(all_texts))
@@ -236,14 +254,16 @@ def fit(
     texts = [np.array([number_of[text] for text in options]) for options in all_texts]
     tokens = tokenizer(distinct)
 
-    with torch.random.fork_rng():
+    device = fabric.device
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         model = build_coca(settings, tokenizer)
         if encoder_state is not None and settings.encoder_init == "segmentation":
             model.visual.load_segmentation(encoder_state)
+        if device.type == "cuda" and fabric.world_size > 1:  # statistics of the whole batch, as in a single process
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         module = ContrastiveCaptioner(model)
         wrapped, optimizer = fabric.setup(module, adamw(module, settings))
-        device = fabric.device
         store = pairs.batch.to(device)
         if synthetic:
             store = join(store, synthetic.batch.to(device))
@@ -252,8 +272,11 @@ def fit(
         state = TrainingState()
         if checkpoint:
             held = validation or Pairs(store.rows(slice(0)), [])
-            fingerprint = run_fingerprint(settings, [*all_texts, *held.texts], store, held.batch)
+            first = encoder_state if settings.encoder_init == "segmentation" else None
+            fingerprint = run_fingerprint(settings, [*all_texts, *held.texts], first or {}, store, held.batch)
             state = TrainingState.load(checkpoint, module, optimizer, fingerprint)
+            if len(state.history) != fabric.broadcast(len(state.history)):
+                raise InputError(checkpoint, "is not the same for all processes", "Put it on a disk that all share.")
         per_epoch = sum(1 for _ in epoch_batches(0, len(pairs), len(synthetic or []), texts, settings))
         steps, captions = per_epoch * settings.epochs, settings.caption_weight > 0
         bar = trange(
@@ -265,7 +288,7 @@ def fit(
                 break
             started, sums = time.perf_counter(), torch.zeros(2, device=device)
             torch.manual_seed(settings.seed * 100_003 + epoch * 101 + fabric.global_rank)  # dropout
-            generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)
+            generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch + 7919 * fabric.global_rank)
             wrapped.train()
             for step, (index, chosen) in enumerate(
                 epoch_batches(epoch, len(pairs), len(synthetic or []), texts, settings)
@@ -276,7 +299,7 @@ def fit(
                 batch = augment(store.rows(torch.from_numpy(index[mine]).to(device)), settings, generator)
                 rate = learning_rate(epoch * per_epoch + step, steps, settings)
                 for group in optimizer.param_groups:
-                    group["lr"] = rate
+                    group["lr"] = rate * group["share"]
                 words = tokens_there[torch.from_numpy(unique).to(device)]
                 count = len(batch.mask)
                 out = wrapped(batch, words, which[:count], which[count:] if captions else None)
@@ -290,11 +313,16 @@ def fit(
                     model.logit_scale.clamp_(0, math.log(100))
                     sums += torch.stack([contrast.detach(), caption.detach()])
             means = fabric.all_reduce(sums / per_epoch, reduce_op="mean").tolist()
+            if not np.isfinite(means).all():
+                remedy = "Lower learning_rate, and look for pictures that are empty or not finite."
+                raise InputError("training", f"the loss of epoch {epoch + 1} is not a number", remedy)
             row = dict(zip(("contrastive", "caption"), means, strict=True))
             row |= {"epoch": epoch + 1, "learning_rate": rate}
             state.average_in(model, settings.average)
             if validation is not None:
-                row["validation_contrastive"] = validation_loss(model, tokenizer, validation, settings, device)
+                # one process decides for all: their running statistics (BatchNorm) may differ
+                own = validation_loss(model, tokenizer, validation, settings, device)
+                row["validation_contrastive"] = fabric.broadcast(own)
             row["seconds"] = time.perf_counter() - started
             state.add(row, model)
             bar.set_postfix(contrastive=f"{row['contrastive']:.3f}", caption=f"{row['caption']:.3f}")

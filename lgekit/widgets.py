@@ -22,7 +22,7 @@ import traitlets
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lgekit import anatomy, plots
+from lgekit import anatomy, pictures, plots
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Scar
 from lgekit.reports import canonical_text
 from lgekit.standardize import StandardizeShortAxis
@@ -229,7 +229,8 @@ def which_is_real(cohort: Cohort, random_scar, pairs: int = 4, seed: int = 0) ->
 
 
 def prompt_playground(detector, cohort: Cohort) -> Explorable:
-    """Type a sentence: its similarity with every study of a small cohort, and with each slice of the chosen one.
+    """Type a sentence: its similarity with every study of a small cohort, with each slice of the chosen one, and where
+    in the most similar slice it is seen.
 
     Args:
         detector: a fitted ``Detector``.
@@ -244,9 +245,8 @@ def prompt_playground(detector, cohort: Cohort) -> Explorable:
         studies, slices = detector.similarity(embedded, sentence)
         # left to right: where each panel begins leaves room for the labels of its own axis
         figure = plt.figure(figsize=(10, 3.2), layout="none")
-        bars, slice_bars, picture = (
-            figure.add_axes((left, 0.17, width, 0.73)) for left, width in ((0.16, 0.25), (0.52, 0.23), (0.77, 0.21))
-        )
+        places = ((0.16, 0.17, 0.25, 0.73), (0.52, 0.17, 0.23, 0.73), (0.8, 0.51, 0.19, 0.4), (0.8, 0.13, 0.19, 0.26))
+        bars, slice_bars, picture, seen = map(figure.add_axes, places)
         bars.barh(numbered, studies, color=["#E69F00" if other == index else "#0072B2" for other in range(len(names))])
         bars.invert_yaxis()
         bars.set(xlabel="cosine similarity")
@@ -257,7 +257,9 @@ def prompt_playground(detector, cohort: Cohort) -> Explorable:
         slice_bars.set(xlabel=f"slice of study {study}", ylabel="cosine similarity")
         best = int(np.nanargmax(slices[index]))
         plots.draw_slice(picture, cohort.studies[index], best, contours=False)
-        picture.set_title(f"study {study}, slice {best + 1}")
+        picture.set_title(f"study {study}, slice {best + 1}", fontsize=8)
+        pictures.draw_heat(seen, *detector.seen(embedded.views[index], best, sentence))
+        seen.set_title("what speaks for the sentence", fontsize=8)
         return figure, f"“{html.escape(sentence)}” and {html.escape(name)}: {studies[index]:.2f}"
 
     wide = ipywidgets.Layout(width="36em", max_width="100%")
@@ -266,7 +268,7 @@ def prompt_playground(detector, cohort: Cohort) -> Explorable:
         "sentence": ipywidgets.Text(sentence, description="sentence", layout=wide),
         "study": _number(1, 1, len(names), 1, "study"),
     }
-    return Explorable(controls, draw, "Similarity of the sentence with each study and with each slice of one")
+    return Explorable(controls, draw, "Similarity of the sentence with studies and slices")
 
 
 def run_browser(file: str | Path) -> Explorable:

@@ -149,6 +149,7 @@ def heat_map(
     positive: Sequence[str],
     negative: Sequence[str] = (),
     patch: tuple[int, int] = (6, 9),
+    only: int | None = None,
 ) -> np.ndarray:
     """Where a sentence is seen, without gradients: how much its score falls when a patch is painted over.
 
@@ -160,14 +161,16 @@ def heat_map(
         positive: sentences looked for.
         negative: sentences to set against them; none: similarity alone.
         patch: height and width in pixels of the view.
+        only: paint over this slice alone; 0 in the others.
 
     Returns:
         `(slices, height, width)` float32: fall of the score in logits; positive where the patch speaks for it.
     """
+    study = study.to(model.logit_scale.device)
     images, levels, mask = study
     slices, _, height, width = images.shape[1:]
-    sought = model.encode_text(tokenizer(list(positive)))
-    other = model.encode_text(tokenizer(list(negative))) if negative else None
+    sought = model.encode_text(tokenizer(list(positive)).to(mask.device))
+    other = model.encode_text(tokenizer(list(negative)).to(mask.device)) if negative else None
     features, _ = model.visual.slice_features(study)
 
     def score(some: Tensor) -> Tensor:  # (n, slices, width) slice features
@@ -179,13 +182,13 @@ def heat_map(
     whole = score(features)
     tops, lefts = range(0, height, patch[0]), range(0, width, patch[1])
     fall = torch.zeros(slices, height, width)
-    for number in range(slices):
+    for number in range(slices) if only is None else (only,):
         hidden = images[0, number].repeat(len(tops) * len(lefts), 1, 1, 1)  # (patches, 1, height, width)
         places = [(top, left) for top in tops for left in lefts]
         for place, (top, left) in enumerate(places):
             hidden[place, :, top : top + patch[0], left : left + patch[1]] = 0
         alone = StudyBatch(
-            hidden[:, None], levels[:, number].expand(len(places))[:, None], torch.ones(len(places), 1) > 0
+            hidden[:, None], levels[:, number].expand(len(places))[:, None], mask.new_ones(len(places), 1)
         )
         changed, _ = model.visual.slice_features(alone)
         every = features.repeat(len(places), 1, 1)

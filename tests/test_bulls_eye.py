@@ -56,7 +56,8 @@ def test_without_a_heart_or_insertion_points_there_is_no_bulls_eye():
     study = cone(120, False, True, 1)
     bare = Study(**{key: value for key, value in study.items() if key != "labels"})
     lost = Study(**{**study, "landmarks": None})
-    for one, changes in ((bare, {}), (lost, {"view": "image"})):
+    unsure = Study(**{**study, "landmarks": Landmarks(120, 240, confidence=0.001)})
+    for one, changes in ((bare, {}), (lost, {"view": "image"}), (lost, {}), (unsure, {}), (unsure, {"view": "image"})):
         settings = make_settings(**changes)
         view = make_view(one, settings)
         assert segment_means(view.images[:, 0].numpy(), view, one, settings) == {}

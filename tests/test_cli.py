@@ -13,7 +13,9 @@ import pandas as pd
 import pytest
 import torchio as tio
 
-from lgekit import cli
+from lgekit import cli, training
+from lgekit.detection import Detector
+from lgekit.errors import InputError
 from lgekit.findings import WALLS
 
 SMALL = "phantom:studies=12,seed=3"
@@ -156,6 +158,19 @@ def test_score_holds_predictions_against_what_masks_or_reports_say(written, mode
     refused("score", written / "manifest.csv", spec, mentions="'p_lge' is missing")
     pd.concat([held_out, held_out]).to_csv(tmp_path / "twice.csv", index=False)
     refused("score", tmp_path / "twice.csv", spec, mentions="two rows")
+
+
+def test_a_killed_fit_goes_on_where_it_was(written, tmp_path, monkeypatch):
+    command = ("fit", f"manifest:{written}/manifest.csv", tmp_path / "mine", "--size", "smoke", "--pretrain-on", "none")
+    with monkeypatch.context() as patch:
+        patch.setattr(Detector, "save", lambda *_: (_ for _ in ()).throw(InputError("disk", "full", "Make room")))
+        refused(*command, mentions="disk: full")
+    assert [path.name for path in tmp_path.iterdir()] == [".mine.training"]
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "augment", lambda *_: pytest.fail("an epoch was trained again"))
+        done = lgekit(*command)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_path):

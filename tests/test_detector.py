@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lgekit import detector as module
 from lgekit import stages
@@ -201,6 +202,38 @@ def test_prompts_typed_later(fitted, cohort):
     studies, slices = fitted.similarity(embedded, "Scar of the inferior wall.")
     assert studies.shape == (3,) and (np.abs(studies) <= 1 + 1e-6).all()
     assert [len(values) for values in slices] == [study.spatial_shape[2] for study in some.studies]
+    view, own = embedded.views[0], int(embedded.views[0].own_slices[1])
+    picture, heat = fitted.seen(view, own, "Scar of the inferior wall.")
+    np.testing.assert_array_equal(picture, view.images[1, 0])
+    assert heat.shape == picture.shape and heat.any()
+
+
+def test_an_encoder_that_nothing_was_pretrained_for_is_refused(cohort):
+    """It would start at random, and its row of an ablation would say otherwise."""
+    for changes, all_studies in (({"masks": "true"}, False), ({}, True)):
+        settings = size_settings("smoke", **(QUICK | {"view": "image", **changes}))
+        with pytest.raises(InputError, match=r"encoder_init.*heart_phantom"):
+            fit_detector(cohort, settings, all_studies=all_studies, progress=False)
+
+
+def test_heart_networks_are_trained_and_used_on_the_accelerator(cohort, monkeypatch):
+    """Whether there is a GPU or not: the call asks where, and all comes back to the CPU."""
+    from lgekit import segmentation
+
+    asked, fit_heart = [], segmentation.fit_heart_network
+    monkeypatch.setattr(stages, "accelerator", lambda: asked.append("asked") or torch.device("cpu"))
+    given = []
+    monkeypatch.setattr(
+        segmentation,
+        "fit_heart_network",
+        lambda cohorts, size, seed, init, progress, device, **changes: (
+            given.append(device) or fit_heart(cohorts, size, seed, init, progress, device, **changes)
+        ),
+    )
+    settings = size_settings("smoke", **(QUICK | {"heart_phantom": 8, "seed": 77}))
+    network = stages.heart_network(cohort, (), settings, progress=False)
+    stages.locate(cohort, network)
+    assert given == [torch.device("cpu")] * 2 and len(asked) == 3 and network.device == torch.device("cpu")
 
 
 def test_too_few_reports_are_refused(cohort):

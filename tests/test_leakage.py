@@ -6,8 +6,11 @@ import pytest
 
 from lgekit import detector as module
 from lgekit import evaluation, stages
+from lgekit.copies import refuse_shared
 from lgekit.detector import fit_detector
+from lgekit.errors import InputError
 from lgekit.heartnet import HeartNetwork
+from lgekit.locating import pretraining_cohorts
 from lgekit.phantom import phantom_cohort
 from lgekit.settings import size_settings
 from lgekit.stages import make_view, synthetic_views, weights_fingerprint
@@ -129,3 +132,14 @@ def test_a_cross_fitted_fold_touches_nothing_and_shares_heart_networks(cohort, s
             assert seen[step] and not seen[step] & test, step
         hearts += [weights_fingerprint(HeartNetwork(fitted.heart.settings, [one])) for one in fitted.heart.networks]
     assert len(hearts) == 4 and len(set(hearts)) == 3, "the network without folds 0 and 1 serves both"
+
+
+def test_pretraining_on_the_cohort_itself_is_refused(cohort):
+    """Under another name: its test studies' masks would be learned, and no split says so."""
+    copy = cohort.studies[-1]
+    other = Cohort([Study(**{**copy, "study_id": "a new name", "patient_id": "a new name"})], "another folder")
+    with pytest.raises(InputError, match=rf"another folder.*a new name has the image of {copy['study_id']}"):
+        refuse_shared(cohort, [phantom_cohort(2, seed=2, pixels=72, workers=1), other])
+    refuse_shared(cohort, [phantom_cohort(2, seed=2, pixels=72, workers=1)])
+    with pytest.raises(InputError, match="has the image of"):
+        pretraining_cohorts(phantom_cohort(3, seed=0), "phantom:studies=3,seed=0", "phantom:studies=2,seed=0")

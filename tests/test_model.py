@@ -144,6 +144,17 @@ def test_image_view_starts_from_segmentation_weights(tokenizer):
         make(tokenizer).visual.load_segmentation(unet.encoder.state_dict())
 
 
+@pytest.mark.parametrize("name", ["convnext_atto", "densenet121"])
+def test_segmentation_weights_fit_whatever_timm_calls_the_stages(tokenizer, name):
+    import segmentation_models_pytorch as smp
+
+    model = make(tokenizer, view="image", encoder=name)
+    state = smp.Unet(f"tu-{name}", encoder_weights=None, in_channels=1).encoder.state_dict()
+    model.visual.load_segmentation(state)
+    first = next(value for value in state.values() if value.ndim == 4)
+    assert torch.equal(next(w for w in model.visual.encoder.net.state_dict().values() if w.ndim == 4), first)
+
+
 def test_any_timm_name_and_a_wrong_one(tokenizer):
     settings = make_settings(**(TINY | {"view": "image", "encoder": "convnext_atto"}))
     assert StudyEncoder(settings)(studies((2,), 32, 32))[0].shape == (1, 16)
@@ -180,8 +191,38 @@ def test_hugging_face_text_encoder(tmp_path):
     changed[:, -1] = 7  # the decoder must not know the word it has to guess
     torch.testing.assert_close(model(studies(), changed)["logits"][:, :-1], out["logits"][:, :-1])
     save_coca(tmp_path / "model", model, tokenizer, make_settings(**(TINY | {"text_encoder": str(tmp_path)})))
+    assert str(tmp_path) not in (tmp_path / "model/text.json").read_text()
+    bert.half().save_pretrained(tmp_path)
+    half = make(tokenizer, text_encoder=str(tmp_path))  # as many are stored
+    torch.testing.assert_close(half.encode_text(tokens), model.encode_text(tokens), atol=0.05, rtol=0.05)
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).unlink()  # a saved model is whole: it asks no hub and no folder for the encoder's shape
     again, _, _ = load_coca(tmp_path / "model")
     torch.testing.assert_close(again.encode_text(tokens), model.encode_text(tokens))
+
+
+def test_a_text_encoder_that_cannot_be_used_is_named(tmp_path):
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    with pytest.raises(InputError, match="text_encoder.*nowhere"):
+        ReportTokenizer.from_hugging_face(str(tmp_path / "nowhere"))
+    bare = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"[PAD]": 0})), pad_token="[PAD]")
+    bare.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no token for start and end"):
+        ReportTokenizer.from_hugging_face(str(tmp_path))
+
+
+def test_an_encoder_that_has_learned_its_language_moves_slowly():
+    from lgekit.training import adamw
+
+    module = torch.nn.Module()
+    module.coca = torch.nn.Module()
+    module.coca.text = torch.nn.ModuleDict({"net": torch.nn.Linear(2, 3), "out": torch.nn.Linear(3, 4)})
+    found = {}
+    for group in adamw(module, make_settings(text_encoder_rate=0.05)).param_groups:
+        found |= {weight.shape: (group["share"], group["weight_decay"] > 0) for weight in group["params"]}
+    assert found == {(3, 2): (0.05, True), (3,): (0.05, False), (4, 3): (1.0, True), (4,): (1.0, False)}
 
 
 def test_captions_follow_the_decoder(tokenizer):
@@ -219,6 +260,7 @@ def test_tokenizer_is_reversible_and_pads(tokenizer):
     assert tokenizer.decode(tokenizer(awkward, context_length=99)[0]) == awkward
     assert (ids[2] == tokenizer.pad_id).any() and tokenizer.core.token_to_id("[UNK]") not in ids
     assert tokenizer(TEXTS[1], context_length=6).shape == (1, 6)
+    assert tokenizer(TEXTS[1], context_length=60).shape == (1, 60)  # as open_clip's: padded to the context asked for
     assert tokenizer(TEXTS[1], context_length=6)[0, -1] == tokenizer.end_id
 
 

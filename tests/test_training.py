@@ -183,6 +183,26 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         with pytest.raises(InputError, match=r"run.safetensors.*other settings, texts or images"):
             fit(pairs, own.override(**changed), validation=held, checkpoint=file, progress=False)
     assert len(fit(toy(), own, checkpoint=file, progress=False).history) == 2
+    file.write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match=r"run.safetensors.*no checkpoint"):
+        fit(toy(), own, checkpoint=file, progress=False)
+
+
+def test_a_checkpoint_knows_what_the_encoder_started_from(tmp_path):
+    from lgekit.model import PolarEncoder
+
+    own, file = settings(epochs=2), tmp_path / "run.safetensors"
+    states = [PolarEncoder(own.polar_channels).state_dict() for _ in range(2)]
+    fit(toy(), own, encoder_state=states[0], checkpoint=file, stop_after=1, progress=False)
+    with pytest.raises(InputError, match="other settings"):
+        fit(toy(), own, encoder_state=states[1], checkpoint=file, progress=False)
+
+
+def test_a_loss_that_is_no_number_ends_the_training():
+    pairs = toy()
+    pairs.batch.images[0] = math.nan
+    with pytest.raises(InputError, match="loss of epoch 1 is not a number"):
+        fit(pairs, settings(epochs=2), progress=False)
 
 
 def test_averaged_weights_are_kept_beside_a_validation_split():
@@ -253,17 +273,21 @@ from lightning_fabric import Fabric
 from test_training import fit, settings, toy
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    fabric = Fabric(accelerator="cpu", devices=int(sys.argv[1]), strategy="ddp" if sys.argv[1] == "2" else "auto")
+    contrast_alone = sys.argv[2] == "0"
+    strategy = "ddp_find_unused_parameters_true" if contrast_alone else "ddp"
+    fabric = Fabric(accelerator="cpu", devices=int(sys.argv[1]), strategy=strategy if sys.argv[1] == "2" else "auto")
     fabric.launch()
-    own = settings(epochs=2, augment=0.0, caption_weight=1.0, targets=sys.argv[2])
-    result = fit(toy(16), own, progress=False, fabric=fabric)
+    own = settings(epochs=2, augment=0.0, caption_weight=float(sys.argv[2]))
+    held = toy(6, seed=7) if contrast_alone else None
+    result = fit(toy(16), own, validation=held, progress=False, fabric=fabric)
+    columns = ["contrastive", "validation_contrastive" if contrast_alone else "caption"]
     if fabric.global_rank == 0:
-        print("LOSSES", *[f"{{x:.5f}}" for x in result.history[["contrastive", "caption"]].to_numpy().ravel()])
+        print("LOSSES", *[f"{{x:.5f}}" for x in result.history[columns].to_numpy().ravel()])
 """
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
+@pytest.mark.parametrize("caption_weight", ["1", "0"])
+def test_two_processes_train_as_one(tmp_path, caption_weight):
     """Gathered features: loss and gradients (hence the second epoch's loss) equal those of one process."""
     script = tmp_path / "run.py"
     script.write_text(TWO_PROCESSES.format(tests=str(Path(__file__).parent), root=str(Path(__file__).parents[1])))
@@ -271,7 +295,7 @@ def test_two_processes_train_as_one(tmp_path):
     for processes in ("1", "2"):
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [sys.executable, str(script), processes, "same_text"],
+            [sys.executable, str(script), processes, caption_weight],
             capture_output=True, text=True, timeout=240, env=environment, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]

@@ -67,6 +67,9 @@ def test_heat_map_points_at_the_scar(trained):
         assert heat.shape == (count, 12, 24)
         inside = heat[0, 3:8, place].mean()
         assert inside > 0 and inside > 3 * np.abs(heat[1:]).mean()
+        alone_painted = heat_map(trained.model, trained.tokenizer, alone, POSITIVE, NEGATIVE, patch=(4, 6), only=0)
+        np.testing.assert_allclose(alone_painted[0], heat[0], atol=1e-5)
+        assert not alone_painted[1:].any()
 
 
 def test_platt_puts_one_half_where_the_classes_part():
