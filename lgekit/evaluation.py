@@ -157,14 +157,15 @@ def wall_scores(scores: pd.DataFrame) -> pd.DataFrame:
 
 
 def caption_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
-    """Captions beside the truth: ``study_id, caption, truth, right`` (presence and all walls agree)."""
+    """Captions beside the truth: ``study_id, caption, truth, right`` (presence and, where known, all walls agree)."""
     captions = predictions.set_index("study_id")["caption"].fillna("")
     rows = []
     for study in cohort.studies:
         if study["findings"] is not None:
             caption, truth = str(captions[study["study_id"]]), study["findings"]
             read = read_report(caption)
-            right = read.present == truth.present and read.walls == truth.walls
+            placed = truth.walls or not truth.present
+            right = read.present == truth.present and (not placed or read.walls == truth.walls)
             words = {"study_id": study["study_id"], "caption": caption, "truth": canonical_text(truth)}
             rows.append(words | {"right": right})
     return pd.DataFrame(rows, columns=["study_id", "caption", "truth", "right"]).astype({"right": bool})
@@ -252,7 +253,8 @@ def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
         turned = StandardizeShortAxis(pixels=96, min_confidence=detector.settings.min_confidence)(located).pixels
         backwards = view.own_slices[0] > view.own_slices[-1]
         steps["in the standard frame"] = turned[:, :, turned.shape[2] - 1 - stored if backwards else stored]
-    steps["the wall unrolled: what the network sees"] = view.images[strongest, 0].numpy().T
+    unrolled = "the wall unrolled: " if detector.settings.frame == "polar" else ""
+    steps[f"{unrolled}what the network sees"] = view.images[strongest, 0].numpy().T
     found = detector.predict(alone).iloc[0]
     steps[f'what speaks for scar. Read as: "{found["caption"]}", p = {found["p_lge"]:.2f}'] = fall[strongest].T
     return steps

@@ -158,14 +158,18 @@ def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict:
 
 
 def text_f1(truth: Sequence[Findings], read: Sequence[Findings]) -> dict[str, float]:
-    """Clinical F1 of texts against the truth: ``presence`` over studies, ``walls`` micro-averaged over study × wall."""
+    """Clinical F1 of texts against the truth: ``presence`` over studies, ``walls`` micro-averaged over study × wall.
+
+    A true scar in no known wall says nothing of walls: its study counts for presence alone.
+    """
 
     def f1(expected: np.ndarray, found: np.ndarray) -> float:
         total = expected.sum() + found.sum()
         return float(2 * (expected & found).sum() / total) if total else float("nan")
 
-    expected = np.array([[wall in findings.walls for wall in WALLS] for findings in truth])
-    found = np.array([[wall in findings.walls for wall in WALLS] for findings in read])
+    placed = np.array([bool(findings.walls) or not findings.present for findings in truth], dtype=bool)
+    walls = (np.array([[wall in one.walls for wall in WALLS] for one in some], bool)[placed] for some in (truth, read))
+    expected, found = (part.reshape(-1, len(WALLS)) for part in walls)
     presence = np.array([findings.present for findings in truth]), np.array([findings.present for findings in read])
     return {"presence_f1": f1(*presence), "walls_f1": f1(expected, found)}
 

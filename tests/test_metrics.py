@@ -87,6 +87,10 @@ def test_text_f1_by_hand():
     scores = metrics.text_f1([inferior, both, Findings()], [both, Findings(), Findings()])
     assert scores["presence_f1"] == pytest.approx(2 / 3)  # one hit, one miss
     assert scores["walls_f1"] == pytest.approx(2 * 1 / (3 + 2))
+    unplaced = Findings((Scar(walls=(), levels=("mid",), depth="subendocardial"),))
+    more = metrics.text_f1([inferior, both, Findings(), unplaced], [both, Findings(), Findings(), both])
+    assert more["walls_f1"] == scores["walls_f1"] and more["presence_f1"] == pytest.approx(4 / 5)
+    assert np.isnan(metrics.text_f1([], [])["walls_f1"])
 
 
 def test_compare_rows_sees_a_worse_row_and_not_an_equal_one():
