@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,12 +73,22 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     return made
 
 
-def last_point(predictions: pd.DataFrame) -> pd.DataFrame:
+def further_axes(predictions: pd.DataFrame) -> list[str]:
+    """The axes of a grid beside row, seed and fold: they stand before the column ``study_id``."""
+    return [name for name in predictions.columns[: predictions.columns.get_loc("study_id")] if name not in NO_AXIS]
+
+
+def last_point(predictions: pd.DataFrame, but: str = "") -> pd.DataFrame:
     """The predictions at the last value of each further axis of a grid: those of all studies to learn from, where the
-    axis is ``train_studies`` and ends at 0. Axes stand before the column ``study_id``."""
-    axes = [name for name in predictions.columns[: predictions.columns.get_loc("study_id")] if name not in NO_AXIS]
-    for axis in axes:
-        predictions = predictions[predictions[axis] == predictions[axis].iloc[-1]]
+    axis is ``train_studies`` and ends at 0.
+
+    Args:
+        predictions: of the grid; the axes stand before the column ``study_id``.
+        but: an axis of which all values stay.
+    """
+    for axis in further_axes(predictions):
+        if axis != but:
+            predictions = predictions[predictions[axis] == predictions[axis].iloc[-1]]
     return predictions
 
 
@@ -102,8 +113,9 @@ def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame, se
     """The first row beside the references that its runs trained or computed: what `lgekit.metrics.compare_rows` gives.
 
     Args:
-        predictions: of the grid.
-        references: ``reference_predictions.csv`` of the runs (notebook 05), with a column ``method``; may be empty.
+        predictions: of the grid, at one value of each further axis (`last_point`).
+        references: ``reference_predictions.csv`` of the runs (notebook 05), with a column ``method``, at all values of
+            the axes; may be empty.
         seed: of the bootstrap.
 
     Returns:
@@ -114,8 +126,10 @@ def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame, se
     if references.empty:
         return pd.DataFrame()
     same = references[(references["row"] == first) & references["seed"].isin(own["seed"])]
+    for axis in further_axes(own):
+        same = same[same[axis] == own[axis].iloc[0]]
     whole = same.groupby("method")["study_id"].count() == len(own)
-    beside = same[same["method"].map(whole)].assign(row=lambda table: table["method"])
+    beside = same[same["method"].map(whole).astype(bool)].assign(row=lambda table: table["method"])
     columns = ["row", "seed", "study_id", "patient_id", "scar", "p_lge"]
     return compare_rows(pd.concat([own[columns], beside[columns]], ignore_index=True), first, seed)
 
@@ -157,15 +171,15 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: 
     """
     if axis in predictions:
         parts = []
-        for value, part in predictions.groupby(axis):
+        for value, part in last_point(predictions, but=axis).groupby(axis):
             compared = compare_rows(part, part["row"].iloc[0], seed)
             size = runs["studies_train"].max() if axis == "train_studies" and value == 0 else value  # 0: all studies
             parts.append(compared[["row", "statistic", "value", "low", "high"]].assign(**{axis: size}))
         return pd.concat(parts, ignore_index=True).sort_values([axis, "row"], ignore_index=True)
-    ratios = {"no_synthetic": 0.0, "full": 1.0} | {
-        row: float(row.rsplit("_", 1)[1]) for row in runs["row"].unique() if row.startswith("synthetic_")
-    }
-    chosen = predictions[predictions["row"].isin(ratios)] if axis == "synthetic_per_real" else predictions.iloc[:0]
+    named = {row: re.fullmatch(r"synthetic_(\d+(?:\.\d+)?)", row) for row in runs["row"].unique()}
+    ratios = {"no_synthetic": 0.0, "full": 1.0} | {row: float(found[1]) for row, found in named.items() if found}
+    whole = last_point(predictions)
+    chosen = whole[whole["row"].isin(ratios)] if axis == "synthetic_per_real" else whole.iloc[:0]
     if chosen.empty:
         return pd.DataFrame(columns=["row", axis, "statistic", "value", "low", "high"])
     compared = compare_rows(chosen, chosen["row"].iloc[0], seed)

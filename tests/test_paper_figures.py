@@ -164,6 +164,34 @@ def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, mo
     assert "\\begin{tabular}" in (tmp_path / "tables/toy_table.tex").read_text()
 
 
+def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(tmp_path, monkeypatch):
+    parts, beside = [], []
+    for size in (30, 60, 0):
+        part, other = predictions({"full": 2.0, "no_synthetic": 0.5}), predictions({"full": 3.0 + size})
+        part.insert(2, "train_studies", size)
+        other.insert(2, "train_studies", size)
+        other.insert(3, "method", "supervised")
+        parts.append(part)
+        beside.append(other)
+    table, references = pd.concat(parts, ignore_index=True), pd.concat(beside, ignore_index=True)
+    runs = runs_of(table)
+    monkeypatch.setattr(ablation_report, "collect", lambda file, out: runs)
+    monkeypatch.setattr(ablation_report, "collect_predictions", lambda file, of="": references if of else table)
+    names = {path.name for path in ablation_report.report_grid("label_efficiency.yaml", tmp_path)}
+    assert {"ablation_forest_label_efficiency.png", "label_efficiency_label_efficiency.png"} <= names
+    assert "synthetic_ratio_label_efficiency.png" not in names  # two points make no curve
+    methods = pd.read_csv(tmp_path / "tables/label_efficiency_references.csv")
+    last = compare_rows(beside[-1].assign(row="supervised"), "supervised")
+    assert methods["row"].unique().tolist() == ["full", "supervised"]
+    assert methods["value"].iloc[-1] == pytest.approx(last["value"].iloc[-2], abs=1e-4)
+
+
+def test_a_row_named_like_a_ratio_is_no_point_of_the_curve():
+    table = predictions(RATIOS | {"synthetic_only": 2.0})
+    curve = ablation_report.curve_table(table, runs_of(table), "synthetic_per_real")
+    assert set(curve["row"]) == set(RATIOS)
+
+
 def test_references_that_read_every_study_stand_beside_the_first_row():
     own = predictions({"full": 1.0, "no_caption": 0.5})
     whole = predictions({"full": 3.0}).assign(method="supervised")
