@@ -163,8 +163,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: int = 0) -> pd.DataFrame:
-    """A statistic over an axis of the grid, with intervals over patients: columns ``row``, the axis, ``statistic``,
-    ``value``, ``low``, ``high``.
+    """A statistic over an axis of the grid, with intervals over patients and seeds: columns ``row``, the axis,
+    ``statistic``, ``value``, ``low``, ``high``.
 
     The axis is the grid's own, or a parameter in which rows named after it differ (``no_synthetic``, ``full``,
     ``synthetic_2`` …): those make up one curve.
