@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lgekit.ablations import claims_table
+from lgekit.ablations import claims_table, uncompared
 from lgekit.errors import InputError
 from lgekit.grid_tables import REFERENCES, collect, collect_predictions
 from lgekit.metrics import compare_rows, title_of
@@ -52,9 +51,9 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     predictions = of_whole_seeds(runs, collect_predictions(file), name)
     whole = last_point(predictions)
     comparison = compare_rows(whole, reference=runs["row"].iloc[0], seed=seed)
-    answered = {name: claims_table(comparison, name) for name in ("balanced_accuracy", "auc")}
+    answered = {name: claims_table(comparison, name, runs) for name in ("balanced_accuracy", "auc")}
     claims = pd.concat(answered, names=["statistic"]).reset_index("statistic")
-    paper = paper_table(comparison, runs["row"].unique())
+    paper = paper_table(comparison, runs)
     comparison.to_csv(tables / f"{name}_comparison.csv", index=False, float_format="%.5g")
     claims.to_csv(tables / f"{name}_claims.csv", index=False, float_format="%.5g")
     (tables / f"{name}_table.md").write_text(markdown(paper))
@@ -93,19 +92,33 @@ def last_point(predictions: pd.DataFrame, but: str = "") -> pd.DataFrame:
 
 
 def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The predictions that can be compared like with like: of the seeds that most rows have whole (all folds), and of
-    the rows that have all of these seeds.
+    """The predictions that can be compared like with like, all rows over the same seeds, whole (all folds).
+
+    Of all such choices with the first row that of the most seeds × rows, then of the most rows. What is left out is
+    printed.
+
+    Args:
+        runs: what `lgekit.grid_tables.collect` gives.
+        predictions: of the grid.
+        name: of the grid.
 
     Raises:
         InputError: there is no seed that the first row has whole.
     """
     first = runs["row"].iloc[0]
     whole = runs.assign(done=runs["state"] == "done").groupby(["seed", "row"])["done"].all().unstack("row")
-    whole = whole[whole[first]]  # (seeds, rows)
-    if whole.empty:
+    seeds_of = {row: frozenset(whole.index[whole[row]]) for row in runs["row"].unique()}
+    if not seeds_of[first]:
         raise InputError(f"grid {name}", f"no seed of row {first!r} is done", "Go on with it: lgekit grid run")
-    seeds = whole.index[whole.sum(axis=1) == whole.sum(axis=1).max()]
-    rows = whole.columns[whole.loc[seeds].all()]
+    shared = {seeds_of[first]}  # what seeds some rows and the first have in common
+    for own in set(seeds_of.values()):
+        shared |= {common & own for common in shared} - {frozenset()}
+    choices = {tuple(sorted(seeds)): [row for row, own in seeds_of.items() if own >= seeds] for seeds in shared}
+    seeds = max(sorted(choices), key=lambda chosen: (len(chosen) * len(choices[chosen]), len(choices[chosen])))
+    rows = choices[seeds]
+    for what, of_all, kept in ("rows", seeds_of, rows), ("seeds", whole.index, seeds):
+        if left := [str(one) for one in of_all if one not in kept]:
+            print(f"grid {name}: {what} {', '.join(left)} left out, not whole where the others are")
     return predictions[predictions["seed"].isin(seeds) & predictions["row"].isin(rows)]
 
 
@@ -134,12 +147,13 @@ def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame, se
     return compare_rows(pd.concat([own[columns], beside[columns]], ignore_index=True), first, seed)
 
 
-def paper_table(comparison: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:
+def paper_table(comparison: pd.DataFrame, runs: pd.DataFrame | None = None) -> pd.DataFrame:
     """One line a row: each statistic as ``value (low–high)``; differences from the first row with p after Holm.
 
     Args:
         comparison: what `lgekit.metrics.compare_rows` gives.
-        rows: of the grid; those that were not compared stand there as "not run".
+        runs: of the grid, what `lgekit.grid_tables.collect` gives; rows that were not compared stand there with what
+            became of their runs (`lgekit.ablations.uncompared`).
     """
     lines, reference = [], comparison["row"].iloc[0]
     for row, of_row in comparison.groupby("row", sort=False):
@@ -151,8 +165,8 @@ def paper_table(comparison: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFr
             line[f"{STATISTICS[name]} − {reference}"] = f"{found.loc[name, 'difference']:+.3f}" if compared else ""
             line[f"p, {STATISTICS[name]}"] = f"{found.loc[name, 'p_holm']:.3f}" if compared else ""
         lines.append(line)
-    missing = [row for row in rows if row not in set(comparison["row"])]
-    lines += [{"row": title_of(row), STATISTICS["balanced_accuracy"]: "not run"} for row in missing]
+    for row, why in uncompared(comparison, runs).items():
+        lines.append({"row": title_of(row), STATISTICS["balanced_accuracy"]: why})
     return pd.DataFrame(lines).fillna("")
 
 

@@ -134,10 +134,29 @@ def test_rows_are_compared_over_seeds_that_they_have_whole():
     runs.loc[runs["row"] == "plain_clip", "state"] = "to do"
     chosen = ablation_report.of_whole_seeds(runs, table, "toy")
     assert set(chosen["seed"]) == {0, 2} and set(chosen["row"]) == {"full", "no_caption"}
-    paper = ablation_report.paper_table(compare_rows(chosen), runs["row"].unique()).set_index("row")
+    paper = ablation_report.paper_table(compare_rows(chosen), runs).set_index("row")
     assert paper.loc["plain CLIP", "balanced accuracy"] == "not run" and paper.loc["plain CLIP", "AUC"] == ""
     with pytest.raises(InputError, match="toy.*no seed of row 'full' is done"):
         ablation_report.of_whole_seeds(runs.assign(state="failed"), table, "toy")
+
+
+def test_most_seeds_times_rows_are_compared_and_what_is_left_out_is_said(capsys):
+    table = predictions({"full": 1.0, "no_caption": 1.0, "no_synthetic": 0.0}, seeds=3, patients=20)
+    runs = runs_of(table)
+    runs.loc[(runs["row"] == "no_synthetic") & (runs["seed"] > 0), "state"] = ["failed", "to do"]
+    chosen = ablation_report.of_whole_seeds(runs, table, "toy")
+    assert set(chosen["seed"]) == {0, 1, 2} and set(chosen["row"]) == {"full", "no_caption"}
+    assert capsys.readouterr().out == "grid toy: rows no_synthetic left out, not whole where the others are\n"
+    words = "not compared (1 of 3 runs done, 1 failed)"
+    comparison = compare_rows(chosen)
+    assert ablation_report.paper_table(comparison, runs)["balanced accuracy"].iloc[-1] == words
+    claims = ablation_report.claims_table(comparison, runs=runs).set_index("row")["answer"]
+    assert claims["no_synthetic"] == words and claims["no_pretraining"] == "not run"
+    runs["state"] = "done"
+    runs.loc[(runs["row"] == "no_synthetic") & (runs["seed"] == 2), "state"] = "to do"
+    chosen = ablation_report.of_whole_seeds(runs, table, "toy")  # 2 seeds of 3 rows, 3 of 2: the more rows
+    assert set(chosen["seed"]) == {0, 1} and chosen["row"].nunique() == 3
+    assert "seeds 2 left out" in capsys.readouterr().out
 
 
 def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, monkeypatch):
