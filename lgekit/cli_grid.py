@@ -28,7 +28,7 @@ def grid_run(
 
     result = grid.run_grid(file, workers, scheduler, only, seeds, timeout, dry_run, retries)
     typer.echo(result.to_string(index=False))
-    raise typer.Exit(int(not dry_run and (result["state"] == "failed").any()))
+    raise typer.Exit(int(not dry_run and (result["state"] != "done").any()))
 
 
 @grid_app.command("status")

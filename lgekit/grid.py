@@ -128,7 +128,8 @@ def _run_all(grid: Grid, todo: dict[str, Run], workers, scheduler, timeout, retr
                 run = futures[future]
                 if future.status == "error":
                     error = future.exception()
-                    if not isinstance(error, RunError):  # its worker died, again and again
+                    if not isinstance(error, RunError) or run.id not in names_in(grid.folder / "failed"):
+                        # its worker died, again and again, or could not write
                         record_failure(grid.folder / run.id, f"{type(error).__name__}: {error}")
                     bar.write(f"failed: {run.row} {run.axes}: {error}")
                 lost += future.status in ("cancelled", "lost")

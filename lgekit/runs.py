@@ -101,6 +101,7 @@ def run_notebook(
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
+        record_failure(out_dir, str(error))
         raise RunError(f"{out_dir.name}: {error}") from error
     shutil.rmtree(out_dir.parent / "failed" / out_dir.name, ignore_errors=True)
     return load_metrics(out_dir) or {}
@@ -279,8 +280,8 @@ def is_locked(path: str | Path) -> bool:
     import fcntl
 
     try:
-        with open(path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(path) as file:  # shared: two who ask at once see no lock of one another, and NFS asks no writing
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except FileNotFoundError:

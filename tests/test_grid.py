@@ -15,7 +15,9 @@ import pytest
 import yaml
 from dask.utils import key_split
 from tiny_notebook import PARAMETERS, WORK, write_notebook
+from typer.testing import CliRunner
 
+from lgekit.cli_grid import grid_app
 from lgekit.cluster import connect
 from lgekit.errors import InputError
 from lgekit.fingerprints import code_version, cohort_fingerprint
@@ -217,6 +219,24 @@ def test_a_grid_runs_reports_and_is_not_run_twice(project):
     with locked(folder / ".locks" / expand(file)[0].id), pytest.raises(InputError, match="1 runs are going on"):
         clean(file, everything=True)
     assert len(clean(file, everything=True)) == 6 and not any(folder.iterdir())
+
+
+def test_a_run_that_cannot_begin_is_recorded_and_the_command_fails(project, monkeypatch):
+    file = grid_file(project, GRID.replace("[0, 1]", "[0]"))
+    run_grid(file, only="full", progress=False)
+    folder = project / "papermill_runs" / "toy"
+    shutil.rmtree(folder / ".locks")
+    (folder / ".locks").touch()  # no folder: no lock can be taken
+    done = CliRunner().invoke(grid_app, ["run", str(file)])
+    assert done.exit_code == 1
+    status = grid_status(file).set_index("row")
+    assert (
+        dict(status["state"]) == {"full": "done", "shifted": "failed"} and "File exists" in status["error"]["shifted"]
+    )
+    (folder / ".locks").unlink()
+    assert CliRunner().invoke(grid_app, ["run", str(file), "--only", "full"]).exit_code == 0
+    monkeypatch.setattr("lgekit.grid._run_all", lambda *given: shutil.rmtree(folder / "failed"))
+    assert CliRunner().invoke(grid_app, ["run", str(file)]).exit_code == 1  # neither failed nor done
 
 
 def test_a_run_past_its_time_fails_and_the_rest_goes_on(project):

@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import re
@@ -236,6 +237,16 @@ def test_a_lock_ends_with_its_process(tmp_path):
     with locked(path):
         assert is_locked(path)
     assert not path.exists()
+
+
+def test_two_who_ask_for_a_lock_at_once_see_none(tmp_path):
+    path = tmp_path / "a"
+    path.touch()
+    with open(path) as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # what another `is_locked` holds for a moment
+        assert not is_locked(path)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert is_locked(path)
 
 
 def test_a_shared_stage_is_computed_once_by_processes_that_start_together(tmp_path):
