@@ -185,7 +185,8 @@ def _import_papermill() -> Any:
 
 
 def _first_unfinished(notebook: Path) -> str | None:
-    """The first code cell of an executed notebook that did not run to its end, in words, or None."""
+    """The first code cell of an executed notebook that did not run to its end, under the number that stands beside it
+    (``cell In [3]``), or None."""
     try:
         cells = json.loads(notebook.read_text("utf-8"))["cells"]
     except (OSError, ValueError):
@@ -193,12 +194,12 @@ def _first_unfinished(notebook: Path) -> str | None:
     number = 0
     for cell in cells:
         source = "".join(cell["source"]).strip()
-        if cell["cell_type"] != "code" or not source or "injected-parameters" in cell["metadata"].get("tags", ()):
+        if cell["cell_type"] != "code" or not source:
             continue
-        number += 1
+        number = cell.get("execution_count") or number + 1  # a cell whose kernel died has none
         raised = any(output["output_type"] == "error" for output in cell["outputs"])
         if raised or "shell.execute_reply" not in cell["metadata"].get("execution", {}):
-            return f"code cell {number} (`{source.splitlines()[0]}`)"
+            return f"cell In [{number}] (`{source.splitlines()[0]}`)"
     return None
 
 

@@ -196,10 +196,15 @@ def test_a_grid_runs_reports_and_is_not_run_twice(project):
     assert list(plan["state"]) == ["to do"] * 4 and not (project / "papermill_runs").exists()
     status = run_grid(file, workers=2, progress=False).set_index("row")
     assert dict(status["state"]) == {"full": "done", "broken": "failed", "dead": "failed", "shifted": "done"}
-    assert "ValueError: no luck with seed 0 in code cell 2" in status["error"]["broken"]
-    assert "the kernel died in code cell 2" in status["error"]["dead"]
-    for where in status["where"]:
-        assert (project / where).name == "run.ipynb" and (project / where).is_file()
+    assert "ValueError: no luck with seed 0 in cell In [3]" in status["error"]["broken"]
+    assert "the kernel died in cell In [3]" in status["error"]["dead"]
+    for row, where in status["where"].items():
+        path, _, anchor = where.partition("#")
+        assert (project / path).name == "run.ipynb" and (project / path).is_file()
+        assert anchor == ("papermill-error-cell" if row == "broken" else "")
+    executed = nbformat.read(project / status["where"]["broken"].partition("#")[0], 4)
+    raised = [cell for cell in executed.cells if "no luck" in str(cell.get("outputs"))]
+    assert [cell["execution_count"] for cell in raised] == [3]  # as the message says
     made = {path: path.stat().st_mtime_ns for path in project.rglob("metrics.json")}
     (project / "mended").touch()  # now `raise` does not
     status = run_grid(file, only=["full", "broken"], progress=False)
