@@ -248,7 +248,7 @@ def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
     one_line = table.groupby("row")[axis_name].nunique().max() == 1
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
     for axis, statistic in zip(axes, ("balanced_accuracy", "auc"), strict=True):
-        shown = table[table["statistic"] == statistic].sort_values(axis_name)
+        shown = table[table["statistic"] == statistic].sort_values(axis_name, kind="stable")
         places = {value: place for place, value in enumerate(sorted(shown[axis_name].unique()))}
         lines = [("", shown)] if one_line else list(shown.groupby("row", sort=False))
         for number, (row, line) in enumerate(lines):

@@ -1,4 +1,4 @@
-"""Every figure is drawn again from its table alone: the data are compared, not the pixels."""
+"""Every figure is drawn again from its table alone. What is drawn is held against the table in test_plots.py."""
 
 import json
 import shutil

@@ -64,3 +64,73 @@ def test_a_saved_figure_has_data_and_caption_and_comes_out_the_same_twice(tmp_pa
     assert contents["curves.png"] == (tmp_path / "curves.png").read_bytes()
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "curves.csv"), data, check_dtype=False)
     assert json.loads((tmp_path / "captions.json").read_text()) == {"curves": "Losses over epochs."}
+
+
+def drawn(axis, way: str) -> list[np.ndarray]:
+    """What the error bars of an axis show: for each of them ``(points, 3)``, value, low and high along x or y."""
+    shown = []
+    for container in axis.containers:
+        line, _, (bars,) = container.lines
+        values = line.get_xdata() if way == "x" else line.get_ydata()
+        ends = [[end["xy".index(way)] for end in bar] for bar in bars.get_segments()]
+        shown.append(np.column_stack([values, ends]).astype(float))
+    return shown
+
+
+def ablation(*rows: str) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    lines = [{"row": row, "statistic": name} for name in ("balanced_accuracy", "auc") for row in rows]
+    low, value, high = np.sort(generator.uniform(0.3, 1, (3, len(lines))), axis=0)
+    return pd.DataFrame(lines).assign(value=value, low=low, high=high)
+
+
+def test_a_forest_shows_the_values_of_its_table():
+    table = ablation("full", "no_caption", "plain_clip")
+    figure = plots.forest(table, "balanced_accuracy", "auc")
+    figure.canvas.draw()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["full", "no caption", "plain CLIP"]
+    for axis, name in zip(figure.axes, ("balanced_accuracy", "auc"), strict=True):
+        wanted = table.loc[table["statistic"] == name, ["value", "low", "high"]].to_numpy()
+        np.testing.assert_allclose(drawn(axis, "x"), [wanted])
+        assert axis.containers[0].lines[0].get_ydata().tolist() == [0, 1, 2]
+        assert axis.lines[-1].get_xdata() == [wanted[0, 0]] * 2  # dotted: the first row
+        assert plots.title_of(name) in axis.get_xlabel()
+
+
+def test_a_curve_shows_the_values_of_its_table_in_order():
+    rows = ("full", "plain_clip")
+    table = pd.concat([ablation(*rows).assign(train_studies=size, high=1.0) for size in (120, 30, 200)])
+    figure = plots.interval_curve(table, "train_studies", "studies")
+    figure.canvas.draw()
+    for axis, name in zip(figure.axes, ("balanced_accuracy", "auc"), strict=True):
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["30", "120", "200"]
+        wanted = table[table["statistic"] == name].sort_values("train_studies").set_index("row")
+        shown = drawn(axis, "y")
+        assert [container.get_label() for container in axis.containers] == ["full", "plain CLIP"]
+        for row, bars in zip(rows, shown, strict=True):
+            np.testing.assert_allclose(bars, wanted.loc[row, ["value", "low", "high"]].to_numpy())
+
+
+def test_wall_bars_show_the_values_of_their_table():
+    low, value, high = np.sort(np.random.default_rng(1).uniform(0.3, 1, (3, 6)), axis=0)
+    table = pd.DataFrame({"wall": WALLS, "value": value, "low": low, "high": high})
+    (axis,) = (figure := plots.wall_bars(table)).axes
+    figure.canvas.draw()
+    assert [label.get_text() for label in axis.get_xticklabels()] == list(WALLS)
+    np.testing.assert_allclose(drawn(axis, "y"), [table[["value", "low", "high"]].to_numpy()])
+
+
+def test_roc_shows_the_curve_and_the_band_of_its_table():
+    generator = np.random.default_rng(0)
+    truth = generator.random(60) < 0.5
+    table = plots.roc_table(
+        pd.DataFrame({"patient_id": range(60), "scar": truth, "p_lge": truth + generator.normal(size=60)})
+    )
+    (axis,) = plots.roc({"model": table}).axes
+    curve, chance = axis.lines
+    assert (curve.get_label(), chance.get_label()) == ("model", "chance")
+    np.testing.assert_allclose(curve.get_xydata(), table[["false_positive_rate", "sensitivity"]])
+    outline = axis.collections[0].get_paths()[0].vertices
+    for rate, low, high in table[["false_positive_rate", "low", "high"]].iloc[1:-1].to_numpy():
+        at = outline[np.isclose(outline[:, 0], rate), 1]
+        assert at.min() == pytest.approx(low) and at.max() == pytest.approx(high)
