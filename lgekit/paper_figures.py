@@ -92,7 +92,8 @@ FIGURES = {
         "03",
         "gallery",
         _images(4),
-        "A healthy heart with a synthetic scar in each wall and depth: region [S], appearance [O].",
+        "A healthy heart with a synthetic scar in each wall and depth: region [S], appearance [O]. Above each: what "
+        "its report says of the scar, as measured in the painted mask.",
     ),
     "real_beside_synthetic": PaperFigure(
         "03",
@@ -121,14 +122,15 @@ FIGURES = {
         "05",
         "walls",
         _bulls_eye,
-        "The AUC of each wall on the bull's-eye: basal and mid segments show that of their wall, apical ones the mean "
-        "of their walls; the apex (17) belongs to none.",
+        "Six AUCs, one a wall, spread over the bull's-eye, for they are of walls and not of segments: basal and mid "
+        "segments show that of their wall, apical ones the mean of their walls; the apex (17) belongs to none.",
     ),
     "slice_weights": PaperFigure(
         "05",
         "slices",
         _slices,
-        "What each slice of one test study says when asked on its own; orange: slices that truly hold scar.",
+        "Probability of scar that each slice of one test study gets when asked on its own, calibrated as whole studies "
+        "are; no weights of a network's attention, and they do not add up to 1. Orange: slices that truly hold scar.",
     ),
     "captions": PaperFigure(
         "05",

@@ -1,5 +1,6 @@
 """Figures: their data, not their pixels."""
 
+import itertools
 import json
 
 import matplotlib.pyplot as plt
@@ -9,7 +10,8 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from lgekit import plots
-from lgekit.findings import WALLS
+from lgekit.findings import DEPTHS, WALLS, Findings, Scar
+from lgekit.reports import canonical_text
 
 
 def test_roc_table_is_scikit_learns_curve():
@@ -30,7 +32,7 @@ def test_a_caption_of_dollars_is_drawn_as_it_stands():
         plots.use_style()
         figure, axes = plt.subplots()
         axes.set_title("$$$$septal")
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         assert axes.title.get_window_extent().width > 50
         plt.close(figure)
 
@@ -87,7 +89,7 @@ def ablation(*rows: str) -> pd.DataFrame:
 def test_a_forest_shows_the_values_of_its_table():
     table = ablation("full", "no_caption", "plain_clip")
     figure = plots.forest(table, "balanced_accuracy", "auc")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["full", "no caption", "plain CLIP"]
     for axis, name in zip(figure.axes, ("balanced_accuracy", "auc"), strict=True):
         wanted = table.loc[table["statistic"] == name, ["value", "low", "high"]].to_numpy()
@@ -101,7 +103,7 @@ def test_a_curve_shows_the_values_of_its_table_in_order():
     rows = ("full", "plain_clip")
     table = pd.concat([ablation(*rows).assign(train_studies=size, high=1.0) for size in (120, 30, 200)])
     figure = plots.interval_curve(table, "train_studies", "studies")
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     for axis, name in zip(figure.axes, ("balanced_accuracy", "auc"), strict=True):
         assert [label.get_text() for label in axis.get_xticklabels()] == ["30", "120", "200"]
         wanted = table[table["statistic"] == name].sort_values("train_studies").set_index("row")
@@ -115,7 +117,7 @@ def test_wall_bars_show_the_values_of_their_table():
     low, value, high = np.sort(np.random.default_rng(1).uniform(0.3, 1, (3, 6)), axis=0)
     table = pd.DataFrame({"wall": WALLS, "value": value, "low": low, "high": high})
     (axis,) = (figure := plots.wall_bars(table)).axes
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     assert [label.get_text() for label in axis.get_xticklabels()] == list(WALLS)
     np.testing.assert_allclose(drawn(axis, "y"), [table[["value", "low", "high"]].to_numpy()])
 
@@ -134,3 +136,16 @@ def test_roc_shows_the_curve_and_the_band_of_its_table():
     for rate, low, high in table[["false_positive_rate", "low", "high"]].iloc[1:-1].to_numpy():
         at = outline[np.isclose(outline[:, 0], rate), 1]
         assert at.min() == pytest.approx(low) and at.max() == pytest.approx(high)
+
+
+def test_every_scar_of_the_gallery_has_its_whole_sentence_above_it():
+    scars = [Scar((wall,), ("basal", "mid"), depth) for wall in WALLS for depth in DEPTHS]
+    sentences = [canonical_text(Findings((scar,))) for scar in scars]
+    assert len(set(sentences)) == len(scars)  # each picture under its own words
+    with plt.rc_context():
+        plots.use_style()
+        figure = plots.show_images(dict.fromkeys(sentences, np.eye(9)), columns=4)
+        figure.draw_without_rendering()
+    assert [" ".join(axis.get_title().split()) for axis in figure.axes] == sentences
+    boxes = [box for axis in figure.axes for box in (axis.get_window_extent(), axis.title.get_window_extent())]
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
