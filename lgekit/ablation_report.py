@@ -148,7 +148,8 @@ def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame, se
 
 
 def paper_table(comparison: pd.DataFrame, runs: pd.DataFrame | None = None) -> pd.DataFrame:
-    """One line a row: each statistic as ``value (low–high)``; differences from the first row with p after Holm.
+    """One line a row: each statistic as ``value (low–high)``; differences from the first row as ``difference (low to
+    high)`` with p after Holm.
 
     Args:
         comparison: what `lgekit.metrics.compare_rows` gives.
@@ -162,7 +163,7 @@ def paper_table(comparison: pd.DataFrame, runs: pd.DataFrame | None = None) -> p
         line |= {title: _with_interval(found, name) for name, title in STATISTICS.items() if name in found.index}
         for name in ("balanced_accuracy", "auc"):
             compared = "difference" in found and np.isfinite(found.loc[name, "difference"])
-            line[f"{STATISTICS[name]} − {reference}"] = f"{found.loc[name, 'difference']:+.3f}" if compared else ""
+            line[f"{STATISTICS[name]} − {reference}"] = _difference(found, name) if compared else ""
             line[f"p, {STATISTICS[name]}"] = f"{found.loc[name, 'p_holm']:.3f}" if compared else ""
         lines.append(line)
     for row, why in uncompared(comparison, runs).items():
@@ -215,3 +216,8 @@ def provenance(runs: pd.DataFrame, predictions: pd.DataFrame) -> str:
 def _with_interval(found: pd.DataFrame, name: str) -> str:
     value, low, high = found.loc[name, ["value", "low", "high"]]
     return f"{value:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _difference(found: pd.DataFrame, name: str) -> str:
+    value, low, high = found.loc[name, ["difference", "difference_low", "difference_high"]]
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"

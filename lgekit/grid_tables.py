@@ -145,7 +145,7 @@ def clean(file: str | Path, everything: bool = False) -> list[str]:
     busy = [name for name in names_in(grid.folder / ".locks") if is_locked(grid.folder / ".locks" / name)]
     if busy:
         raise InputError(grid.folder, f"{len(busy)} runs are going on", "Wait for them, or end them")
-    keep = set() if everything else {run.id for run in grid.runs} | {TABLE, PREDICTIONS}
+    keep = set() if everything else {run.id for run in grid.runs} | {TABLE, PREDICTIONS, REFERENCES}
     gone = sorted(names_in(grid.folder) - keep)
     for name in gone:
         path = grid.folder / name

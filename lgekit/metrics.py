@@ -16,6 +16,7 @@ from lgekit.findings import WALLS, Findings
 
 RESAMPLES = 2000
 PRESENCE_STATISTICS = ("balanced_accuracy", "sensitivity", "specificity", "auc")
+ROC_COLUMNS = ["false_positive_rate", "sensitivity", "low", "high"]
 
 
 def title_of(name: str) -> str:
@@ -105,6 +106,36 @@ def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict
     squares = (probability - truth) ** 2  # Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2
     rows["brier"] = interval(lambda weights: weights @ squares / weights.sum(1), patients, seed)
     return rows
+
+
+def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Receiver operating characteristic with its patient-level 95 % band.
+
+    Args:
+        predictions: columns ``patient_id``, ``scar`` (truth) and ``p_lge``.
+        seed: of the bootstrap.
+
+    Returns:
+        Columns ``false_positive_rate``, ``sensitivity``, ``low``, ``high`` on 101 evenly spaced rates; NaN with one
+        class only.
+    """
+    known = predictions.dropna(subset=["scar"])
+    truth, score = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
+    weights = np.vstack([np.ones(len(known)), patient_resamples(known["patient_id"].tolist(), 500, seed)])
+    order = np.argsort(-score, kind="stable")
+    last_of_tie = np.append(np.diff(score[order]) != 0, True)
+    rates = np.linspace(0, 1, 101)
+    curves = []
+    for weight in weights[:, order]:
+        positive, negative = weight * truth[order], weight * ~truth[order]
+        if positive.sum() and negative.sum():
+            hits = np.append(0, (positive.cumsum() / positive.sum())[last_of_tie])
+            alarms = np.append(0, (negative.cumsum() / negative.sum())[last_of_tie])
+            curves.append(np.interp(rates, alarms, hits))
+    if not curves:  # one class only
+        return pd.DataFrame({"false_positive_rate": rates}).reindex(columns=ROC_COLUMNS)
+    low, high = np.percentile(curves, [2.5, 97.5], axis=0)
+    return pd.DataFrame({"false_positive_rate": rates, "sensitivity": curves[0], "low": low, "high": high})
 
 
 def wall_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict]:

@@ -11,8 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lgekit import plots
+from lgekit.ablation_report import provenance
 from lgekit.ablations import WORKBOOK_EPOCHS, WORKBOOK_SEEDS
 from lgekit.errors import InputError
+from lgekit.results import load_metrics
 from lgekit.workbook import NOTEBOOKS, Session
 
 CAPTIONS = "captions.json"
@@ -194,6 +196,9 @@ def from_session(name: str, session: Session, folder: Path) -> Figure:
     if shown.notebook == "06":
         epochs, seeds = WORKBOOK_EPOCHS[session.size] or "the size's own", WORKBOOK_SEEDS[session.size]
         where = f"The workbook's own small grid, epochs: {epochs}, seeds: {seeds}. {where}"
+        if grid := (load_metrics(session.of(notebook)) or {}).get("grid"):  # notebook 06 was given a file
+            runs, predictions = (session.table(notebook, name) for name in ("runs", "predictions"))
+            where = f"Grid {grid}: {provenance(runs, predictions)}."
     make_figure(name, table, folder, where)
     return shown.draw(table)
 

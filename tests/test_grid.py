@@ -181,6 +181,8 @@ def test_unknown_rows_seeds_and_cohorts_are_refused(project):
         run_grid(file, only="ful")
     with pytest.raises(InputError, match="no seed 7.*Choose from 0, 1"):
         run_grid(file, seeds=[7])
+    with pytest.raises(InputError, match="timeout: -1 is no time"):
+        run_grid(file, timeout=-1)
     with pytest.raises(InputError, match="emidec.*is not there"):
         run_grid(grid_file(project, GRID.replace("width: 1e-4", "cohort: 'emidec:nowhere'")))
     with pytest.raises(InputError, match="no run of it is done"):
@@ -193,6 +195,8 @@ def test_a_grid_runs_reports_and_is_not_run_twice(project):
     text = GRID.replace("  shifted:", "  broken: {mode: raise}\n  dead: {mode: exit}\n  shifted:")
     file = grid_file(project, text.replace("seeds: [0, 1]", "seeds: [0]"))
     plan = run_grid(file, dry_run=True)
+    told = CliRunner().invoke(grid_app, ["run", str(file), "--dry-run"]).stdout.splitlines()[-1]
+    assert told == "4 of 4 runs to go; how long they take is not known: none is done"
     assert list(plan["state"]) == ["to do"] * 4 and not (project / "papermill_runs").exists()
     status = run_grid(file, workers=2, progress=False).set_index("row")
     assert dict(status["state"]) == {"full": "done", "broken": "failed", "dead": "failed", "shifted": "done"}
@@ -212,6 +216,9 @@ def test_a_grid_runs_reports_and_is_not_run_twice(project):
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
     plan = run_grid(file, dry_run=True)
     assert plan["expected_seconds"].gt(0).all()
+    told = CliRunner().invoke(grid_app, ["run", str(file), "--dry-run"])
+    left = plan.loc[plan["state"] != "done", "expected_seconds"].sum()
+    assert told.exit_code == 0 and told.stdout.splitlines()[-1].startswith(f"1 of 4 runs to go: {left:.0f} s if each")
 
     table = collect(file)
     assert list(table["row"]) == ["full", "broken", "dead", "shifted"]
@@ -226,11 +233,12 @@ def test_a_grid_runs_reports_and_is_not_run_twice(project):
 
     folder = project / "papermill_runs" / "toy"
     (folder / "0123456789abcdef").mkdir()
+    (folder / "reference_predictions.csv").touch()
     assert clean(file) == [".locks", "0123456789abcdef", "failed"]
     assert (collect(file)["state"] == "done").sum() == 3
     with locked(folder / ".locks" / expand(file)[0].id), pytest.raises(InputError, match="1 runs are going on"):
         clean(file, everything=True)
-    assert len(clean(file, everything=True)) == 6 and not any(folder.iterdir())
+    assert len(clean(file, everything=True)) == 7 and not any(folder.iterdir())
 
 
 def test_a_run_that_cannot_begin_is_recorded_and_the_command_fails(project, monkeypatch):
@@ -383,7 +391,9 @@ def test_a_grid_killed_at_ten_random_moments_ends_with_the_same_table(project):
     assert (run_grid(unbroken, workers=2, progress=False)["state"] == "done").all()
     file = grid_file(project, text, "broken")
     folder = project / "papermill_runs" / "broken"
-    rng, before = random.Random(time.time_ns()), 0
+    chosen, before = time.time_ns(), 0
+    print(f"random seed: {chosen}")  # shown where the test fails
+    rng = random.Random(chosen)
     for _ in range(10):
         grid = start_grid(file)
         time.sleep(rng.uniform(0.2, 6))

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lgekit import ablation_report, paper_figures
+from lgekit import ablation_report, paper_figures, workbook
 from lgekit.ablations import ROWS
 from lgekit.errors import InputError
 from lgekit.findings import WALLS
 from lgekit.metrics import compare_rows
 from lgekit.plots import roc_table
+from lgekit.results import save_run
 
 KEPT = Path(__file__).parents[1] / "figures"
 RATIOS = {"no_synthetic": 0.5, "full": 1.0, "synthetic_2": 1.5}
@@ -69,7 +70,10 @@ def test_the_table_says_what_the_comparison_says():
     paper = ablation_report.paper_table(comparison).set_index("row")
     full = comparison.set_index(["row", "statistic"]).loc[("full", "auc")]
     assert paper.loc["full", "AUC"] == f"{full['value']:.2f} ({full['low']:.2f}–{full['high']:.2f})"
-    assert paper.loc["full", "AUC − full"] == "" and float(paper.loc["no caption", "AUC − full"]) < -0.2
+    less = comparison.set_index(["row", "statistic"]).loc[("no_caption", "auc")]
+    words = "{:+.3f} ({:+.3f} to {:+.3f})".format(*less[["difference", "difference_low", "difference_high"]])
+    assert paper.loc["full", "AUC − full"] == "" and paper.loc["no caption", "AUC − full"] == words
+    assert less["difference"] < -0.2
     assert float(paper.loc["no caption", "p, AUC"]) < 0.01
     lines = ablation_report.markdown(paper.reset_index()).splitlines()
     assert len(lines) == 4 and all(line.count("|") == lines[0].count("|") for line in lines)
@@ -209,6 +213,17 @@ def test_a_row_named_like_a_ratio_is_no_point_of_the_curve():
     table = predictions(RATIOS | {"synthetic_only": 2.0})
     curve = ablation_report.curve_table(table, runs_of(table), "synthetic_per_real")
     assert set(curve["row"]) == set(RATIOS)
+
+
+def test_the_caption_says_which_grid_notebook_06_ran(tmp_path):
+    table = predictions({"full": 2.0, "no_caption": 0.0})
+    tables = {"ablations": compare_rows(table), "runs": runs_of(table), "predictions": table}
+    session = workbook.Session("07_paper_figures", "phantom:studies=9", "smoke", 0, tmp_path / "07_paper_figures")
+    for given, words in ("", "The workbook's own small grid"), ("emidec", "Grid emidec: 4 of 4 runs, 2 seeds, 60 test"):
+        save_run(session.of("06_ablations"), {"grid": given}, tables=tables)
+        paper_figures.from_session("ablation_forest", session, tmp_path / "figures")
+        caption = json.loads((tmp_path / "figures" / "captions.json").read_text())["ablation_forest"]
+        assert words in caption and ("phantom" in caption) == (not given)
 
 
 def test_references_that_read_every_study_stand_beside_the_first_row():
