@@ -115,10 +115,10 @@ def expand(file: str | Path) -> list[Run]:
 def _refuse_taken(file: Path, spec: GridFile) -> None:
     """Each parameter has one place in the file: what the grid sets itself, no other part of it sets too."""
     own = {"seed", "out", *(("fold", "folds") if spec.folds else ())}
-    places = {"axes": (spec.axes, own | {"fold", "folds"}), "parameters": (spec.parameters, own | {*spec.axes})}
-    places |= {f"row {name}": (row, own | {*spec.axes}) for name, row in spec.rows.items()}
-    for place, (given, taken) in places.items():
-        for name in sorted(given.keys() & taken):
+    places = [("axes", {*spec.axes}, own | {"fold", "folds"}), ("parameters", {*spec.parameters}, own | {*spec.axes})]
+    places += [(f"row {name}", {*row}, own | {*spec.axes}) for name, row in spec.rows.items()]
+    for place, given, taken in places:
+        for name in sorted(given & taken):
             remedy = (
                 "Take it out here: what varies stands in `seeds`, `folds` or `axes`, and each run has its own folder"
             )
