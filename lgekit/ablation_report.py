@@ -141,8 +141,10 @@ def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame, se
     same = references[(references["row"] == first) & references["seed"].isin(own["seed"])]
     for axis in further_axes(own):
         same = same[same[axis] == own[axis].iloc[0]]
-    whole = same.groupby("method")["study_id"].count() == len(own)
-    beside = same[same["method"].map(whole).astype(bool)].assign(row=lambda table: table["method"])
+    wanted = {*zip(own["seed"], own["study_id"], strict=True)}
+    read = {name: {*zip(part["seed"], part["study_id"], strict=True)} for name, part in same.groupby("method")}
+    whole = [name for name, studies in read.items() if studies == wanted]
+    beside = same[same["method"].isin(whole)].assign(row=lambda table: table["method"])
     columns = ["row", "seed", "study_id", "patient_id", "scar", "p_lge"]
     return compare_rows(pd.concat([own[columns], beside[columns]], ignore_index=True), first, seed)
 

@@ -230,7 +230,8 @@ def test_references_that_read_every_study_stand_beside_the_first_row():
     own = predictions({"full": 1.0, "no_caption": 0.5})
     whole = predictions({"full": 3.0}).assign(method="supervised")
     part = whole[whole["study_id"] != "P0"].assign(method="half done")
-    beside = ablation_report.reference_comparison(own, pd.concat([whole, part], ignore_index=True))
+    other = whole.assign(method="others", study_id="Q" + whole["study_id"])  # as many studies, but not the same
+    beside = ablation_report.reference_comparison(own, pd.concat([whole, part, other], ignore_index=True))
     assert beside["row"].unique().tolist() == ["full", "supervised"]
     better = beside[(beside["row"] == "supervised") & (beside["statistic"] == "auc")].iloc[0]
     assert better["difference"] > 0 and better["p"] < 0.05
