@@ -144,20 +144,21 @@ FIGURES = {
         "06",
         "ablations",
         lambda table: plots.forest(table, "balanced_accuracy", "auc"),
-        "Each ablation: mean over seeds, 95 % bootstrap intervals over patients and seeds; dotted: the full method.",
+        "Each ablation: mean over seeds, 95 % bootstrap intervals over patients and, of several, seeds; "
+        "dotted: the full method.",
     ),
     "synthetic_ratio": PaperFigure(
         "",
         "",
         lambda table: plots.interval_curve(table, "synthetic_per_real", "synthetic scars for each real study"),
-        "Detection against the number of synthetic scars for each real study; bars: 95 % intervals over patients and "
-        "seeds.",
+        "Detection against the number of synthetic scars for each real study; bars: 95 % intervals over patients and, "
+        "of several, seeds.",
     ),
     "label_efficiency": PaperFigure(
         "",
         "",
         lambda table: plots.interval_curve(table, "train_studies", "studies with reports to train on"),
-        "Detection against the number of training studies; bars: 95 % intervals over patients and seeds.",
+        "Detection against the number of training studies; bars: 95 % intervals over patients and, of several, seeds.",
     ),
 }
 
