@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lgekit.ablations import claims_table
+from lgekit.ablations import claims_table, uncompared
 from lgekit.errors import InputError
 from lgekit.grid_tables import REFERENCES, collect, collect_predictions
 from lgekit.metrics import compare_rows, title_of
@@ -51,9 +51,9 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     predictions = of_whole_seeds(runs, collect_predictions(file), name)
     whole = last_point(predictions)
     comparison = compare_rows(whole, reference=runs["row"].iloc[0], seed=seed)
-    answered = {name: claims_table(comparison, name) for name in ("balanced_accuracy", "auc")}
+    answered = {name: claims_table(comparison, name, runs) for name in ("balanced_accuracy", "auc")}
     claims = pd.concat(answered, names=["statistic"]).reset_index("statistic")
-    paper = paper_table(comparison, runs["row"].unique())
+    paper = paper_table(comparison, runs)
     comparison.to_csv(tables / f"{name}_comparison.csv", index=False, float_format="%.5g")
     claims.to_csv(tables / f"{name}_claims.csv", index=False, float_format="%.5g")
     (tables / f"{name}_table.md").write_text(markdown(paper))
@@ -72,29 +72,53 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     return made
 
 
-def last_point(predictions: pd.DataFrame) -> pd.DataFrame:
+def further_axes(predictions: pd.DataFrame) -> list[str]:
+    """The axes of a grid beside row, seed and fold: they stand before the column ``study_id``."""
+    return [name for name in predictions.columns[: predictions.columns.get_loc("study_id")] if name not in NO_AXIS]
+
+
+def last_point(predictions: pd.DataFrame, but: str = "") -> pd.DataFrame:
     """The predictions at the last value of each further axis of a grid: those of all studies to learn from, where the
-    axis is ``train_studies`` and ends at 0. Axes stand before the column ``study_id``."""
-    axes = [name for name in predictions.columns[: predictions.columns.get_loc("study_id")] if name not in NO_AXIS]
-    for axis in axes:
-        predictions = predictions[predictions[axis] == predictions[axis].iloc[-1]]
+    axis is ``train_studies`` and ends at 0.
+
+    Args:
+        predictions: of the grid; the axes stand before the column ``study_id``.
+        but: an axis of which all values stay.
+    """
+    for axis in further_axes(predictions):
+        if axis != but:
+            predictions = predictions[predictions[axis] == predictions[axis].iloc[-1]]
     return predictions
 
 
 def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    """The predictions that can be compared like with like: of the seeds that most rows have whole (all folds), and of
-    the rows that have all of these seeds.
+    """The predictions that can be compared like with like, all rows over the same seeds, whole (all folds).
+
+    Of all such choices with the first row that of the most seeds × rows, then of the most rows. What is left out is
+    printed.
+
+    Args:
+        runs: what `lgekit.grid_tables.collect` gives.
+        predictions: of the grid.
+        name: of the grid.
 
     Raises:
         InputError: there is no seed that the first row has whole.
     """
     first = runs["row"].iloc[0]
     whole = runs.assign(done=runs["state"] == "done").groupby(["seed", "row"])["done"].all().unstack("row")
-    whole = whole[whole[first]]  # (seeds, rows)
-    if whole.empty:
+    seeds_of = {row: frozenset(whole.index[whole[row]]) for row in runs["row"].unique()}
+    if not seeds_of[first]:
         raise InputError(f"grid {name}", f"no seed of row {first!r} is done", "Go on with it: lgekit grid run")
-    seeds = whole.index[whole.sum(axis=1) == whole.sum(axis=1).max()]
-    rows = whole.columns[whole.loc[seeds].all()]
+    shared = {seeds_of[first]}  # what seeds some rows and the first have in common
+    for own in set(seeds_of.values()):
+        shared |= {common & own for common in shared} - {frozenset()}
+    choices = {tuple(sorted(seeds)): [row for row, own in seeds_of.items() if own >= seeds] for seeds in shared}
+    seeds = max(sorted(choices), key=lambda chosen: (len(chosen) * len(choices[chosen]), len(choices[chosen])))
+    rows = choices[seeds]
+    for what, of_all, kept in ("rows", seeds_of, rows), ("seeds", whole.index, seeds):
+        if left := [str(one) for one in of_all if one not in kept]:
+            print(f"grid {name}: {what} {', '.join(left)} left out, not whole where the others are")
     return predictions[predictions["seed"].isin(seeds) & predictions["row"].isin(rows)]
 
 
@@ -102,8 +126,9 @@ def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame, se
     """The first row beside the references that its runs trained or computed: what `lgekit.metrics.compare_rows` gives.
 
     Args:
-        predictions: of the grid.
-        references: ``reference_predictions.csv`` of the runs (notebook 05), with a column ``method``; may be empty.
+        predictions: of the grid, at one value of each further axis (`last_point`).
+        references: ``reference_predictions.csv`` of the runs (notebook 05), with a column ``method``, at all values of
+            the axes; may be empty.
         seed: of the bootstrap.
 
     Returns:
@@ -114,18 +139,24 @@ def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame, se
     if references.empty:
         return pd.DataFrame()
     same = references[(references["row"] == first) & references["seed"].isin(own["seed"])]
-    whole = same.groupby("method")["study_id"].count() == len(own)
-    beside = same[same["method"].map(whole)].assign(row=lambda table: table["method"])
+    for axis in further_axes(own):
+        same = same[same[axis] == own[axis].iloc[0]]
+    wanted = {*zip(own["seed"], own["study_id"], strict=True)}
+    read = {name: {*zip(part["seed"], part["study_id"], strict=True)} for name, part in same.groupby("method")}
+    whole = [name for name, studies in read.items() if studies == wanted]
+    beside = same[same["method"].isin(whole)].assign(row=lambda table: table["method"])
     columns = ["row", "seed", "study_id", "patient_id", "scar", "p_lge"]
     return compare_rows(pd.concat([own[columns], beside[columns]], ignore_index=True), first, seed)
 
 
-def paper_table(comparison: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFrame:
-    """One line a row: each statistic as ``value (low–high)``; differences from the first row with p after Holm.
+def paper_table(comparison: pd.DataFrame, runs: pd.DataFrame | None = None) -> pd.DataFrame:
+    """One line a row: each statistic as ``value (low–high)``; differences from the first row as ``difference (low to
+    high)`` with p after Holm.
 
     Args:
         comparison: what `lgekit.metrics.compare_rows` gives.
-        rows: of the grid; those that were not compared stand there as "not run".
+        runs: of the grid, what `lgekit.grid_tables.collect` gives; rows that were not compared stand there with what
+            became of their runs (`lgekit.ablations.uncompared`).
     """
     lines, reference = [], comparison["row"].iloc[0]
     for row, of_row in comparison.groupby("row", sort=False):
@@ -134,11 +165,11 @@ def paper_table(comparison: pd.DataFrame, rows: Sequence[str] = ()) -> pd.DataFr
         line |= {title: _with_interval(found, name) for name, title in STATISTICS.items() if name in found.index}
         for name in ("balanced_accuracy", "auc"):
             compared = "difference" in found and np.isfinite(found.loc[name, "difference"])
-            line[f"{STATISTICS[name]} − {reference}"] = f"{found.loc[name, 'difference']:+.3f}" if compared else ""
+            line[f"{STATISTICS[name]} − {reference}"] = _difference(found, name) if compared else ""
             line[f"p, {STATISTICS[name]}"] = f"{found.loc[name, 'p_holm']:.3f}" if compared else ""
         lines.append(line)
-    missing = [row for row in rows if row not in set(comparison["row"])]
-    lines += [{"row": title_of(row), STATISTICS["balanced_accuracy"]: "not run"} for row in missing]
+    for row, why in uncompared(comparison, runs).items():
+        lines.append({"row": title_of(row), STATISTICS["balanced_accuracy"]: why})
     return pd.DataFrame(lines).fillna("")
 
 
@@ -149,23 +180,23 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: int = 0) -> pd.DataFrame:
-    """A statistic over an axis of the grid, with intervals over patients: columns ``row``, the axis, ``statistic``,
-    ``value``, ``low``, ``high``.
+    """A statistic over an axis of the grid, with intervals over patients and seeds: columns ``row``, the axis,
+    ``statistic``, ``value``, ``low``, ``high``.
 
     The axis is the grid's own, or a parameter in which rows named after it differ (``no_synthetic``, ``full``,
     ``synthetic_2`` …): those make up one curve.
     """
     if axis in predictions:
         parts = []
-        for value, part in predictions.groupby(axis):
+        for value, part in last_point(predictions, but=axis).groupby(axis):
             compared = compare_rows(part, part["row"].iloc[0], seed)
             size = runs["studies_train"].max() if axis == "train_studies" and value == 0 else value  # 0: all studies
             parts.append(compared[["row", "statistic", "value", "low", "high"]].assign(**{axis: size}))
         return pd.concat(parts, ignore_index=True).sort_values([axis, "row"], ignore_index=True)
-    ratios = {"no_synthetic": 0.0, "full": 1.0} | {
-        row: float(row.rsplit("_", 1)[1]) for row in runs["row"].unique() if row.startswith("synthetic_")
-    }
-    chosen = predictions[predictions["row"].isin(ratios)] if axis == "synthetic_per_real" else predictions.iloc[:0]
+    named = {row: re.fullmatch(r"synthetic_(\d+(?:\.\d+)?)", row) for row in runs["row"].unique()}
+    ratios = {"no_synthetic": 0.0, "full": 1.0} | {row: float(found[1]) for row, found in named.items() if found}
+    whole = last_point(predictions)
+    chosen = whole[whole["row"].isin(ratios)] if axis == "synthetic_per_real" else whole.iloc[:0]
     if chosen.empty:
         return pd.DataFrame(columns=["row", axis, "statistic", "value", "low", "high"])
     compared = compare_rows(chosen, chosen["row"].iloc[0], seed)
@@ -187,3 +218,8 @@ def provenance(runs: pd.DataFrame, predictions: pd.DataFrame) -> str:
 def _with_interval(found: pd.DataFrame, name: str) -> str:
     value, low, high = found.loc[name, ["value", "low", "high"]]
     return f"{value:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _difference(found: pd.DataFrame, name: str) -> str:
+    value, low, high = found.loc[name, ["difference", "difference_low", "difference_high"]]
+    return f"{value:+.3f} ({low:+.3f} to {high:+.3f})"

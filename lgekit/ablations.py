@@ -57,21 +57,45 @@ def write_grid(session: Session) -> Path:
     return file
 
 
-def claims_table(comparison: pd.DataFrame, statistic: str = "balanced_accuracy") -> pd.DataFrame:
+def uncompared(comparison: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, str]:
+    """Rows of a grid that its comparison leaves out, each with what became of its runs.
+
+    Args:
+        comparison: what ``metrics.compare_rows`` gives.
+        runs: columns ``row``, ``state``, one line a run; None: not known.
+
+    Returns:
+        Row → ``not run``, or ``not compared (2 of 3 runs done, 1 failed)``.
+    """
+    if runs is None:
+        return {}
+    words = {}
+    for row, states in runs[~runs["row"].isin(comparison["row"])].groupby("row", sort=False)["state"]:
+        done, failed = (states == "done").sum(), (states == "failed").sum()
+        became = f"{done} of {len(states)} runs done" + f", {failed} failed" * bool(failed)
+        words[str(row)] = f"not compared ({became})" if done or failed else "not run"
+    return words
+
+
+def claims_table(
+    comparison: pd.DataFrame, statistic: str = "balanced_accuracy", runs: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Each claim with the row that tests it, the difference (without − with) and the answer.
 
     Args:
         comparison: what ``metrics.compare_rows`` gives.
         statistic: the one that the answer rests on.
+        runs: of the grid, for what to say of rows that were not compared (`uncompared`).
 
     Returns:
-        Columns ``claim, row, difference, low, high, p_holm, answer``; a claim whose row was not run has the answer
-        ``not run``.
+        Columns ``claim, row, difference, low, high, p_holm, answer``; a claim whose row was not compared has the answer
+        ``not run``, or says what became of its runs.
     """
+    left_out = uncompared(comparison, runs)
     shown = comparison[comparison["statistic"] == statistic].set_index("row")
     lines = []
     for row, claim in CLAIMS.items():
-        line: dict[str, Any] = {"claim": claim, "row": row, "answer": "not run"}
+        line: dict[str, Any] = {"claim": claim, "row": row, "answer": left_out.get(row, "not run")}
         if row in shown.index:
             found = shown.loc[row]
             difference, low, high, p_holm = (

@@ -10,12 +10,15 @@ import typer
 grid_app = typer.Typer(
     help="Ablation grids: YAML → runs → one tidy table.", no_args_is_help=True, rich_markup_mode=None
 )
+NOT_KNOWN = "; how long they take is not known: none is done"
 
 
 @grid_app.command("run")
 def grid_run(
     file: Annotated[Path, typer.Argument(help="Grid YAML.")],
-    workers: Annotated[int | None, typer.Option(min=1, help="Local processes; one for each core by default.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Local processes; by default one a GPU, else one a core as memory allows.")
+    ] = None,
     scheduler: Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, tcp://…")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only this row; repeatable.")] = None,
     seeds: Annotated[list[int] | None, typer.Option(help="Only this seed; repeatable.")] = None,
@@ -28,7 +31,11 @@ def grid_run(
 
     result = grid.run_grid(file, workers, scheduler, only, seeds, timeout, dry_run, retries)
     typer.echo(result.to_string(index=False))
-    raise typer.Exit(int(not dry_run and (result["state"] == "failed").any()))
+    if dry_run:
+        left = result.loc[result["state"] != "done", "expected_seconds"]
+        known = f": {left.sum():.0f} s if each runs alone" if left.notna().all() else NOT_KNOWN
+        typer.echo(f"{len(left)} of {len(result)} runs to go{known}")
+    raise typer.Exit(int(not dry_run and (result["state"] != "done").any()))
 
 
 @grid_app.command("status")

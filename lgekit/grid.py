@@ -59,11 +59,12 @@ def run_grid(
 
     Args:
         file: the grid's YAML file.
-        workers: processes, each one run at a time; None: one a GPU, or one a core where there is none.
+        workers: processes, each one run at a time; None: one a GPU, or where there is none one a core, as far as the
+            memory goes.
         scheduler: address of a running Dask scheduler (``tcp://…``) to use instead; its workers must see the files.
         only: row or rows to run; None: all.
         seeds: seeds to run, of the file's; None: all.
-        timeout: seconds a run may take; None: the file's.
+        timeout: seconds a run may take, more than 0; None: the file's.
         dry_run: run nothing; the table then has ``expected_seconds`` too, from earlier runs.
         retries: times a failed run is tried again at once (a run whose worker was killed is moved in any case).
         progress: show a bar with the time left.
@@ -72,9 +73,11 @@ def run_grid(
         `grid_status` of the runs chosen.
 
     Raises:
-        InputError: as `load_grid`; an unknown row or seed; a cohort's folder that is not there.
+        InputError: as `load_grid`; an unknown row or seed; no time; a cohort's folder that is not there.
         RunError: the scheduler was lost; what is done is kept.
     """
+    if timeout is not None and not timeout > 0:
+        raise InputError("timeout", f"{timeout:g} is no time for a run", "Give seconds, more than 0")
     grid = load_grid(file)
     runs = _choose(grid, only, seeds)
     if dry_run:
@@ -128,7 +131,8 @@ def _run_all(grid: Grid, todo: dict[str, Run], workers, scheduler, timeout, retr
                 run = futures[future]
                 if future.status == "error":
                     error = future.exception()
-                    if not isinstance(error, RunError):  # its worker died, again and again
+                    if not isinstance(error, RunError) or run.id not in names_in(grid.folder / "failed"):
+                        # its worker died, again and again, or could not write
                         record_failure(grid.folder / run.id, f"{type(error).__name__}: {error}")
                     bar.write(f"failed: {run.row} {run.axes}: {error}")
                 lost += future.status in ("cancelled", "lost")

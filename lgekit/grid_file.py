@@ -69,6 +69,8 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     def construct_mapping(self, node, deep=False):
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):  # as in {{spec}}, a template that nobody filled in
+                raise yaml.constructor.ConstructorError(None, None, "a name must be a word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands there twice", key.start_mark)
             seen.add(key.value)
@@ -110,7 +112,21 @@ def expand(file: str | Path) -> list[Run]:
     return load_grid(file).runs
 
 
+def _refuse_taken(file: Path, spec: GridFile) -> None:
+    """Each parameter has one place in the file: what the grid sets itself, no other part of it sets too."""
+    own = {"seed", "out", *(("fold", "folds") if spec.folds else ())}
+    places = [("axes", {*spec.axes}, own | {"fold", "folds"}), ("parameters", {*spec.parameters}, own | {*spec.axes})]
+    places += [(f"row {name}", {*row}, own | {*spec.axes}) for name, row in spec.rows.items()]
+    for place, given, taken in places:
+        for name in sorted(given & taken):
+            remedy = (
+                "Take it out here: what varies stands in `seeds`, `folds` or `axes`, and each run has its own folder"
+            )
+            raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
+
+
 def _expand(file: Path, spec: GridFile, notebook: Path, root: Path) -> list[Run]:
+    _refuse_taken(file, spec)
     axes: dict[str, Sequence[Any]] = {"seed": spec.seeds, **spec.axes}
     base = dict(spec.parameters)
     if spec.folds:
@@ -119,9 +135,6 @@ def _expand(file: Path, spec: GridFile, notebook: Path, root: Path) -> list[Run]
     defaults = {name: parameter.default for name, parameter in known.items()}
     base = defaults | check_parameters(notebook, base, f"{file}, parameters")
     rows = {name: check_parameters(notebook, row, f"{file}, row {name}") for name, row in spec.rows.items()}
-    for place, given in ("parameters", spec.parameters), *((f"row {name}", row) for name, row in rows.items()):
-        for taken in given.keys() & {*axes, "out"}:
-            raise InputError(f"{file}, {place}", f"{taken!r} is set by the grid", "Take it out here")
     values = []
     for name, points in axes.items():
         if len(set(points)) < len(points) or not points:

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TABLE, PREDICTIONS, REFERENCES = "table.csv", "predictions.csv", "reference_predictions.csv"
+ERROR_CELL = "papermill-error-cell"  # the anchor that Papermill sets before a cell that raised
 
 
 def grid_status(file: str | Path) -> pd.DataFrame:
     """One row a run: the axes (``row``, ``seed``, …), ``run_id``, ``state`` (done, failed, running, to do),
     ``seconds`` it took or has been running, ``error``, and ``where`` its executed notebook lies, from the project's
-    folder; of one that is running, the heading it has come to.
+    folder, with the anchor of the cell that raised; of one that is running, the heading it has come to.
 
     Raises:
         InputError: as `lgekit.grid_file.load_grid`.
@@ -52,6 +53,8 @@ def status_of(grid: Grid, runs: Iterable[Run], expected: bool = False) -> pd.Dat
             place = grid.folder / "failed" / run.id
             line |= {"state": "failed", "error": _read(place / ERROR).get("error", "")}
             line["where"] = _relative(grid, place / NOTEBOOK if (place / NOTEBOOK).exists() else place)
+            if (place / NOTEBOOK).exists() and ERROR_CELL in (place / NOTEBOOK).read_text("utf-8"):
+                line["where"] += f"#{ERROR_CELL}"  # a link to the failing cell itself
         lines.append(line)
     table = pd.DataFrame(lines).astype({"seconds": float})
     if expected:
@@ -142,7 +145,7 @@ def clean(file: str | Path, everything: bool = False) -> list[str]:
     busy = [name for name in names_in(grid.folder / ".locks") if is_locked(grid.folder / ".locks" / name)]
     if busy:
         raise InputError(grid.folder, f"{len(busy)} runs are going on", "Wait for them, or end them")
-    keep = set() if everything else {run.id for run in grid.runs} | {TABLE, PREDICTIONS}
+    keep = set() if everything else {run.id for run in grid.runs} | {TABLE, PREDICTIONS, REFERENCES}
     gone = sorted(names_in(grid.folder) - keep)
     for name in gone:
         path = grid.folder / name

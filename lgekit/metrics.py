@@ -1,4 +1,4 @@
-"""Numbers with intervals: patients are the unit, resampled whole; comparisons are paired over the same patients."""
+"""Numbers with intervals: patients are the unit, resampled whole; comparisons are paired over patients and seeds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from lgekit.findings import WALLS, Findings
 
 RESAMPLES = 2000
 PRESENCE_STATISTICS = ("balanced_accuracy", "sensitivity", "specificity", "auc")
+ROC_COLUMNS = ["false_positive_rate", "sensitivity", "low", "high"]
 
 
 def title_of(name: str) -> str:
@@ -107,6 +108,36 @@ def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict
     return rows
 
 
+def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Receiver operating characteristic with its patient-level 95 % band.
+
+    Args:
+        predictions: columns ``patient_id``, ``scar`` (truth) and ``p_lge``.
+        seed: of the bootstrap.
+
+    Returns:
+        Columns ``false_positive_rate``, ``sensitivity``, ``low``, ``high`` on 101 evenly spaced rates; NaN with one
+        class only.
+    """
+    known = predictions.dropna(subset=["scar"])
+    truth, score = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
+    weights = np.vstack([np.ones(len(known)), patient_resamples(known["patient_id"].tolist(), 500, seed)])
+    order = np.argsort(-score, kind="stable")
+    last_of_tie = np.append(np.diff(score[order]) != 0, True)
+    rates = np.linspace(0, 1, 101)
+    curves = []
+    for weight in weights[:, order]:
+        positive, negative = weight * truth[order], weight * ~truth[order]
+        if positive.sum() and negative.sum():
+            hits = np.append(0, (positive.cumsum() / positive.sum())[last_of_tie])
+            alarms = np.append(0, (negative.cumsum() / negative.sum())[last_of_tie])
+            curves.append(np.interp(rates, alarms, hits))
+    if not curves:  # one class only
+        return pd.DataFrame({"false_positive_rate": rates}).reindex(columns=ROC_COLUMNS)
+    low, high = np.percentile(curves, [2.5, 97.5], axis=0)
+    return pd.DataFrame({"false_positive_rate": rates, "sensitivity": curves[0], "low": low, "high": high})
+
+
 def wall_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict]:
     """AUC of each of the six AHA walls and their mean (``macro``), over all studies whose walls are known.
 
@@ -191,20 +222,26 @@ def corpus_bleu(written: Sequence[str], references: Sequence[str]) -> float:
 
 
 def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int = 0) -> pd.DataFrame:
-    """Each row of an ablation against the reference: paired bootstrap over patients, Holm-corrected.
+    """Each row of an ablation against the reference: paired bootstrap over patients and seeds, Holm-corrected.
+
+    Each resample draws patients and, on their own, seeds, the same for all rows (Owen 2007, doi:10.1214/07-AOAS122);
+    the statistic is averaged over the seeds drawn. With one seed the interval is over patients alone; two or three
+    seeds show little of what further ones would do.
 
     Args:
-        predictions: columns ``row``, ``seed``, ``study_id``, ``patient_id``, ``scar``, ``p_lge``; all rows were run
-            on the same studies. Seeds are averaged inside each resample, so that the interval is over patients. With
-            ``scar_<wall>`` and ``p_<wall>`` the mean AUC of the walls is compared too (``auc_walls``).
+        predictions: columns ``row``, ``seed``, ``study_id``, ``patient_id``, ``scar``, ``p_lge``; all rows of the same
+            seeds and studies. With ``scar_<wall>`` and ``p_<wall>`` the mean AUC of the walls is compared too
+            (``auc_walls``).
         reference: the row that the others are compared with.
+        seed: of the resampling.
 
     Returns:
         One line a row and statistic: ``value, low, high`` (of the row), ``difference, difference_low,
         difference_high, p, p_holm`` (row minus reference; two-sided bootstrap p, Holm 1979 within a statistic).
 
     Raises:
-        InputError: the reference row is not there, or a study stands twice under one row and seed.
+        InputError: the reference row is not there, a study stands twice under one row and seed, or rows are of other
+            seeds or studies than the reference.
     """
     if predictions.duplicated(["row", "seed", "study_id"]).any():
         remedy = "Take one value of each further axis of the grid (`lgekit.ablation_report.last_point`)."
@@ -212,8 +249,15 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
     if reference not in set(predictions["row"]):
         raise InputError("predictions", f"no row named {reference!r}", f"Rows: {sorted(set(predictions['row']))}.")
     known = _with_truth(predictions, ["row", "seed", "study_id", "patient_id", "scar", "p_lge"])
+    studies = {row: {*zip(run["seed"], run["study_id"], strict=True)} for row, run in known.groupby("row", sort=False)}
+    if unlike := [row for row in studies if studies[row] != studies.get(reference)]:
+        remedy = "Compare whole seeds alone (`lgekit.ablation_report.of_whole_seeds`)."
+        raise InputError("predictions", f"{unlike} are of other seeds or studies than {reference!r}", remedy)
     patients = np.unique(known["patient_id"].astype(str))
     weights = np.vstack([np.ones(len(patients)), patient_resamples(patients.tolist(), seed=seed)])
+    seeds = np.unique(known["seed"])
+    drawn = np.random.default_rng((seed, 1)).multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), RESAMPLES)
+    seed_weights = np.vstack([np.ones(len(seeds)), drawn]).T  # (seeds, 1 + resamples), the same for all rows
     walls = [f"scar_{wall}" for wall in WALLS]
     with_walls = known[known[walls].notna().all(axis=1)] if {*walls} <= {*known} else known.iloc[:0]
     lines = []
@@ -222,14 +266,15 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
         table = with_walls if statistic == "auc_walls" else known
         for row, of_row in table.groupby("row", sort=False):
             per_seed = []
-            for _, run in of_row.groupby("seed"):
+            for run in (of_row[of_row["seed"] == one] for one in seeds):
                 of_run = weights[:, np.searchsorted(patients, run["patient_id"].astype(str))]
                 if statistic == "auc_walls":
                     per_seed.append(mean_wall_auc(run, of_run))
                 else:
                     truth, probability = run["scar"].to_numpy(bool), run["p_lge"].to_numpy(float)
                     per_seed.append(presence_statistic(statistic, truth, probability, of_run))
-            draws[row] = np.mean(per_seed, axis=0)  # (1 + resamples,)
+            counted = np.where(seed_weights > 0, seed_weights * per_seed, 0)  # a seed not drawn may lack the statistic
+            draws[row] = counted.sum(0) / len(seeds)  # (1 + resamples,)
         for row, values in draws.items():
             line = {"row": row, "statistic": statistic} | _summary(values)
             if row != reference:

@@ -11,8 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lgekit import plots
+from lgekit.ablation_report import provenance
 from lgekit.ablations import WORKBOOK_EPOCHS, WORKBOOK_SEEDS
 from lgekit.errors import InputError
+from lgekit.results import load_metrics
 from lgekit.workbook import NOTEBOOKS, Session
 
 CAPTIONS = "captions.json"
@@ -92,7 +94,8 @@ FIGURES = {
         "03",
         "gallery",
         _images(4),
-        "A healthy heart with a synthetic scar in each wall and depth: region [S], appearance [O].",
+        "A healthy heart with a synthetic scar in each wall and depth: region [S], appearance [O]. Above each: what "
+        "its report says of the scar, as measured in the painted mask.",
     ),
     "real_beside_synthetic": PaperFigure(
         "03",
@@ -121,14 +124,15 @@ FIGURES = {
         "05",
         "walls",
         _bulls_eye,
-        "The AUC of each wall on the bull's-eye: basal and mid segments show that of their wall, apical ones the mean "
-        "of their walls; the apex (17) belongs to none.",
+        "Six AUCs, one a wall, spread over the bull's-eye, for they are of walls and not of segments: basal and mid "
+        "segments show that of their wall, apical ones the mean of their walls; the apex (17) belongs to none.",
     ),
     "slice_weights": PaperFigure(
         "05",
         "slices",
         _slices,
-        "What each slice of one test study says when asked on its own; orange: slices that truly hold scar.",
+        "Probability of scar that each slice of one test study gets when asked on its own, calibrated as whole studies "
+        "are; no weights of a network's attention, and they do not add up to 1. Orange: slices that truly hold scar.",
     ),
     "captions": PaperFigure(
         "05",
@@ -140,19 +144,21 @@ FIGURES = {
         "06",
         "ablations",
         lambda table: plots.forest(table, "balanced_accuracy", "auc"),
-        "Each ablation: mean over seeds, 95 % bootstrap intervals over patients; dotted: the full method.",
+        "Each ablation: mean over seeds, 95 % bootstrap intervals over patients and, of several, seeds; "
+        "dotted: the full method.",
     ),
     "synthetic_ratio": PaperFigure(
         "",
         "",
         lambda table: plots.interval_curve(table, "synthetic_per_real", "synthetic scars for each real study"),
-        "Detection against the number of synthetic scars for each real study; bars: 95 % intervals over patients.",
+        "Detection against the number of synthetic scars for each real study; bars: 95 % intervals over patients and, "
+        "of several, seeds.",
     ),
     "label_efficiency": PaperFigure(
         "",
         "",
         lambda table: plots.interval_curve(table, "train_studies", "studies with reports to train on"),
-        "Detection against the number of training studies; bars: 95 % intervals over patients.",
+        "Detection against the number of training studies; bars: 95 % intervals over patients and, of several, seeds.",
     ),
 }
 
@@ -191,6 +197,9 @@ def from_session(name: str, session: Session, folder: Path) -> Figure:
     if shown.notebook == "06":
         epochs, seeds = WORKBOOK_EPOCHS[session.size] or "the size's own", WORKBOOK_SEEDS[session.size]
         where = f"The workbook's own small grid, epochs: {epochs}, seeds: {seeds}. {where}"
+        if grid := (load_metrics(session.of(notebook)) or {}).get("grid"):  # notebook 06 was given a file
+            runs, predictions = (session.table(notebook, name) for name in ("runs", "predictions"))
+            where = f"Grid {grid}: {provenance(runs, predictions)}."
     make_figure(name, table, folder, where)
     return shown.draw(table)
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from lgekit.findings import WALLS
-from lgekit.metrics import patient_resamples, title_of
+from lgekit.metrics import roc_table, title_of
 from lgekit.pictures import (
     closed,
     draw_slice,
@@ -37,6 +37,7 @@ __all__ = [
     "pictures",
     "pipeline",
     "pixel_table",
+    "roc_table",
     "show_image",
     "show_images",
     "show_stack",
@@ -175,39 +176,6 @@ def similarity_matrix(
     return closed(figure)
 
 
-ROC_COLUMNS = ["false_positive_rate", "sensitivity", "low", "high"]
-
-
-def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Receiver operating characteristic with its patient-level 95 % band.
-
-    Args:
-        predictions: columns ``patient_id``, ``scar`` (truth) and ``p_lge``.
-        seed: of the bootstrap.
-
-    Returns:
-        Columns ``false_positive_rate``, ``sensitivity``, ``low``, ``high`` on 101 evenly spaced rates; NaN with one
-        class only.
-    """
-    known = predictions.dropna(subset=["scar"])
-    truth, score = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
-    weights = np.vstack([np.ones(len(known)), patient_resamples(known["patient_id"].tolist(), 500, seed)])
-    order = np.argsort(-score, kind="stable")
-    last_of_tie = np.append(np.diff(score[order]) != 0, True)
-    rates = np.linspace(0, 1, 101)
-    curves = []
-    for weight in weights[:, order]:
-        positive, negative = weight * truth[order], weight * ~truth[order]
-        if positive.sum() and negative.sum():
-            hits = np.append(0, (positive.cumsum() / positive.sum())[last_of_tie])
-            alarms = np.append(0, (negative.cumsum() / negative.sum())[last_of_tie])
-            curves.append(np.interp(rates, alarms, hits))
-    if not curves:  # one class only
-        return pd.DataFrame({"false_positive_rate": rates}).reindex(columns=ROC_COLUMNS)
-    low, high = np.percentile(curves, [2.5, 97.5], axis=0)
-    return pd.DataFrame({"false_positive_rate": rates, "sensitivity": curves[0], "low": low, "high": high})
-
-
 def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """Curves with their bands: name → what ``roc_table`` gives."""
     figure, axis = plt.subplots(figsize=(4.2, 4))
@@ -248,7 +216,7 @@ def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
     one_line = table.groupby("row")[axis_name].nunique().max() == 1
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), sharey=True)
     for axis, statistic in zip(axes, ("balanced_accuracy", "auc"), strict=True):
-        shown = table[table["statistic"] == statistic].sort_values(axis_name)
+        shown = table[table["statistic"] == statistic].sort_values(axis_name, kind="stable")
         places = {value: place for place, value in enumerate(sorted(shown[axis_name].unique()))}
         lines = [("", shown)] if one_line else list(shown.groupby("row", sort=False))
         for number, (row, line) in enumerate(lines):

@@ -101,6 +101,7 @@ def run_notebook(
             finally:
                 shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
+        record_failure(out_dir, str(error))
         raise RunError(f"{out_dir.name}: {error}") from error
     shutil.rmtree(out_dir.parent / "failed" / out_dir.name, ignore_errors=True)
     return load_metrics(out_dir) or {}
@@ -184,7 +185,8 @@ def _import_papermill() -> Any:
 
 
 def _first_unfinished(notebook: Path) -> str | None:
-    """The first code cell of an executed notebook that did not run to its end, in words, or None."""
+    """The first code cell of an executed notebook that did not run to its end, under the number that stands beside it
+    (``cell In [3]``), or None."""
     try:
         cells = json.loads(notebook.read_text("utf-8"))["cells"]
     except (OSError, ValueError):
@@ -192,12 +194,12 @@ def _first_unfinished(notebook: Path) -> str | None:
     number = 0
     for cell in cells:
         source = "".join(cell["source"]).strip()
-        if cell["cell_type"] != "code" or not source or "injected-parameters" in cell["metadata"].get("tags", ()):
+        if cell["cell_type"] != "code" or not source:
             continue
-        number += 1
+        number = cell.get("execution_count") or number + 1  # a cell whose kernel died has none
         raised = any(output["output_type"] == "error" for output in cell["outputs"])
         if raised or "shell.execute_reply" not in cell["metadata"].get("execution", {}):
-            return f"code cell {number} (`{source.splitlines()[0]}`)"
+            return f"cell In [{number}] (`{source.splitlines()[0]}`)"
     return None
 
 
@@ -279,8 +281,8 @@ def is_locked(path: str | Path) -> bool:
     import fcntl
 
     try:
-        with open(path) as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(path) as file:  # shared: two who ask at once see no lock of one another, and NFS asks no writing
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except FileNotFoundError:

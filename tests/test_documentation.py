@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import typer.main
 import yaml
@@ -108,3 +109,13 @@ def test_the_lesson_plan_knows_every_notebook_and_its_exercises():
             assert f"\n{part}\n:" in section[0], (path.stem, part)
         named = re.findall(r"\*\*Exercise \d\*\* \((★+)", text_of(path))
         assert re.findall(r"\d \((★+)\)", section[0]) == named, f"{path.stem}: difficulty of the exercises"
+
+
+@pytest.mark.parametrize("name", ["laptop_plain_clip", "emidec_plain_clip"])
+def test_what_the_documents_say_of_plain_clip_is_what_its_table_says(name):
+    table = pd.read_csv(ROOT / "figures" / "tables" / f"{name}.csv").set_index("statistic")
+    accuracy, auc = (table.loc[statistic, ["value", "low", "high"]] for statistic in ("balanced_accuracy", "auc"))
+    assert "{:.2f}, {:.2f}–{:.2f}; AUC {:.2f})".format(*accuracy, auc["value"]) in text_of(ROOT / "README.md")
+    told = " ".join(text_of(ROOT / "notebooks" / "site" / "measurements.md").split())
+    words = "{:.2f} ({:.2f}–{:.2f}), AUC {:.2f} ({:.2f}–{:.2f}), ".format(*accuracy, *auc)
+    assert re.search(re.escape(words) + f"[a-zA-Z ]*walls {table.loc['auc_walls', 'value']:.2f} \\(`{name}.csv`", told)

@@ -15,7 +15,9 @@ import pytest
 import yaml
 from dask.utils import key_split
 from tiny_notebook import PARAMETERS, WORK, write_notebook
+from typer.testing import CliRunner
 
+from lgekit.cli_grid import grid_app
 from lgekit.cluster import connect
 from lgekit.errors import InputError
 from lgekit.fingerprints import code_version, cohort_fingerprint
@@ -150,6 +152,13 @@ def test_what_the_heart_network_is_pretrained_on_counts(project):
         ("  shifted:", "  full:", "'full' stands there twice"),
         ("shift: true", "seed: 3", "'seed' is set by the grid"),
         ("{width: 1e-4}", "{out: here}", "'out' is set by the grid"),
+        ("seeds: [0, 1]", "axes: {seed: [7]}", "axes: 'seed' is set by the grid"),
+        ("seeds: [0, 1]", "axes: {out: [a, b]}", "axes: 'out' is set by the grid"),
+        ("seeds: [0, 1]", "axes: {fold: [0, 1]}", "axes: 'fold' is set by the grid"),
+        ("seeds: [0, 1]", "axes: {shift: [true]}", "row shifted: 'shift' is set by the grid"),
+        ("{width: 1e-4}", "{folds: 10}\nfolds: 3", "parameters: 'folds' is set by the grid"),
+        ("shift: true}\n", "folds: 10}\nfolds: 3\n", "row shifted: 'folds' is set by the grid"),
+        ("{width: 1e-4}", "{{spec}}", "is not YAML.*a name must be a word"),
         ("seeds: [0, 1]", "seeds: []", "seeds"),
         ("seeds: [0, 1]", "seeds: [1, 1]", "names a value twice"),
         ("seeds: [0, 1]", "folds: 1", "folds"),
@@ -172,6 +181,8 @@ def test_unknown_rows_seeds_and_cohorts_are_refused(project):
         run_grid(file, only="ful")
     with pytest.raises(InputError, match="no seed 7.*Choose from 0, 1"):
         run_grid(file, seeds=[7])
+    with pytest.raises(InputError, match="timeout: -1 is no time"):
+        run_grid(file, timeout=-1)
     with pytest.raises(InputError, match="emidec.*is not there"):
         run_grid(grid_file(project, GRID.replace("width: 1e-4", "cohort: 'emidec:nowhere'")))
     with pytest.raises(InputError, match="no run of it is done"):
@@ -184,13 +195,20 @@ def test_a_grid_runs_reports_and_is_not_run_twice(project):
     text = GRID.replace("  shifted:", "  broken: {mode: raise}\n  dead: {mode: exit}\n  shifted:")
     file = grid_file(project, text.replace("seeds: [0, 1]", "seeds: [0]"))
     plan = run_grid(file, dry_run=True)
+    told = CliRunner().invoke(grid_app, ["run", str(file), "--dry-run"]).stdout.splitlines()[-1]
+    assert told == "4 of 4 runs to go; how long they take is not known: none is done"
     assert list(plan["state"]) == ["to do"] * 4 and not (project / "papermill_runs").exists()
     status = run_grid(file, workers=2, progress=False).set_index("row")
     assert dict(status["state"]) == {"full": "done", "broken": "failed", "dead": "failed", "shifted": "done"}
-    assert "ValueError: no luck with seed 0 in code cell 2" in status["error"]["broken"]
-    assert "the kernel died in code cell 2" in status["error"]["dead"]
-    for where in status["where"]:
-        assert (project / where).name == "run.ipynb" and (project / where).is_file()
+    assert "ValueError: no luck with seed 0 in cell In [3]" in status["error"]["broken"]
+    assert "the kernel died in cell In [3]" in status["error"]["dead"]
+    for row, where in status["where"].items():
+        path, _, anchor = where.partition("#")
+        assert (project / path).name == "run.ipynb" and (project / path).is_file()
+        assert anchor == ("papermill-error-cell" if row == "broken" else "")
+    executed = nbformat.read(project / status["where"]["broken"].partition("#")[0], 4)
+    raised = [cell for cell in executed.cells if "no luck" in str(cell.get("outputs"))]
+    assert [cell["execution_count"] for cell in raised] == [3]  # as the message says
     made = {path: path.stat().st_mtime_ns for path in project.rglob("metrics.json")}
     (project / "mended").touch()  # now `raise` does not
     status = run_grid(file, only=["full", "broken"], progress=False)
@@ -198,6 +216,9 @@ def test_a_grid_runs_reports_and_is_not_run_twice(project):
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
     plan = run_grid(file, dry_run=True)
     assert plan["expected_seconds"].gt(0).all()
+    told = CliRunner().invoke(grid_app, ["run", str(file), "--dry-run"])
+    left = plan.loc[plan["state"] != "done", "expected_seconds"].sum()
+    assert told.exit_code == 0 and told.stdout.splitlines()[-1].startswith(f"1 of 4 runs to go: {left:.0f} s if each")
 
     table = collect(file)
     assert list(table["row"]) == ["full", "broken", "dead", "shifted"]
@@ -212,11 +233,30 @@ def test_a_grid_runs_reports_and_is_not_run_twice(project):
 
     folder = project / "papermill_runs" / "toy"
     (folder / "0123456789abcdef").mkdir()
+    (folder / "reference_predictions.csv").touch()
     assert clean(file) == [".locks", "0123456789abcdef", "failed"]
     assert (collect(file)["state"] == "done").sum() == 3
     with locked(folder / ".locks" / expand(file)[0].id), pytest.raises(InputError, match="1 runs are going on"):
         clean(file, everything=True)
-    assert len(clean(file, everything=True)) == 6 and not any(folder.iterdir())
+    assert len(clean(file, everything=True)) == 7 and not any(folder.iterdir())
+
+
+def test_a_run_that_cannot_begin_is_recorded_and_the_command_fails(project, monkeypatch):
+    file = grid_file(project, GRID.replace("[0, 1]", "[0]"))
+    run_grid(file, only="full", progress=False)
+    folder = project / "papermill_runs" / "toy"
+    shutil.rmtree(folder / ".locks")
+    (folder / ".locks").touch()  # no folder: no lock can be taken
+    done = CliRunner().invoke(grid_app, ["run", str(file)])
+    assert done.exit_code == 1
+    status = grid_status(file).set_index("row")
+    assert (
+        dict(status["state"]) == {"full": "done", "shifted": "failed"} and "File exists" in status["error"]["shifted"]
+    )
+    (folder / ".locks").unlink()
+    assert CliRunner().invoke(grid_app, ["run", str(file), "--only", "full"]).exit_code == 0
+    monkeypatch.setattr("lgekit.grid._run_all", lambda *given: shutil.rmtree(folder / "failed"))
+    assert CliRunner().invoke(grid_app, ["run", str(file)]).exit_code == 1  # neither failed nor done
 
 
 def test_a_run_past_its_time_fails_and_the_rest_goes_on(project):
@@ -351,7 +391,9 @@ def test_a_grid_killed_at_ten_random_moments_ends_with_the_same_table(project):
     assert (run_grid(unbroken, workers=2, progress=False)["state"] == "done").all()
     file = grid_file(project, text, "broken")
     folder = project / "papermill_runs" / "broken"
-    rng, before = random.Random(time.time_ns()), 0
+    chosen, before = time.time_ns(), 0
+    print(f"random seed: {chosen}")  # shown where the test fails
+    rng = random.Random(chosen)
     for _ in range(10):
         grid = start_grid(file)
         time.sleep(rng.uniform(0.2, 6))

@@ -106,6 +106,34 @@ def test_compare_rows_sees_a_worse_row_and_not_an_equal_one():
     assert metrics.claim_answer(0.1, 0.05, 0.2, 0.09) == "not shown"  # one of many rows may differ by chance
 
 
+def test_rows_of_other_seeds_or_studies_are_not_compared():
+    full = pd.concat([table(seed=seed).assign(row="full", seed=seed) for seed in (0, 1)])
+    for other in (full[full["seed"] == 0], full[full["study_id"] != "p003"]):
+        with pytest.raises(InputError, match=r"\['part'\] are of other seeds or studies than 'full'.*of_whole_seeds"):
+            metrics.compare_rows(pd.concat([full, other.assign(row="part")]))
+    without_truth = full.assign(row="part", scar=full["scar"].where(full["study_id"] != "p003", None))
+    with pytest.raises(InputError, match="of other seeds or studies"):
+        metrics.compare_rows(pd.concat([full, without_truth]))
+
+
+def test_intervals_are_over_seeds_too_and_paired_over_them():
+    alike = [table(300, 0, 1.5).assign(row="full", seed=seed) for seed in range(4)]
+    apart = [table(300, 0, 1.5).assign(row="full", seed=seed) for seed in range(4)]
+    for part in apart[:2]:
+        part["p_lge"] = 1 - part["p_lge"]  # half of the seeds learn the opposite
+    found = {}
+    for name, parts in ("alike", alike), ("apart", apart), ("one", alike[:1]):
+        full = pd.concat(parts)
+        compared = metrics.compare_rows(pd.concat([full, full.assign(row="twin")]))
+        auc = compared[compared["statistic"] == "auc"].set_index("row")
+        found[name] = auc.loc["full", ["value", "low", "high"]].astype(float)
+        assert (auc.loc["twin", ["difference_low", "difference_high"]] == 0).all()  # the same seeds for both rows
+    pd.testing.assert_series_equal(found["alike"], found["one"])
+    by_patient = metrics.presence_metrics(alike[0])["auc"]
+    assert found["one"].to_dict() == pytest.approx(by_patient)  # one seed: patients alone
+    assert found["apart"]["value"] == pytest.approx(0.5) and found["apart"]["low"] < 0.2 < 0.8 < found["apart"]["high"]
+
+
 def test_no_patients_have_no_interval():
     assert np.isnan(list(metrics.interval(lambda weights: weights.sum(1), []).values())).all()
 

@@ -1,4 +1,4 @@
-"""Every figure is drawn again from its table alone: the data are compared, not the pixels."""
+"""Every figure is drawn again from its table alone. What is drawn is held against the table in test_plots.py."""
 
 import json
 import shutil
@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lgekit import ablation_report, paper_figures
+from lgekit import ablation_report, paper_figures, workbook
 from lgekit.ablations import ROWS
 from lgekit.errors import InputError
 from lgekit.findings import WALLS
 from lgekit.metrics import compare_rows
 from lgekit.plots import roc_table
+from lgekit.results import save_run
 
 KEPT = Path(__file__).parents[1] / "figures"
 RATIOS = {"no_synthetic": 0.5, "full": 1.0, "synthetic_2": 1.5}
@@ -69,7 +70,10 @@ def test_the_table_says_what_the_comparison_says():
     paper = ablation_report.paper_table(comparison).set_index("row")
     full = comparison.set_index(["row", "statistic"]).loc[("full", "auc")]
     assert paper.loc["full", "AUC"] == f"{full['value']:.2f} ({full['low']:.2f}–{full['high']:.2f})"
-    assert paper.loc["full", "AUC − full"] == "" and float(paper.loc["no caption", "AUC − full"]) < -0.2
+    less = comparison.set_index(["row", "statistic"]).loc[("no_caption", "auc")]
+    words = "{:+.3f} ({:+.3f} to {:+.3f})".format(*less[["difference", "difference_low", "difference_high"]])
+    assert paper.loc["full", "AUC − full"] == "" and paper.loc["no caption", "AUC − full"] == words
+    assert less["difference"] < -0.2
     assert float(paper.loc["no caption", "p, AUC"]) < 0.01
     lines = ablation_report.markdown(paper.reset_index()).splitlines()
     assert len(lines) == 4 and all(line.count("|") == lines[0].count("|") for line in lines)
@@ -134,10 +138,29 @@ def test_rows_are_compared_over_seeds_that_they_have_whole():
     runs.loc[runs["row"] == "plain_clip", "state"] = "to do"
     chosen = ablation_report.of_whole_seeds(runs, table, "toy")
     assert set(chosen["seed"]) == {0, 2} and set(chosen["row"]) == {"full", "no_caption"}
-    paper = ablation_report.paper_table(compare_rows(chosen), runs["row"].unique()).set_index("row")
+    paper = ablation_report.paper_table(compare_rows(chosen), runs).set_index("row")
     assert paper.loc["plain CLIP", "balanced accuracy"] == "not run" and paper.loc["plain CLIP", "AUC"] == ""
     with pytest.raises(InputError, match="toy.*no seed of row 'full' is done"):
         ablation_report.of_whole_seeds(runs.assign(state="failed"), table, "toy")
+
+
+def test_most_seeds_times_rows_are_compared_and_what_is_left_out_is_said(capsys):
+    table = predictions({"full": 1.0, "no_caption": 1.0, "no_synthetic": 0.0}, seeds=3, patients=20)
+    runs = runs_of(table)
+    runs.loc[(runs["row"] == "no_synthetic") & (runs["seed"] > 0), "state"] = ["failed", "to do"]
+    chosen = ablation_report.of_whole_seeds(runs, table, "toy")
+    assert set(chosen["seed"]) == {0, 1, 2} and set(chosen["row"]) == {"full", "no_caption"}
+    assert capsys.readouterr().out == "grid toy: rows no_synthetic left out, not whole where the others are\n"
+    words = "not compared (1 of 3 runs done, 1 failed)"
+    comparison = compare_rows(chosen)
+    assert ablation_report.paper_table(comparison, runs)["balanced accuracy"].iloc[-1] == words
+    claims = ablation_report.claims_table(comparison, runs=runs).set_index("row")["answer"]
+    assert claims["no_synthetic"] == words and claims["no_pretraining"] == "not run"
+    runs["state"] = "done"
+    runs.loc[(runs["row"] == "no_synthetic") & (runs["seed"] == 2), "state"] = "to do"
+    chosen = ablation_report.of_whole_seeds(runs, table, "toy")  # 2 seeds of 3 rows, 3 of 2: the more rows
+    assert set(chosen["seed"]) == {0, 1} and chosen["row"].nunique() == 3
+    assert "seeds 2 left out" in capsys.readouterr().out
 
 
 def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, monkeypatch):
@@ -164,11 +187,51 @@ def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, mo
     assert "\\begin{tabular}" in (tmp_path / "tables/toy_table.tex").read_text()
 
 
+def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(tmp_path, monkeypatch):
+    parts, beside = [], []
+    for size in (30, 60, 0):
+        part, other = predictions({"full": 2.0, "no_synthetic": 0.5}), predictions({"full": 3.0 + size})
+        part.insert(2, "train_studies", size)
+        other.insert(2, "train_studies", size)
+        other.insert(3, "method", "supervised")
+        parts.append(part)
+        beside.append(other)
+    table, references = pd.concat(parts, ignore_index=True), pd.concat(beside, ignore_index=True)
+    runs = runs_of(table)
+    monkeypatch.setattr(ablation_report, "collect", lambda file, out: runs)
+    monkeypatch.setattr(ablation_report, "collect_predictions", lambda file, of="": references if of else table)
+    names = {path.name for path in ablation_report.report_grid("label_efficiency.yaml", tmp_path)}
+    assert {"ablation_forest_label_efficiency.png", "label_efficiency_label_efficiency.png"} <= names
+    assert "synthetic_ratio_label_efficiency.png" not in names  # two points make no curve
+    methods = pd.read_csv(tmp_path / "tables/label_efficiency_references.csv")
+    last = compare_rows(beside[-1].assign(row="supervised"), "supervised")
+    assert methods["row"].unique().tolist() == ["full", "supervised"]
+    assert methods["value"].iloc[-1] == pytest.approx(last["value"].iloc[-2], abs=1e-4)
+
+
+def test_a_row_named_like_a_ratio_is_no_point_of_the_curve():
+    table = predictions(RATIOS | {"synthetic_only": 2.0})
+    curve = ablation_report.curve_table(table, runs_of(table), "synthetic_per_real")
+    assert set(curve["row"]) == set(RATIOS)
+
+
+def test_the_caption_says_which_grid_notebook_06_ran(tmp_path):
+    table = predictions({"full": 2.0, "no_caption": 0.0})
+    tables = {"ablations": compare_rows(table), "runs": runs_of(table), "predictions": table}
+    session = workbook.Session("07_paper_figures", "phantom:studies=9", "smoke", 0, tmp_path / "07_paper_figures")
+    for given, words in ("", "The workbook's own small grid"), ("emidec", "Grid emidec: 4 of 4 runs, 2 seeds, 60 test"):
+        save_run(session.of("06_ablations"), {"grid": given}, tables=tables)
+        paper_figures.from_session("ablation_forest", session, tmp_path / "figures")
+        caption = json.loads((tmp_path / "figures" / "captions.json").read_text())["ablation_forest"]
+        assert words in caption and ("phantom" in caption) == (not given)
+
+
 def test_references_that_read_every_study_stand_beside_the_first_row():
     own = predictions({"full": 1.0, "no_caption": 0.5})
     whole = predictions({"full": 3.0}).assign(method="supervised")
     part = whole[whole["study_id"] != "P0"].assign(method="half done")
-    beside = ablation_report.reference_comparison(own, pd.concat([whole, part], ignore_index=True))
+    other = whole.assign(method="others", study_id="Q" + whole["study_id"])  # as many studies, but not the same
+    beside = ablation_report.reference_comparison(own, pd.concat([whole, part, other], ignore_index=True))
     assert beside["row"].unique().tolist() == ["full", "supervised"]
     better = beside[(beside["row"] == "supervised") & (beside["statistic"] == "auc")].iloc[0]
     assert better["difference"] > 0 and better["p"] < 0.05

@@ -1,5 +1,6 @@
 """Figures: their data, not their pixels."""
 
+import itertools
 import json
 
 import matplotlib.pyplot as plt
@@ -9,7 +10,9 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from lgekit import plots
-from lgekit.findings import WALLS
+from lgekit.findings import DEPTHS, WALLS, Findings, Scar
+from lgekit.fingerprints import WITHOUT_EFFECT
+from lgekit.reports import canonical_text
 
 
 def test_roc_table_is_scikit_learns_curve():
@@ -17,6 +20,7 @@ def test_roc_table_is_scikit_learns_curve():
     truth = generator.random(60) < 0.5
     score = (truth + generator.normal(size=60)).round(1)  # with ties
     table = plots.roc_table(pd.DataFrame({"patient_id": range(60), "scar": truth, "p_lge": score}))
+    assert plots.roc_table.__module__.removeprefix("lgekit.") not in WITHOUT_EFFECT  # notebook 05 stores what it gives
     alarms, hits, _ = roc_curve(truth, score, drop_intermediate=False)
     np.testing.assert_allclose(table["sensitivity"], np.interp(table["false_positive_rate"], alarms, hits))
     area = np.trapezoid(table["sensitivity"], table["false_positive_rate"])
@@ -30,7 +34,7 @@ def test_a_caption_of_dollars_is_drawn_as_it_stands():
         plots.use_style()
         figure, axes = plt.subplots()
         axes.set_title("$$$$septal")
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         assert axes.title.get_window_extent().width > 50
         plt.close(figure)
 
@@ -64,3 +68,86 @@ def test_a_saved_figure_has_data_and_caption_and_comes_out_the_same_twice(tmp_pa
     assert contents["curves.png"] == (tmp_path / "curves.png").read_bytes()
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "curves.csv"), data, check_dtype=False)
     assert json.loads((tmp_path / "captions.json").read_text()) == {"curves": "Losses over epochs."}
+
+
+def drawn(axis, way: str) -> list[np.ndarray]:
+    """What the error bars of an axis show: for each of them ``(points, 3)``, value, low and high along x or y."""
+    shown = []
+    for container in axis.containers:
+        line, _, (bars,) = container.lines
+        values = line.get_xdata() if way == "x" else line.get_ydata()
+        ends = [[end["xy".index(way)] for end in bar] for bar in bars.get_segments()]
+        shown.append(np.column_stack([values, ends]).astype(float))
+    return shown
+
+
+def ablation(*rows: str) -> pd.DataFrame:
+    generator = np.random.default_rng(0)
+    lines = [{"row": row, "statistic": name} for name in ("balanced_accuracy", "auc") for row in rows]
+    low, value, high = np.sort(generator.uniform(0.3, 1, (3, len(lines))), axis=0)
+    return pd.DataFrame(lines).assign(value=value, low=low, high=high)
+
+
+def test_a_forest_shows_the_values_of_its_table():
+    table = ablation("full", "no_caption", "plain_clip")
+    figure = plots.forest(table, "balanced_accuracy", "auc")
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["full", "no caption", "plain CLIP"]
+    for axis, name in zip(figure.axes, ("balanced_accuracy", "auc"), strict=True):
+        wanted = table.loc[table["statistic"] == name, ["value", "low", "high"]].to_numpy()
+        np.testing.assert_allclose(drawn(axis, "x"), [wanted])
+        assert axis.containers[0].lines[0].get_ydata().tolist() == [0, 1, 2]
+        assert axis.lines[-1].get_xdata() == [wanted[0, 0]] * 2  # dotted: the first row
+        assert plots.title_of(name) in axis.get_xlabel()
+
+
+def test_a_curve_shows_the_values_of_its_table_in_order():
+    rows = ("full", "plain_clip")
+    table = pd.concat([ablation(*rows).assign(train_studies=size, high=1.0) for size in (120, 30, 200)])
+    figure = plots.interval_curve(table, "train_studies", "studies")
+    figure.draw_without_rendering()
+    for axis, name in zip(figure.axes, ("balanced_accuracy", "auc"), strict=True):
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["30", "120", "200"]
+        wanted = table[table["statistic"] == name].sort_values("train_studies").set_index("row")
+        shown = drawn(axis, "y")
+        assert [container.get_label() for container in axis.containers] == ["full", "plain CLIP"]
+        for row, bars in zip(rows, shown, strict=True):
+            np.testing.assert_allclose(bars, wanted.loc[row, ["value", "low", "high"]].to_numpy())
+
+
+def test_wall_bars_show_the_values_of_their_table():
+    low, value, high = np.sort(np.random.default_rng(1).uniform(0.3, 1, (3, 6)), axis=0)
+    table = pd.DataFrame({"wall": WALLS, "value": value, "low": low, "high": high})
+    (axis,) = (figure := plots.wall_bars(table)).axes
+    figure.draw_without_rendering()
+    assert [label.get_text() for label in axis.get_xticklabels()] == list(WALLS)
+    np.testing.assert_allclose(drawn(axis, "y"), [table[["value", "low", "high"]].to_numpy()])
+
+
+def test_roc_shows_the_curve_and_the_band_of_its_table():
+    generator = np.random.default_rng(0)
+    truth = generator.random(60) < 0.5
+    table = plots.roc_table(
+        pd.DataFrame({"patient_id": range(60), "scar": truth, "p_lge": truth + generator.normal(size=60)})
+    )
+    (axis,) = plots.roc({"model": table}).axes
+    curve, chance = axis.lines
+    assert (curve.get_label(), chance.get_label()) == ("model", "chance")
+    np.testing.assert_allclose(curve.get_xydata(), table[["false_positive_rate", "sensitivity"]])
+    outline = axis.collections[0].get_paths()[0].vertices
+    for rate, low, high in table[["false_positive_rate", "low", "high"]].iloc[1:-1].to_numpy():
+        at = outline[np.isclose(outline[:, 0], rate), 1]
+        assert at.min() == pytest.approx(low) and at.max() == pytest.approx(high)
+
+
+def test_every_scar_of_the_gallery_has_its_whole_sentence_above_it():
+    scars = [Scar((wall,), ("basal", "mid"), depth) for wall in WALLS for depth in DEPTHS]
+    sentences = [canonical_text(Findings((scar,))) for scar in scars]
+    assert len(set(sentences)) == len(scars)  # each picture under its own words
+    with plt.rc_context():
+        plots.use_style()
+        figure = plots.show_images(dict.fromkeys(sentences, np.eye(9)), columns=4)
+        figure.draw_without_rendering()
+    assert [" ".join(axis.get_title().split()) for axis in figure.axes] == sentences
+    boxes = [box for axis in figure.axes for box in (axis.get_window_extent(), axis.title.get_window_extent())]
+    assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]

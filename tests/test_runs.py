@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import re
@@ -159,9 +160,9 @@ def test_an_earlier_run_survives_a_kill_between_the_two_renames(tmp_path):
 @pytest.mark.parametrize(
     "mode,message",
     [
-        ("raise", r"ValueError: no luck with seed 0 in code cell 2"),
-        ("exit", r"the kernel died in code cell 2"),
-        ("sleep", r"longer than the 3 s allowed, in code cell 2"),
+        ("raise", r"ValueError: no luck with seed 0 in cell In \[3\]"),
+        ("exit", r"the kernel died in cell In \[3\]"),
+        ("sleep", r"longer than the 3 s allowed, in cell In \[3\]"),
         ("forget", r"wrote no metrics.json"),
     ],
 )
@@ -238,6 +239,16 @@ def test_a_lock_ends_with_its_process(tmp_path):
     assert not path.exists()
 
 
+def test_two_who_ask_for_a_lock_at_once_see_none(tmp_path):
+    path = tmp_path / "a"
+    path.touch()
+    with open(path) as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # what another `is_locked` holds for a moment
+        assert not is_locked(path)
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert is_locked(path)
+
+
 def test_a_shared_stage_is_computed_once_by_processes_that_start_together(tmp_path):
     (tmp_path / "stage.py").write_text(
         "import sys, time, joblib\nfrom lgekit.runs import compute_once\n"
@@ -267,7 +278,7 @@ def test_importing_runs_is_cheap():
 def test_a_killed_kernel_in_the_last_cell_is_no_finished_run(tmp_path):
     save = SAVE + "\nimport os, signal; os.kill(os.getpid(), signal.SIGKILL)"  # after metrics.json was written
     notebook = write_notebook(tmp_path / "tiny.ipynb", save=save)
-    with pytest.raises(RunError, match="the kernel died in code cell 3"):
+    with pytest.raises(RunError, match=r"the kernel died in cell In \[4\]"):
         run_notebook(notebook, tmp_path / "runs" / "a", progress=False, root=tmp_path)
     assert load_metrics(tmp_path / "runs" / "a") is None
     assert load_metrics(tmp_path / "runs" / "failed" / "a") is None
