@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 
 from lgekit.ablations import claims_table, uncompared
+from lgekit.comparison import compare_rows
 from lgekit.errors import InputError
 from lgekit.grid_tables import REFERENCES, collect, collect_predictions
-from lgekit.metrics import compare_rows, title_of
+from lgekit.metrics import title_of
 
 STATISTICS = {
     "balanced_accuracy": "balanced accuracy",
@@ -123,7 +124,7 @@ def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> 
 
 
 def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """The first row beside the references that its runs trained or computed: what `lgekit.metrics.compare_rows` gives.
+    """The first row beside the references that its runs trained or computed: see `lgekit.comparison.compare_rows`.
 
     Args:
         predictions: of the grid, at one value of each further axis (`last_point`).
@@ -154,7 +155,7 @@ def paper_table(comparison: pd.DataFrame, runs: pd.DataFrame | None = None) -> p
     high)`` with p after Holm.
 
     Args:
-        comparison: what `lgekit.metrics.compare_rows` gives.
+        comparison: what `lgekit.comparison.compare_rows` gives.
         runs: of the grid, what `lgekit.grid_tables.collect` gives; rows that were not compared stand there with what
             became of their runs (`lgekit.ablations.uncompared`).
     """

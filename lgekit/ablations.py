@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from lgekit.metrics import claim_answer
+from lgekit.comparison import claim_answer
 from lgekit.workbook import Session
 
 # Row → what it changes in notebook 05. "plain_clip" leaves all of them out.
@@ -61,7 +61,7 @@ def uncompared(comparison: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str,
     """Rows of a grid that its comparison leaves out, each with what became of its runs.
 
     Args:
-        comparison: what ``metrics.compare_rows`` gives.
+        comparison: what ``comparison.compare_rows`` gives.
         runs: columns ``row``, ``state``, one line a run; None: not known.
 
     Returns:
@@ -83,7 +83,7 @@ def claims_table(
     """Each claim with the row that tests it, the difference (without − with) and the answer.
 
     Args:
-        comparison: what ``metrics.compare_rows`` gives.
+        comparison: what ``comparison.compare_rows`` gives.
         statistic: the one that the answer rests on.
         runs: of the grid, for what to say of rows that were not compared (`uncompared`).
 

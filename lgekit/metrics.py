@@ -1,4 +1,4 @@
-"""Numbers with intervals: patients are the unit, resampled whole; comparisons are paired over patients and seeds."""
+"""Numbers with intervals: patients are the unit, resampled whole."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
-from statsmodels.stats.multitest import multipletests
 
 from lgekit.errors import InputError
 from lgekit.findings import WALLS, Findings
@@ -96,7 +95,7 @@ def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict
     Raises:
         InputError: a column is missing, or no study's truth is known.
     """
-    known = _with_truth(predictions, ["patient_id", "scar", "p_lge"])
+    known = known_truth(predictions, ["patient_id", "scar", "p_lge"])
     truth, probability = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
     patients = known["patient_id"].tolist()
     rows = {
@@ -145,7 +144,7 @@ def wall_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict]:
         predictions: columns ``patient_id``, ``scar_<wall>`` (truth) and ``p_<wall>`` for each wall.
     """
     columns = [f"{kind}_{wall}" for wall in WALLS for kind in ("scar", "p")]
-    known = _with_truth(predictions, ["patient_id", *columns])
+    known = known_truth(predictions, ["patient_id", *columns])
     patients = known["patient_id"].tolist()
 
     def auc(wall: str, weights: np.ndarray) -> np.ndarray:
@@ -221,98 +220,28 @@ def corpus_bleu(written: Sequence[str], references: Sequence[str]) -> float:
         return float(bleu([[reference] for reference in words[1]], words[0]))
 
 
-def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int = 0) -> pd.DataFrame:
-    """Each row of an ablation against the reference: paired bootstrap over patients and seeds, Holm-corrected.
-
-    Each resample draws patients and, on their own, seeds, the same for all rows (Owen 2007, doi:10.1214/07-AOAS122);
-    the statistic is averaged over the seeds drawn. With one seed the interval is over patients alone; two or three
-    seeds show little of what further ones would do.
+def summary(values: np.ndarray, first: str = "value") -> dict[str, float]:
+    """A value and the middle 95 % of its resamples.
 
     Args:
-        predictions: columns ``row``, ``seed``, ``study_id``, ``patient_id``, ``scar``, ``p_lge``; all rows of the same
-            seeds and studies. With ``scar_<wall>`` and ``p_<wall>`` the mean AUC of the walls is compared too
-            (``auc_walls``).
-        reference: the row that the others are compared with.
-        seed: of the resampling.
+        values: ``(1 + resamples,)``, the value itself first; resamples without the statistic are NaN.
+        first: name of the value; empty: what is returned gets a name put before.
 
     Returns:
-        One line a row and statistic: ``value, low, high`` (of the row), ``difference, difference_low,
-        difference_high, p, p_holm`` (row minus reference; two-sided bootstrap p, Holm 1979 within a statistic).
-
-    Raises:
-        InputError: the reference row is not there, a study stands twice under one row and seed, or rows are of other
-            seeds or studies than the reference.
+        The value, ``low`` and ``high``; with an empty name ``_low`` and ``_high``.
     """
-    if predictions.duplicated(["row", "seed", "study_id"]).any():
-        remedy = "Take one value of each further axis of the grid (`lgekit.ablation_report.last_point`)."
-        raise InputError("predictions", "a study stands twice under one row and seed", remedy)
-    if reference not in set(predictions["row"]):
-        raise InputError("predictions", f"no row named {reference!r}", f"Rows: {sorted(set(predictions['row']))}.")
-    known = _with_truth(predictions, ["row", "seed", "study_id", "patient_id", "scar", "p_lge"])
-    studies = {row: {*zip(run["seed"], run["study_id"], strict=True)} for row, run in known.groupby("row", sort=False)}
-    if unlike := [row for row in studies if studies[row] != studies.get(reference)]:
-        remedy = "Compare whole seeds alone (`lgekit.ablation_report.of_whole_seeds`)."
-        raise InputError("predictions", f"{unlike} are of other seeds or studies than {reference!r}", remedy)
-    patients = np.unique(known["patient_id"].astype(str))
-    weights = np.vstack([np.ones(len(patients)), patient_resamples(patients.tolist(), seed=seed)])
-    seeds = np.unique(known["seed"])
-    drawn = np.random.default_rng((seed, 1)).multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), RESAMPLES)
-    seed_weights = np.vstack([np.ones(len(seeds)), drawn]).T  # (seeds, 1 + resamples), the same for all rows
-    walls = [f"scar_{wall}" for wall in WALLS]
-    with_walls = known[known[walls].notna().all(axis=1)] if {*walls} <= {*known} else known.iloc[:0]
-    lines = []
-    for statistic in (*PRESENCE_STATISTICS, *(["auc_walls"] if len(with_walls) else [])):
-        draws = {}
-        table = with_walls if statistic == "auc_walls" else known
-        for row, of_row in table.groupby("row", sort=False):
-            per_seed = []
-            for run in (of_row[of_row["seed"] == one] for one in seeds):
-                of_run = weights[:, np.searchsorted(patients, run["patient_id"].astype(str))]
-                if statistic == "auc_walls":
-                    per_seed.append(mean_wall_auc(run, of_run))
-                else:
-                    truth, probability = run["scar"].to_numpy(bool), run["p_lge"].to_numpy(float)
-                    per_seed.append(presence_statistic(statistic, truth, probability, of_run))
-            counted = np.where(seed_weights > 0, seed_weights * per_seed, 0)  # a seed not drawn may lack the statistic
-            draws[row] = counted.sum(0) / len(seeds)  # (1 + resamples,)
-        for row, values in draws.items():
-            line = {"row": row, "statistic": statistic} | _summary(values)
-            if row != reference:
-                difference = values - draws[reference]
-                line |= {f"difference{key}": value for key, value in _summary(difference, "").items()}
-                tail = difference[1:][np.isfinite(difference[1:])]
-                line["p"] = min(1.0, 2 * (1 + min((tail <= 0).sum(), (tail >= 0).sum())) / (1 + len(tail)))
-            lines.append(line)
-    compared = pd.DataFrame(lines)
-    if "p" in compared:
-        for _, group in compared[compared["p"].notna()].groupby("statistic"):
-            compared.loc[group.index, "p_holm"] = multipletests(group["p"], method="holm")[1]
-    return compared
-
-
-def claim_answer(difference: float, low: float, high: float, p_holm: float) -> str:
-    """Does the component help? ``yes`` or ``no`` where the 95 % interval of (without − with) excludes 0 and so
-    does the test that is corrected for the number of rows, at 5 %.
-
-    Args:
-        difference: statistic of the row without the component, minus that of the full method.
-        low: lower end of its interval.
-        high: upper end of its interval.
-        p_holm: p value after Holm's correction.
-    """
-    if not np.isfinite([difference, low, high]).all() or low <= 0 <= high or not p_holm < 0.05:
-        return "not shown"
-    return "yes" if high < 0 else "no"
-
-
-def _summary(values: np.ndarray, first: str = "value") -> dict[str, float]:
     finite = values[1:][np.isfinite(values[1:])]
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
     prefix = "" if first else "_"
     return {first: float(values[0]), f"{prefix}low": float(low), f"{prefix}high": float(high)}
 
 
-def _with_truth(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+def known_truth(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    """The predictions whose truth is known.
+
+    Raises:
+        InputError: a column is missing, no truth is known, or a probability (``p_…``) is missing in a row.
+    """
     missing = [column for column in columns if column not in predictions]
     if missing:
         raise InputError("predictions", f"columns {missing} are missing", "Give the table that `predict` writes.")

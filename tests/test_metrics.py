@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from lgekit import metrics
+from lgekit import comparison, metrics
 from lgekit.errors import InputError
 from lgekit.findings import WALLS, Findings, Scar
 
@@ -96,24 +96,24 @@ def test_text_f1_by_hand():
 def test_compare_rows_sees_a_worse_row_and_not_an_equal_one():
     good, bad = table(200, 0, 2.0), table(200, 0, 0.0)
     rows = [good.assign(row="full", seed=0), good.assign(row="same", seed=0), bad.assign(row="blind", seed=0)]
-    result = metrics.compare_rows(pd.concat(rows)).set_index(["row", "statistic"])
+    result = comparison.compare_rows(pd.concat(rows)).set_index(["row", "statistic"])
     blind, same = result.loc[("blind", "auc")], result.loc[("same", "auc")]
     assert blind["p_holm"] < 0.01 and blind["difference_high"] < 0
     assert same["difference"] == 0 and same["p"] == 1
     columns = ["difference", "difference_low", "difference_high", "p_holm"]
-    assert metrics.claim_answer(*blind[columns]) == "yes" and metrics.claim_answer(*same[columns]) == "not shown"
-    assert metrics.claim_answer(0.1, 0.05, 0.2, 0.01) == "no"
-    assert metrics.claim_answer(0.1, 0.05, 0.2, 0.09) == "not shown"  # one of many rows may differ by chance
+    assert comparison.claim_answer(*blind[columns]) == "yes" and comparison.claim_answer(*same[columns]) == "not shown"
+    assert comparison.claim_answer(0.1, 0.05, 0.2, 0.01) == "no"
+    assert comparison.claim_answer(0.1, 0.05, 0.2, 0.09) == "not shown"  # one of many rows may differ by chance
 
 
 def test_rows_of_other_seeds_or_studies_are_not_compared():
     full = pd.concat([table(seed=seed).assign(row="full", seed=seed) for seed in (0, 1)])
     for other in (full[full["seed"] == 0], full[full["study_id"] != "p003"]):
         with pytest.raises(InputError, match=r"\['part'\] are of other seeds or studies than 'full'.*of_whole_seeds"):
-            metrics.compare_rows(pd.concat([full, other.assign(row="part")]))
+            comparison.compare_rows(pd.concat([full, other.assign(row="part")]))
     without_truth = full.assign(row="part", scar=full["scar"].where(full["study_id"] != "p003", None))
     with pytest.raises(InputError, match="of other seeds or studies"):
-        metrics.compare_rows(pd.concat([full, without_truth]))
+        comparison.compare_rows(pd.concat([full, without_truth]))
 
 
 def test_intervals_are_over_seeds_too_and_paired_over_them():
@@ -124,7 +124,7 @@ def test_intervals_are_over_seeds_too_and_paired_over_them():
     found = {}
     for name, parts in ("alike", alike), ("apart", apart), ("one", alike[:1]):
         full = pd.concat(parts)
-        compared = metrics.compare_rows(pd.concat([full, full.assign(row="twin")]))
+        compared = comparison.compare_rows(pd.concat([full, full.assign(row="twin")]))
         auc = compared[compared["statistic"] == "auc"].set_index("row")
         found[name] = auc.loc["full", ["value", "low", "high"]].astype(float)
         assert (auc.loc["twin", ["difference_low", "difference_high"]] == 0).all()  # the same seeds for both rows
@@ -145,10 +145,10 @@ def test_bad_tables_say_what_is_missing():
         metrics.presence_metrics(blank)
     twice = pd.concat([table().assign(row="full", seed=0)] * 2)  # two values of a grid's further axis
     with pytest.raises(InputError, match="twice under one row and seed"):
-        metrics.compare_rows(twice)
+        comparison.compare_rows(twice)
     with pytest.raises(InputError, match="p_lge"):
         metrics.presence_metrics(table().drop(columns="p_lge"))
     with pytest.raises(InputError, match="truth"):
         metrics.presence_metrics(table().assign(scar=None))
     with pytest.raises(InputError, match="full"):
-        metrics.compare_rows(table().assign(row="other", seed=0))
+        comparison.compare_rows(table().assign(row="other", seed=0))

@@ -10,9 +10,9 @@ import pytest
 
 from lgekit import ablation_report, paper_figures, workbook
 from lgekit.ablations import ROWS
+from lgekit.comparison import compare_rows
 from lgekit.errors import InputError
 from lgekit.findings import WALLS
-from lgekit.metrics import compare_rows
 from lgekit.plots import roc_table
 from lgekit.results import save_run
 
