@@ -86,10 +86,25 @@ def fit_detector(
         views = [make_view(study, settings) for study in held.studies]
         batch = batch_of(views)
         reading = Reading.mean([detector.read(batch, number) for number in range(len(networks))])
-        detector.calibration = calibrate(reading, held)
+        told = as_told(held, settings)
+        detector.calibration = calibrate(reading, told)
         patients = held.manifest["patient_id"].to_numpy()
-        detector.held_out = held_out_table(detector, held, views, reading, patients)
+        detector.held_out = held_out_table(detector, told, views, reading, patients)
     return detector
+
+
+def as_told(cohort: Cohort, settings: FitSettings) -> Cohort:
+    """The cohort with the reports that a fit is told are its studies': with ``shuffle_text`` each has another's.
+
+    Calibrated on the right ones, the control would learn from text after all which way its scores point.
+    """
+    if not settings.shuffle_text:
+        return cohort
+    order = np.random.default_rng([settings.seed, 79]).permutation(len(cohort))
+    next_one = dict(zip(order, np.roll(order, 1), strict=True))  # in a ring, so that nobody keeps the own report
+    reports = [cohort.studies[next_one[number]]["report"] for number in range(len(cohort))]
+    studies = [Study(**{**study, "report": report}) for study, report in zip(cohort.studies, reports, strict=True)]
+    return Cohort(studies, cohort.name)
 
 
 def calibrate(reading: Reading, cohort: Cohort) -> Calibration:
@@ -159,10 +174,11 @@ def _cross_fit(
         histories += own_histories
         readings[k] = Reading.mean([detector.read(batch, number) for number in range(first, len(networks))])
     reading = in_order(readings, fold, max(len(view.levels) for view in views))
-    detector.calibration = calibrate(reading, located)
+    told = as_told(located, settings)
+    detector.calibration = calibrate(reading, told)
     detector.heart = HeartNetwork.mean(hearts) if hearts else None
     detector.histories = histories
-    detector.held_out = held_out_table(detector, located, views, reading, fold)
+    detector.held_out = held_out_table(detector, told, views, reading, fold)
     return detector
 
 

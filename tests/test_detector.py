@@ -236,6 +236,20 @@ def test_heart_networks_are_trained_and_used_on_the_accelerator(cohort, monkeypa
     assert given == [torch.device("cpu")] * 2 and len(asked) == 3 and network.device == torch.device("cpu")
 
 
+def test_the_control_is_calibrated_on_the_wrong_reports_too(cohort, monkeypatch):
+    told = []
+    calibrate = module.calibrate
+    monkeypatch.setattr(module, "calibrate", lambda reading, held: told.append(held) or calibrate(reading, held))
+    for all_studies in (False, True):
+        settings = size_settings("smoke", **(QUICK | {"heart_phantom": 4, "shuffle_text": True}))
+        fit_detector(cohort, settings, all_studies=all_studies, progress=False)
+        held = cohort if all_studies else cohort.split("validation")
+        true, dealt = ([study["report"] for study in one.studies] for one in (held, told[0]))
+        assert sorted(dealt) == sorted(true) and dealt != true
+        told.clear()
+    assert module.as_told(cohort, settings.override(shuffle_text=False)) is cohort
+
+
 def test_too_few_reports_are_refused(cohort):
     silent = Cohort([Study(**{**study, "report": ""}) for study in cohort.studies], "silent")
     with pytest.raises(InputError, match="report"):
