@@ -136,19 +136,24 @@ def most_telling_slice(study: Study) -> int:
 
 
 def pixel_table(images: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Pictures as one long table ``picture, x, y, value``, so that a figure made of pixels has its data beside it."""
+    """Pictures as one long table ``picture, x, y, value``, so that a figure made of pixels has its data beside it.
+
+    A picture's name, which may be a whole sentence, stands at its first pixel; below it is empty.
+    """
     parts = []
     for name, image in images.items():
         x, y = np.indices(image.shape)
-        parts.append(pd.DataFrame({"picture": name, "x": x.ravel(), "y": y.ravel(), "value": np.ravel(image)}))
+        names = [name] + [""] * (image.size - 1)
+        parts.append(pd.DataFrame({"picture": names, "x": x.ravel(), "y": y.ravel(), "value": np.ravel(image)}))
     return pd.concat(parts, ignore_index=True)
 
 
 def pictures(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """The inverse of ``pixel_table``."""
+    """The inverse of ``pixel_table``, also of tables that name the picture at every pixel."""
+    names = table["picture"].replace("", np.nan).ffill()
     return {
         str(name): part.pivot(index="x", columns="y", values="value").to_numpy()
-        for name, part in table.groupby("picture", sort=False)
+        for name, part in table.groupby(names, sort=False)
     }
 
 
