@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import PydanticCustomError
 
 from lgekit.errors import InputError
 
@@ -81,9 +80,7 @@ class FitSettings(BaseModel):
     @model_validator(mode="after")
     def _heads_share_the_width(self) -> FitSettings:
         if self.text_width % self.text_heads:
-            raise PydanticCustomError(
-                "width", "text_width must be a multiple of text_heads ({heads})", {"heads": self.text_heads}
-            )
+            raise ValueError(f"text_width must be a multiple of text_heads ({self.text_heads})")
         return self
 
     @property
@@ -111,7 +108,9 @@ def make_settings(**values: Any) -> FitSettings:
         known = ", ".join(FitSettings.model_fields)
         remedy = f"Known settings: {known}." if first["type"] == "extra_forbidden" else "See lgekit/settings.py."
         found = "" if isinstance(first.get("input"), dict) else f" (found {first.get('input')!r})"
-        raise InputError(f"setting {name or 'text_width'}", first["msg"] + found, remedy) from None
+        raise InputError(
+            f"setting {name or 'text_width'}", first["msg"].removeprefix("Value error, ") + found, remedy
+        ) from None
 
 
 # Longest text of each kind in tokens, start and end included. Of the reports of 300 phantom studies the longest has 228
