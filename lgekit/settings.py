@@ -108,9 +108,8 @@ def make_settings(**values: Any) -> FitSettings:
         known = ", ".join(FitSettings.model_fields)
         remedy = f"Known settings: {known}." if first["type"] == "extra_forbidden" else "See lgekit/settings.py."
         found = "" if isinstance(first.get("input"), dict) else f" (found {first.get('input')!r})"
-        raise InputError(
-            f"setting {name or 'text_width'}", first["msg"].removeprefix("Value error, ") + found, remedy
-        ) from None
+        problem = first["msg"].removeprefix("Value error, ") + found
+        raise InputError(f"setting {name or 'text_width'}", problem, remedy) from None
 
 
 # Longest text of each kind in tokens, start and end included. Of the reports of 300 phantom studies the longest has 228
