@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from lgekit.findings import WALLS
-from lgekit.metrics import roc_table, title_of
+from lgekit.metrics import title_of
 from lgekit.pictures import (
     closed,
     draw_slice,
@@ -37,7 +37,6 @@ __all__ = [
     "pictures",
     "pipeline",
     "pixel_table",
-    "roc_table",
     "show_image",
     "show_images",
     "show_stack",
@@ -177,7 +176,7 @@ def similarity_matrix(
 
 
 def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """Curves with their bands: name → what ``roc_table`` gives."""
+    """Curves with their bands: name → what `lgekit.metrics.roc_table` gives."""
     figure, axis = plt.subplots(figsize=(4.2, 4))
     for name, table in tables.items():
         (line,) = axis.plot(table["false_positive_rate"], table["sensitivity"], label=name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from lgekit.errors import InputError
 
@@ -15,7 +15,7 @@ class FitSettings(BaseModel):
     Marks as in the notebooks: [P] the paper says so, [S] a summary of it says so, [O] our own choice.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     # What the ablation tables change
     orientation: Literal["rvip", "centre", "none"] = "rvip"  # [P] standard short-axis frame; centre = neither turned
@@ -77,11 +77,12 @@ class FitSettings(BaseModel):
     workers: int = Field(default=0, ge=0)  # processes that the folds run in; 0 = one a core. Changes no result
     seed: int = 0
 
-    @model_validator(mode="after")
-    def _heads_share_the_width(self) -> FitSettings:
-        if self.text_width % self.text_heads:
-            raise ValueError(f"text_width must be a multiple of text_heads ({self.text_heads})")
-        return self
+    @field_validator("text_heads")
+    @classmethod
+    def _heads_share_the_width(cls, heads: int, others: ValidationInfo) -> int:
+        if others.data.get("text_width", 0) % heads:
+            raise ValueError(f"text_width, {others.data['text_width']}, is no multiple of it")
+        return heads
 
     @property
     def frame(self) -> Literal["polar", "image"]:
@@ -107,9 +108,8 @@ def make_settings(**values: Any) -> FitSettings:
         name = ".".join(map(str, first["loc"]))
         known = ", ".join(FitSettings.model_fields)
         remedy = f"Known settings: {known}." if first["type"] == "extra_forbidden" else "See lgekit/settings.py."
-        found = "" if isinstance(first.get("input"), dict) else f" (found {first.get('input')!r})"
-        problem = first["msg"].removeprefix("Value error, ") + found
-        raise InputError(f"setting {name or 'text_width'}", problem, remedy) from None
+        problem = f"{first['msg'].removeprefix('Value error, ')} (found {first.get('input')!r})"
+        raise InputError(f"setting {name}", problem, remedy) from None
 
 
 # Longest text of each kind in tokens, start and end included. Of the reports of 300 phantom studies the longest has 228

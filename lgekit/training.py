@@ -1,5 +1,4 @@
-"""One loop for contrastive + captioning training: CPU, one GPU or several, resumable; on a CPU the same seed gives the
-same bytes."""
+"""One loop for contrastive + captioning training: CPU, one GPU or several, resumable; on a CPU to the same bytes."""
 
 from __future__ import annotations
 
@@ -272,7 +271,8 @@ def fit(
         state = TrainingState()
         if checkpoint:
             held = validation or Pairs(store.rows(slice(0)), [])
-            first = encoder_state if settings.encoder_init == "segmentation" else None
+            # the polar view's first weights follow from its pictures, but not to the last bit on every machine
+            first = encoder_state if settings.encoder_init == "segmentation" and settings.frame == "image" else None
             fingerprint = run_fingerprint(settings, [*all_texts, *held.texts], first or {}, store, held.batch)
             state = TrainingState.load(checkpoint, module, optimizer, fingerprint)
             if len(state.history) != fabric.broadcast(len(state.history)):

@@ -278,7 +278,7 @@ def test_settings_refuse_what_they_do_not_know():
         FitSettings().override(orientation="up")
     with pytest.raises(InputError, match="huge"):
         size_settings("huge")
-    with pytest.raises(InputError, match="text_width: text_width must be a multiple of text_heads"):
+    with pytest.raises(InputError, match="text_heads: text_width, 50, is no multiple of it"):
         make_settings(text_width=50)
     assert FitSettings().override(learning_rate="1e-4").learning_rate == 1e-4
     assert FitSettings(orientation="none").frame == "image"

@@ -13,7 +13,7 @@ from lgekit.ablations import ROWS
 from lgekit.comparison import compare_rows
 from lgekit.errors import InputError
 from lgekit.findings import WALLS
-from lgekit.plots import roc_table
+from lgekit.metrics import roc_table
 from lgekit.results import save_run
 
 KEPT = Path(__file__).parents[1] / "figures"
