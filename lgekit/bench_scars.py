@@ -65,16 +65,16 @@ def benchmark_training(studies: int = 60, epochs: int = 6) -> list[dict[str, Any
         One row: seconds to paint the pool and make its views, over seconds of training, in %.
     """
     from lgekit.detection import batch_of
-    from lgekit.detector import POOL
+    from lgekit.pairs import Pairs
     from lgekit.phantom import phantom_cohort
     from lgekit.settings import size_settings
     from lgekit.stages import make_view, paint_pool
     from lgekit.supervision import report_texts
-    from lgekit.training import Pairs, fit
+    from lgekit.training import fit
 
     settings = size_settings("laptop")
     cohort = phantom_cohort(studies, seed=0)
-    wanted = round(settings.synthetic_per_real * studies * POOL)
+    wanted = round(settings.synthetic_per_real * studies * settings.synthetic_pool)
     paint_pool(phantom_cohort(8, seed=1), 4, settings)  # other studies: loads code and tables, keeps nothing of these
     start = time.perf_counter()
     painted = paint_pool(cohort, wanted, settings)

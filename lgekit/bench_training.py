@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from lgekit.augmentation import augment
 from lgekit.detection import Detector, batch_of
 from lgekit.model import CoCaModel, StudyBatch, build_coca
+from lgekit.pairs import Pairs, Store
 from lgekit.settings import FitSettings, size_settings
 from lgekit.stages import make_view
 from lgekit.studies import Cohort
 from lgekit.supervision import report_texts
 from lgekit.tokenizer import ReportTokenizer
-from lgekit.training import ContrastiveCaptioner, Pairs, adamw, all_losses, distinct_texts, epoch_batches, fit
+from lgekit.training import ContrastiveCaptioner, adamw, all_losses, fit
 from lgekit.zeroshot import Calibration
 
 ROUNDS = 5
@@ -80,13 +81,11 @@ def bare_step(pairs: Pairs, settings: FitSettings) -> Callable[[], None]:
     tokenizer = ReportTokenizer.train([text for texts in pairs.texts for text in texts], settings.vocabulary)
     module = ContrastiveCaptioner(build_coca(settings, tokenizer)).train()
     optimizer, generator = adamw(module, settings), torch.Generator().manual_seed(0)
-    distinct = sorted({text for texts in pairs.texts for text in texts})
-    texts = [np.array([distinct.index(text) for text in options]) for options in pairs.texts]
-    tokens, ready = tokenizer(distinct), []
-    for index, chosen in epoch_batches(0, len(pairs), 0, texts, settings):
-        unique, where = (torch.from_numpy(part) for part in distinct_texts(index, chosen, texts, captions=True))
-        batch = augment(pairs.batch.rows(torch.from_numpy(index)), settings, generator)
-        ready.append((batch, tokens[unique], *where.split(len(index)), torch.from_numpy(chosen)))
+    store = Store.of(tokenizer, torch.device("cpu"), pairs)
+    ready: list[tuple[Any, ...]] = []
+    for index, chosen in store.batches(0, settings):
+        studies, *words = store.step_inputs(index, chosen, captions=True)
+        ready.append((augment(studies, settings, generator), *words))
     batches = itertools.cycle(ready)
 
     def step() -> None:

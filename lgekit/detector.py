@@ -17,8 +17,10 @@ from tqdm.auto import tqdm
 from lgekit.detection import Detector, Embedded, batch_of
 from lgekit.errors import InputError
 from lgekit.findings import WALLS
+from lgekit.fresh_scars import FreshScars
 from lgekit.heartnet import HeartNetwork
 from lgekit.model import CoCaModel, join
+from lgekit.pairs import Pairs
 from lgekit.polar_pretraining import pretrain_polar
 from lgekit.precision import accelerator
 from lgekit.reports import read_report
@@ -27,11 +29,10 @@ from lgekit.stages import Painted, View, base_network, heart_network, locate, ma
 from lgekit.studies import Cohort, Study, patient_folds
 from lgekit.supervision import prompt_sets, report_texts
 from lgekit.tokenizer import ReportTokenizer
-from lgekit.training import FitResult, Pairs, fit
+from lgekit.training import FitResult, fit
 from lgekit.zeroshot import Calibration, Reading
 
 __all__ = ["Detector", "Embedded", "batch_of", "calibrate", "fit_detector", "make_view", "prompt_sets"]
-POOL = 4  # synthetic studies kept for each one used in an epoch
 
 
 def fit_detector(
@@ -254,8 +255,10 @@ def _located(cohort: Cohort, heart: HeartNetwork | None) -> Cohort:
 
 
 def synthetic_pool(located: Cohort, settings: FitSettings) -> list[Painted]:
-    """Scars painted into located studies: `POOL` times as many as an epoch draws."""
-    return synthetic_views(located, round(settings.synthetic_per_real * len(located) * POOL), settings)
+    """Scars painted into located studies: ``synthetic_pool`` times as many as an epoch draws, or just as many where
+    each epoch has its own."""
+    count = settings.synthetic_per_real * len(located) * max(1, settings.synthetic_pool)
+    return synthetic_views(located, round(count), settings)
 
 
 def _pairs(cohort: Cohort, settings: FitSettings) -> Pairs:
@@ -293,6 +296,7 @@ def _networks(
                 pairs,
                 own,
                 synthetic=synthetic,
+                fresh=FreshScars(train, own) if synthetic and not settings.synthetic_pool else None,
                 validation=held,
                 encoder_state=encoder_state,
                 checkpoint=checkpoints / f"fold{fold}_{number}.safetensors" if checkpoints else None,

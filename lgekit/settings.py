@@ -21,8 +21,9 @@ class FitSettings(BaseModel):
     orientation: Literal["rvip", "centre", "none"] = "rvip"  # [P] standard short-axis frame; centre = neither turned
     # nor mirrored, the heart found all the same; none = raw crop about the picture's centre, of the image view
     view: Literal["polar", "image"] = "polar"  # [O] polar = the wall unrolled; none-orientation forces image
-    synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] synthetic scars per real study and epoch,
-    # drawn anew in each from a pool four times as large (`lgekit.detector.POOL`), which is painted before
+    synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] synthetic scars per real study and epoch
+    synthetic_pool: int = Field(default=4, ge=0, le=1000)  # epochs' worth of them that are painted before, each epoch
+    # drawing from these; 0: painted anew for every epoch, by other processes while the one before is trained on
     caption_weight: float = Field(default=1.0, ge=0)  # [P] weight of the captioning loss; 0 = contrastive alone
     encoder_init: Literal["segmentation", "random"] = "segmentation"  # [S] slice encoder starts from segmentation
     targets: Literal["same_text", "identity"] = "same_text"  # [O] studies with one text are each other's positives

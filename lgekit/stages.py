@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ from lgekit.runs import compute_once
 from lgekit.settings import FitSettings
 from lgekit.standardize import intensity_reference, known_landmarks, normalise
 from lgekit.studies import Cohort, Landmarks, Study
+
+if TYPE_CHECKING:
+    from lgekit.scars import ScarHost
 
 INVENTED = 0.5  # share of pictures with an invented appearance, of the base alone [O]
 REACH = (0.6, 0.4)  # of the view along predicted contours, beyond the endocardium and the epicardium, in thicknesses
@@ -245,22 +249,50 @@ def _synthetic(print_: str, marks, count: int, about: str, version: str, cohort:
 
 def paint_pool(cohort: Cohort, count: int, settings: FitSettings) -> list[Painted]:
     """:func:`synthetic_views`, made anew. Each study is measured once, and its scars' contours are its own."""
-    from lgekit.scars import ScarHost, stated_findings
-
-    free = [study for study in cohort.studies if not stated_findings(study).present]
-    even = settings.frame == "polar" and settings.masks == "predicted"
+    free = without_scar(cohort)
     made: dict[int, Painted] = {}
     for first, study in enumerate(free[:count]):
         try:
-            host = ScarHost(study)
+            host = ViewHost.of(study, settings)
         except InputError:
             continue
-        grid = even_wall_grid(study, settings) if even else None
         for number in range(first, count, len(free)):
-            try:
-                scarred = host.paint(int(np.random.default_rng([settings.seed, number]).integers(2**31)))
-            except InputError:
-                continue
-            view = make_view(scarred, settings) if grid is None else _along(grid, scarred)
-            made[number] = Painted(view, scarred["report"], study["study_id"])
+            with suppress(InputError):
+                made[number] = host.paint(int(np.random.default_rng([settings.seed, number]).integers(2**31)))
     return [made[number] for number in sorted(made)]
+
+
+def without_scar(cohort: Cohort) -> list[Study]:
+    """The studies whose reports speak of no scar: those that synthetic scars are painted into."""
+    from lgekit.scars import stated_findings
+
+    return [study for study in cohort.studies if not stated_findings(study).present]
+
+
+@dataclass(frozen=True)
+class ViewHost:
+    """A study measured once, to paint many scars into copies of it and make their views. Make it with `ViewHost.of`.
+
+    Attributes:
+        host: the study, ready to be painted.
+        grid: of its polar view along predicted contours, which a painted scar does not move; None: other views.
+        settings: of the view.
+    """
+
+    host: ScarHost
+    grid: PolarGrid | None
+    settings: FitSettings
+
+    @classmethod
+    def of(cls, study: Study, settings: FitSettings) -> ViewHost:
+        """Measure a study. Raises InputError where it cannot take a scar."""
+        from lgekit.scars import ScarHost
+
+        even = settings.frame == "polar" and settings.masks == "predicted"
+        return cls(ScarHost(study), even_wall_grid(study, settings) if even else None, settings)
+
+    def paint(self, seed: int) -> Painted:
+        """The scar that this seed paints. Raises InputError where none drawn from it fits the study."""
+        scarred = self.host.paint(seed)
+        view = make_view(scarred, self.settings) if self.grid is None else _along(self.grid, scarred)
+        return Painted(view, scarred["report"], self.host.study["study_id"])

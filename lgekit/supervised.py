@@ -23,11 +23,12 @@ from lgekit.detector import synthetic_pool
 from lgekit.errors import InputError
 from lgekit.heartnet import HeartNetwork
 from lgekit.model import StudyBatch, StudyEncoder, join
+from lgekit.pairs import epoch_batches
 from lgekit.polar_pretraining import pretrain_polar
 from lgekit.settings import FitSettings
 from lgekit.stages import locate, make_view
 from lgekit.studies import SPLITS, Cohort
-from lgekit.training import adamw, epoch_batches, learning_rate
+from lgekit.training import adamw, learning_rate
 from lgekit.zeroshot import platt, probability
 
 

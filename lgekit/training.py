@@ -8,7 +8,7 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,10 @@ from torch import Tensor, nn
 from lgekit.augmentation import augment
 from lgekit.checkpoint import TrainingState
 from lgekit.errors import InputError
-from lgekit.model import CoCaModel, StudyBatch, build_coca, join
+from lgekit.model import CoCaModel, StudyBatch, build_coca
+from lgekit.pairs import Pairs, Store, dealt
 from lgekit.settings import FitSettings
 from lgekit.tokenizer import ReportTokenizer
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Studies with their texts, ready to train on.
-
-    Attributes:
-        batch: all studies, padded to the longest.
-        texts: for each study the texts that are true of it; the contrastive loss draws one of them anew in each epoch,
-            the caption is the first.
-    """
-
-    batch: StudyBatch
-    texts: Sequence[tuple[str, ...]]
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
 
 @dataclass(frozen=True)
@@ -147,29 +131,6 @@ def adamw(module: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parts, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
-def epoch_batches(
-    epoch: int, real: int, synthetic: int, texts: Sequence[np.ndarray], settings: FitSettings
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Study indices and text ids of each step of an epoch: all real studies, the synthetic drawn anew."""
-    rng = np.random.default_rng([settings.seed, epoch])
-    take = min(round(settings.synthetic_per_real * real), synthetic)
-    index = np.concatenate([np.arange(real), real + rng.permutation(synthetic)[:take]])
-    index = rng.permutation(index)
-    chosen = np.array([texts[study][rng.integers(len(texts[study]))] for study in index])
-    parts = max(1, math.ceil(len(index) / settings.batch_size))
-    yield from zip(np.array_split(index, parts), np.array_split(chosen, parts), strict=True)
-
-
-def distinct_texts(
-    index: np.ndarray, chosen: np.ndarray, texts: Sequence[np.ndarray], captions: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct text ids of a step, and where in them the contrastive texts of the studies stand, then their captions
-    (a study's first text)."""
-    full = np.array([texts[study][0] for study in index] if captions else [], dtype=int)
-    unique, where = np.unique(np.concatenate([chosen, full]), return_inverse=True)
-    return unique, where
-
-
 def run_fingerprint(
     settings: FitSettings, texts: Sequence[Sequence[str]], weights: Mapping[str, Tensor], *batches: StudyBatch
 ) -> str:
@@ -186,6 +147,7 @@ def fit(
     settings: FitSettings,
     *,
     synthetic: Pairs | None = None,
+    fresh: Callable[[range], Iterable[Pairs]] | None = None,
     validation: Pairs | None = None,
     tokenizer: ReportTokenizer | None = None,
     encoder_state: Mapping[str, Tensor] | None = None,
@@ -200,6 +162,8 @@ def fit(
         pairs: the real studies.
         settings: everything else that matters.
         synthetic: a pool of synthetic pairs; ``synthetic_per_real`` × studies of it are drawn in each epoch.
+        fresh: gives each epoch of a range synthetic pairs of its own (`lgekit.fresh_scars`). Where it is given, the
+            pool, one epoch's worth, serves the tokenizer alone.
         validation: studies whose contrastive loss chooses the epoch whose weights are kept (unless weights are
             averaged) and decides on early stopping; no label is used.
         tokenizer: one to use; trained on the texts if None.
@@ -230,28 +194,23 @@ def fit(
     if settings.batch_size < 2 * fabric.world_size:
         remedy = f"Give {2 * fabric.world_size} or more, or fewer processes."
         raise InputError("setting batch_size", f"{settings.batch_size} for {fabric.world_size} processes", remedy)
-    all_texts = [*pairs.texts, *(synthetic.texts if synthetic else [])]
+    told = [pairs, synthetic] if synthetic else [pairs]
     if settings.shuffle_text:
-        order = np.random.default_rng([settings.seed, 77]).permutation(len(all_texts))
-        all_texts = [all_texts[number] for number in order]
+        told = dealt(np.random.default_rng([settings.seed, 77]), *told)
         if validation is not None:  # whose texts choose the epoch
-            order = np.random.default_rng([settings.seed, 78]).permutation(len(validation))
-            validation = Pairs(validation.batch, [validation.texts[number] for number in order])
+            (validation,) = dealt(np.random.default_rng([settings.seed, 78]), validation)
+    all_texts = [options for group in told for options in group.texts]
     if tokenizer is None and settings.text_encoder == "scratch":
         corpus = [text for texts in all_texts for text in texts]
         tokenizer = ReportTokenizer.train(corpus, settings.vocabulary, settings.longest_text)
     elif tokenizer is None:
         tokenizer = ReportTokenizer.from_hugging_face(settings.text_encoder, settings.longest_text)
-    distinct = sorted({text for texts in all_texts for text in texts})
-    if cut := tokenizer.share_cut(distinct):
+    if cut := tokenizer.share_cut(sorted({text for texts in all_texts for text in texts})):
         warnings.warn(
             f"{cut:.0%} of the texts are longer than {tokenizer.context_length} tokens; their ends are not read. "
             "Set context_length higher.",
             stacklevel=2,
         )
-    number_of = {text: number for number, text in enumerate(distinct)}
-    texts = [np.array([number_of[text] for text in options]) for options in all_texts]
-    tokens = tokenizer(distinct)
 
     device = fabric.device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -263,47 +222,45 @@ def fit(
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         module = ContrastiveCaptioner(model)
         wrapped, optimizer = fabric.setup(module, adamw(module, settings))
-        store = pairs.batch.to(device)
-        if synthetic:
-            store = join(store, synthetic.batch.to(device))
-        tokens_there = tokens.to(device)
+        pairs = Pairs(pairs.batch.to(device), pairs.texts)
+        store = Store.of(tokenizer, device, *told)
 
         state = TrainingState()
         if checkpoint:
-            held = validation or Pairs(store.rows(slice(0)), [])
+            held = validation or Pairs(store.studies.rows(slice(0)), [])
             # the polar view's first weights follow from its pictures, but not to the last bit on every machine
             first = encoder_state if settings.encoder_init == "segmentation" and settings.frame == "image" else None
-            fingerprint = run_fingerprint(settings, [*all_texts, *held.texts], first or {}, store, held.batch)
+            fingerprint = run_fingerprint(settings, [*all_texts, *held.texts], first or {}, store.studies, held.batch)
             state = TrainingState.load(checkpoint, module, optimizer, fingerprint)
             if len(state.history) != fabric.broadcast(len(state.history)):
                 raise InputError(checkpoint, "is not the same for all processes", "Put it on a disk that all share.")
-        per_epoch = sum(1 for _ in epoch_batches(0, len(pairs), len(synthetic or []), texts, settings))
+        per_epoch = sum(1 for _ in store.batches(0, settings))
         steps, captions = per_epoch * settings.epochs, settings.caption_weight > 0
         bar = trange(
             len(state.history), settings.epochs, initial=len(state.history), total=settings.epochs, unit="epoch",
             desc="training", disable=not (progress and fabric.global_rank == 0), leave=False,
         )  # fmt: skip
+        anew = iter(fresh(range(len(state.history), settings.epochs))) if fresh else None
         for epoch in bar:
             if state.stale(settings.patience):
                 break
             started, sums = time.perf_counter(), torch.zeros(2, device=device)
+            if anew is not None:
+                told = [pairs, next(anew)]
+                if settings.shuffle_text:
+                    told = dealt(np.random.default_rng([settings.seed, 77, epoch]), *told)
+                store = Store.of(tokenizer, device, *told)
             torch.manual_seed(settings.seed * 100_003 + epoch * 101 + fabric.global_rank)  # dropout
             generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch + 7919 * fabric.global_rank)
             wrapped.train()
-            for step, (index, chosen) in enumerate(
-                epoch_batches(epoch, len(pairs), len(synthetic or []), texts, settings)
-            ):
+            for step, (index, chosen) in enumerate(store.batches(epoch, settings)):
                 mine = slice(fabric.global_rank, len(index) // fabric.world_size * fabric.world_size, fabric.world_size)
-                unique, inverse = distinct_texts(index[mine], chosen[mine], texts, captions)
-                which = torch.from_numpy(inverse).to(device)
-                batch = augment(store.rows(torch.from_numpy(index[mine]).to(device)), settings, generator)
+                studies, *words, ids = store.step_inputs(index[mine], chosen[mine], captions)
+                batch = augment(studies, settings, generator)
                 rate = learning_rate(epoch * per_epoch + step, steps, settings)
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group["share"]
-                words = tokens_there[torch.from_numpy(unique).to(device)]
-                count = len(batch.mask)
-                out = wrapped(batch, words, which[:count], which[count:] if captions else None)
-                ids = torch.from_numpy(chosen[mine]).to(device)
+                out = wrapped(batch, *words)
                 contrast, caption = all_losses(out, ids, settings, tokenizer.pad_id, fabric.world_size)
                 optimizer.zero_grad()
                 fabric.backward(contrast + settings.caption_weight * caption)
@@ -312,7 +269,7 @@ def fit(
                 with torch.no_grad():
                     model.logit_scale.clamp_(0, math.log(100))
                     sums += torch.stack([contrast.detach(), caption.detach()])
-            means = fabric.all_reduce(sums / per_epoch, reduce_op="mean").tolist()
+            means = fabric.all_reduce(sums / (step + 1), reduce_op="mean").tolist()
             if not np.isfinite(means).all():
                 remedy = "Lower learning_rate, and look for pictures that are empty or not finite."
                 raise InputError("training", f"the loss of epoch {epoch + 1} is not a number", remedy)

@@ -15,10 +15,11 @@ from lgekit.augmentation import augment
 from lgekit.captions import write_captions
 from lgekit.errors import InputError
 from lgekit.model import StudyBatch, pad_studies
+from lgekit.pairs import Pairs, epoch_batches
 from lgekit.reports import read_report, write_report
 from lgekit.settings import PLAIN_CLIP, make_settings
 from lgekit.tokenizer import ReportTokenizer
-from lgekit.training import Pairs, caption_loss, contrastive_loss, epoch_batches, fit, learning_rate
+from lgekit.training import caption_loss, contrastive_loss, fit, learning_rate
 
 TINY = {"width": 16, "polar_channels": 8, "embed_dim": 16, "text_width": 16, "text_layers": 1, "depths": 12}
 TINY |= {"angles": 24, "context_length": 24, "dropout": 0.0, "synthetic_per_real": 0, "batch_size": 8, "augment": 0.3}
@@ -174,6 +175,57 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path, extra):
         assert torch.equal(value, rest.model.state_dict()[name]), name
     columns = [column for column in whole.history if column != "seconds"]
     assert whole.history[columns].equals(rest.history[columns])
+
+
+def scars_of(epoch: int) -> Pairs:
+    return toy(4, seed=100 + epoch)
+
+
+def test_fresh_synthetic_studies_go_on_after_a_kill(tmp_path):
+    """Each epoch is given its own; a run that was killed asks for those of the epochs left, and ends the same."""
+    asked = []
+
+    def fresh(epochs):
+        asked.append(epochs)
+        return (scars_of(epoch) for epoch in epochs)
+
+    own = settings(epochs=4, synthetic_per_real=0.25, dropout=0.2)
+    options = {"synthetic": scars_of(-1), "fresh": fresh, "progress": False}
+    whole = fit(toy(), own, **options)
+    fit(toy(), own, checkpoint=tmp_path / "run.safetensors", stop_after=2, **options)
+    rest = fit(toy(), own, checkpoint=tmp_path / "run.safetensors", **options)
+    assert asked == [range(0, 4), range(0, 4), range(2, 4)]
+    for (name, one), other in zip(whole.model.state_dict().items(), rest.model.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_an_epoch_trains_on_its_fresh_studies(monkeypatch):
+    """All real studies and that epoch's own synthetic ones; with shuffled texts, their texts dealt over both."""
+    from lgekit import training
+
+    seen: list[tuple[set, list]] = []
+    monkeypatch.setattr(training.Store, "of", _noting(training.Store.of, seen))
+    for shuffle in (False, True):
+        seen.clear()
+        own = settings(epochs=2, synthetic_per_real=0.25, shuffle_text=shuffle)
+        fit(toy(), own, synthetic=scars_of(-1), fresh=lambda epochs: map(scars_of, epochs), progress=False)
+        assert len(seen) == 3, "before the first epoch, and at the start of each"
+        for epoch, (pictures, texts) in enumerate(seen[1:]):
+            assert pictures == _pictures(toy()) | _pictures(scars_of(epoch))
+            truth = [*toy().texts, *scars_of(epoch).texts]
+            assert sorted(texts) == sorted(truth) and (texts == truth) is not shuffle
+
+
+def _pictures(pairs: Pairs) -> set[bytes]:
+    return {picture.numpy().tobytes() for picture in pairs.batch.images[pairs.batch.mask]}
+
+
+def _noting(of, seen):
+    def noted(tokenizer, device, *told):
+        seen.append((set().union(*map(_pictures, told)), [options for group in told for options in group.texts]))
+        return of(tokenizer, device, *told)
+
+    return noted
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
