@@ -158,6 +158,7 @@ SIZES: dict[str, FitSettings] = {
         pixels=128,
         encoder="resnet34",
         synthetic_per_real=2.0,
+        synthetic_pool=0,
         learning_rate=1e-3,
         models=3,
         heart_size="paper",

@@ -92,7 +92,8 @@ def fit_supervised(
     train = Cohort(parts[0], f"{cohort.name} [train]")
     located = locate(train, heart) if heart is not None else train
     batch = batch_of([make_view(study, settings) for study in located.studies])
-    pool = synthetic_pool(located, settings)
+    # this loop knows no scars painted anew: as many epochs' worth as the laptop's size keeps
+    pool = synthetic_pool(located, settings.override(synthetic_pool=settings.synthetic_pool or 4))
     if pool:
         batch, labels = join(batch, batch_of([painted.view for painted in pool])), labels + [True] * len(pool)
     state = heart.encoder_state() if heart is not None else None
