@@ -18,7 +18,7 @@ from lgekit.reports import read_report
 from lgekit.settings import PLAIN_CLIP, size_settings
 from lgekit.stages import make_view
 from lgekit.studies import Cohort, Landmarks, Study
-from lgekit.zeroshot import Calibration, Reading
+from lgekit.zeroshot import Reading
 
 EMIDEC = Path(__file__).parents[2] / "shared" / "data" / "emidec"
 COLUMNS = ["study_id", "p_lge", *(f"p_{wall}" for wall in WALLS), "slice_weights", "attention", "segments", "caption"]
@@ -203,78 +203,6 @@ def test_folds_are_put_back_in_order():
     padded = np.array([[2, 3, np.nan], [1, np.nan, np.nan], [4, 5, np.nan]])
     for own in (joined.slices, joined.attention, joined.slice_walls[..., 0], -joined.slice_walls[..., 1]):
         np.testing.assert_array_equal(own, padded)
-
-
-@pytest.fixture
-def seven():
-    """A located ventricle of seven slices, the last without a cavity, between slices without a heart, base first; and a
-    detector that holds it for located, whose calibration doubles the score of the fourth wall."""
-    labels = np.zeros((24, 24, 9), np.uint8)
-    x, y = np.indices((24, 24)) - 11.5
-    for s in range(1, 8):
-        labels[np.hypot(x, y) < 9 - 0.5 * s, s] = 2
-        labels[np.hypot(x, y) < 6 - 0.5 * s, s] = 1 if s < 7 else 2
-    study = Study.from_arrays("s", labels * 10.0, (1.5, 1.5, 10), labels, landmarks=Landmarks(120, 240, 1.0))
-    pairs = tuple((2.0 if wall == "inferior" else 1.0, 0.0) for wall in WALLS)
-    own = Calibration((1.0, 0.0), pairs, (3.0, 0.0))
-    return study, Detector(size_settings("smoke", masks="true"), [], None, own)
-
-
-def told(detector, study, walls, present, attention):
-    view = make_view(study, detector.settings)
-    pad = ((0, 2), (0, 0))  # another study of the batch has two slices more
-    blank = np.zeros((1, 6))
-    reading = Reading(
-        np.zeros(1),
-        blank,
-        blank,
-        blank,
-        *(np.pad(a, pad[: a.ndim], constant_values=np.nan)[None] for a in (present, walls)),
-        np.pad(attention, pad[:1])[None],
-    )
-    row = detector.table(Cohort([study]), [view], reading, [""]).iloc[0]
-    return view, json.loads(row["segments"]), json.loads(row["attention"]), json.loads(row["slice_weights"])
-
-
-@pytest.mark.parametrize("backwards", [False, True])
-def test_segments_are_the_most_that_a_slice_of_the_ring_says_of_the_wall(seven, backwards):
-    study, detector = seven
-    if backwards:
-        turned = study.label_map[..., ::-1].copy()
-        study = Study.from_arrays("s", turned * 10.0, (1.5, 1.5, 10), turned, landmarks=study["landmarks"])
-    random = np.random.default_rng(0)
-    walls, present, attention = random.normal(size=(7, 6)), random.normal(size=7), random.dirichlet(np.ones(7))
-    view, segments, stored, weights = told(detector, study, walls, present, attention)
-    own = [8 - s for s in range(1, 8)] if backwards else list(range(1, 8))
-    assert view.own_slices.tolist() == own
-    sure = 1 / (1 + np.exp(-walls * [1, 1, 1, 2, 1, 1]))
-    third = [0, 0, 1, 1, 1, 2, 3]  # equal thirds of seven slices, counted at their middles; the last has no cavity
-    rings = [sure[np.array(third) == number].max(0) for number in range(3)]
-    apical = [rings[2][0], max(rings[2][1:3]), rings[2][3], max(rings[2][4:6])]
-    wanted = [*rings[0], *rings[1], *apical, 1 / (1 + np.exp(-3 * present[6]))]
-    assert segments == pytest.approx(wanted, abs=1e-4)
-    assert sum(stored) == pytest.approx(1, abs=1e-3) and stored[0] == stored[8] == 0
-    assert [stored[s] for s in own] == pytest.approx(attention, abs=1e-4)
-    assert [weights[s] for s in own] == pytest.approx(1 / (1 + np.exp(-3 * present)), abs=1e-4)
-
-
-def test_segments_that_no_slice_shows_are_null(seven):
-    study, detector = seven
-    zeros = np.zeros((7, 6)), np.zeros(7), np.full(7, 1 / 7)
-    assert None not in told(detector, study, *zeros)[1]
-    closed = study.label_map.copy()
-    closed[..., 7] = 0  # no slice without a cavity
-    capless = Study.from_arrays("s", study.pixels, (1.5, 1.5, 10), closed, landmarks=study["landmarks"])
-    assert [n for n, value in enumerate(told(detector, capless, *(a[:6] for a in zeros))[1], 1) if value is None] == [
-        17
-    ]
-    lost, unsure = (Study(**{**study, "landmarks": marks}) for marks in (None, Landmarks(120, 240, 0.001)))
-    empty = Study.from_arrays("s", study.pixels, (1.5, 1.5, 10), 0 * closed, landmarks=study["landmarks"])
-    bare = np.zeros((9, 6)), np.zeros(9), np.full(9, 1 / 9)
-    for one, given in ((lost, zeros), (unsure, zeros), (empty, bare)):
-        assert told(detector, one, *given)[1] == [None] * 17
-    centred = Detector(detector.settings.override(orientation="centre"), [], None, detector.calibration)
-    assert told(centred, study, *zeros)[1] == [None] * 17
 
 
 def test_prompts_typed_later(fitted, cohort):

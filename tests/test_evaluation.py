@@ -120,8 +120,7 @@ def test_predictions_from_before_are_scored_without_what_they_lack(cohort, predi
     assert not {"auc_segments", "auc_attention"} & set(scores.index) and "auc_slices" in scores.index
     with pytest.raises(InputError, match="'segments' is missing.*Predict"):
         evaluation.segment_scores(predictions, cohort)
-    values = [[0.7 if n == 9 else 0.2] * 1 for n in range(17)]
-    half = beside(predictions, [[value for one in values for value in one]] * 4)
+    half = beside(predictions, [[0.7 if number == 10 else 0.2 for number in range(1, 18)]] * 4)
     half.loc[half["study_id"].isin(["c", "d"]), "segments"] = np.nan  # below one another: an old run's and a new one's
     assert evaluation.segment_scores(half, cohort).loc[9, ["with", "without"]].tolist() == [1, 1]
 
