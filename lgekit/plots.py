@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
 from lgekit.metrics import title_of
@@ -250,14 +251,17 @@ def slice_bars(slices: pd.DataFrame, study_id: str) -> Figure:
     if "attention" in shown and shown["attention"].notna().any():
         panels["attention"] = "attention: share of\nthe study's embedding"
     figure, axes = plt.subplots(len(panels), figsize=(5, 0.6 + 2.1 * len(panels)), sharex=True, squeeze=False)
+    names = {"#E69F00": "holds scar", "#999999": "holds none"}
+    colours = np.where(shown["scar"].astype(bool), *names).tolist()
     for axis, (column, label) in zip(axes[:, 0], panels.items(), strict=True):
-        for scar, colour, name in ((True, "#E69F00", "holds scar"), (False, "#999999", "holds none")):
-            kind = shown[shown["scar"].astype(bool) == scar]
-            axis.bar(kind["slice"] + 1, kind[column], color=colour, label=name)
+        axis.bar(shown["slice"] + 1, shown[column], color=colours)
         axis.set_ylabel(label, fontsize=9)
         axis.locator_params(axis="x", integer=True)
     axes[0, 0].set_ylim(0, 1)
-    axes[0, 0].legend(title="by the truth", loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+    patches = [Patch(color=colour, label=name) for colour, name in names.items()]
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
+    axes[0, 0].legend(handles=patches, title="by the truth", fontsize=8, title_fontsize=9, **place)
+    figure.align_ylabels()
     axes[-1, 0].set_xlabel(f"slice of {study_id} (stored order)")
     return closed(figure)
 

@@ -71,7 +71,11 @@ def test_slices_are_drawn_with_their_answers_and_the_attention_they_get():
         assert bars[1][2] == matplotlib.colors.to_rgba("#E69F00") != bars[0][2] == bars[2][2]
     assert "probability" in figure.axes[0].get_ylabel() and "attention" in figure.axes[1].get_ylabel()
     assert figure.axes[0].get_ylim() == (0, 1) and "slice" in figure.axes[1].get_xlabel()
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["holds scar", "holds none"]
+    legend = plots.slice_bars(slices.assign(scar=True), "a").axes[0].get_legend()  # both colours, though one is drawn
+    names = {
+        text.get_text(): patch.get_facecolor() for text, patch in zip(legend.texts, legend.get_patches(), strict=True)
+    }
+    assert names == {"holds scar": bars[1][2], "holds none": bars[0][2]}
     for before in (slices.drop(columns="attention"), slices.assign(attention=np.nan)):
         (axis,) = plots.slice_bars(before, "a").axes
         assert "probability" in axis.get_ylabel() and "slice" in axis.get_xlabel()
