@@ -1,4 +1,4 @@
-"""A heat map of a study's view as one number for each AHA segment: what a bull's-eye shows."""
+"""A heat map of a study's view, or what its slices say, as one number for each AHA segment: what a bull's-eye shows."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from lgekit.anatomy import ANTERIOR_RVIP_DEG, known_landmarks, segment_map, segment_number
+from lgekit.findings import LEVELS, WALLS, segment_of
 from lgekit.polar import INSIDE, OUTSIDE
 from lgekit.settings import FitSettings
 from lgekit.stages import REACH, View
@@ -27,14 +28,51 @@ def segment_means(heat: np.ndarray, view: View, study: Study, settings: FitSetti
         Segment 1–17 → mean; segments that no slice of the view shows are missing, all of them where no heart was found,
         or no insertion points sure enough to turn it by.
     """
-    landmarks = known_landmarks(study)
-    if landmarks is None or landmarks.confidence < settings.min_confidence:
-        return {}
-    if study.label_map is None or not Ventricle.of(study.label_map).area.any():
+    if not segments_known(study, settings):
         return {}
     of_view = _polar_segments if settings.frame == "polar" else _image_segments
     segments = of_view(view, study, settings)
     return {int(n): float(heat[segments == n].mean()) for n in np.unique(segments[segments > 0])}
+
+
+def segments_known(study: Study, settings: FitSettings) -> bool:
+    """Whether a located study shows a heart, and insertion points sure enough to tell its segments by."""
+    landmarks = known_landmarks(study)
+    if landmarks is None or landmarks.confidence < settings.min_confidence or study.label_map is None:
+        return False
+    return bool(Ventricle.of(study.label_map).area.any())
+
+
+def segment_maxima(
+    walls: np.ndarray, present: np.ndarray, view: View, study: Study, settings: FitSettings
+) -> dict[int, float]:
+    """What slices that were asked one by one say of each AHA segment: the most that a slice of its ring says of its
+    wall. An apical segment of two walls takes the larger; the apex (17) has no wall and takes presence.
+
+    Segments as in Cerqueira 2002, doi:10.1161/hc0402.102975. A scar in one slice of a ring is in the segment, hence
+    the maximum [O].
+
+    Args:
+        walls: `(slices, 6)` probability of scar in each wall, for each slice of the view.
+        present: `(slices,)` probability of scar anywhere, likewise.
+        view: what `lgekit.stages.make_view` made of the study.
+        study: located: its labels say which ring each slice lies in.
+        settings: of the view.
+
+    Returns:
+        Segment 1–17 → probability; segments that no slice of the view shows are missing, all of them where
+        `segments_known` is False or the view is not turned by the insertion points.
+    """
+    if settings.orientation != "rvip" or not segments_known(study, settings):
+        return {}
+    rings = Ventricle.of(study.label_map).thirds[view.own_slices]
+    values: dict[int, float] = {}
+    for third, level in enumerate(LEVELS[:3]):
+        for wall, name in enumerate(WALLS):
+            segment, told = segment_of(name, level), walls[rings == third, wall]
+            if len(told):
+                values[segment] = max(float(told.max()), values.get(segment, 0.0))
+    return values | ({17: float(present[rings == 3].max())} if (rings == 3).any() else {})
 
 
 def _polar_segments(view: View, study: Study, settings: FitSettings) -> np.ndarray:

@@ -176,9 +176,11 @@ def predict(
     out_csv: Annotated[Path, typer.Argument(help="Table to write.")],
     beams: Annotated[int, typer.Option(min=1, help="Width of the captions' beam search; 1 is greedy.")] = 1,
 ) -> None:
-    """Detect scar from images alone: study_id, p_lge, p_<wall>, slice_weights, caption, insertion points.
+    """Detect scar from images alone: study_id, p_lge, p_<wall>, slice_weights, attention, segments, caption, angles.
 
-    The decision is p_lge > 0.5. Example: lgekit predict my_model emidec:data/emidec predictions.csv
+    slice_weights: probability of scar in each stored slice, asked alone. attention: share of each in what the network
+    keeps of the study; sums to 1. segments: probability in each AHA segment 1-17, null where unseen. Angles: insertion
+    points, degrees. The decision is p_lge > 0.5. Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
     from lgekit import detector, readers
 

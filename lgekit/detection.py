@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from lgekit.bulls_eye import segment_maxima
 from lgekit.captions import write_captions
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS
@@ -79,7 +80,10 @@ class Detector:
 
         Returns:
             a row a study: ``study_id, p_lge``, one ``p_`` column a wall, ``slice_weights`` (JSON list, one number from
-            0 to 1 for each of the study's own slices, 0 where no heart was found), ``caption``,
+            0 to 1 for each of the study's own slices, 0 where no heart was found), ``attention`` (likewise: the share
+            of each slice in the study's embedding; sums to 1), ``segments`` (JSON list, AHA segments 1-17: the largest
+            probability of the segment's wall that a slice of its ring has when asked on its own, 0 to 1; null where no
+            slice shows it, see `lgekit.bulls_eye.segment_maxima`), ``caption``,
             ``anterior_rvip_deg, inferior_rvip_deg`` (NaN where the heart network is not used).
         """
         located = self.locate(cohort)
@@ -117,14 +121,22 @@ class Detector:
         """The columns of `predict` from a reading."""
         rows = []
         for number, (study, view) in enumerate(zip(located.studies, views, strict=True)):
-            weights = np.zeros(study.spatial_shape[2])
-            weights[view.own_slices] = probability(reading.slices[number, : len(view.levels)], self.calibration.slices)
+            count = len(view.levels)
+            present = probability(reading.slices[number, :count], self.calibration.slices)
+            each_wall = zip(reading.slice_walls[number, :count].T, self.calibration.walls, strict=True)
+            walls = np.stack([probability(scores, pair) for scores, pair in each_wall], axis=1)
+            segments = segment_maxima(walls, present, view, study, self.settings)
             marks = study["landmarks"] if self.heart is not None else None
             row = {"study_id": study["study_id"]}
             row["p_lge"] = float(probability(reading.presence[number], self.calibration.presence))
             for wall, score, pair in zip(WALLS, reading.walls[number], self.calibration.walls, strict=True):
                 row[f"p_{wall}"] = float(probability(score, pair))
-            row["slice_weights"] = json.dumps([round(float(weight), 4) for weight in weights])
+            for name, values in (("slice_weights", present), ("attention", reading.attention[number, :count])):
+                stored = np.zeros(study.spatial_shape[2])
+                stored[view.own_slices] = values
+                row[name] = json.dumps([round(float(value), 4) for value in stored])
+            told = [round(segments[n], 4) if n in segments else None for n in range(1, 18)]
+            row["segments"] = json.dumps(told)
             row["caption"] = captions[number]
             for name in ("anterior_rvip_deg", "inferior_rvip_deg"):
                 row[name] = getattr(marks, name) if marks is not None else np.nan

@@ -195,15 +195,13 @@ def in_order(readings: dict[int, Reading], fold: np.ndarray, slices: int) -> Rea
     """The folds' readings as one, in the cohort's order; slices padded with NaN."""
     parts = {}
     for name in Reading.__dataclass_fields__:
-        first = getattr(readings[0], name)
-        shape = (len(fold), slices) if name in ("slices", "attention") else (len(fold), *first.shape[1:])
-        parts[name] = np.full(shape, np.nan)
+        shape = getattr(readings[0], name).shape[1:]
+        of_slices = name in ("slices", "slice_walls", "attention")
+        parts[name] = np.full((len(fold), slices, *shape[1:]) if of_slices else (len(fold), *shape), np.nan)
         for k, reading in readings.items():
             values = getattr(reading, name)
-            if values.ndim == 1:
-                parts[name][fold == k] = values
-            else:
-                parts[name][np.flatnonzero(fold == k), : values.shape[1]] = values
+            own = (fold == k, slice(values.shape[1])) if of_slices else fold == k
+            parts[name][own] = values
     return Reading(**parts)
 
 

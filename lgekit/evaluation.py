@@ -61,23 +61,29 @@ def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
 
 
 def slice_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
-    """One row a slice with a heart: ``study_id, patient_id, slice`` (from 0, stored order), ``weight``, ``scar``.
+    """One row a slice with a heart: ``study_id, patient_id, slice`` (from 0, stored order), ``weight`` (its own
+    probability of scar, 0 to 1), ``attention`` (its share of the study's embedding, which sums to 1 over the stack; NaN
+    where the predictions lack it), ``scar``.
 
     Args:
-        predictions: columns ``study_id`` and ``slice_weights`` (a JSON list, one number a stored slice).
+        predictions: columns ``study_id`` and ``slice_weights`` (a JSON list, one number a stored slice), and
+            ``attention`` (likewise), which older tables lack.
         cohort: the same studies; those without labels are passed over.
     """
-    weights = predictions.set_index("study_id")["slice_weights"]
+    by_study = predictions.set_index("study_id").reindex(columns=["slice_weights", "attention"])
     parts = []
     for study in cohort.studies:
         if study.label_map is None:
             continue
         heart = np.flatnonzero((study.label_map > 0).any((0, 1)))
-        values = np.array(json.loads(weights[study["study_id"]]), float)
+        said, attended = by_study.loc[study["study_id"]]
+        values = {"weight": np.array(json.loads(said), float)[heart], "attention": np.nan}
+        if isinstance(attended, str):
+            values["attention"] = np.array(json.loads(attended), float)[heart]
         scar = np.asarray(np.isin(study.label_map, (SCAR, NO_REFLOW)).any((0, 1)))
         ids = {"study_id": study["study_id"], "patient_id": study["patient_id"]}
-        parts.append(pd.DataFrame({**ids, "slice": heart, "weight": values[heart], "scar": scar[heart]}))
-    columns = ["study_id", "patient_id", "slice", "weight", "scar"]
+        parts.append(pd.DataFrame({**ids, "slice": heart, **values, "scar": scar[heart]}))
+    columns = ["study_id", "patient_id", "slice", "weight", "attention", "scar"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
@@ -92,7 +98,9 @@ def score_table(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0, text: 
 
     Returns:
         Index ``score``: ``balanced_accuracy, sensitivity, specificity, auc, brier``, ``auc_<wall>``,
-        ``auc_walls`` (their mean), ``auc_slices``, ``caption_presence_f1``, ``caption_walls_f1`` against the truth and
+        ``auc_walls`` (their mean), ``auc_segments`` (mean of `segment_scores`), ``auc_slices``, ``auc_attention`` (the
+        slices ranked by their share of the study's embedding instead; these two of segments and attention where the
+        predictions have such a column), ``caption_presence_f1``, ``caption_walls_f1`` against the truth and
         ``caption_bleu`` against the words of the reports (these without intervals); columns ``value, low, high``.
 
     Raises:
@@ -103,9 +111,14 @@ def score_table(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0, text: 
     if table[[f"scar_{wall}" for wall in WALLS]].notna().all(axis=1).any():
         walls = metrics.wall_metrics(table, seed)
         rows |= {f"auc_{'walls' if wall == 'macro' else wall}": row for wall, row in walls.items()}
+    if "segments" in predictions:
+        rows["auc_segments"] = metrics.segment_metrics(*_segments(predictions, cohort), seed)[-1]
     slices = slice_table(predictions, cohort)
-    positive = set(table.loc[table["scar"].eq(True), "study_id"])
-    rows["auc_slices"] = metrics.slice_metrics(slices[slices["study_id"].isin(positive)], seed)
+    slices = slices[slices["study_id"].isin(table.loc[table["scar"].eq(True), "study_id"])]
+    rows["auc_slices"] = metrics.slice_metrics(slices, seed)
+    if "attention" in predictions:
+        attended = slices.assign(weight=slices["attention"]).dropna(subset="weight")
+        rows["auc_attention"] = metrics.slice_metrics(attended, seed)
     known = [study for study in cohort.studies if study["findings"] is not None]
     captions = predictions.set_index("study_id")["caption"].fillna("")
     read = [read_report(str(captions[study["study_id"]])) for study in known]
@@ -141,6 +154,45 @@ def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.Data
             counts = {"with": int(truth.sum()), "without": int((~truth).sum())}
             rows[f"{kind}_{label}"] = metrics.interval(statistic, patients, seed) | counts
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("place")
+
+
+def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
+    """How well each AHA segment is told: AUC of its value against whether the truth's findings hold the segment.
+
+    Args:
+        predictions: columns ``study_id`` and ``segments`` (a JSON list of 17), as ``Detector.predict`` gives.
+        cohort: with findings; a study counts where its truth is known, each of its scars has a place, and the segment
+            has a value. A scar of a stated wall and no stated level holds all three rings, as `Scar.segments` says.
+        seed: of the bootstrap.
+
+    Returns:
+        17 rows, columns ``segment, value, low, high`` (patient-level 95 % interval; NaN where all studies are of one
+        class), ``with, without`` (studies).
+
+    Raises:
+        InputError: the predictions have no column ``segments``.
+    """
+    truth, values, patients = _segments(predictions, cohort)
+    known = np.isfinite(values)
+    table = pd.DataFrame(metrics.segment_metrics(truth, values, patients, seed)[:-1])
+    table.insert(0, "segment", range(1, 18))
+    return table.assign(**{"with": (known & truth).sum(0), "without": (known & ~truth).sum(0)})
+
+
+def _segments(predictions: pd.DataFrame, cohort: Cohort) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Truth and values of the 17 segments, and the patient, of the studies that say where scar is and where not."""
+    if "segments" not in predictions:
+        remedy = "Predict the cohort again: the table is from before `lgekit predict` wrote it."
+        raise InputError("predictions", "column 'segments' is missing", remedy)
+    told = [study for study in cohort.studies if study["findings"] is not None]
+    # a scar of no stated place may lie in any segment
+    placed = [study for study in told if all(scar.segments for scar in study["findings"].scars)]
+    cells = predictions.set_index("study_id")["segments"]
+    said = [cells[study["study_id"]] for study in placed]
+    listed = [json.loads(cell) if isinstance(cell, str) else [None] * 17 for cell in said]
+    truth = [[number in study["findings"].segments for number in range(1, 18)] for study in placed]
+    values = np.array(listed, float).reshape(-1, 17)  # null → NaN
+    return np.array(truth, bool).reshape(-1, 17), values, [study["patient_id"] for study in placed]
 
 
 def _named(findings: Findings, kind: str) -> set[str]:

@@ -167,7 +167,38 @@ def mean_wall_auc(known: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
     scores = np.stack(
         [presence_statistic("auc", known[f"scar_{w}"], known[f"p_{w}"].to_numpy(float), weights) for w in WALLS]
     )  # (walls, resamples)
+    return _mean_of_known(scores)
+
+
+def _mean_of_known(scores: np.ndarray) -> np.ndarray:
+    """Mean of the finite values over the first axis; NaN where there is none."""
     return np.where(np.isfinite(scores).any(0), np.nansum(scores, 0) / np.isfinite(scores).sum(0).clip(1), np.nan)
+
+
+def segment_metrics(truth: np.ndarray, values: np.ndarray, patients: Sequence[str], seed: int = 0) -> list[dict]:
+    """AUC of each AHA segment over the studies that have a value for it, and last the mean of those that have one.
+
+    Args:
+        truth: ``(studies, 17)`` bool, whether the segment holds scar.
+        values: ``(studies, 17)`` float, NaN where a study says nothing of a segment.
+        patients: the patient of each study.
+        seed: of the bootstrap.
+
+    Returns:
+        18 times ``{"value", "low", "high"}``; NaN where all studies are of one class.
+    """
+    known, names = np.isfinite(values), np.asarray(patients, dtype=str)
+
+    def auc(weights: np.ndarray, number: int, own: np.ndarray) -> np.ndarray:
+        return presence_statistic("auc", truth[own, number], values[own, number], weights)
+
+    def mean(weights: np.ndarray) -> np.ndarray:
+        return _mean_of_known(np.stack([auc(weights[:, own], number, own) for number, own in enumerate(known.T)]))
+
+    each = [
+        interval(partial(auc, number=number, own=own), names[own].tolist(), seed) for number, own in enumerate(known.T)
+    ]
+    return [*each, interval(mean, names.tolist(), seed)]
 
 
 def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict:

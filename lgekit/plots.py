@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
-from lgekit.findings import WALLS
 from lgekit.metrics import title_of
 from lgekit.pictures import (
     closed,
@@ -50,8 +50,6 @@ STYLE = {
     "svg.hashsalt": "lgekit",  # the same figure, the same bytes
     "text.parse_math": False,  # captions and reports are drawn as they stand: "$" begins no formula
 }
-SEGMENT_WALLS = ("anterior", "anteroseptal", "inferoseptal", "inferior", "inferolateral", "anterolateral")
-APICAL_WALLS = ("anterior", "septal", "inferior", "lateral")
 
 
 def use_style() -> None:
@@ -84,7 +82,8 @@ def bulls_eye(values: Mapping[int, float], title: str = "", unit: str = "", limi
         axis.text(*middle, str(segment), ha="center", va="center", fontsize=8, color="white" if dark else "black")
     axis.set(xticks=[], yticks=[], ylim=(0, 4), title=title)
     axis.spines["polar"].set_visible(False)
-    figure.colorbar(plt.cm.ScalarMappable(shade, colours), ax=axis, shrink=0.7, label=unit)
+    beyond = "min" if finite and min(finite) < low else "neither"
+    figure.colorbar(plt.cm.ScalarMappable(shade, colours), ax=axis, shrink=0.7, label=unit, extend=beyond)
     return closed(figure)
 
 
@@ -241,12 +240,29 @@ def wall_bars(table: pd.DataFrame) -> Figure:
 
 
 def slice_bars(slices: pd.DataFrame, study_id: str) -> Figure:
-    """What each slice of a study says when asked on its own: columns ``study_id, slice, weight, scar``."""
+    """What each slice of a study says when asked on its own, and below it the attention that it gets.
+
+    Args:
+        slices: columns ``study_id, slice, weight, scar``, and ``attention``: without it the first panel alone is drawn.
+        study_id: which study.
+    """
     shown = slices[slices["study_id"] == study_id]
-    figure, axis = plt.subplots(figsize=(5, 2.6))
-    colours = ["#E69F00" if scar else "#999999" for scar in shown["scar"]]
-    axis.bar(shown["slice"] + 1, shown["weight"], color=colours)
-    axis.set(xlabel=f"slice of {study_id} (stored order)", ylabel="probability of scar", ylim=(0, 1))
+    panels = {"weight": "probability of scar,\neach slice alone"}
+    if "attention" in shown and shown["attention"].notna().any():
+        panels["attention"] = "attention: share of\nthe study's embedding"
+    figure, axes = plt.subplots(len(panels), figsize=(5, 0.6 + 2.1 * len(panels)), sharex=True, squeeze=False)
+    names = {"#E69F00": "holds scar", "#999999": "holds none"}
+    colours = np.where(shown["scar"].astype(bool), *names).tolist()
+    for axis, (column, label) in zip(axes[:, 0], panels.items(), strict=True):
+        axis.bar(shown["slice"] + 1, shown[column], color=colours)
+        axis.set_ylabel(label, fontsize=9)
+        axis.locator_params(axis="x", integer=True)
+    axes[0, 0].set_ylim(0, 1)
+    patches = [Patch(color=colour, label=name) for colour, name in names.items()]
+    place = {"loc": "upper left", "bbox_to_anchor": (1, 1), "frameon": False}
+    axes[0, 0].legend(handles=patches, title="by the truth", fontsize=8, title_fontsize=9, **place)
+    figure.align_ylabels()
+    axes[-1, 0].set_xlabel(f"slice of {study_id} (stored order)")
     return closed(figure)
 
 
@@ -270,16 +286,6 @@ def caption_lines(table: pd.DataFrame) -> Figure:
     return closed(figure)
 
 
-def wall_values(walls: Mapping[str, float]) -> dict[int, float]:
-    """Values of the six walls put onto the 16 segments that belong to them, for a bull's-eye."""
-    per_segment = {segment: walls[SEGMENT_WALLS[(segment - 1) % 6]] for segment in range(1, 13)}
-    apical = {"anterior": ["anterior"], "septal": ["anteroseptal", "inferoseptal"], "inferior": ["inferior"]}
-    apical["lateral"] = ["inferolateral", "anterolateral"]
-    for segment, name in zip(range(13, 17), APICAL_WALLS, strict=True):
-        per_segment[segment] = float(np.mean([walls[wall] for wall in apical[name]]))
-    return per_segment
-
-
 def save_figure(figure: Figure, folder: Path, name: str, data: pd.DataFrame, caption: str) -> Path:
     """Write ``name.png`` and ``.svg``, the data as ``name.csv``, the caption (its alt text too) into captions.json."""
     folder = Path(folder)
@@ -293,6 +299,3 @@ def save_figure(figure: Figure, folder: Path, name: str, data: pd.DataFrame, cap
         json.dumps(dict(sorted((known | {name: caption}).items())), indent=1, ensure_ascii=False) + "\n"
     )
     return folder / f"{name}.png"
-
-
-assert set(SEGMENT_WALLS) == set(WALLS)

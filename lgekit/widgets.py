@@ -28,7 +28,7 @@ from lgekit.reports import canonical_text
 from lgekit.standardize import StandardizeShortAxis
 from lgekit.studies import Cohort, Study
 
-RUN_SCORES = ("balanced_accuracy", "sensitivity", "specificity", "auc", "auc_walls", "auc_slices")
+RUN_SCORES = ("balanced_accuracy", "sensitivity", "specificity", "auc", "auc_walls", "auc_segments", "auc_slices")
 WORST = 5  # studies that the run browser lists
 LONGEST = 160  # characters of a text in its table; a decoder that learned nothing repeats itself to its limit
 

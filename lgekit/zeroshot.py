@@ -27,6 +27,7 @@ class Reading:
         levels: likewise.
         depths: likewise.
         slices: `(studies, slices)` presence of each slice as if it were the whole study; NaN where padding.
+        slice_walls: `(studies, slices, labels)` each wall in each slice, likewise; NaN where padding.
         attention: `(studies, slices)` share of each slice in the study embedding; sums to 1.
     """
 
@@ -35,6 +36,7 @@ class Reading:
     levels: np.ndarray
     depths: np.ndarray
     slices: np.ndarray
+    slice_walls: np.ndarray
     attention: np.ndarray
 
     def rows(self, index: np.ndarray) -> Reading:
@@ -86,8 +88,10 @@ def read_studies(
             for kind in ("wall", "level", "depth")
         ]
         each = F.normalize(each, dim=-1)
-        slices = (score(each, positive) - score(each, negative)).masked_fill(~some.mask, math.nan)
-        found = [score(image, positive) - absent, *kinds, slices, attention]
+        absent_each = score(each, negative).masked_fill(~some.mask, math.nan)
+        slice_walls = torch.stack([score(each, text) - absent_each for text in words["wall"]], -1)
+        slices = score(each, positive) - absent_each
+        found = [score(image, positive) - absent, *kinds, slices, slice_walls, attention]
         parts.append(Reading(*(part.float().cpu().numpy().astype(float) for part in found)))
     return Reading(*(np.concatenate([getattr(part, name) for part in parts]) for name in Reading.__dataclass_fields__))
 

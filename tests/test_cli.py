@@ -127,11 +127,13 @@ def test_predict_reads_images_only_and_writes_the_promised_columns(written, mode
     full, images = pd.read_csv(tmp_path / "full.csv"), pd.read_csv(tmp_path / "images.csv")
     pd.testing.assert_frame_equal(full, images)
     walls = [f"p_{wall}" for wall in WALLS]
-    wanted = ["study_id", "p_lge", *walls, "slice_weights", "caption", "anterior_rvip_deg", "inferior_rvip_deg"]
+    wanted = ["study_id", "p_lge", *walls, "slice_weights", "attention", "segments", "caption"]
+    wanted += ["anterior_rvip_deg", "inferior_rvip_deg"]
     assert set(wanted) <= set(full.columns) and len(full) == 12
     assert full[["p_lge", *walls]].stack().between(0, 1).all()
     slices = tio.ScalarImage(written / table["image"][0]).shape[3]
-    assert len(json.loads(full["slice_weights"][0])) == slices
+    assert len(json.loads(full["slice_weights"][0])) == len(json.loads(full["attention"][0])) == slices
+    assert {len(json.loads(segments)) for segments in full["segments"]} == {17}
 
 
 def test_score_holds_predictions_against_what_masks_or_reports_say(written, model, tmp_path):

@@ -21,7 +21,7 @@ from lgekit.studies import Cohort, Landmarks, Study
 from lgekit.zeroshot import Reading
 
 EMIDEC = Path(__file__).parents[2] / "shared" / "data" / "emidec"
-COLUMNS = ["study_id", "p_lge", *(f"p_{wall}" for wall in WALLS), "slice_weights", "caption"]
+COLUMNS = ["study_id", "p_lge", *(f"p_{wall}" for wall in WALLS), "slice_weights", "attention", "segments", "caption"]
 COLUMNS += ["anterior_rvip_deg", "inferior_rvip_deg"]
 QUICK = {
     "epochs": 1,
@@ -55,9 +55,14 @@ def test_predicts_from_images_alone(fitted, cohort):
     assert list(table.columns) == COLUMNS and table["study_id"].tolist() == [s["study_id"] for s in cohort.studies]
     probabilities = table[[name for name in table if name.startswith("p_")]].to_numpy()
     assert ((probabilities >= 0) & (probabilities <= 1)).all()
-    for study, weights in zip(cohort.studies, table["slice_weights"], strict=True):
-        values = json.loads(weights)
-        assert len(values) == study.spatial_shape[2] and min(values) >= 0 and max(values) <= 1
+    for study, *cells in zip(
+        cohort.studies, table["slice_weights"], table["attention"], table["segments"], strict=True
+    ):
+        weights, attention, segments = map(json.loads, cells)
+        for values in (weights, attention):
+            assert len(values) == study.spatial_shape[2] and min(values) >= 0 and max(values) <= 1
+        assert sum(attention) == pytest.approx(1, abs=0.001)
+        assert len(segments) == 17 and all(0 <= value <= 1 for value in segments if value is not None)
     pd.testing.assert_frame_equal(table, fitted.predict(cohort))  # masks, reports, landmarks: never looked at
 
 
@@ -190,10 +195,14 @@ def test_slices_come_back_in_their_own_order(cohort):
 def test_folds_are_put_back_in_order():
     fold = np.array([1, 0, 1])
     values = {0: np.array([[1.0]]), 1: np.array([[2.0, 3.0], [4.0, 5.0]])}
-    readings = {k: Reading(v[:, 0], v[:, :1], v[:, :1], v[:, :1], v, v) for k, v in values.items()}
+    readings = {
+        k: Reading(v[:, 0], v[:, :1], v[:, :1], v[:, :1], v, np.stack([v, -v], 2), v) for k, v in values.items()
+    }
     joined = in_order(readings, fold, 3)
     assert joined.presence.tolist() == [2, 1, 4]
-    np.testing.assert_array_equal(joined.slices, [[2, 3, np.nan], [1, np.nan, np.nan], [4, 5, np.nan]])
+    padded = np.array([[2, 3, np.nan], [1, np.nan, np.nan], [4, 5, np.nan]])
+    for own in (joined.slices, joined.attention, joined.slice_walls[..., 0], -joined.slice_walls[..., 1]):
+        np.testing.assert_array_equal(own, padded)
 
 
 def test_prompts_typed_later(fitted, cohort):

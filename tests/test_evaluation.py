@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from lgekit import ablations, evaluation, metrics
+from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
 from lgekit.reports import canonical_text
 from lgekit.studies import Cohort, Landmarks, Study
@@ -47,6 +48,81 @@ def test_scores_by_hand(cohort, predictions):
     assert np.isnan(scores.loc["auc_anterior", "value"])  # nobody has an anterior scar
     flat = evaluation.flat_scores(scores)
     assert flat["auc"] == 0.75 and "auc_low" in flat and "caption_walls_f1_low" not in flat
+
+
+def beside(predictions, segments):
+    return predictions.assign(segments=[json.dumps(values) for values in segments])
+
+
+def test_segments_that_say_the_truth_have_an_auc_of_one(cohort, predictions):
+    """Inferior and mid is segment 10; the other 16 hold scar in no study."""
+    values = [[0.2] * 17 for _ in cohort.studies]
+    for number in (0, 2):
+        values[number][9] = 0.7
+    table = evaluation.segment_scores(beside(predictions, values), cohort)
+    assert table["segment"].tolist() == list(range(1, 18))
+    assert table.loc[9, ["value", "low", "high", "with", "without"]].tolist() == [1, 1, 1, 2, 2]
+    others = table[table["segment"] != 10]
+    assert others[["value", "low", "high"]].isna().all(axis=None) and (others["with"] == 0).all()
+    scores = evaluation.score_table(beside(predictions, values), cohort)
+    assert scores.loc["auc_segments", "value"] == 1
+    same = evaluation.segment_scores(beside(predictions, [[0.2] * 17] * 4), cohort)
+    assert same.loc[9, "value"] == 0.5
+    values[0][9], values[1][9] = 0.1, None  # "a" ranks below "d", "c" above; "b" shows no such segment
+    mixed = evaluation.segment_scores(beside(predictions, values), cohort)
+    assert mixed.loc[9, ["value", "with", "without"]].tolist() == [0.5, 2, 1]
+
+
+def test_segments_are_scored_where_the_truth_says_where(predictions):
+    vague = Findings((Scar(), Scar(walls=("inferior",), levels=("mid",))))
+    basal = Findings((Scar(walls=("anterior",), levels=("basal",)),))
+    told = Cohort([study("a", INFERIOR), study("b", vague), study("c", None), study("d", basal)])
+    values = [[0.1] * 17 for _ in told.studies]
+    values[0][9] = values[3][0] = 0.9
+    table = evaluation.segment_scores(beside(predictions, values), told).set_index("segment")
+    assert (table["with"] + table["without"] == 2).all()
+    assert table.loc[[1, 10], "value"].tolist() == [1, 1] and table["value"].notna().sum() == 2
+    assert evaluation.score_table(beside(predictions, values), told).loc["auc_segments", "value"] == 1
+    unplaced = Cohort([study("a", Findings((Scar(),))), study("c", None)])
+    assert evaluation.segment_scores(beside(predictions, values), unplaced)["value"].isna().all()
+
+
+def test_the_mean_of_the_segments_counts_patients_whole():
+    """Two segments, one told and one not: the mean is between, and one patient's many studies count together."""
+    truth, values = np.zeros((12, 17), bool), np.full((12, 17), 0.5)
+    truth[:6, 0] = truth[::2, 1] = True
+    values[:6, 0] = 0.9
+    patients = [str(number) for number in range(12)]
+    *each, mean = metrics.segment_metrics(truth, values, patients)
+    assert each[0]["value"] == 1 and each[1]["value"] == 0.5 and np.isnan(each[2]["value"])
+    assert mean == {"value": 0.75, "low": 0.75, "high": 0.75}
+    values[:, 1] = np.random.default_rng(0).random(12)
+    whole = metrics.segment_metrics(truth, values, patients)[-1]
+    twice = metrics.segment_metrics(
+        *(np.repeat(array, 2, 0) for array in (truth, values)), np.repeat(patients, 2).tolist()
+    )
+    assert twice[-1] == pytest.approx(whole) and whole["low"] < whole["value"] < whole["high"]
+
+
+def test_attention_is_scored_like_the_slices_own_answers(cohort, predictions):
+    attention = [[0, 0.5, 0.2, 0.3, 0], [0.2] * 5, [0, 0.2, 0.4, 0.4, 0], [0.2] * 5]
+    attended = predictions.assign(attention=[json.dumps(values) for values in attention])
+    slices = evaluation.slice_table(attended, cohort)
+    assert slices.loc[slices["study_id"] == "a", "attention"].tolist() == [0.5, 0.2, 0.3]
+    scores = evaluation.score_table(attended, cohort)
+    assert scores.loc["auc_attention", "value"] == pytest.approx((0 + 0.75) / 2)  # scar is in the middle slice
+    assert scores.loc["auc_slices", "value"] == 1
+
+
+def test_predictions_from_before_are_scored_without_what_they_lack(cohort, predictions):
+    assert evaluation.slice_table(predictions, cohort)["attention"].isna().all()
+    scores = evaluation.score_table(predictions, cohort)
+    assert not {"auc_segments", "auc_attention"} & set(scores.index) and "auc_slices" in scores.index
+    with pytest.raises(InputError, match="'segments' is missing.*Predict"):
+        evaluation.segment_scores(predictions, cohort)
+    half = beside(predictions, [[0.7 if number == 10 else 0.2 for number in range(1, 18)]] * 4)
+    half.loc[half["study_id"].isin(["c", "d"]), "segments"] = np.nan  # below one another: an old run's and a new one's
+    assert evaluation.segment_scores(half, cohort).loc[9, ["with", "without"]].tolist() == [1, 1]
 
 
 def test_bleu_by_hand():

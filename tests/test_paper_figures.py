@@ -61,8 +61,27 @@ def test_a_figure_without_its_data_is_named(tmp_path):
         paper_figures.redraw(tmp_path / "nowhere")
     with pytest.raises(InputError, match="'rock'.*is not known"):
         paper_figures.figure_of("rock")
-    assert paper_figures.figure_of("wall_auc_bulls_eye") is paper_figures.FIGURES["wall_auc_bulls_eye"]
+    with pytest.raises(InputError, match="'wall_auc_bulls_eye'.*is not known"):  # of an older folder; no wall_auc
+        paper_figures.figure_of("wall_auc_bulls_eye")
+    assert paper_figures.figure_of("segment_auc") is paper_figures.FIGURES["segment_auc"]
     assert paper_figures.figure_of("ablation_forest_emidec") is paper_figures.FIGURES["ablation_forest"]
+
+
+def test_segments_and_slices_are_drawn_from_the_tables_of_notebook_05(tmp_path):
+    segments = pd.DataFrame({"segment": range(1, 18), "value": [0.9, np.nan] + [0.7] * 15, "low": 0.5, "high": 1.0})
+    slices = pd.DataFrame({"study_id": [*"aabb"], "slice": [1, 2] * 2, "weight": 0.5, "attention": 0.25})
+    slices["scar"] = [True, True, True, False]
+    tables = {"segments": segments, "slices": slices}
+    session = workbook.Session("07_paper_figures", "phantom:studies=9", "smoke", 0, tmp_path / "07_paper_figures")
+    save_run(session.of("05_clip_captioning"), {}, tables=tables)
+    wedges = paper_figures.from_session("segment_auc", session, tmp_path / "figures").axes[0].patches
+    colours = [wedge.get_facecolor() for wedge in wedges]
+    assert len(set(colours)) == 3 and colours.count(colours[0]) == colours.count(colours[1]) == 1
+    both = paper_figures.from_session("slice_weights", session, tmp_path / "figures").axes
+    assert len(both) == 2 and "slice of b" in both[1].get_xlabel()
+    captions = json.loads((tmp_path / "figures" / "captions.json").read_text())
+    assert "asked alone" in captions["segment_auc"] and "sums to 1" in captions["slice_weights"]
+    assert [path.stem for path in paper_figures.redraw(tmp_path / "figures")] == ["segment_auc", "slice_weights"]
 
 
 def test_the_table_says_what_the_comparison_says():

@@ -3,6 +3,7 @@
 import itertools
 import json
 
+import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -46,10 +47,38 @@ def test_wedges_lie_where_cerqueira_puts_them(segment, start, width):
     assert plots.segment_wedge(segment)[:2] == (start, width)
 
 
-def test_wall_values_reach_the_segments_of_their_wall():
-    values = plots.wall_values({wall: float(number) for number, wall in enumerate(WALLS)})
-    assert values[1] == values[7] == 0 and values[4] == values[10] == values[15] == 3
-    assert values[14] == 1.5 and set(values) == set(range(1, 17))
+def test_a_bulls_eye_shows_the_values_of_its_segments():
+    figure = plots.bulls_eye({1: 0.5, 10: 1.0, 14: 0.75, 16: 0.3, 17: np.nan}, "title", "AUC", limits=(0.5, 1))
+    wedges = dict(zip(range(1, 18), figure.axes[0].patches, strict=True))
+    colours, grey = plt.get_cmap("cividis"), matplotlib.colors.to_rgba("lightgray")
+    for segment, share in ((1, 0.0), (10, 1.0), (14, 0.5), (16, 0.0)):
+        assert wedges[segment].get_facecolor() == colours(share)
+    assert all(wedges[segment].get_facecolor() == grey for segment in (2, 9, 13, 17))
+    assert figure.axes[1].get_ylabel() == "AUC"
+
+
+def test_slices_are_drawn_with_their_answers_and_the_attention_they_get():
+    slices = pd.DataFrame(
+        {"study_id": "a", "slice": [1, 2, 3], "weight": [0.1, 0.9, 0.2], "scar": [False, True, False]}
+    )
+    slices = pd.concat([slices.assign(attention=[0.5, 0.2, 0.3]), slices.assign(study_id="b", attention=1.0)])
+    figure = plots.slice_bars(slices, "a")
+    for axis, heights in zip(figure.axes, ([0.1, 0.9, 0.2], [0.5, 0.2, 0.3]), strict=True):
+        bars = sorted(
+            (bar.get_x() + bar.get_width() / 2, bar.get_height(), bar.get_facecolor()) for bar in axis.patches
+        )
+        assert [bar[0] for bar in bars] == pytest.approx([2, 3, 4]) and [bar[1] for bar in bars] == heights
+        assert bars[1][2] == matplotlib.colors.to_rgba("#E69F00") != bars[0][2] == bars[2][2]
+    assert "probability" in figure.axes[0].get_ylabel() and "attention" in figure.axes[1].get_ylabel()
+    assert figure.axes[0].get_ylim() == (0, 1) and "slice" in figure.axes[1].get_xlabel()
+    legend = plots.slice_bars(slices.assign(scar=True), "a").axes[0].get_legend()  # both colours, though one is drawn
+    names = {
+        text.get_text(): patch.get_facecolor() for text, patch in zip(legend.texts, legend.get_patches(), strict=True)
+    }
+    assert names == {"holds scar": bars[1][2], "holds none": bars[0][2]}
+    for before in (slices.drop(columns="attention"), slices.assign(attention=np.nan)):
+        (axis,) = plots.slice_bars(before, "a").axes
+        assert "probability" in axis.get_ylabel() and "slice" in axis.get_xlabel()
 
 
 def test_pictures_survive_the_table():

@@ -46,7 +46,21 @@ def test_reads_presence_walls_and_slices(trained):
     assert np.isnan(reading.slices[~unseen.batch.mask.numpy()]).all()
     first = np.nanargmax(reading.slices, 1)[kind > 0]
     assert (first == 0).mean() >= 0.8  # the toy scars lie in slice 0
+    assert (np.isnan(reading.slice_walls) == np.isnan(reading.slices)[..., None]).all()
+    of_first = reading.slice_walls[:, 0].argmax(1)
+    assert (of_first[kind > 0] == kind[kind > 0] - 1).mean() >= 0.8
     np.testing.assert_allclose(reading.attention.sum(1), 1, atol=1e-5)
+
+
+def test_a_slice_asked_alone_is_a_study_of_one_slice(trained):
+    batch = toy(5, seed=6).batch
+    whole = read_studies(trained.model, trained.tokenizer, batch, PROMPTS)
+    for number in range(2):
+        alone = StudyBatch(*(part[:, number : number + 1] for part in batch))
+        one = read_studies(trained.model, trained.tokenizer, alone, PROMPTS)
+        there = batch.mask[:, number].numpy()
+        np.testing.assert_allclose(whole.slice_walls[there, number], one.walls[there], atol=1e-4)
+        np.testing.assert_allclose(whole.slices[there, number], one.presence[there], atol=1e-4)
 
 
 def test_chunks_change_nothing_and_means_are_means(trained):
@@ -56,6 +70,8 @@ def test_chunks_change_nothing_and_means_are_means(trained):
     np.testing.assert_allclose(one.presence, other.presence, atol=1e-4)
     mean = Reading.mean([one, one])
     np.testing.assert_allclose(mean.walls, one.walls)
+    np.testing.assert_allclose(one.slice_walls, other.slice_walls, atol=1e-4)
+    np.testing.assert_allclose(mean.slice_walls, one.slice_walls)
 
 
 def test_heat_map_points_at_the_scar(trained):
@@ -86,7 +102,7 @@ def test_platt_puts_one_half_where_the_classes_part():
 def test_calibration_decides_at_one_half():
     scores = np.array([-1.0, -0.5, 3.0, 4.0])
     blank = np.zeros((4, 1))
-    reading = Reading(scores, np.stack([scores] * 6, 1), blank, blank, blank, blank)
+    reading = Reading(scores, np.stack([scores] * 6, 1), blank, blank, blank, blank[..., None], blank)
     truth = np.array([False, False, True, True])
     fitted = Calibration.fit(reading, truth, np.stack([truth] * 6, 1))
     assert ((probability(scores, fitted.presence) > 0.5) == truth).all()
