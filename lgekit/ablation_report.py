@@ -69,7 +69,8 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     for axis, figure in CURVES.items():
         curve = curve_table(predictions, runs, axis, seed)
         if curve[axis].nunique() > 2:
-            made.append(make_figure(f"{figure}_{name}", curve, folder, where))
+            own = figure if figure == name else f"{figure}_{name}"
+            made.append(make_figure(own, curve, folder, where))
     return made
 
 

@@ -220,7 +220,7 @@ def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(tmp
     monkeypatch.setattr(ablation_report, "collect", lambda file, out: runs)
     monkeypatch.setattr(ablation_report, "collect_predictions", lambda file, of="": references if of else table)
     names = {path.name for path in ablation_report.report_grid("label_efficiency.yaml", tmp_path)}
-    assert {"ablation_forest_label_efficiency.png", "label_efficiency_label_efficiency.png"} <= names
+    assert {"ablation_forest_label_efficiency.png", "label_efficiency.png"} <= names
     assert "synthetic_ratio_label_efficiency.png" not in names  # two points make no curve
     methods = pd.read_csv(tmp_path / "tables/label_efficiency_references.csv")
     last = compare_rows(beside[-1].assign(row="supervised"), "supervised")
