@@ -122,3 +122,12 @@ def test_the_ablations_in_the_readme_are_those_of_the_tables(name):
         shown = [one for one in ("balanced_accuracy", "auc", "auc_walls") if one in found.index]
         line = " | ".join("{:.2f} ({:.2f}–{:.2f})".format(*found.loc[one]) for one in shown)
         assert f"| {line} |" in readme, row
+
+
+@pytest.mark.parametrize("statistic", ["balanced_accuracy", "auc"])
+def test_the_label_efficiency_in_the_readme_is_that_of_the_figure(statistic):
+    readme, curve = text_of(ROOT / "README.md").replace("**", ""), pd.read_csv(ROOT / "figures/label_efficiency.csv")
+    for row, of_row in curve[curve["statistic"] == statistic].groupby("row", sort=False):
+        found = of_row.sort_values("train_studies")[["value", "low", "high"]].to_numpy()
+        line = " | ".join("{:.2f} ({:.2f}–{:.2f})".format(*one) for one in found)
+        assert f"| {line} |" in readme, row
