@@ -65,7 +65,9 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
         made.append(tables / f"{name}_references.csv")
         beside.to_csv(made[-1], index=False, float_format="%.5g")
     where = f"Grid {name}: {provenance(runs, predictions)}."
-    made.append(make_figure(f"ablation_forest_{name}", comparison, folder, where))
+    axes = ", ".join(further_axes(predictions))
+    at = f" At the last value of {axes} in the grid's file." if axes else ""
+    made.append(make_figure(f"ablation_forest_{name}", comparison, folder, where + at))
     for axis, figure in CURVES.items():
         curve = curve_table(predictions, runs, axis, seed)
         if curve[axis].nunique() > 2:

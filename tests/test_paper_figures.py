@@ -222,6 +222,9 @@ def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(tmp
     names = {path.name for path in ablation_report.report_grid("label_efficiency.yaml", tmp_path)}
     assert {"ablation_forest_label_efficiency.png", "label_efficiency.png"} <= names
     assert "synthetic_ratio_label_efficiency.png" not in names  # two points make no curve
+    captions = json.loads((tmp_path / "captions.json").read_text())
+    assert captions["ablation_forest_label_efficiency"].endswith("the last value of train_studies in the grid's file.")
+    assert "last value" not in captions["label_efficiency"]
     methods = pd.read_csv(tmp_path / "tables/label_efficiency_references.csv")
     last = compare_rows(beside[-1].assign(row="supervised"), "supervised")
     assert methods["row"].unique().tolist() == ["full", "supervised"]
