@@ -185,7 +185,8 @@ def markdown(table: pd.DataFrame) -> str:
 
 def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: int = 0) -> pd.DataFrame:
     """A statistic over an axis of the grid, with intervals over patients and seeds: columns ``row``, the axis,
-    ``statistic``, ``value``, ``low``, ``high``.
+    ``statistic``, ``value``, ``low``, ``high``; along an axis of the grid's own ``difference``, ``difference_low``,
+    ``difference_high`` too, paired, from the first row at the same value.
 
     The axis is the grid's own, or a parameter in which rows named after it differ (``no_synthetic``, ``full``,
     ``synthetic_2`` …): those make up one curve.
@@ -195,7 +196,7 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: 
         for value, part in last_point(predictions, but=axis).groupby(axis):
             compared = compare_rows(part, part["row"].iloc[0], seed)
             size = runs["studies_train"].max() if axis == "train_studies" and value == 0 else value  # 0: all studies
-            parts.append(compared[["row", "statistic", "value", "low", "high"]].assign(**{axis: size}))
+            parts.append(compared.drop(columns=["p", "p_holm"], errors="ignore").assign(**{axis: size}))
         return pd.concat(parts, ignore_index=True).sort_values([axis, "row"], ignore_index=True)
     named = {row: re.fullmatch(r"synthetic_(\d+(?:\.\d+)?)", row) for row in runs["row"].unique()}
     ratios = {"no_synthetic": 0.0, "full": 1.0} | {row: float(found[1]) for row, found in named.items() if found}

@@ -286,6 +286,7 @@ def _networks(
         every = join(pairs.batch, synthetic.batch) if synthetic else pairs.batch
         there = fabric.device if fabric is not None else accelerator()
         encoder_state = pretrain_polar(every.to(there), settings.override(seed=settings.seed + 100 * fold))
+    scars = FreshScars(train, settings) if synthetic and not settings.synthetic_pool else None
     results: list[FitResult] = []
     for number in range(settings.models):
         own = settings.override(seed=settings.seed + 1000 * number + 100 * fold)
@@ -294,7 +295,7 @@ def _networks(
                 pairs,
                 own,
                 synthetic=synthetic,
-                fresh=FreshScars(train, own) if synthetic and not settings.synthetic_pool else None,
+                fresh=scars.of_seed(own.seed) if scars else None,
                 validation=held,
                 encoder_state=encoder_state,
                 checkpoint=checkpoints / f"fold{fold}_{number}.safetensors" if checkpoints else None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,14 @@ class FreshScars(Dataset):
             remedy = "Give studies without scar, or set synthetic_per_real to 0."
             raise InputError(located.name, f"no study can take a synthetic scar: {problem}", remedy)
 
+    def of_seed(self, seed: int) -> FreshScars:
+        """Other scars in the same studies, which are not measured again."""
+        other = copy(self)
+        other.settings = self.settings.override(seed=seed)
+        return other
+
     def __getitem__(self, epoch: int) -> Pairs:
-        """The pairs of an epoch: hosts take turns in an order of its own. Fewer where a scar drawn does not fit."""
+        """The pairs of an epoch: hosts take turns in its own order. Fewer where most scars drawn do not fit."""
         rng = np.random.default_rng([self.settings.seed, 4242, epoch])
         turns, made = rng.permutation(len(self.hosts)), list[Painted]()
         seeds = rng.integers(2**31, size=2 * self.count)  # twice as many: some do not fit

@@ -46,6 +46,8 @@ def test_every_epoch_and_every_seed_has_its_own(cohort):
     clean = {picture.numpy().tobytes() for images in untouched for picture in images}
     assert pictures[0] - clean and not (pictures[0] - clean) & (pictures[1] - clean)
     assert not same(first, other)
+    reseeded = scars.of_seed(3)
+    assert same(reseeded[0], other) and reseeded.hosts is scars.hosts and same(scars[0], first)
 
 
 def test_scars_go_into_all_studies_without_and_into_no_other(cohort):

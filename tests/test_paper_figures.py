@@ -123,6 +123,9 @@ def test_an_axis_of_the_grid_makes_a_curve_a_row():
     table = pd.concat(parts, ignore_index=True)
     curve = ablation_report.curve_table(table, runs_of(table), "train_studies")
     assert sorted(curve["train_studies"].unique()) == [1, 2, 200]  # 0 stands for all
+    at = curve[(curve["statistic"] == "auc") & (curve["train_studies"] == 2)].set_index("row")
+    assert at.loc["plain_clip", "difference"] == pytest.approx(at["value"]["plain_clip"] - at["value"]["full"])
+    assert at.loc["plain_clip", "difference_low"] < at.loc["plain_clip", "difference"] and "p" not in curve
     assert set(curve["row"]) == {"full", "plain_clip"}
 
 
