@@ -12,6 +12,7 @@ from typing import cast
 import numpy as np
 import pandas as pd
 from scipy import ndimage
+from scipy.spatial.distance import cdist
 
 from lgekit.errors import InputError
 from lgekit.findings import Findings
@@ -163,7 +164,8 @@ def _contact_arc(
     """
     diameter = 2 * np.sqrt(left.sum() * spacing[0] * spacing[1] / np.pi)
     x, y = np.nonzero(left & ~ndimage.binary_erosion(left))
-    distance = ndimage.distance_transform_edt(~right, sampling=spacing[:2])[x, y]
+    edge = np.transpose(np.nonzero(right & ~ndimage.binary_erosion(right)))  # the nearest pixel lies on it
+    distance = cdist(np.stack([x, y], 1) * spacing[:2], edge * spacing[:2]).min(1)
     bins = 120  # of 3°, about one pixel of the epicardium
     angle = voxel_angle(x, y, centre, spacing)
     nearest = np.full(bins, np.inf)

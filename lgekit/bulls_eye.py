@@ -37,10 +37,12 @@ def segment_means(heat: np.ndarray, view: View, study: Study, settings: FitSetti
 
 def segments_known(study: Study, settings: FitSettings) -> bool:
     """Whether a located study shows a heart, and insertion points sure enough to tell its segments by."""
+    return _turned(study, settings) and bool(Ventricle.of(study.label_map).area.any())
+
+
+def _turned(study: Study, settings: FitSettings) -> bool:
     landmarks = known_landmarks(study)
-    if landmarks is None or landmarks.confidence < settings.min_confidence or study.label_map is None:
-        return False
-    return bool(Ventricle.of(study.label_map).area.any())
+    return landmarks is not None and landmarks.confidence >= settings.min_confidence and study.label_map is not None
 
 
 def segment_maxima(
@@ -63,9 +65,9 @@ def segment_maxima(
         Segment 1–17 → probability; segments that no slice of the view shows are missing, all of them where
         `segments_known` is False or the view is not turned by the insertion points.
     """
-    if settings.orientation != "rvip" or not segments_known(study, settings):
+    if settings.orientation != "rvip" or not _turned(study, settings):
         return {}
-    rings = Ventricle.of(study.label_map).thirds[view.own_slices]
+    rings = Ventricle.of(study.label_map).thirds[view.own_slices]  # -1 where there is no heart
     values: dict[int, float] = {}
     for third, level in enumerate(LEVELS[:3]):
         for wall, name in enumerate(WALLS):

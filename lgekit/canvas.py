@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
+from math import ceil, floor
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ from torch.nn import functional
 from lgekit.anatomy import insertion_points
 from lgekit.errors import InputError
 from lgekit.studies import CAVITY, MYOCARDIUM, RV, WALL_CODES, Landmarks, Study
-from lgekit.views import Views
+from lgekit.views import Views, pixel_points
 
 CANVAS = 256
 CLASSES = 4  # background, cavity, myocardium (with scar and no-reflow), RV: the network's own codes 0..3
@@ -60,20 +61,30 @@ class Canvas:
             theta[axis, 2] = 2 * self.centre_mm[axis] / extent - 1
         return _sample_alike(arrays, theta, (CANVAS, CANVAS), mode)
 
-    def to_study(self, maps: Tensor, centre: Tensor, half_width: float) -> Tensor:
-        """``(S, C, h, h)`` maps of a plain view → ``(S, C, Y, X)`` on the study's grid, zero outside the view."""
+    def view_box(self, centre: Tensor, half_width: float) -> tuple[slice, slice]:
+        """The study's pixels ``(x, y)`` that a plain view covers, one at least."""
+        box = []
+        for count, step, middle, own in zip(self.shape, self.spacing, self.centre_mm, centre.tolist(), strict=True):
+            edges = [(middle + (own + side * half_width) * self.half_mm) / step for side in (-1, 1)]
+            start = min(max(floor(edges[0]), 0), count - 1)
+            box.append(slice(start, max(min(ceil(edges[1]), count), start + 1)))
+        return box[0], box[1]
+
+    def to_study(self, maps: Tensor, centre: Tensor, half_width: float, box: tuple[slice, slice]) -> Tensor:
+        """``(S, C, h, h)`` maps of a plain view → ``(S, C, y, x)`` on a box of the study's pixels, zero outside the
+        view."""
         theta = torch.zeros(2, 3)
         for axis in range(2):
-            half_extent = self.shape[axis] * self.spacing[axis] / 2
-            theta[axis, axis] = half_extent / self.half_mm / half_width
-            offset = (half_extent - self.centre_mm[axis]) / self.half_mm - float(centre[axis])
+            start, stop = box[axis].start * self.spacing[axis], box[axis].stop * self.spacing[axis]  # mm
+            theta[axis, axis] = (stop - start) / 2 / self.half_mm / half_width
+            offset = ((start + stop) / 2 - self.centre_mm[axis]) / self.half_mm - float(centre[axis])
             theta[axis, 2] = offset / half_width
-        return _sample_alike(maps, theta, (self.shape[1], self.shape[0]), "bilinear")
+        return _sample_alike(maps, theta, (box[1].stop - box[1].start, box[0].stop - box[0].start), "bilinear")
 
 
 def _sample_alike(arrays: Tensor, theta: Tensor, shape: tuple[int, int], mode: str) -> Tensor:
     """``(S, C, H, W)`` through one affine map ``(2, 3)``: all slices as channels of one picture, on one grid."""
-    grid = functional.affine_grid(theta[None], [1, 1, *shape], align_corners=False)
+    grid = pixel_points(theta[None, :, :2], theta[None, :, 2], *shape)
     sampled = functional.grid_sample(arrays.flatten(0, 1)[None], grid, mode=mode, align_corners=False)
     return sampled[0].unflatten(0, arrays.shape[:2])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from lgekit.model import CoCaModel, StudyBatch
 from lgekit.tokenizer import ReportTokenizer
@@ -10,7 +11,12 @@ from lgekit.tokenizer import ReportTokenizer
 
 @torch.no_grad()
 def write_captions(
-    model: CoCaModel, tokenizer: ReportTokenizer, batch: StudyBatch, beams: int = 1, longest: int | None = None
+    model: CoCaModel,
+    tokenizer: ReportTokenizer,
+    batch: StudyBatch,
+    beams: int = 1,
+    longest: int | None = None,
+    encoded: tuple[Tensor, Tensor] | None = None,
 ) -> list[str]:
     """Captions by greedy (``beams=1``) or beam decoding.
 
@@ -19,8 +25,10 @@ def write_captions(
         batch: the studies.
         beams: kept hypotheses; their scores are mean log-probabilities per token.
         longest: most tokens; the context length if None.
+        encoded: what `StudyEncoder.slice_features` gave of the batch, where that is known.
     """
-    _, image_tokens = model._encode_image(batch)
+    encoded = encoded if encoded is not None else model.visual.slice_features(batch)
+    _, image_tokens = model.visual.embed(*encoded, batch.mask)
     studies, device = len(image_tokens), image_tokens.device
     longest = min(longest or tokenizer.context_length, tokenizer.context_length)
     text = torch.full((studies, 1, 1), tokenizer.start_id, device=device)  # (studies, beams, length)

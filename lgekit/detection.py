@@ -71,6 +71,7 @@ class Detector:
         """The cohort with the heart network's contours and insertion points."""
         return cohort if self.heart is None else locate(cohort, self.heart)
 
+    @torch.no_grad()
     def predict(self, cohort: Cohort, beams: int = 1) -> pd.DataFrame:
         """Read every study from its image alone.
 
@@ -89,8 +90,11 @@ class Detector:
         located = self.locate(cohort)
         views = [make_view(study, self.settings) for study in located.studies]
         batch = batch_of(views)
-        reading = self.mean_reading(batch)
-        captions = [text for part in chunks(batch) for text in write_captions(*self.networks[0], part, beams)]
+        encoded = [self.networks[0][0].visual.slice_features(part) for part in chunks(batch)]  # once, for both
+        reading = self.mean_reading(batch, torch.cat([features for features, _ in encoded]))
+        captions = []
+        for part, known in zip(chunks(batch), encoded, strict=True):
+            captions += write_captions(*self.networks[0], part, beams, encoded=known)
         return self.table(located, views, reading, captions)
 
     def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
@@ -108,14 +112,14 @@ class Detector:
         table[[f"depth_{depth}" for depth in DEPTHS]] = shares / shares.sum(1, keepdims=True)
         return table
 
-    def mean_reading(self, batch: StudyBatch) -> Reading:
-        """Uncalibrated reading, the mean of all networks."""
-        return Reading.mean([self.read(batch, number) for number in range(len(self.networks))])
+    def mean_reading(self, batch: StudyBatch, features: torch.Tensor | None = None) -> Reading:
+        """Uncalibrated reading, the mean of all networks; ``features`` as the first network's slice encoder gives."""
+        further = [self.read(batch, number) for number in range(1, len(self.networks))]
+        return Reading.mean([self.read(batch, 0, features), *further])
 
-    def read(self, batch: StudyBatch, number: int = 0) -> Reading:
+    def read(self, batch: StudyBatch, number: int = 0, features: torch.Tensor | None = None) -> Reading:
         """Uncalibrated reading by one of the networks."""
-        model, tokenizer = self.networks[number]
-        return read_studies(model, tokenizer, batch, prompt_sets(self.settings.text))
+        return read_studies(*self.networks[number], batch, prompt_sets(self.settings.text), features=features)
 
     def table(self, located: Cohort, views: Sequence[View], reading: Reading, captions: Sequence[str]) -> pd.DataFrame:
         """The columns of `predict` from a reading."""
@@ -149,10 +153,12 @@ class Detector:
         views = [make_view(study, self.settings) for study in self.locate(cohort).studies]
         model = self.networks[number][0]
         batch = batch_of(views).to(model.logit_scale.device)
-        slices, _ = model.visual.each_slice(batch)
-        slices = nn.functional.normalize(slices, dim=-1).masked_fill(~batch.mask[..., None], float("nan"))
+        features, _ = model.visual.slice_features(batch)
+        whole, _ = model.visual.pool(features, batch.mask)
+        slices = nn.functional.normalize(model.visual.each_slice(features), dim=-1)
+        slices = slices.masked_fill(~batch.mask[..., None], float("nan"))
         counts = [study.spatial_shape[2] for study in cohort.studies]
-        return Embedded(model.encode_image(batch).cpu(), slices.cpu(), views, counts)
+        return Embedded(nn.functional.normalize(whole, dim=-1).cpu(), slices.cpu(), views, counts)
 
     @torch.no_grad()
     def similarity(self, embedded: Embedded, sentence: str, number: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -80,7 +80,8 @@ def study_votes(maps: Tensor) -> Tensor:
 
 def draw_labels(canvas: Canvas, maps: Tensor, centre: Tensor, half_width: float) -> Tensor:
     """Label map ``(X, Y, S)`` uint8 on the study's grid, from the maps of the heart view."""
-    heart = canvas.to_study(maps[:, 1:CLASSES], centre, half_width)  # (S, 3, Y, X), zero outside the view
+    box = canvas.view_box(centre, half_width)
+    heart = canvas.to_study(maps[:, 1:CLASSES], centre, half_width, box)  # (S, 3, y, x), zero outside the view
     best, drawn = 1 - heart[:, 0] - heart[:, 1] - heart[:, 2], torch.zeros(heart[:, 0].shape, dtype=torch.uint8)
     for code in range(1, CLASSES):  # argmax over the classes, twenty times faster than torch's over a short axis
         better = heart[:, code - 1] > best
@@ -92,8 +93,9 @@ def draw_labels(canvas: Canvas, maps: Tensor, centre: Tensor, half_width: float)
         if count > 1:
             largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
             classes[mask & (parts != largest)] = 0
-    codes = np.array(CLASS_CODES, dtype=np.uint8)[classes]
-    return torch.from_numpy(codes).permute(2, 1, 0).contiguous()
+    labels = torch.zeros(*canvas.shape, len(maps), dtype=torch.uint8)
+    labels[box] = torch.from_numpy(np.array(CLASS_CODES, dtype=np.uint8)[classes]).permute(2, 1, 0)
+    return labels
 
 
 def move_to_junctions(voted: Landmarks, labels: np.ndarray, spacing: tuple[float, float, float]) -> Landmarks:

@@ -60,7 +60,7 @@ class HeartSettings:
     """
 
     encoder: str = "regnetx_002"
-    decoder: tuple[int, ...] = (64, 48, 32, 24)
+    decoder: tuple[int, ...] = (48, 32, 24, 16)
     pixels: int = 64
     heart_view: float = 2.5
     poses: int = 1
@@ -69,8 +69,8 @@ class HeartSettings:
     wide_share: float = 0.25
     learning_rate: float = 2e-3
     invented: float = 0.0
-    border_channels: tuple[int, ...] = (16, 32, 64, 64)
-    border_steps: int = 700
+    border_channels: tuple[int, ...] = (32, 64, 64)
+    border_steps: int = 1200
 
 
 SIZES = {
@@ -83,7 +83,7 @@ SIZES = {
         steps=12000,
         batch=64,
         learning_rate=1e-3,
-        border_channels=(32, 64, 96, 128),
+        border_channels=(48, 96, 128),
         border_steps=6000,
     ),
 }

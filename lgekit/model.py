@@ -163,22 +163,23 @@ class StudyEncoder(nn.Module):
 
     def forward(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
         """Embedding `(studies, embed_dim)`, not normalised, and decoder tokens `(studies, queries + 1, text_width)`."""
-        features, cells = self.slice_features(batch)
-        gathered, _ = self.gather(features, batch.mask)
+        return self.embed(*self.slice_features(batch), batch.mask)
+
+    def embed(self, features: Tensor, cells: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What `forward` gives, from what `slice_features` gave."""
+        gathered, _ = self.gather(features, mask)
         keys = cells.flatten(1, 2)
-        padding = (~batch.mask)[..., None].expand(*batch.mask.shape, cells.shape[2]).flatten(1)
+        padding = (~mask)[..., None].expand(*mask.shape, cells.shape[2]).flatten(1)
         queries = self.queries.expand(len(keys), -1, -1)
         tokens, _ = self.read(queries, keys, keys, key_padding_mask=padding, need_weights=False)
         tokens = torch.cat([self.whole(gathered)[:, None], self.token(tokens)], 1)
         return self.out(self.project(gathered)), tokens
 
-    def each_slice(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
-        """Embedding of each slice as if it were the whole study `(studies, slices, embed_dim)`, and the attention."""
-        features, _ = self.slice_features(batch)
+    def each_slice(self, features: Tensor) -> Tensor:
+        """Embedding of each slice as if it were the whole study, `(studies, slices, embed_dim)`, from its features."""
         alone = features.flatten(0, 1)[:, None]
         embedded, _ = self.pool(alone, torch.ones(len(alone), 1, dtype=torch.bool, device=alone.device))
-        _, weights = self.pool(features, batch.mask)
-        return embedded.unflatten(0, batch.mask.shape), weights
+        return embedded.unflatten(0, features.shape[:2])
 
     def load_segmentation(self, state: Mapping[str, Tensor]) -> None:
         """Start the slice encoder from a segmentation network's encoder (same architecture).

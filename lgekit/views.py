@@ -30,8 +30,7 @@ class Views:
 
     def sample(self, canvases: Tensor, pixels: int, mode: str = "bilinear") -> Tensor:
         """The views of ``(B, C, H, H)`` canvases as ``(B, C, pixels, pixels)``; zero outside the canvas."""
-        theta = torch.cat([self.axes, self.centre[:, :, None]], dim=2)
-        grid = functional.affine_grid(theta, [len(theta), 1, pixels, pixels], align_corners=False)
+        grid = pixel_points(self.axes, self.centre, pixels, pixels)
         return functional.grid_sample(canvases, grid, mode=mode, align_corners=False)
 
     def to_view(self, vectors: Tensor, direction: bool = False) -> Tensor:
@@ -43,6 +42,18 @@ class Views:
     def handedness(self) -> Tensor:
         """``(B,)``, -1 where the view mirrors its canvas, 1 elsewhere."""
         return torch.linalg.det(self.axes).sign()
+
+
+def pixel_points(axes: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
+    """Where the pixels of pictures lie: ``axes (B, 2, 2) @ (x, y) + centre (B, 2)``, as ``(B, height, width, 2)``.
+
+    ``x`` and ``y`` are the pixels' centres on the picture, from -1 to 1. This is `torch.nn.functional.affine_grid`,
+    which multiplies matrices of three columns and takes as long as the sampling itself.
+    """
+    x, y = (((torch.arange(n, device=axes.device) * 2 + 1) / n - 1) for n in (width, height))
+    down = axes[:, :, 1, None] * y + centre[:, :, None]  # (B, 2, height)
+    across = axes[:, :, 0, None] * x  # (B, 2, width)
+    return torch.stack([across[:, i, None] + down[:, i, :, None] for i in range(2)], dim=-1)
 
 
 def plain_views(centre: Tensor, half_width: Tensor) -> Views:

@@ -56,7 +56,12 @@ def pooled(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def read_studies(
-    model: CoCaModel, tokenizer: ReportTokenizer, batch: StudyBatch, prompts: PromptSets, chunk: int = 64
+    model: CoCaModel,
+    tokenizer: ReportTokenizer,
+    batch: StudyBatch,
+    prompts: PromptSets,
+    chunk: int = 64,
+    features: Tensor | None = None,
 ) -> Reading:
     """Read studies by their similarity to prompts; nothing but images goes in.
 
@@ -66,6 +71,7 @@ def read_studies(
         batch: the studies.
         prompts: kind → label → sentences (`lgekit.supervision.prompt_sets`).
         chunk: studies at a time.
+        features: of the batch's slices, as `StudyEncoder.slice_features` gives them, where they are known.
     """
     scale = model.logit_scale.exp()
     words = {
@@ -75,9 +81,11 @@ def read_studies(
     positive, negative = (words["presence"][list(prompts["presence"]).index(name)] for name in ("positive", "negative"))
     parts: list[Reading] = []
     for start in range(0, len(batch.mask), chunk):
-        some = batch.rows(slice(start, start + chunk)).to(scale.device)
-        image = model.encode_image(some)
-        each, attention = model.visual.each_slice(some)
+        rows = slice(start, start + chunk)
+        some = batch.rows(rows).to(scale.device)
+        own = features[rows] if features is not None else model.visual.slice_features(some)[0]
+        embedded, attention = model.visual.pool(own, some.mask)
+        image, each = F.normalize(embedded, dim=-1), F.normalize(model.visual.each_slice(own), dim=-1)
 
         def score(features: Tensor, text: Tensor) -> Tensor:
             return pooled(scale * features @ text.T)
@@ -87,7 +95,6 @@ def read_studies(
             torch.stack([score(image, text) - absent for text in words[kind]], -1)
             for kind in ("wall", "level", "depth")
         ]
-        each = F.normalize(each, dim=-1)
         absent_each = score(each, negative).masked_fill(~some.mask, math.nan)
         slice_walls = torch.stack([score(each, text) - absent_each for text in words["wall"]], -1)
         slices = score(each, positive) - absent_each

@@ -10,6 +10,7 @@ import torch
 
 from lgekit import detector as module
 from lgekit import stages
+from lgekit.captions import write_captions
 from lgekit.detector import Detector, batch_of, fit_detector, held_out_table, in_order
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS
@@ -48,6 +49,20 @@ def fitted(cohort):
 
 def images_only(cohort):
     return Cohort([Study(study_id=study["study_id"], image=study["image"]) for study in cohort.studies], "images")
+
+
+def test_each_slice_is_encoded_once_and_captions_are_the_same(fitted, cohort):
+    encoded: list[int] = []
+    hooks = [
+        model.visual.encoder.register_forward_pre_hook(lambda _, images: encoded.append(len(images[0])))
+        for model, _ in fitted.networks
+    ]
+    table = fitted.predict(cohort)
+    for hook in hooks:
+        hook.remove()
+    batch = batch_of([make_view(study, fitted.settings) for study in fitted.locate(cohort).studies])
+    assert sum(encoded) == int(batch.mask.sum()) * len(fitted.networks)
+    assert table["caption"].tolist() == write_captions(*fitted.networks[0], batch)
 
 
 def test_predicts_from_images_alone(fitted, cohort):

@@ -96,7 +96,8 @@ def test_padding_changes_nothing(tokenizer):
     dirty = batch._replace(images=batch.images.masked_fill(~batch.mask[..., None, None, None], 1e3))
     for one, other in zip(model.visual(dirty), model.visual(alone), strict=True):
         torch.testing.assert_close(one[:1], other, atol=1e-5, rtol=1e-4)
-    _, weights = model.visual.each_slice(batch)
+    features, _ = model.visual.slice_features(batch)
+    _, weights = model.visual.gather(features, batch.mask)
     torch.testing.assert_close(weights.sum(1), torch.ones(2))
     assert (weights[0, 3:] == 0).all()
 
@@ -110,8 +111,8 @@ def test_forward_leaves_its_input_alone(tokenizer):
 
 def test_one_slice_alone_is_the_study(tokenizer):
     model, batch = make(tokenizer), studies((1,))
-    each, _ = model.visual.each_slice(batch)
-    torch.testing.assert_close(each[:, 0], model.visual(batch)[0])
+    features, _ = model.visual.slice_features(batch)
+    torch.testing.assert_close(model.visual.each_slice(features)[:, 0], model.visual(batch)[0])
 
 
 def test_polar_encoder_turns_with_the_heart():

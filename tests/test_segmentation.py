@@ -28,7 +28,7 @@ from lgekit.segmentation import (
 )
 from lgekit.settings import size_settings
 from lgekit.studies import CAVITY, MYOCARDIUM, RV, SCAR, Cohort, Landmarks, Study
-from lgekit.views import Views, plain_views, random_views, vary_appearance
+from lgekit.views import Views, pixel_points, plain_views, random_views, vary_appearance
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -95,9 +95,25 @@ def test_canvas_is_isotropic_and_goes_back(spacing):
     assert across[0] == pytest.approx(across[1], abs=2)  # a circle is a circle
     assert float(slices.diameter[0]) == pytest.approx(68 / 120, rel=0.02)
     maps = torch.stack([slices.labels == code for code in range(4)], dim=1).float()
-    back = canvas.to_study(maps, torch.zeros(2), 1.0).argmax(1).permute(2, 1, 0).numpy()
+    whole = (slice(0, canvas.shape[0]), slice(0, canvas.shape[1]))
+    on_study = canvas.to_study(maps, torch.zeros(2), 1.0, whole)
+    back = on_study.argmax(1).permute(2, 1, 0).numpy()
     assert dice(back == 2, labels == MYOCARDIUM) > 0.95
     assert dice(back == 1, labels == CAVITY) > 0.97
+    for centre, half_width in ((torch.tensor([0.1, -0.2]), 0.4), (torch.tensor([0.9, 0.0]), 0.3)):  # one over the edge
+        box = canvas.view_box(centre, half_width)
+        assert box[0].stop - box[0].start < 0.5 * canvas.shape[0]
+        part, everything = (canvas.to_study(maps, centre, half_width, b) for b in (box, whole))
+        inside = torch.zeros(everything.shape[2:], dtype=torch.bool)
+        inside[box[1], box[0]] = True
+        assert torch.allclose(everything[..., inside], part.flatten(2), atol=1e-4)
+        assert float(everything[:, 1:, ~inside].abs().max()) == 0
+
+
+def test_pixels_lie_where_torch_puts_them():
+    theta = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = nn.functional.affine_grid(theta, [3, 1, 20, 33], align_corners=False)
+    assert torch.allclose(pixel_points(theta[:, :, :2], theta[:, :, 2], 20, 33), expected, atol=1e-5)
 
 
 def test_views_are_where_they_say():
