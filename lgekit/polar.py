@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from lgekit.anatomy import ANTERIOR_RVIP_DEG, Ventricle, angle_map, known_landmarks, slice_levels
 from lgekit.errors import InputError
+from lgekit.masks import heart_box
 from lgekit.standardize import MIN_CONFIDENCE, StandardizeShortAxis, intensity_reference, normalise
 from lgekit.studies import WALL_CODES, Study
 
@@ -165,8 +166,11 @@ def _contours(
     masks = np.pad(masks, ((0, 0), (1, 1), (1, 1), (0, 0)))  # so that rays fade out across the border's half pixel
     centres = centres - [ventricle.box[0].start - 1, ventricle.box[1].start - 1]
     step = min(spacing[:2]) / 2
-    reach = np.hypot(*(n * h for n, h in zip(masks.shape[1:3], spacing, strict=False)))
-    radius = (np.arange(int(np.ceil(reach / step))) + 0.5) * step
+    far = []  # mm along x and y from any slice's centre to the ends of the left ventricle, beside which an RV may lie
+    for axis, part in enumerate(heart_box(ventricle.mask)):
+        own = centres[:, axis] - 1  # in the unpadded part
+        far.append(max(own.max() - part.start, part.stop - own.min()) * spacing[axis])
+    radius = (np.arange(int(np.ceil(np.hypot(*far) / step)) + 1) + 0.5) * step
     angle = np.radians(angles_deg)
     x = centres[:, 0, None, None] + radius[:, None] * np.cos(angle) / spacing[0]
     y = centres[:, 1, None, None] - radius[:, None] * np.sin(angle) / spacing[1]
