@@ -69,7 +69,7 @@ class HeartSettings:
     wide_share: float = 0.25
     learning_rate: float = 2e-3
     invented: float = 0.0
-    border_channels: tuple[int, ...] = (32, 64, 64)
+    border_channels: tuple[int, ...] = (16, 32, 64, 64)
     border_steps: int = 1200
 
 
@@ -83,7 +83,7 @@ SIZES = {
         steps=12000,
         batch=64,
         learning_rate=1e-3,
-        border_channels=(48, 96, 128),
+        border_channels=(32, 64, 96, 128),
         border_steps=6000,
     ),
 }
