@@ -60,7 +60,7 @@ class HeartSettings:
     """
 
     encoder: str = "regnetx_002"
-    decoder: tuple[int, ...] = (48, 32, 24, 16)
+    decoder: tuple[int, ...] = (64, 48, 32, 24)
     pixels: int = 64
     heart_view: float = 2.5
     poses: int = 1
@@ -70,7 +70,7 @@ class HeartSettings:
     learning_rate: float = 2e-3
     invented: float = 0.0
     border_channels: tuple[int, ...] = (16, 32, 64, 64)
-    border_steps: int = 1200
+    border_steps: int = 700
 
 
 SIZES = {
