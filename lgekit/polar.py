@@ -168,8 +168,8 @@ def _contours(
     step = min(spacing[:2]) / 2
     far = []  # mm along x and y from any slice's centre to the ends of the left ventricle, beside which an RV may lie
     for axis, part in enumerate(heart_box(ventricle.mask)):
-        own = centres[:, axis] - 1  # in the unpadded part
-        far.append(max(own.max() - part.start, part.stop - own.min()) * spacing[axis])
+        middles = centres[:, axis] - 1  # in the unpadded part
+        far.append(max(middles.max() - part.start, part.stop - middles.min()) * spacing[axis])
     radius = (np.arange(int(np.ceil(np.hypot(*far) / step)) + 1) + 0.5) * step
     angle = np.radians(angles_deg)
     x = centres[:, 0, None, None] + radius[:, None] * np.cos(angle) / spacing[0]
