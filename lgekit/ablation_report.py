@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from lgekit.ablations import claims_table, uncompared
+from lgekit.ablations import claims_table, reference_row, uncompared
 from lgekit.comparison import compare_rows
 from lgekit.errors import InputError
 from lgekit.grid_tables import REFERENCES, collect, collect_predictions
 from lgekit.metrics import title_of
+from lgekit.settings import SIZES
 
 STATISTICS = {
     "balanced_accuracy": "balanced accuracy",
@@ -51,7 +52,7 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     runs = collect(file, tables / f"{name}_runs.csv")
     predictions = of_whole_seeds(runs, collect_predictions(file), name)
     whole = last_point(predictions)
-    comparison = compare_rows(whole, reference=runs["row"].iloc[0], seed=seed)
+    comparison = compare_rows(whole, reference=reference_row(runs["row"]), seed=seed)
     answered = {name: claims_table(comparison, name, runs) for name in ("balanced_accuracy", "auc")}
     claims = pd.concat(answered, names=["statistic"]).reset_index("statistic")
     paper = paper_table(comparison, runs)
@@ -189,22 +190,25 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: 
     ``difference_high`` too, paired, from the first row at the same value.
 
     The axis is the grid's own, or a parameter in which rows named after it differ (``no_synthetic``, ``full``,
-    ``synthetic_2`` …): those make up one curve.
+    ``synthetic_2`` …): those make up one curve. ``full`` stands for 1 there, unless a row ``synthetic_1`` does: then
+    it is of the paper's size and has that size's ratio.
     """
     if axis in predictions:
         parts = []
         for value, part in last_point(predictions, but=axis).groupby(axis):
-            compared = compare_rows(part, part["row"].iloc[0], seed)
+            compared = compare_rows(part, reference_row(part["row"]), seed)
             size = runs["studies_train"].max() if axis == "train_studies" and value == 0 else value  # 0: all studies
             parts.append(compared.drop(columns=["p", "p_holm"], errors="ignore").assign(**{axis: size}))
         return pd.concat(parts, ignore_index=True).sort_values([axis, "row"], ignore_index=True)
     named = {row: re.fullmatch(r"synthetic_(\d+(?:\.\d+)?)", row) for row in runs["row"].unique()}
     ratios = {"no_synthetic": 0.0, "full": 1.0} | {row: float(found[1]) for row, found in named.items() if found}
+    if "synthetic_1" in ratios:
+        ratios["full"] = SIZES["paper"].synthetic_per_real
     whole = last_point(predictions)
     chosen = whole[whole["row"].isin(ratios)] if axis == "synthetic_per_real" else whole.iloc[:0]
     if chosen.empty:
         return pd.DataFrame(columns=["row", axis, "statistic", "value", "low", "high"])
-    compared = compare_rows(chosen, chosen["row"].iloc[0], seed)
+    compared = compare_rows(chosen, reference_row(chosen["row"]), seed)
     compared[axis] = compared["row"].map(ratios)
     columns = ["row", axis, "statistic", "value", "low", "high"]
     return compared[columns].drop_duplicates([axis, "statistic"]).sort_values(axis, ignore_index=True)

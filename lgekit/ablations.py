@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ def uncompared(comparison: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str,
     return words
 
 
+def reference_row(rows: Iterable[str]) -> str:
+    """The row that the others are compared with: ``full``, wherever it stands; without it the first."""
+    names = list(rows)
+    return "full" if "full" in names else names[0]
+
+
 def claims_table(
     comparison: pd.DataFrame, statistic: str = "balanced_accuracy", runs: pd.DataFrame | None = None
 ) -> pd.DataFrame:
@@ -87,11 +94,15 @@ def claims_table(
         statistic: the one that the answer rests on.
         runs: of the grid, for what to say of rows that were not compared (`uncompared`).
 
+    Claims are answered against the row ``full`` alone (`reference_row`).
+
     Returns:
         Columns ``claim, row, difference, low, high, p_holm, answer``; a claim whose row was not compared has the answer
         ``not run``, or says what became of its runs.
     """
     left_out = uncompared(comparison, runs)
+    if "full" not in set(comparison["row"]) or "difference" not in comparison:
+        comparison = comparison.iloc[:0]  # compared with another row, or with none: no claim is answered
     shown = comparison[comparison["statistic"] == statistic].set_index("row")
     lines = []
     for row, claim in CLAIMS.items():

@@ -77,6 +77,7 @@ def check(spec: Spec) -> None:
     Example: lgekit check manifest:my_cohort/manifest.csv
     """
     from lgekit import readers
+    from lgekit.describe import cohort_summary
 
     faults = readers.check_cohort(spec)
     for fault in faults:
@@ -84,7 +85,7 @@ def check(spec: Spec) -> None:
     if faults:
         typer.echo(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
         raise typer.Exit(1)
-    typer.echo(f"no faults; {summary(readers.read_cohort(spec))}")
+    typer.echo(f"no faults; {cohort_summary(readers.read_cohort(spec))}")
 
 
 @app.command()
@@ -144,20 +145,27 @@ def fit(
             "named acdc beside the cohort's own."
         ),
     ] = "auto",
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting of lgekit/settings.py, NAME=VALUE; repeatable, e.g. --set patience=10."),
+    ] = None,
 ) -> None:
     """Train the full method from the reports' text: heart network, standard frame, synthetic scars, CLIP + captions.
 
     Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
     """
     from lgekit import detector, readers
+    from lgekit.describe import report_sources
     from lgekit.locating import pretraining_cohorts, pretraining_specs
-    from lgekit.settings import size_settings
+    from lgekit.settings import read_changes, size_settings
 
-    settings = size_settings(size, seed=seed)
+    settings = size_settings(size, **{"seed": seed, **read_changes(changes or [])})
     _refuse_full(model_dir)
     studies = readers.read_cohort(spec)
     specs, further = pretraining_specs(spec, pretrain_on), pretraining_cohorts(studies, spec, pretrain_on)
-    typer.echo(_where_reports_come_from(studies))
+    typer.echo(report_sources(studies).capitalize() + ".")
+    if set(studies.manifest["report_source"]) == {"masks"}:
+        typer.echo("No clinical reports: these are written from the masks, an easier setting than clinical text.")
     masks = sum(study.label_map is not None for study in studies.studies)
     typer.echo(f"Heart network: {masks} masks of the cohort, phantoms{''.join(f', {other}' for other in specs)}.")
     target = model_dir.resolve()
@@ -203,18 +211,29 @@ def predict(
 def score(
     predictions: Annotated[Path, typer.Argument(help="Table of `lgekit predict`, or held_out.csv of a model.")],
     spec: Spec,
+    split: Annotated[str, typer.Option(help="Only the studies of this split: train, validation or test.")] = "",
 ) -> None:
     """Hold predictions against the cohort's truth: masks where there are any, else what the reports say.
 
-    Every score with its patient-level 95 % interval. Score only studies that the model has not learned from: a cohort
-    of its own, or held_out.csv in the model's folder. Example: lgekit score my_model/held_out.csv manifest:mine.csv
+    Every score with its patient-level 95 % interval. Score only studies that the model has not learned from: those of
+    the split test, a cohort of its own, or held_out.csv in the model's folder.
+    Example: lgekit score predictions.csv manifest:mine.csv --split test
     """
     from lgekit import evaluation, readers
+    from lgekit.describe import cohort_summary
 
     if not predictions.is_file():
         raise InputError(predictions, "there is no such file", "Name the table that `lgekit predict` wrote")
-    table, studies = evaluation.in_both(predictions, readers.read_cohort(spec))
-    typer.echo(f"{len(table)} predictions; {summary(studies)}")
+    whole = readers.read_cohort(spec)
+    table, studies = evaluation.in_both(predictions, whole.split(split) if split else whole)
+    splits = set(studies.manifest["split"])
+    if predictions.name != "held_out.csv" and len(splits) > 1 and "train" in splits:
+        warnings.warn(
+            "studies of the splits train and test are scored together: if `lgekit fit` has learned from this cohort, "
+            "give --split test",
+            stacklevel=1,
+        )
+    typer.echo(f"{len(table)} predictions; {cohort_summary(studies)}")
     scores = evaluation.score_table(table, studies).dropna(subset="value")
     if table["caption"].isna().all():  # held_out.csv has none
         scores = scores[~scores.index.str.startswith("caption")]
@@ -315,25 +334,6 @@ def _progress(items, what: str):
     from tqdm import tqdm
 
     return tqdm(items, desc=what, unit="study", disable=None)
-
-
-def summary(studies) -> str:
-    """What a cohort holds, in one sentence: what to look at before training on it."""
-    table = studies.manifest
-    reports = {name: int((table["report_source"] == name).sum()) for name in table["report_source"].unique()}
-    parts = [f"{len(table)} studies of {table['patient_id'].nunique()} patients"]
-    parts += [f"reports: {', '.join(f'{count} {name}' for name, count in reports.items())}"]
-    parts += [f"scar in {int(table['scar'].eq(True).sum())}, none in {int(table['scar'].eq(False).sum())}"]
-    parts += [f"masks of {sum(study.label_map is not None for study in studies.studies)}"]
-    parts += [", ".join(f"{count} {split}" for split, count in table["split"].value_counts().items())]
-    return "; ".join(parts)
-
-
-def _where_reports_come_from(studies) -> str:
-    sources = studies.manifest["report_source"].value_counts().to_dict()
-    if set(sources) == {"masks"}:
-        return "No clinical reports: trained on reports written from the masks, an easier setting than clinical text."
-    return "Reports: " + ", ".join(f"{count} {source}" for source, count in sources.items())
 
 
 if __name__ == "__main__":

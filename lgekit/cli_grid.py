@@ -70,8 +70,12 @@ def grid_report(
 def grid_clean(
     file: Annotated[Path, typer.Argument(help="Grid YAML.")],
     everything: Annotated[bool, typer.Option("--all", help="The finished runs too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before finished runs are removed.")] = False,
 ) -> None:
-    """Remove runs that the grid no longer holds, and the records of failures."""
+    """Remove runs that the grid no longer holds (of code before an edit, say), and the records of failures."""
     from lgekit import grid
 
+    older = len(grid.older_runs(file))
+    if older and not yes:
+        typer.confirm(f"{older} finished runs are of other code, parameters or data. Remove them?", abort=True)
     typer.echo(f"{len(grid.clean(file, everything=everything))} removed")

@@ -64,6 +64,7 @@ def connect(scheduler: str | None, workers: int | None, runs: int) -> Iterator[t
         except (OSError, ValueError) as error:
             raise InputError("scheduler", f"{scheduler!r} does not answer", "Start it: `dask scheduler`") from error
         with client:
+            client.wait_for_workers(1)  # for what runs need is read from the workers that are there
             there = client.scheduler_info(n_workers=-1)["workers"].values()
             hosts = Counter()  # type: Counter[str]
             for worker in there:

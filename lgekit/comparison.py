@@ -51,6 +51,8 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
     if unlike := [row for row in studies if studies[row] != studies.get(reference)]:
         remedy = "Compare whole seeds alone (`lgekit.ablation_report.of_whole_seeds`)."
         raise InputError("predictions", f"{unlike} are of other seeds or studies than {reference!r}", remedy)
+    if (known.groupby("study_id")["scar"].nunique() > 1).any():
+        raise InputError("predictions", "rows differ in a study's truth", "Collect runs of one cohort alone.")
     patients = np.unique(known["patient_id"].astype(str))
     weights = np.vstack([np.ones(len(patients)), patient_resamples(patients.tolist(), seed=seed)])
     seeds = np.unique(known["seed"])
@@ -58,6 +60,8 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
     seed_weights = np.vstack([np.ones(len(seeds)), drawn]).T  # (seeds, 1 + resamples), the same for all rows
     walls = [f"scar_{wall}" for wall in WALLS]
     with_walls = known[known[walls].notna().all(axis=1)] if {*walls} <= {*known} else known.iloc[:0]
+    if len(with_walls):
+        with_walls = known_truth(with_walls, ["study_id", *walls, *(f"p_{wall}" for wall in WALLS)])
     lines = []
     for statistic in (*PRESENCE_STATISTICS, *(["auc_walls"] if len(with_walls) else [])):
         draws = {}

@@ -10,8 +10,31 @@ import pandas as pd
 
 from lgekit import anatomy, baselines, metrics
 from lgekit.errors import InputError
+from lgekit.reports import states_enhancement
 from lgekit.standardize import normalise_intensity
 from lgekit.studies import CAVITY, LABEL_NAMES, MYOCARDIUM, NO_REFLOW, SCAR, Cohort, Study
+
+
+def cohort_summary(cohort: Cohort) -> str:
+    """What a cohort holds, in one sentence: what to look at before training on it."""
+    table = cohort.manifest
+    patients = table["patient_id"].nunique()
+    own = cohort.name.startswith(("manifest", "dicom")) and bool((table["patient_id"] == table["study_id"]).all())
+    alone = " (each study counts as a patient: name one person's alike in the column patient_id)" * own
+    parts = [f"{len(table)} studies of {patients} patients{alone}", report_sources(cohort)]
+    written = [study["report"] for study in cohort.studies if study["report"].strip()]
+    if silent := sum(not states_enhancement(report) for report in written):
+        parts += [f"{silent} of them do not say whether there is late enhancement, and are not learned from"]
+    parts += [f"scar in {int(table['scar'].eq(True).sum())}, none in {int(table['scar'].eq(False).sum())}"]
+    parts += [f"masks of {sum(study.label_map is not None for study in cohort.studies)}"]
+    parts += [", ".join(f"{count} {split}" for split, count in table["split"].value_counts().items())]
+    return "; ".join(parts)
+
+
+def report_sources(cohort: Cohort) -> str:
+    """Where a cohort's reports come from, and how many."""
+    sources = cohort.manifest["report_source"].value_counts(sort=False)
+    return f"reports: {', '.join(f'{count} {name}' for name, count in sources.items())}"
 
 
 def positive_example(cohort: Cohort) -> Study:

@@ -218,7 +218,8 @@ class Detector:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(folder, f"not a detector: {error}", "Fit it again.") from error
         heart = HeartNetwork.load(folder / "heart") if (folder / "heart").is_dir() else None
-        held_out = pd.read_csv(folder / "held_out.csv") if (folder / "held_out.csv").is_file() else None
+        kept_out = folder / "held_out.csv"
+        held_out = pd.read_csv(kept_out, dtype={"study_id": str}) if kept_out.is_file() else None
         return cls(make_settings(**about["settings"]), networks, heart, calibration, histories, held_out)
 
 

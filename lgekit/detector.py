@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,9 +24,18 @@ from lgekit.model import CoCaModel, join
 from lgekit.pairs import Pairs
 from lgekit.polar_pretraining import pretrain_polar
 from lgekit.precision import accelerator
-from lgekit.reports import read_report
+from lgekit.reports import read_report, states_enhancement
 from lgekit.settings import FitSettings
-from lgekit.stages import Painted, View, base_network, heart_network, locate, make_view, synthetic_views
+from lgekit.stages import (
+    Painted,
+    View,
+    base_network,
+    heart_network,
+    locate,
+    make_view,
+    synthetic_views,
+    without_scar,
+)
 from lgekit.studies import Cohort, Study, patient_folds
 from lgekit.supervision import prompt_sets, report_texts
 from lgekit.tokenizer import ReportTokenizer
@@ -47,7 +57,9 @@ def fit_detector(
     """Train the whole method: heart network, views, synthetic scars, CLIP + captioning, calibration.
 
     Args:
-        cohort: studies with reports; masks are used for the heart network alone (and for the true-mask reference).
+        cohort: studies with reports; those whose report does not say whether there is late enhancement are left out,
+            with a warning, for silence is not a report of none. Masks are used for the heart network alone (and for
+            the true-mask reference).
         settings: the method; an ablation row is an override.
         all_studies: False: trained on the split ``train``, calibrated on ``validation``; ``test`` is not looked at.
             True: cross-fitted by patient on every study: each fold's networks see the other folds only, their scores
@@ -66,11 +78,16 @@ def fit_detector(
         raise InputError("fabric", "given for a fit on all studies", "Fit on the splits, or leave fabric out.")
     if settings.masks == "true":
         _starting_weights(None, settings)  # none will be trained: say so before a long run
-    studies = [study for study in cohort.studies if study["report"].strip()]
+    studies = [study for study in cohort.studies if states_enhancement(study["report"])]
+    if silent := sum(bool(study["report"].strip()) for study in cohort.studies) - len(studies):
+        warnings.warn(
+            f"{silent} reports do not say whether there is late enhancement: their studies are left out", stacklevel=2
+        )
     kept = {name: [s for s in studies if s["split"] == name] for name in ("train", "validation")}
     if len(studies if all_studies else kept["train"]) < 2:
         where = "in all" if all_studies else "in the split 'train'"
-        raise InputError(cohort.name, f"fewer than two studies with a report {where}", "Give more studies or reports.")
+        problem = f"fewer than two studies {where} with a report that speaks of late enhancement"
+        raise InputError(cohort.name, problem, "Give more studies or reports.")
     usable = Cohort(studies, cohort.name)
     if all_studies:
         return _cross_fit(usable, settings, progress, pretrain_on, checkpoints)
@@ -109,10 +126,11 @@ def as_told(cohort: Cohort, settings: FitSettings) -> Cohort:
 
 
 def calibrate(reading: Reading, cohort: Cohort) -> Calibration:
-    """Platt scaling against what the cohort's reports say."""
+    """Platt scaling against what the cohort's reports say; a scar in no stated place says nothing of walls."""
     found = [read_report(study["report"]) for study in cohort.studies]
     walls = np.array([[wall in one.walls for wall in WALLS] for one in found])
-    return Calibration.fit(reading, [one.present for one in found], walls)
+    placed = np.array([bool(one.walls) or not one.present for one in found])
+    return Calibration.fit(reading, [one.present for one in found], walls, placed)
 
 
 def held_out_table(
@@ -214,7 +232,9 @@ def _parallel(jobs: list, settings: FitSettings, what: str, progress: bool) -> l
 
 
 def _one_thread(call: Callable[..., Any], *arguments: Any) -> Any:
-    """A call on one thread of torch."""
+    """A call on one thread of torch; on a GPU, where calls follow one another, on all."""
+    if torch.cuda.is_available():
+        return call(*arguments)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -254,9 +274,24 @@ def _located(cohort: Cohort, heart: HeartNetwork | None) -> Cohort:
 
 def synthetic_pool(located: Cohort, settings: FitSettings) -> list[Painted]:
     """Scars painted into located studies: ``synthetic_pool`` times as many as an epoch draws, or just as many where
-    each epoch has its own."""
-    count = settings.synthetic_per_real * len(located) * max(1, settings.synthetic_pool)
-    return synthetic_views(located, round(count), settings)
+    each epoch has its own.
+
+    Warns where most could not be painted, for want of a heart that was found.
+
+    Raises:
+        InputError: all studies have scar.
+    """
+    count = round(settings.synthetic_per_real * len(located) * max(1, settings.synthetic_pool))
+    painted = synthetic_views(located, count, settings)
+    if count and not without_scar(located):
+        problem = "no training study can take a synthetic scar: none is without scar by its report"
+        raise InputError(located.name, problem, "Give studies without scar, or set synthetic_per_real to 0.")
+    if len(painted) < count / 2:  # a few that do not fit are no matter
+        warnings.warn(
+            f"{len(painted)} of {count} synthetic scars could be painted: no wall was found in the others' hearts",
+            stacklevel=2,
+        )
+    return painted
 
 
 def _pairs(cohort: Cohort, settings: FitSettings) -> Pairs:

@@ -26,16 +26,25 @@ from typing import TYPE_CHECKING, Any
 
 from lgekit.cluster import connect, cores
 from lgekit.errors import InputError
-from lgekit.fingerprints import code_version, missing_path
-from lgekit.grid_file import Grid, Run, expand, load_grid
-from lgekit.grid_tables import clean, collect, collect_predictions, grid_status, names_in, status_of, sweep
-from lgekit.parameters import read_code
+from lgekit.fingerprints import missing_path
+from lgekit.grid_file import Grid, Run, expand, load_grid, notebook_version
+from lgekit.grid_tables import (
+    clean,
+    collect,
+    collect_predictions,
+    grid_status,
+    names_in,
+    older_runs,
+    status_of,
+    sweep,
+)
 from lgekit.runs import RunError, record_failure, run_notebook
 
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Grid", "Run", "clean", "collect", "collect_predictions", "expand", "grid_status", "load_grid", "run_grid"]
+__all__ = ["Grid", "Run", "clean", "collect", "collect_predictions", "expand", "grid_status", "load_grid", "older_runs"]
+__all__ += ["run_grid"]
 
 # Whoever starts threads or processes in a run reads one of these.
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
@@ -116,7 +125,7 @@ def _run_all(grid: Grid, todo: dict[str, Run], workers, scheduler, timeout, retr
     from tqdm.auto import tqdm
 
     with connect(scheduler, workers, len(todo)) as (client, share, resources):
-        code = code_version(read_code(grid.notebook))
+        code = notebook_version(grid.notebook)
         jobs = [
             (str(grid.notebook), str(grid.folder / run.id), run.params, timeout, str(grid.root), share, code)
             for run in todo.values()
@@ -158,8 +167,8 @@ def submit_all(client, call: Callable, jobs: Sequence[tuple], names: Sequence[st
 
 def run_one(notebook: str, out_dir: str, params: dict, timeout: float | None, root: str, share: int, code: str) -> None:
     """One run, on a worker whose host runs ``share`` of them at a time: each gets its part of the cores."""
-    if code_version(read_code(notebook)) != code:
-        message = "the library was edited after the grid was started: start the grid again"
+    if notebook_version(notebook) != code:
+        message = "the library or the notebook was edited after the grid was started: start the grid again"
         record_failure(out_dir, message)
         raise RunError(message)
     threads = str(max(1, cores() // share))

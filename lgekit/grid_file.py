@@ -107,6 +107,12 @@ def load_grid(file: str | Path) -> Grid:
     return Grid(file, root, notebook, folder, spec.timeout, _expand(file, spec, notebook, root))
 
 
+def notebook_version(notebook: str | Path) -> str:
+    """A hash of a notebook's code and of the library's modules that it uses: what a run depends on, but parameters."""
+    cells = read_code(notebook)
+    return hashlib.sha256(json.dumps([cells, code_version(cells)]).encode()).hexdigest()
+
+
 def expand(file: str | Path) -> list[Run]:
     """The runs of a grid, row by row. Raises InputError as `load_grid` does."""
     return load_grid(file).runs
@@ -140,8 +146,7 @@ def _expand(file: Path, spec: GridFile, notebook: Path, root: Path) -> list[Run]
         if len(set(points)) < len(points) or not points:
             raise InputError(f"{file}, {name}", f"{list(points)} is empty or names a value twice", "Name each once")
         values.append([check_parameters(notebook, {name: point}, f"{file}, {name}")[name] for point in points])
-    cells = read_code(notebook)
-    common = hashlib.sha256(json.dumps([cells, code_version(cells)]).encode())
+    common = hashlib.sha256(notebook_version(notebook).encode())
     cohorts: dict[str, str] = {}
     runs = []
     for row, changes in rows.items():

@@ -153,6 +153,14 @@ def clean(file: str | Path, everything: bool = False) -> list[str]:
     return gone
 
 
+def older_runs(file: str | Path) -> list[str]:
+    """Finished runs in a grid's folder that are none of its runs: of other code, parameters, data, or another file."""
+    grid = load_grid(file)
+    kept = {run.id for run in grid.runs} | {"failed"}
+    names = sorted(names_in(grid.folder) - kept)
+    return [name for name in names if not name.startswith(".") and (grid.folder / name).is_dir()]
+
+
 def sweep(folder: Path) -> None:
     """Remove the half-made folders of runs whose process was killed."""
     for path in folder.glob(".*.part"):

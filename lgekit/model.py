@@ -79,7 +79,7 @@ class PolarEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Slice encoder of the image view: any timm network with one input channel → `(N, C, 3, 3)`."""
+    """Slice encoder of the image view: a convolutional timm network with one input channel → `(N, C, 3, 3)`."""
 
     grid = (3, 3)
 
@@ -93,6 +93,15 @@ class ImageEncoder(nn.Module):
             raise InputError("setting encoder", f"{name!r}: {error}", "Give a name from timm.list_models().") from error
         self.net = self.net.to(memory_format=torch.channels_last)  # a third faster on a CPU, and what a GPU wants
         self.out_channels = cast(int, self.net.num_features)
+        try:
+            with torch.no_grad():
+                shape = tuple(self.net.eval().forward_features(torch.zeros(1, 1, 64, 96)).shape)
+        except (AssertionError, RuntimeError, ValueError):  # a transformer, made for pictures of one size
+            shape = ()
+        if len(shape) != 4 or shape[1] != self.out_channels:
+            problem = f"{name!r} gives no feature map (channels first) of a picture of any size"
+            raise InputError("setting encoder", problem, "Give a convolutional network, e.g. regnetx_002 or resnet34.")
+        self.net.train()
 
     def forward(self, image: Tensor) -> Tensor:
         image = image.contiguous(memory_format=torch.channels_last)
@@ -211,9 +220,10 @@ def build_coca(settings: FitSettings, tokenizer: ReportTokenizer, text_shape: st
     """An open_clip ``CoCa`` (Yu 2022, arXiv 2205.01917) whose vision tower is a `StudyEncoder`.
 
     ``encode_image`` takes a `StudyBatch`, ``encode_text`` token ids; the state dict without ``visual.`` loads into
-    open_clip's own class. Two faults of open_clip 3.3 are put right here: the decoder is initialised (its
-    ``text_projection`` is left empty otherwise) and the class token may see itself (``correct_cls_mask``). Texts may be
-    padded to any length.
+    open_clip's own class, which embeds texts as this one does if it is built with ``correct_cls_mask=True`` in its
+    ``text_cfg`` (open_clip's default is False). Two faults of open_clip 3.3 are put right here: the decoder is
+    initialised (its ``text_projection`` is left empty otherwise) and the class token may see itself
+    (``correct_cls_mask``). Texts may be padded to any length.
 
     Args:
         settings: widths and views.

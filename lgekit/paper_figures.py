@@ -142,7 +142,8 @@ FIGURES = {
         "05",
         "captions",
         plots.caption_lines,
-        "Captions that the decoder wrote beside the truth: five different ones with all walls right, five not.",
+        "Captions that the decoder wrote beside the truth: five different ones with all walls right (blue), five not "
+        "(orange). Depth and microvascular obstruction are not judged.",
     ),
     "ablation_forest": PaperFigure(
         "06",
@@ -155,14 +156,15 @@ FIGURES = {
         "",
         "",
         lambda table: plots.interval_curve(table, "synthetic_per_real", "synthetic scars for each real study"),
-        "Detection against the number of synthetic scars for each real study; bars: 95 % intervals over patients and, "
-        "of several, seeds.",
+        "Detection against the number of synthetic scars for each real study (not to scale); bars: 95 % intervals over "
+        "patients and, of several, seeds.",
     ),
     "label_efficiency": PaperFigure(
         "",
         "",
         lambda table: plots.interval_curve(table, "train_studies", "studies with reports to train on"),
-        "Detection against the number of training studies; bars: 95 % intervals over patients and, of several, seeds.",
+        "Detection against the number of training studies (not to scale); bars: 95 % intervals over patients and, of "
+        "several, seeds.",
     ),
 }
 

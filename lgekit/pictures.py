@@ -96,12 +96,12 @@ def show_images(
         images: caption → picture.
         columns: pictures a row.
         cmap: matplotlib's colour map.
-        limits: lowest and highest grey value; the 1st and 99.5th percentile of each picture by default, of all
-            pictures where there is a unit.
+        limits: lowest and highest grey value; the 1st and 99.5th percentile of each picture by default, the lowest and
+            highest of all pictures where there is a unit.
         unit: of the values; with one a colour bar is drawn.
     """
     if unit and limits is None:
-        limits = np.nanpercentile(np.concatenate([np.ravel(image) for image in images.values()]), [1, 99.5])
+        limits = np.nanpercentile(np.concatenate([np.ravel(image) for image in images.values()]), [0, 100])
     rows, columns = -(-len(images) // columns), min(columns, len(images))
     aspect = max(image.shape[1] / image.shape[0] for image in images.values())  # height over width
     figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, (2.4 * aspect + 0.4) * rows), squeeze=False)

@@ -182,7 +182,7 @@ def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axis.fill_between(table["false_positive_rate"], table["low"], table["high"], alpha=0.2, color=line.get_color())
     axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="chance")
     axis.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
-    axis.legend(loc="lower right", frameon=False, fontsize=9)
+    axis.legend(loc="center right", frameon=False, fontsize=9)
     return closed(figure)
 
 
@@ -201,10 +201,10 @@ def forest(table: pd.DataFrame, *statistics: str) -> Figure:
         shown = table[table["statistic"] == statistic].set_index("row").loc[rows]
         errors = np.stack([shown["value"] - shown["low"], shown["high"] - shown["value"]]).clip(0)
         axis.errorbar(shown["value"], range(len(rows)), xerr=errors, fmt="o", capsize=3, color="#0072B2")
-        axis.axvline(shown["value"].iloc[0], color="gray", linestyle=":")
+        axis.axvline(shown["value"].get("full", shown["value"].iloc[0]), color="gray", linestyle=":")
         axis.set(xlabel=f"{title_of(statistic)}, 95 % interval", xlim=(min(0.4, shown["low"].min()) - 0.02, 1.02))
     axes[0, 0].set_yticks(range(len(rows)), [title_of(row) for row in rows])
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     return closed(figure)
 
 

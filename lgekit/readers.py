@@ -301,9 +301,10 @@ def _complete(study: Study, entry: Entry) -> None:
 
         study["findings"] = findings_from_labels(study)
     elif labels is None and study["findings"] is None and entry.report:
-        from lgekit.reports import read_report
+        from lgekit.reports import read_report, states_enhancement
 
-        study["findings"] = read_report(entry.report)
+        if states_enhancement(entry.report):  # else it stays unknown
+            study["findings"] = read_report(entry.report)
     wanted = entry.report_source == "masks" or not entry.report_source
     if wanted and not entry.report and study["findings"] is not None:
         from lgekit.reports import write_report

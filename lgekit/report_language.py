@@ -143,6 +143,20 @@ NEGATIVE = re.compile(
     rf"{_ARTEFACT}\w*(?= |$|[.,;)]).*(?:likely|favou?red|probab)|"
     rf"(?:likely|favou?red|probab|felt|thought|represent|due to|may|could).*{_ARTEFACT}"
 )
+UNSEEN = re.compile(  # nothing was given, nothing was imaged, or nothing could be told from it
+    r"\b(?:non ?diagnostic|uninterpretable|inconclusive|indeterminate|pending)\b|"
+    r"\bno (?:iv |intravenous )?(?:contrast|gadolinium)(?: agent| medium)? (?:was |has been |could be )?"
+    r"(?:given|admin|used|inject)|"
+    r"\b(?:not|(?:could|can) ?not be|insufficient\w*)(?: \w+){0,3}? (?:given|administered|injected|performed|acquired|"
+    r"obtained|done|available|assess\w*|evalua\w+|interpret\w*|comment)\b"
+)
+NORMAL = re.compile(r"\bnormal|\bunremarkable|\bviab|\bhomogen\w+ null|: ?[-–ø]$")  # in a sentence on enhancement
+NORMAL_ENHANCEMENT = re.compile(  # in any sentence
+    r"\bnull\w* (?:normal|uniform|homogen)|\b(?:normal|uniform|homogen\w+) (?:myocardial )?(?:null|suppress)|"
+    r"\b(?:(?:post|late|delayed|recovery|psir|lge|mde)[ -]?)+(?:contrast |enhancement )?(?:imag\w+|sequences?|"
+    r"phase\w*)\b[^,;.]*\b(?:normal|unremarkable|negative|null)|"
+    r"\b(?:no|without) (?:[a-z]+ ){0,2}?(?:scar|infarct\w*|fibrosis|lge)\b"
+)
 NEGATED_NEXT = re.compile(r"(?:(?:with|and|there (?:is|was)) )?(?:no|without|nil|absent)\b")
 HYPOTHETICAL = re.compile(
     r"\?|^(?:if|should|patients with)\b|\b(?:to|please) (?:assess|evaluate|look for|exclude|rule out|comment|detect)|"

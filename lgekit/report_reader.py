@@ -285,6 +285,25 @@ def read_report(text: str) -> Findings:
     return Findings(tuple(scar for region in regions for scar in region.scars()))
 
 
+def states_enhancement(text: str) -> bool:
+    """Whether a report says if there is late enhancement or none.
+
+    It does not where no sentence speaks of it, in no language that is read here, or where contrast was not given or the
+    images show nothing: `read_report` finds no scar there, which is not the same as a report of none. What is merely
+    possible counts as none, as there.
+    """
+    reading = _read(str(text))
+    if reading.body or reading.impression:
+        return True
+    said = [language.normal(sentence) for sentence in reading.kept]
+    if any(map(language.UNSEEN.search, said)):
+        return False
+    if any(language.NEGATIVE.search(each) or language.NORMAL.search(each) for each in said):
+        return True
+    sentences = [sentence for sentence, section, _ in language.sentences(str(text)) if section != "ignore"]
+    return any(language.NORMAL_ENHANCEMENT.search(language.normal(sentence)) for sentence in sentences)
+
+
 def lge_statement(text: str) -> str:
     """The sentences of a report that speak of late enhancement, as they stand, joined; empty if there are none."""
     return "\n".join(_read(str(text)).kept)

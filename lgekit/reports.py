@@ -14,7 +14,7 @@ import numpy as np
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar, draw_scar
 from lgekit.report_grammar import STYLES, lge_words, say
-from lgekit.report_reader import lge_statement, read_report
+from lgekit.report_reader import lge_statement, read_report, states_enhancement
 
 __all__ = [
     "STYLES",
@@ -25,6 +25,7 @@ __all__ = [
     "prompts",
     "read_report",
     "require_privacy",
+    "states_enhancement",
     "write_report",
 ]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from lgekit.errors import InputError
@@ -76,7 +78,7 @@ class FitSettings(BaseModel):
     models: int = Field(default=1, ge=1)  # networks from different seeds whose scores are averaged
     folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies
     workers: int = Field(default=0, ge=0)  # processes that the folds run in; 0 = one a core. Changes no result
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
 
     @field_validator("text_heads")
     @classmethod
@@ -111,6 +113,24 @@ def make_settings(**values: Any) -> FitSettings:
         remedy = f"Known settings: {known}." if first["type"] == "extra_forbidden" else "See lgekit/settings.py."
         problem = f"{first['msg'].removeprefix('Value error, ')} (found {first.get('input')!r})"
         raise InputError(f"setting {name}", problem, remedy) from None
+
+
+def read_changes(words: Sequence[str]) -> dict[str, Any]:
+    """``["patience=10"]`` → ``{"patience": 10}``, each value as YAML reads it.
+
+    Raises:
+        InputError: not ``NAME=VALUE``, or a name given twice.
+    """
+    named: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (equals and name.isidentifier()) or name in named:
+            raise InputError("--set", f"{word!r} is not NAME=VALUE, or is given twice", "Write e.g. --set patience=10.")
+        try:
+            named[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            named[name] = value
+    return named
 
 
 # Longest text of each kind in tokens, start and end included. Of the reports of 300 phantom studies the longest has 228

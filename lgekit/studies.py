@@ -13,6 +13,8 @@ import torch
 import torchio as tio
 from sklearn.model_selection import StratifiedGroupKFold
 
+from lgekit.errors import InputError
+
 # The one internal code for label maps; readers translate every data set's own codes into it.
 BACKGROUND, CAVITY, MYOCARDIUM, SCAR, NO_REFLOW, RV = range(6)
 LABEL_NAMES = ("background", "LV cavity", "myocardium", "scar", "no-reflow", "RV cavity")
@@ -131,8 +133,10 @@ class Cohort(tio.SubjectsDataset):
         return (self[index] for index in range(len(self)))
 
     def split(self, name: str) -> Cohort:
-        """The studies of one split (``train``, ``validation`` or ``test``)."""
-        return Cohort([study for study in self.studies if study["split"] == name], f"{self.name} [{name}]")
+        """The studies of one split (``train``, ``validation`` or ``test``). Raises InputError where it has none."""
+        if not (found := [study for study in self.studies if study["split"] == name]):
+            raise InputError(self.name, f"the split {name!r} holds no study", "Give more patients, or a split column.")
+        return Cohort(found, f"{self.name} [{name}]")
 
     def subset(self, study_ids: Iterable[str]) -> Cohort:
         """The studies with these ids, in the cohort's order."""
@@ -172,10 +176,18 @@ def split_of(patient_id: str, present: bool | None, seed: int = 0, fractions=(0.
 
 
 def patient_folds(cohort: Cohort, folds: int, seed: int) -> np.ndarray:
-    """Fold number of each study, ``(studies,)`` int: patients whole, stratified by presence where it is known."""
+    """Fold number of each study, ``(studies,)`` int: patients whole, stratified by presence where it is known.
+
+    Raises:
+        InputError: fewer than ``folds`` patients with scar and as few without.
+    """
     present = cohort.manifest["scar"].map({True: 1, False: 0}).fillna(0).to_numpy(int)
     groups = cohort.manifest["patient_id"].to_numpy()
     fold = np.empty(len(present), dtype=int)
+    largest = int(np.bincount(present).max(initial=0))  # scikit-learn wants the larger class in every fold
+    if largest < folds:
+        problem = f"{largest} studies with scar or without, whichever is more, for {folds} folds"
+        raise InputError(cohort.name, problem, "Give more studies, or lower the number of folds.")
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(present)), present, groups)):
         fold[held_out] = number

@@ -16,8 +16,9 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     Args:
         report: a CMR report.
         mode: ``report``: as it stands. ``lge_statement``: what it says about enhancement. ``findings`` [O]: what
-            `read_report` finds in it, in fixed words: in full, and its walls, levels and depth one by one, so that
-            studies share texts. Nothing but the report is used.
+            `read_report` finds in it, in fixed words: in full, and its walls, levels and depths one by one, so that
+            studies share texts and every prompt of `prompt_sets` is a text that was learned. Nothing but the report
+            is used.
     """
     if mode == "report":
         return (report.strip(),)
@@ -29,13 +30,11 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     plain = tuple(replace(scar, transmurality=None, circumference=None, aetiology=None) for scar in found.scars)
     full = canonical_text(Findings(plain))
     walls = tuple(wall for wall in WALLS if wall in found.walls)
-    if not walls:
-        return (full,)
-    texts = [full, say(walls=walls), *(say(walls=(wall,)) for wall in walls)]
-    levels = {level for scar in found.scars for level in scar.levels} & set(LEVELS[:3])
-    if levels:
-        texts.append(say(levels=tuple(level for level in LEVELS if level in levels)))
-    return tuple(dict.fromkeys(texts))
+    levels = tuple(level for level in LEVELS if any(level in scar.levels for scar in found.scars))
+    depths = tuple(dict.fromkeys(scar.depth for scar in found.scars if scar.depth))
+    texts = [full, *(say(walls=(wall,)) for wall in walls), *(say(levels=(level,)) for level in levels)]
+    texts += [say(walls=walls)] * bool(walls) + [say(levels=levels)] * bool(levels)
+    return tuple(dict.fromkeys(texts + [say(depth=depth) for depth in depths]))
 
 
 def say(**fields) -> str:

@@ -118,7 +118,9 @@ class Calibration:
     slices: tuple[float, float] = (1.0, 0.0)
 
     @classmethod
-    def fit(cls, reading: Reading, present: Sequence[bool], walls: np.ndarray) -> Calibration:
+    def fit(
+        cls, reading: Reading, present: Sequence[bool], walls: np.ndarray, placed: np.ndarray | None = None
+    ) -> Calibration:
         """Fit on studies that the networks were not trained on, against what their *reports* say.
 
         Both classes weigh the same, so that 0.5 is the threshold of the best balanced accuracy: the probability is
@@ -129,9 +131,12 @@ class Calibration:
             reading: scores.
             present: `(studies,)`, presence as read in the reports.
             walls: `(studies, 6)` bool, likewise.
+            placed: `(studies,)` bool, whether the report tells the walls; the others do not fit these. None: all do.
         """
         presence = platt(reading.presence, np.asarray(present, bool))
-        per_wall = tuple(platt(reading.walls[:, number], walls[:, number]) for number in range(walls.shape[1]))
+        known = np.ones(len(walls), bool) if placed is None else placed
+        columns = range(walls.shape[1])
+        per_wall = tuple(platt(reading.walls[known, number], walls[known, number]) for number in columns)
         return cls(presence, per_wall, presence)
 
 

@@ -154,6 +154,13 @@ def test_score_holds_predictions_against_what_masks_or_reports_say(written, mode
     done = lgekit("score", tmp_path / "four.csv", f"manifest:{written}/reports.csv")
     assert done.returncode == 0 and "4 predictions; 4 studies" in done.stdout and "masks of 0" in done.stdout
     assert "auc_slices" not in done.stdout
+    held_out.to_csv(tmp_path / "all.csv", index=False)
+    done = lgekit("score", tmp_path / "all.csv", spec)
+    assert "give --split test" in done.stderr
+    assert "--split" not in lgekit("score", model / "held_out.csv", spec).stderr
+    done = lgekit("score", tmp_path / "all.csv", spec, "--split", "test")
+    assert "4 predictions" in done.stdout and "--split" not in done.stderr
+    refused("score", tmp_path / "all.csv", spec, "--split", "tset", mentions="'tset' holds no study")
     held_out.assign(study_id="other").head(1).to_csv(tmp_path / "other.csv", index=False)
     refused("score", tmp_path / "other.csv", spec, mentions="holds no study of")
     refused("score", tmp_path / "none.csv", spec, mentions="no such file")
@@ -183,6 +190,9 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     refused("cohort", SMALL, written, mentions="not an empty folder")
     refused("fit", SMALL, tmp_path / "out", "--size", "huge", mentions="huge")
     refused("fit", SMALL, written, mentions="not an empty folder")
+    refused("fit", SMALL, tmp_path / "out", "--set", "patience", mentions="NAME=VALUE")
+    refused("fit", SMALL, tmp_path / "out", "--set", "patiense=3", mentions="patiense")
+    refused("fit", SMALL, tmp_path / "out", "--set", "patience=-3", mentions="patience")
     refused("predict", tmp_path, SMALL, tmp_path / "out.csv", mentions=str(tmp_path))
     refused("predict", model, SMALL, tmp_path / "no" / "out.csv", mentions="folder does not exist")
     refused("workbook", "--size", "huge", mentions="huge")

@@ -1,6 +1,7 @@
 """The whole method: fit, predict from images alone, save, load; no held-out study touches what reads it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from lgekit.phantom import phantom_cohort
 from lgekit.reports import read_report
 from lgekit.settings import PLAIN_CLIP, size_settings
 from lgekit.stages import make_view
-from lgekit.studies import Cohort, Landmarks, Study
+from lgekit.studies import Cohort, Landmarks, Study, patient_folds
 from lgekit.zeroshot import Reading
 
 EMIDEC = Path(__file__).parents[2] / "shared" / "data" / "emidec"
@@ -120,31 +121,52 @@ def test_test_split_is_never_looked_at(cohort, fitted):
 
 def test_cross_fitting_reads_each_study_with_networks_that_never_saw_it(cohort, monkeypatch):
     """The ids that go into each heart network and each CLIP network, against the ids read for the calibration."""
-    hearts, networks, read = [], [], []
-    heart_network, train, reading = module.heart_network, module._networks, module.Detector.read
+    hearts, networks, located, read = [], [], [], []
+    heart_network, locate, train, views = module.heart_network, module.locate, module._networks, module.make_view
+    reading, of_view, of_batch, batched = module.Detector.read, {}, {}, module.batch_of
 
     def spy_heart(studies, *rest):
         hearts.append(set(studies.manifest["study_id"]))
         return heart_network(studies, *rest)
 
-    def spy_networks(located, *rest):
-        networks.append(set(located.manifest["study_id"]))
-        return train(located, *rest)
+    def spy_locate(studies, heart):
+        located.append(set(studies.manifest["study_id"]))
+        return locate(studies, heart)
+
+    def spy_networks(studies, *rest):
+        networks.append(set(studies.manifest["study_id"]))
+        return train(studies, *rest)
+
+    def spy_view(study, *rest):
+        view = views(study, *rest)
+        of_view[id(view)] = (study["study_id"], view)  # kept, so that no other gets its number
+        return view
+
+    def spy_batch(shown):
+        batch = batched(shown)
+        of_batch[id(batch)] = ({of_view[id(view)][0] for view in shown if id(view) in of_view}, batch)
+        return batch
 
     def spy_read(self, batch, number=0):
-        read.append(len(batch.mask))
+        read.append(of_batch[id(batch)][0])
         return reading(self, batch, number)
 
     monkeypatch.setattr(module, "heart_network", spy_heart)
     monkeypatch.setattr(module, "_networks", spy_networks)
+    monkeypatch.setattr(module, "locate", spy_locate)
+    monkeypatch.setattr(module, "make_view", spy_view)
+    monkeypatch.setattr(module, "batch_of", spy_batch)
     monkeypatch.setattr(module.Detector, "read", spy_read)
     own = size_settings("smoke", **(QUICK | {"folds": 2, "heart_folds": 2}))
+    cohort = cohort.subset([study["study_id"] for study in cohort.studies[:13]])  # folds of unlike sizes
     fitted = fit_detector(cohort, own, all_studies=True, progress=False)
     everyone = {study["study_id"] for study in cohort.studies}
     for sets in (hearts, networks):
         left_out = [everyone - ids for ids in sets if ids < everyone]
         assert len(left_out) == 2 and set().union(*left_out) == everyone and not set.intersection(*left_out)
-    assert [len(everyone - ids) for ids in networks] == read
+    assert [everyone - ids for ids in networks] == read
+    own_hearts = [ids for ids in hearts if ids < everyone]
+    assert [everyone - ids for ids in own_hearts] == located
     assert set(fitted.held_out["study_id"]) == everyone and len(fitted.networks) == 2
 
 
@@ -278,6 +300,43 @@ def test_too_few_reports_are_refused(cohort):
     silent = Cohort([Study(**{**study, "report": ""}) for study in cohort.studies], "silent")
     with pytest.raises(InputError, match="report"):
         fit_detector(silent, size_settings("smoke", **QUICK), progress=False)
+
+
+def test_reports_that_say_nothing_of_enhancement_are_left_out(cohort):
+    silent = {study["study_id"] for study in cohort.split("train").studies[:3]}
+    mute = [
+        Study(**{**study, "report": "LVEF 60%. Normal valves."}) if study["study_id"] in silent else study
+        for study in cohort.studies
+    ]
+    without = Cohort([study for study in cohort.studies if study["study_id"] not in silent], cohort.name)
+    own = size_settings("smoke", **QUICK)
+    with pytest.warns(UserWarning, match="3 reports do not say"):
+        fitted = fit_detector(Cohort(mute, cohort.name), own, progress=False)
+    assert fitted.calibration == fit_detector(without, own, progress=False).calibration
+    assert not silent & set(fitted.held_out["study_id"])
+
+
+def test_synthetic_scars_do_not_vanish_in_silence(cohort):
+    ill = [study for study in cohort.studies if study["findings"].present]
+    with pytest.raises(InputError, match="no training study can take a synthetic scar"):
+        module.synthetic_pool(Cohort(ill, "ill"), size_settings("smoke", **QUICK))
+
+
+def test_folds_that_cannot_hold_both_classes_are_refused(cohort):
+    ill, well = ([s for s in cohort.studies if s["findings"].present is present][:4] for present in (True, False))
+    with pytest.raises(InputError, match="4 studies with scar or without, whichever is more, for 5 folds"):
+        patient_folds(Cohort(ill + well, "few"), 5, 0)
+
+
+def test_a_split_without_studies_is_named(cohort):
+    with pytest.raises(InputError, match="split 'test' holds no study"):
+        cohort.split("train").split("test")
+
+
+def test_ids_survive_saving(fitted, tmp_path):
+    numbered = fitted.held_out.assign(study_id=[f"{number:03d}" for number in range(len(fitted.held_out))])
+    replace(fitted, held_out=numbered).save(tmp_path / "model")
+    assert Detector.load(tmp_path / "model").held_out["study_id"].tolist() == numbered["study_id"].tolist()
 
 
 @pytest.mark.slow

@@ -19,9 +19,20 @@ from typer.testing import CliRunner
 
 from lgekit.cli_grid import grid_app
 from lgekit.cluster import connect
-from lgekit.errors import InputError
+from lgekit.errors import InputError, RunError
 from lgekit.fingerprints import code_version, cohort_fingerprint
-from lgekit.grid import clean, collect, collect_predictions, expand, grid_status, load_grid, run_grid, submit_all
+from lgekit.grid import (
+    clean,
+    collect,
+    collect_predictions,
+    expand,
+    grid_status,
+    load_grid,
+    run_grid,
+    run_one,
+    submit_all,
+)
+from lgekit.grid_file import notebook_version
 from lgekit.runs import locked
 
 GRID = """notebook: tiny.ipynb
@@ -234,11 +245,23 @@ def test_a_grid_runs_reports_and_is_not_run_twice(project):
     folder = project / "papermill_runs" / "toy"
     (folder / "0123456789abcdef").mkdir()
     (folder / "reference_predictions.csv").touch()
+    asked = CliRunner().invoke(grid_app, ["clean", str(file)], input="n\n")
+    assert asked.exit_code == 1 and "1 finished runs are of other code" in asked.output
+    assert (folder / "0123456789abcdef").is_dir()
     assert clean(file) == [".locks", "0123456789abcdef", "failed"]
     assert (collect(file)["state"] == "done").sum() == 3
     with locked(folder / ".locks" / expand(file)[0].id), pytest.raises(InputError, match="1 runs are going on"):
         clean(file, everything=True)
     assert len(clean(file, everything=True)) == 7 and not any(folder.iterdir())
+
+
+def test_a_notebook_edited_meanwhile_is_not_run_under_the_old_name(project):
+    file = grid_file(project)
+    run, version = expand(file)[0], notebook_version(project / "tiny.ipynb")
+    write_notebook(project / "tiny.ipynb", work=WORK + "\n1 + 1")
+    with pytest.raises(RunError, match="the notebook was edited"):
+        run_one(str(project / "tiny.ipynb"), str(project / "out" / run.id), run.params, None, str(project), 1, version)
+    assert not (project / "out" / run.id).exists()
 
 
 def test_a_run_that_cannot_begin_is_recorded_and_the_command_fails(project, monkeypatch):

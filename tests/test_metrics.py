@@ -93,6 +93,18 @@ def test_text_f1_by_hand():
     assert np.isnan(metrics.text_f1([], [])["walls_f1"])
 
 
+def test_compare_rows_refuses_what_would_be_counted_as_losses():
+    full = table().assign(row="full", seed=0)
+    for wall in WALLS:
+        full[f"scar_{wall}"], full[f"p_{wall}"] = full["scar"], full["p_lge"]
+    lacking = full.assign(row="other")
+    lacking.loc[lacking.index[0], f"p_{WALLS[0]}"] = np.nan
+    with pytest.raises(InputError, match=f"p_{WALLS[0]} is missing"):
+        comparison.compare_rows(pd.concat([full, lacking]))
+    with pytest.raises(InputError, match="differ in a study's truth"):
+        comparison.compare_rows(pd.concat([full, full.assign(row="other", scar=~full["scar"].astype(bool))]))
+
+
 def test_compare_rows_sees_a_worse_row_and_not_an_equal_one():
     good, bad = table(200, 0, 2.0), table(200, 0, 0.0)
     rows = [good.assign(row="full", seed=0), good.assign(row="same", seed=0), bad.assign(row="blind", seed=0)]

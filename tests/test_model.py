@@ -161,6 +161,9 @@ def test_any_timm_name_and_a_wrong_one(tokenizer):
     assert StudyEncoder(settings)(studies((2,), 32, 32))[0].shape == (1, 16)
     with pytest.raises(InputError, match="encoder"):
         StudyEncoder(settings.override(encoder="regnet_of_nowhere"))
+    for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"):  # one size of picture; channels last
+        with pytest.raises(InputError, match="gives no feature map"):
+            StudyEncoder(settings.override(encoder=name))
 
 
 def test_hugging_face_text_encoder(tmp_path):

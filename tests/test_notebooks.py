@@ -123,7 +123,7 @@ def test_an_unknown_notebook_or_size_is_refused_before_anything_runs(tmp_path):
 def test_the_defaults_of_notebook_05_are_the_settings_own():
     from lgekit.settings import FitSettings
 
-    of_size = ("epochs", "pixels", "synthetic_pool")  # left to the size
+    of_size = ("epochs", "pixels", "synthetic_per_real", "synthetic_pool")  # left to the size
     for name, parameter in read_parameters(NOTEBOOKS[5]).items():
         if name in FitSettings.model_fields and name not in ("seed", "folds", *of_size):
             assert parameter.default == FitSettings.model_fields[name].default, name

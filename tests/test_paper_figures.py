@@ -209,6 +209,19 @@ def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, mo
     assert "\\begin{tabular}" in (tmp_path / "tables/toy_table.tex").read_text()
 
 
+def test_claims_are_answered_against_the_full_method_wherever_its_row_stands(tmp_path, monkeypatch):
+    def answers(rows):
+        table = predictions(rows, patients=40)
+        monkeypatch.setattr(ablation_report, "collect", lambda file, out: runs_of(table))
+        monkeypatch.setattr(ablation_report, "collect_predictions", lambda file, of="": table.iloc[:0] if of else table)
+        ablation_report.report_grid("grids/toy.yaml", tmp_path)
+        claims = pd.read_csv(tmp_path / "tables/toy_claims.csv")
+        return claims[claims["statistic"] == "auc"].set_index("row")["answer"]
+
+    assert answers({"no_synthetic": 0.0, "full": 3.0})["no_synthetic"] == "yes"
+    assert answers({"no_synthetic": 3.0, "no_caption": 3.0}).eq("not run").all()  # nothing to hold them against
+
+
 def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(tmp_path, monkeypatch):
     parts, beside = [], []
     for size in (30, 60, 0):

@@ -20,6 +20,7 @@ from lgekit.reports import (
     lge_statement,
     prompts,
     read_report,
+    states_enhancement,
     write_report,
 )
 
@@ -186,6 +187,34 @@ def test_strange_input_is_read_as_nothing_and_long_input_in_time():
     read_report("likely scar in the inferior wall artefact " * 5000)
     read_report("a" * 200_000)
     assert time.process_time() - start < 10
+
+
+def test_every_negative_report_of_the_writer_says_so():
+    for seed in range(1500):
+        report = write_report(Findings(), np.random.default_rng(seed))
+        assert states_enhancement(report), report
+
+
+@pytest.mark.parametrize(
+    ("text", "states"),
+    [
+        ("LVEF 60%. Normal valves.", False),
+        ("History of inferior MI 2014. Assess for scar. LVEF 55%, normal wall motion.", False),
+        ("Gadolinium was not given because of renal failure.", False),
+        ("No contrast was administered. LVEF 50%.", False),
+        ("LGE images non-diagnostic due to motion.", False),
+        ("Late gadolinium images pending.", False),
+        ("Rehaussement tardif sous-endocardique inférieur.", False),
+        ("", False),
+        ("LGE: none", True),
+        ("Normal myocardial nulling.", True),
+        ("Inversion recovery images are unremarkable.", True),
+        ("Possible subendocardial LGE in the inferior wall.", True),  # which counts as none
+        ("Subendocardial scar of the inferior wall.", True),
+    ],
+)
+def test_silence_is_told_from_a_report_of_none(text, states):
+    assert states_enhancement(text) is states
 
 
 def test_the_statement_leaves_out_the_rest():

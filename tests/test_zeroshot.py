@@ -8,9 +8,9 @@ import torch
 from test_training import WALLS as TOY_WALLS
 from test_training import settings, toy
 
-from lgekit.findings import WALLS, Findings, Scar
+from lgekit.findings import LEVELS, WALLS, Findings, Scar
 from lgekit.model import StudyBatch
-from lgekit.reports import lge_statement, read_report, write_report
+from lgekit.reports import canonical_text, lge_statement, read_report, write_report
 from lgekit.supervision import KINDS, prompt_sets, report_texts
 from lgekit.training import fit
 from lgekit.zeroshot import Calibration, Reading, heat_map, platt, pooled, probability, read_studies
@@ -107,6 +107,10 @@ def test_calibration_decides_at_one_half():
     fitted = Calibration.fit(reading, truth, np.stack([truth] * 6, 1))
     assert ((probability(scores, fitted.presence) > 0.5) == truth).all()
     assert len(fitted.walls) == 6
+    unplaced = np.stack([truth & np.array([True, True, True, False])] * 6, 1)  # the last scar is in no stated place
+    known = Calibration.fit(reading, truth, unplaced, np.array([True, True, True, False]))
+    assert probability(np.array([3.5]), known.walls[0]) > 0.5 > probability(np.array([-1.0]), known.walls[0])
+    assert known.walls != Calibration.fit(reading, truth, unplaced).walls and known.presence == fitted.presence
 
 
 @pytest.mark.parametrize("walls", [("inferior",), ("anterior", "anteroseptal"), WALLS])
@@ -119,6 +123,16 @@ def test_texts_say_what_the_report_says(walls):
         assert read_report(text).present and read_report(text).walls <= set(walls)
     assert report_texts(report, "report") == (report.strip(),)
     assert report_texts(report, "lge_statement") == (lge_statement(report).strip(),)
+
+
+def test_every_prompt_is_a_text_that_is_learned():
+    depths, learned = list(prompt_sets()["depth"]), set()
+    for number, (wall, level) in enumerate([(wall, level) for wall in WALLS for level in LEVELS]):
+        scar = Scar(walls=() if level == "apex" else (wall,), levels=(level,), depth=depths[number % len(depths)])
+        learned |= {*report_texts(canonical_text(Findings(scar)))}
+    learned |= {*report_texts(canonical_text(Findings()))}
+    prompts = {text for of_kind in prompt_sets().values() for texts in of_kind.values() for text in texts}
+    assert prompts <= learned, prompts - learned
 
 
 def test_negative_reports_share_one_text():
