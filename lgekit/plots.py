@@ -182,7 +182,7 @@ def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
         axis.fill_between(table["false_positive_rate"], table["low"], table["high"], alpha=0.2, color=line.get_color())
     axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="chance")
     axis.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.01), aspect="equal")
-    axis.legend(loc="center right", frameon=False, fontsize=9)
+    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False, fontsize=9)
     return closed(figure)
 
 

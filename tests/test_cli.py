@@ -98,7 +98,8 @@ def test_a_written_cohort_reads_back_the_same(written):
 
 def test_check_passes_a_good_cohort_and_lists_every_fault_of_a_bad_one(written, tmp_path):
     done = lgekit("check", f"manifest:{written}/manifest.csv")
-    assert done.returncode == 0 and done.stdout.startswith("no faults; 12 studies of 12 patients; reports: 12 phantom;")
+    assert done.returncode == 0 and done.stdout.startswith("no faults; 12 studies of 12 patients (each study counts")
+    assert "; reports: 12 phantom; scar in" in done.stdout
     assert "masks of 12" in done.stdout
     table = pd.read_csv(written / "manifest.csv")
     table.loc[0, "image"] = "nowhere.nii.gz"
