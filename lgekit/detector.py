@@ -86,7 +86,7 @@ def fit_detector(
     kept = {name: [s for s in studies if s["split"] == name] for name in ("train", "validation")}
     if len(studies if all_studies else kept["train"]) < 2:
         where = "in all" if all_studies else "in the split 'train'"
-        problem = f"fewer than two studies {where} with a report that speaks of late enhancement"
+        problem = f"fewer than two studies with a report that speaks of late enhancement {where}"
         raise InputError(cohort.name, problem, "Give more studies or reports.")
     usable = Cohort(studies, cohort.name)
     if all_studies:
