@@ -77,5 +77,5 @@ def grid_clean(
 
     older = len(grid.older_runs(file))
     if older and not yes:
-        typer.confirm(f"{older} finished runs are of other code, parameters or data. Remove them?", abort=True)
+        typer.confirm(f"Finished runs of other code, parameters or data: {older}. Remove them?", abort=True)
     typer.echo(f"{len(grid.clean(file, everything=everything))} removed")

@@ -13,7 +13,7 @@ from lgekit import metrics
 from lgekit.detection import Detector
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings
-from lgekit.reports import canonical_text, read_report
+from lgekit.reports import canonical_text, read_report, states_enhancement
 from lgekit.stages import make_view
 from lgekit.studies import NO_REFLOW, SCAR, SPLITS, Cohort, Study, hash_unit, patient_folds
 from lgekit.supervision import report_texts
@@ -124,7 +124,7 @@ def score_table(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0, text: 
     read = [read_report(str(captions[study["study_id"]])) for study in known]
     truth: list[Findings] = [study["findings"] for study in known]
     rows |= {f"caption_{name}": {"value": value} for name, value in metrics.text_f1(truth, read).items()}
-    reported = [study for study in cohort.studies if study["report"].strip()]
+    reported = [study for study in cohort.studies if states_enhancement(study["report"])]
     written = [str(captions[study["study_id"]]) for study in reported]
     words = [report_texts(study["report"], text)[0] for study in reported]
     rows["caption_bleu"] = {"value": metrics.corpus_bleu(written, words)}

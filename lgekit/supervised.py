@@ -25,6 +25,7 @@ from lgekit.heartnet import HeartNetwork
 from lgekit.model import StudyBatch, StudyEncoder, join
 from lgekit.pairs import epoch_batches
 from lgekit.polar_pretraining import pretrain_polar
+from lgekit.reports import states_enhancement
 from lgekit.settings import FitSettings
 from lgekit.stages import locate, make_view
 from lgekit.studies import SPLITS, Cohort
@@ -75,7 +76,8 @@ def fit_supervised(
     """Train on the split ``train`` with the truth of presence, calibrate on ``validation``; ``test`` is not looked at.
 
     Args:
-        cohort: with splits; studies without a report are left out, as for the detector, and those of unknown truth.
+        cohort: with splits; studies whose report does not speak of enhancement are left out, as for the detector, and
+            those of unknown truth.
         settings: the detector's.
         heart: the detector's heart network, so that both see the same views.
         progress: show a bar.
@@ -83,7 +85,7 @@ def fit_supervised(
     Raises:
         InputError: the training split does not hold both classes.
     """
-    known = [study for study in cohort.studies if study["report"].strip() and study["findings"] is not None]
+    known = [study for study in cohort.studies if states_enhancement(study["report"]) and study["findings"] is not None]
     parts = [[study for study in known if study["split"] == name] for name in SPLITS[:2]]
     labels = [study["findings"].present for study in parts[0]]
     if len(set(labels)) < 2:

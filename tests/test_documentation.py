@@ -124,6 +124,14 @@ def test_the_ablations_in_the_readme_are_those_of_the_tables(name):
         assert f"| {line} |" in readme, row
 
 
+def test_where_scar_is_in_the_readme_is_that_of_the_table():
+    readme, places = text_of(ROOT / "README.md"), pd.read_csv(ROOT / "figures" / "tables" / "emidec_places.csv")
+    means = places[places["score"] == "auc_segments"].groupby("row")["value"].apply(list)
+    said = " ".join(readme.split()).replace("**", "")
+    assert "mean AUC {:.2f} and {:.2f} (two seeds of `full`)".format(*means["full"]) in said
+    assert "{:.2f} and {:.2f} (`cross_fit`)".format(*means["cross_fit"]) in said
+
+
 @pytest.mark.parametrize("statistic", ["balanced_accuracy", "auc"])
 def test_the_label_efficiency_in_the_readme_is_that_of_the_figure(statistic):
     readme, curve = text_of(ROOT / "README.md").replace("**", ""), pd.read_csv(ROOT / "figures/label_efficiency.csv")

@@ -246,7 +246,7 @@ def test_a_grid_runs_reports_and_is_not_run_twice(project):
     (folder / "0123456789abcdef").mkdir()
     (folder / "reference_predictions.csv").touch()
     asked = CliRunner().invoke(grid_app, ["clean", str(file)], input="n\n")
-    assert asked.exit_code == 1 and "1 finished runs are of other code" in asked.output
+    assert asked.exit_code == 1 and "other code, parameters or data: 1." in asked.output
     assert (folder / "0123456789abcdef").is_dir()
     assert clean(file) == [".locks", "0123456789abcdef", "failed"]
     assert (collect(file)["state"] == "done").sum() == 3

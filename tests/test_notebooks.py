@@ -127,3 +127,16 @@ def test_the_defaults_of_notebook_05_are_the_settings_own():
     for name, parameter in read_parameters(NOTEBOOKS[5]).items():
         if name in FitSettings.model_fields and name not in ("seed", "folds", *of_size):
             assert parameter.default == FitSettings.model_fields[name].default, name
+
+
+@pytest.mark.parametrize("size", ["smoke", "laptop", "paper"])
+def test_notebook_05_without_parameters_is_the_size_s_own(size):
+    from lgekit.settings import size_settings
+
+    (cell,) = [
+        "".join(cell["source"]) for cell in cells(NOTEBOOKS[5]) if "size_settings(size" in "".join(cell["source"])
+    ]
+    names = {name: parameter.default for name, parameter in read_parameters(NOTEBOOKS[5]).items()}
+    names |= {"size": size, "size_settings": size_settings}
+    exec(cell[: cell.index("pd.Series")], names)
+    assert names["settings"] == size_settings(size)
