@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -65,15 +66,18 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     if len(beside):
         made.append(tables / f"{name}_references.csv")
         beside.to_csv(made[-1], index=False, float_format="%.5g")
-    where = f"Grid {name}: {provenance(runs, predictions)}."
     axes = ", ".join(further_axes(predictions))
     at = f" At the last value of {axes} in the grid's file." if axes else ""
-    made.append(make_figure(f"ablation_forest_{name}", comparison, folder, where + at))
+    where = f"Grid {name}: {provenance(runs, whole)}.{at}"
+    made.append(make_figure(f"ablation_forest_{name}", comparison, folder, where))
     for axis, figure in CURVES.items():
         curve = curve_table(predictions, runs, axis, seed)
         if curve[axis].nunique() > 2:
             own = figure if figure == name else f"{figure}_{name}"
-            made.append(make_figure(own, curve, folder, where))
+            drawn = last_point(predictions, but=axis)
+            drawn = drawn[drawn["row"].isin(curve["row"])]
+            rows = None if axis in predictions else curve["row"].unique()  # a curve through rows is of these rows alone
+            made.append(make_figure(own, curve, folder, f"Grid {name}: {provenance(runs, drawn, rows)}."))
     return made
 
 
@@ -214,14 +218,25 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: 
     return compared[columns].drop_duplicates([axis, "statistic"]).sort_values(axis, ignore_index=True)
 
 
-def provenance(runs: pd.DataFrame, predictions: pd.DataFrame) -> str:
-    """How many runs, how many seeds and patients the numbers are from, which commit and device."""
-    done = runs[runs["state"] == "done"]
+def provenance(runs: pd.DataFrame, predictions: pd.DataFrame, expected: Iterable[str] | None = None) -> str:
+    """How many runs, seeds and patients the numbers are from, which commit and device, and which rows are not shown.
+
+    Args:
+        runs: of the grid, what `lgekit.grid_tables.collect` gives.
+        predictions: those that the figure shows, with the axes of the grid.
+        expected: rows that are named where they are not among them; None: all of the grid.
+    """
+    axes = [name for name in (*NO_AXIS, *further_axes(predictions)) if name in predictions and name in runs]
+    shown = predictions[axes].drop_duplicates()
+    done = runs[runs["state"] == "done"].merge(shown, on=axes)
     commits, devices = "/".join(sorted(done["commit"].unique())), "/".join(sorted(done["device"].unique()))
     patients = predictions.dropna(subset=["scar"])["patient_id"].nunique()
     seeds = predictions["seed"].nunique()
     several = f"{seeds} seed{'s' if seeds > 1 else ''}"
-    return f"{len(done)} of {len(runs)} runs, {several}, {patients} test patients, commit {commits}, {devices}"
+    rows = runs["row"].unique() if expected is None else expected
+    left_out = [title_of(row) for row in rows if row not in set(predictions["row"])]
+    number = f"{len(shown)} of the grid's {len(runs)} runs" + f" (without {', '.join(left_out)})" * bool(left_out)
+    return f"{number}, {several}, {patients} test patients, commit {commits}, {devices}"
 
 
 def _with_interval(found: pd.DataFrame, name: str) -> str:

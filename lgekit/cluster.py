@@ -69,7 +69,10 @@ def connect(scheduler: str | None, workers: int | None, runs: int) -> Iterator[t
             hosts = Counter()  # type: Counter[str]
             for worker in there:
                 hosts[worker["host"]] += worker["nthreads"]
-            needs = {"GPU": 1.0} if any("GPU" in worker["resources"] for worker in there) else {}
+            # Dask deals runs with needs out at once instead of giving a worker the next one when it is free; where each
+            # worker has a GPU for each of its threads they need not be asked for.
+            enough = all(worker["resources"].get("GPU", 0) >= worker["nthreads"] for worker in there)
+            needs = {"GPU": 1.0} if not enough and any("GPU" in worker["resources"] for worker in there) else {}
             yield client, max(hosts.values(), default=1), needs
         return
     devices = gpus()
@@ -79,8 +82,7 @@ def connect(scheduler: str | None, workers: int | None, runs: int) -> Iterator[t
     for number in range(count):
         options: dict[str, Any] = {"nthreads": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
         if devices:
-            options["env"] = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]}
-            options["resources"] = {"GPU": 1}
+            options["env"] = {"CUDA_VISIBLE_DEVICES": devices[number % len(devices)]}  # one thread, one GPU
         specs[number] = {"cls": Nanny, "options": {**options, "host": "127.0.0.1", "dashboard": False}}
     watch = {"dashboard": find_spec("bokeh") is not None, "dashboard_address": "127.0.0.1:0"}
     here = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **watch}}
@@ -89,4 +91,4 @@ def connect(scheduler: str | None, workers: int | None, runs: int) -> Iterator[t
         SpecCluster(workers=specs, scheduler=here, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,
     ):
-        yield client, count, {"GPU": 1.0} if devices else {}
+        yield client, count, {}

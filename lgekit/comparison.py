@@ -54,9 +54,12 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
     if (known.groupby("study_id")["scar"].nunique() > 1).any():
         raise InputError("predictions", "rows differ in a study's truth", "Collect runs of one cohort alone.")
     patients = np.unique(known["patient_id"].astype(str))
-    weights = np.vstack([np.ones(len(patients)), patient_resamples(patients.tolist(), seed=seed)])
+    # The least p is 2 / (1 + resamples), and Holm multiplies it by the rows compared: of any number it must stay
+    # below 0.05.
+    resamples = max(RESAMPLES, 100 * (len(studies) - 1))
+    weights = np.vstack([np.ones(len(patients)), patient_resamples(patients.tolist(), resamples, seed)])
     seeds = np.unique(known["seed"])
-    drawn = np.random.default_rng((seed, 1)).multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), RESAMPLES)
+    drawn = np.random.default_rng((seed, 1)).multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), resamples)
     seed_weights = np.vstack([np.ones(len(seeds)), drawn]).T  # (seeds, 1 + resamples), the same for all rows
     walls = [f"scar_{wall}" for wall in WALLS]
     with_walls = known[known[walls].notna().all(axis=1)] if {*walls} <= {*known} else known.iloc[:0]

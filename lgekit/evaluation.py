@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lgekit import metrics
+from lgekit.caption_scores import bleu, clinical_f1
 from lgekit.detection import Detector
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings
@@ -101,7 +102,7 @@ def score_table(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0, text: 
         ``auc_walls`` (their mean), ``auc_segments`` (mean of `segment_scores`), ``auc_slices``, ``auc_attention`` (the
         slices ranked by their share of the study's embedding instead; these two of segments and attention where the
         predictions have such a column), ``caption_presence_f1``, ``caption_walls_f1`` against the truth and
-        ``caption_bleu`` against the words of the reports (these without intervals); columns ``value, low, high``.
+        ``caption_bleu`` against the words of the reports; columns ``value, low, high``.
 
     Raises:
         InputError: the truth of no study is known.
@@ -123,11 +124,12 @@ def score_table(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0, text: 
     captions = predictions.set_index("study_id")["caption"].fillna("")
     read = [read_report(str(captions[study["study_id"]])) for study in known]
     truth: list[Findings] = [study["findings"] for study in known]
-    rows |= {f"caption_{name}": {"value": value} for name, value in metrics.text_f1(truth, read).items()}
+    scored = clinical_f1(truth, read, [study["patient_id"] for study in known], seed)
+    rows |= {f"caption_{name}": row for name, row in scored.items()}
     reported = [study for study in cohort.studies if states_enhancement(study["report"])]
     written = [str(captions[study["study_id"]]) for study in reported]
     words = [report_texts(study["report"], text)[0] for study in reported]
-    rows["caption_bleu"] = {"value": metrics.corpus_bleu(written, words)}
+    rows["caption_bleu"] = bleu(written, words, [study["patient_id"] for study in reported], seed)
     return pd.DataFrame(rows).T.astype(float).rename_axis("score")
 
 

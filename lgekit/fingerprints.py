@@ -18,7 +18,8 @@ DYNAMIC = ("import_module", "__import__")
 
 
 def code_version(sources: Iterable[str]) -> str:
-    """16 hex digits of the library's modules that a notebook uses, directly or through others.
+    """16 hex digits of the library's modules that a notebook uses, directly or through others: of what their code
+    says, so that a comment, a docstring or a line broken elsewhere repeats no run.
 
     Imports are found by reading, also those inside functions. Where that cannot be sure (code that does not parse, an
     import by computed name) every module counts.
@@ -38,8 +39,21 @@ def code_version(sources: Iterable[str]) -> str:
             waiting |= _imported(modules[name].read_text("utf-8"))
     digest = hashlib.sha256()
     for name in sorted(used):
-        digest.update(name.encode() + b"\0" + modules[name].read_bytes())
+        digest.update(f"{name}\0{_meaning(modules[name].read_text('utf-8'))}".encode())
     return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=512)
+def _meaning(source: str) -> str:
+    """A hash of the code without comments, docstrings and layout; of the text where it does not parse."""
+    try:
+        tree = ast.parse(source)
+    except SyntaxError:
+        return source
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = node.body[ast.get_docstring(node, clean=False) is not None :]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=512)

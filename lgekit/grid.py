@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +75,8 @@ def run_grid(
         only: row or rows to run; None: all.
         seeds: seeds to run, of the file's; None: all.
         timeout: seconds a run may take, more than 0; None: the file's.
-        dry_run: run nothing; the table then has ``expected_seconds`` too, from earlier runs.
+        dry_run: run nothing; the table then has ``expected_seconds`` too, from earlier runs. A cohort's folder that is
+            not there is a warning then.
         retries: times a failed run is tried again at once (a run whose worker was killed is moved in any case).
         progress: show a bar with the time left.
 
@@ -89,11 +91,14 @@ def run_grid(
         raise InputError("timeout", f"{timeout:g} is no time for a run", "Give seconds, more than 0")
     grid = load_grid(file)
     runs = _choose(grid, only, seeds)
+    for cohort in dict.fromkeys(str(run.params.get("cohort", "")) for run in runs):
+        if missing := missing_path(cohort, grid.root):
+            fault = InputError(f"{grid.file}, cohort {cohort!r}", f"{missing} is not there", "Mend the path")
+            if not dry_run:
+                raise fault
+            warnings.warn(f"{fault}; nothing would run", stacklevel=2)  # a plan can be read where the data are not
     if dry_run:
         return status_of(grid, runs, expected=True)
-    for cohort in {str(run.params.get("cohort", "")) for run in runs}:
-        if missing := missing_path(cohort, grid.root):
-            raise InputError(f"{grid.file}, cohort {cohort!r}", f"{missing} is not there", "Mend the path")
     sweep(grid.folder)
     present = names_in(grid.folder)
     todo = {run.id: run for run in sorted(runs, key=_seed_first) if run.id not in present}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from lgekit.errors import InputError
-from lgekit.findings import WALLS, Findings
+from lgekit.findings import WALLS
 
 RESAMPLES = 2000
 PRESENCE_STATISTICS = ("balanced_accuracy", "sensitivity", "specificity", "auc")
@@ -216,39 +215,6 @@ def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict:
     if not scores:
         return {"value": np.nan, "low": np.nan, "high": np.nan}
     return interval(lambda weights: weights @ np.array(scores) / weights.sum(1), patients, seed)
-
-
-def text_f1(truth: Sequence[Findings], read: Sequence[Findings]) -> dict[str, float]:
-    """Clinical F1 of texts against the truth: ``presence`` over studies, ``walls`` micro-averaged over study × wall.
-
-    A true scar in no known wall says nothing of walls: its study counts for presence alone.
-    """
-
-    def f1(expected: np.ndarray, found: np.ndarray) -> float:
-        total = expected.sum() + found.sum()
-        return float(2 * (expected & found).sum() / total) if total else float("nan")
-
-    placed = np.array([bool(findings.walls) or not findings.present for findings in truth], dtype=bool)
-    walls = (np.array([[wall in one.walls for wall in WALLS] for one in some], bool)[placed] for some in (truth, read))
-    expected, found = (part.reshape(-1, len(WALLS)) for part in walls)
-    presence = np.array([findings.present for findings in truth]), np.array([findings.present for findings in read])
-    return {"presence_f1": f1(*presence), "walls_f1": f1(expected, found)}
-
-
-def corpus_bleu(written: Sequence[str], references: Sequence[str]) -> float:
-    """BLEU-4 of texts against one reference each, 0 to 1, counted over all texts together (Papineni 2002, ACL,
-    doi:10.3115/1073083.1073135); lower case, punctuation marks are words of their own. NaN without texts.
-
-    It counts shared runs of words: "no scar" beside "scar" costs little, which is why the clinical F1 stands first.
-    """
-    from nltk.translate.bleu_score import corpus_bleu as bleu
-
-    if not references:
-        return float("nan")
-    words = [[re.findall(r"\w+|[^\w\s]", text.lower()) for text in texts] for texts in (written, references)]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # no run of four in common: the score is 0, and that is the answer
-        return float(bleu([[reference] for reference in words[1]], words[0]))
 
 
 def summary(values: np.ndarray, first: str = "value") -> dict[str, float]:

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from lgekit.cli_grid import grid_app
 from lgekit.cluster import connect
 from lgekit.errors import InputError, RunError
-from lgekit.fingerprints import code_version, cohort_fingerprint
+from lgekit.fingerprints import _meaning, code_version, cohort_fingerprint
 from lgekit.grid import (
     clean,
     collect,
@@ -110,6 +110,17 @@ def test_the_code_that_counts_is_what_the_notebook_imports():
     assert code_version(["this is no python"]) == code_version([computed]) != none  # every module
 
 
+def test_words_beside_the_code_repeat_no_run():
+    bare = 'class A:\n    def b(self, c=1):\n        "Text."\n        return "kept", c\n'
+    reworded = (
+        "# new\nclass A:\n    'More.'\n\n    def b(\n        self, c=1  # one\n    ):\n        return 'kept', c\n"
+    )
+    assert _meaning(bare) == _meaning(reworded)
+    assert _meaning(bare) != _meaning(bare.replace("c=1", "c=2"))
+    assert _meaning(bare) != _meaning(bare.replace('"kept"', '"left"'))
+    assert _meaning("no python at all") != _meaning("nor this")
+
+
 def test_a_folder_cohort_changes_with_its_files(tmp_path):
     (tmp_path / "data" / "case").mkdir(parents=True)
     (tmp_path / "data" / "case" / "a.nii").write_bytes(b"1")
@@ -194,8 +205,11 @@ def test_unknown_rows_seeds_and_cohorts_are_refused(project):
         run_grid(file, seeds=[7])
     with pytest.raises(InputError, match="timeout: -1 is no time"):
         run_grid(file, timeout=-1)
+    elsewhere = grid_file(project, GRID.replace("width: 1e-4", "cohort: 'emidec:nowhere'"))
     with pytest.raises(InputError, match="emidec.*is not there"):
-        run_grid(grid_file(project, GRID.replace("width: 1e-4", "cohort: 'emidec:nowhere'")))
+        run_grid(elsewhere)
+    with pytest.warns(UserWarning, match="emidec.*is not there.*nothing would run"):  # a plan can be read all the same
+        assert len(run_grid(elsewhere, dry_run=True)) == 4
     with pytest.raises(InputError, match="no run of it is done"):
         collect(file)
     with pytest.raises(InputError, match="workbook"):
@@ -405,7 +419,6 @@ def wait_for(condition, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_grid_killed_at_ten_random_moments_ends_with_the_same_table(project):
     write_notebook(project / "tiny.ipynb", work=WORK + "\ntime.sleep(0.5)")
@@ -445,7 +458,6 @@ def test_a_grid_killed_at_ten_random_moments_ends_with_the_same_table(project):
     wait_for(lambda: not processes_of(project), 15)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_worker_costs_no_run(project):
     write_notebook(project / "tiny.ipynb", work=WORK + "\ntime.sleep(2)")

@@ -4,9 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
-from lgekit import workbook
+from lgekit import grid, workbook
 from lgekit.runs import read_parameters
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
@@ -88,6 +89,12 @@ class TestSmokeRun:
         assert json.loads((smoke / name / "metrics.json").read_text())
         record = json.loads((smoke / name / "environment.json").read_text())
         assert record["torch"] and record["device"] and record["wall_seconds"] > 0 and "commit" in record
+
+    def test_its_ablation_is_the_grid_smoke_yaml(self, smoke):
+        file = workbook.project_root() / "papermill_runs" / "grids" / "smoke.yaml"
+        runs = pd.read_csv(smoke / "06_ablations" / "runs.csv")
+        assert list(runs["run_id"]) == [run.id for run in grid.expand(file)]
+        assert (runs["state"] == "done").all()
 
     def test_figures_have_their_data_and_captions_beside_them(self, smoke):
         figures = smoke.parent / "figures"

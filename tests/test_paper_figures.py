@@ -37,7 +37,8 @@ def predictions(rows, seeds=2, patients=60, **further):
 
 
 def runs_of(table):
-    runs = table[["row", "seed"]].drop_duplicates().assign(state="done", commit="abc", device="CPU", studies_train=200)
+    axes = list(table.columns[: table.columns.get_loc("study_id")])
+    runs = table[axes].drop_duplicates().assign(state="done", commit="abc", device="CPU", studies_train=200)
     return runs.reset_index(drop=True)
 
 
@@ -185,6 +186,17 @@ def test_most_seeds_times_rows_are_compared_and_what_is_left_out_is_said(capsys)
     assert "seeds 2 left out" in capsys.readouterr().out
 
 
+def test_a_caption_counts_the_runs_that_are_shown_and_names_the_rows_that_are_not():
+    table = predictions({"full": 1.0, "no_caption": 1.0, "plain_clip": 0.0}, seeds=3, patients=20)
+    runs = runs_of(table)
+    runs.loc[(runs["row"] == "plain_clip") & (runs["seed"] > 0), "state"] = "to do"
+    runs.loc[runs["row"] == "plain_clip", "device"] = "another"
+    shown = ablation_report.of_whole_seeds(runs, table, "toy")
+    words = "6 of the grid's 9 runs (without plain CLIP), 3 seeds, 20 test patients, commit abc, CPU"
+    assert ablation_report.provenance(runs, shown) == words
+    assert ablation_report.provenance(runs, shown, ["full"]) == words.replace(" (without plain CLIP)", "")
+
+
 def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, monkeypatch):
     table = predictions(dict.fromkeys(ROWS, 1.0) | RATIOS)
     monkeypatch.setattr(ablation_report, "collect", lambda file, out: runs_of(table).to_csv(out) or runs_of(table))
@@ -203,7 +215,7 @@ def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, mo
     claims = pd.read_csv(tmp_path / "tables/toy_claims.csv")
     assert len(claims) == 8 and set(claims["answer"]) <= {"yes", "no", "not shown"}
     caption = json.loads((tmp_path / "captions.json").read_text())["ablation_forest_toy"]
-    assert "14 of 14 runs, 2 seeds, 60 test patients, commit abc, CPU" in caption
+    assert "Grid toy: 14 of the grid's 14 runs, 2 seeds, 60 test patients, commit abc, CPU." in caption
     for path in tmp_path.rglob("*.csv"):
         assert "P17" not in path.read_text()
     assert "\\begin{tabular}" in (tmp_path / "tables/toy_table.tex").read_text()
@@ -240,6 +252,8 @@ def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(tmp
     assert "synthetic_ratio_label_efficiency.png" not in names  # two points make no curve
     captions = json.loads((tmp_path / "captions.json").read_text())
     assert captions["ablation_forest_label_efficiency"].endswith("the last value of train_studies in the grid's file.")
+    assert "4 of the grid's 12 runs, 2 seeds" in captions["ablation_forest_label_efficiency"]
+    assert "12 of the grid's 12 runs, 2 seeds" in captions["label_efficiency"]
     assert "last value" not in captions["label_efficiency"]
     methods = pd.read_csv(tmp_path / "tables/label_efficiency_references.csv")
     last = compare_rows(beside[-1].assign(row="supervised"), "supervised")
@@ -257,7 +271,10 @@ def test_the_caption_says_which_grid_notebook_06_ran(tmp_path):
     table = predictions({"full": 2.0, "no_caption": 0.0})
     tables = {"ablations": compare_rows(table), "runs": runs_of(table), "predictions": table}
     session = workbook.Session("07_paper_figures", "phantom:studies=9", "smoke", 0, tmp_path / "07_paper_figures")
-    for given, words in ("", "The workbook's own small grid"), ("emidec", "Grid emidec: 4 of 4 runs, 2 seeds, 60 test"):
+    for given, words in (
+        ("", "The workbook's own small grid"),
+        ("emidec", "Grid emidec: 4 of the grid's 4 runs, 2 seeds, 60 test"),
+    ):
         save_run(session.of("06_ablations"), {"grid": given}, tables=tables)
         paper_figures.from_session("ablation_forest", session, tmp_path / "figures")
         caption = json.loads((tmp_path / "figures" / "captions.json").read_text())["ablation_forest"]
