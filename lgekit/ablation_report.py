@@ -56,11 +56,10 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     comparison = compare_rows(whole, reference=reference_row(runs["row"]), seed=seed)
     answered = {name: claims_table(comparison, name, runs) for name in ("balanced_accuracy", "auc")}
     claims = pd.concat(answered, names=["statistic"]).reset_index("statistic")
-    paper = paper_table(comparison, runs)
     comparison.to_csv(tables / f"{name}_comparison.csv", index=False, float_format="%.5g")
     claims.to_csv(tables / f"{name}_claims.csv", index=False, float_format="%.5g")
-    (tables / f"{name}_table.md").write_text(markdown(paper))
-    (tables / f"{name}_table.tex").write_text(paper.to_latex(index=False, escape=True))
+    # from what is kept, so that `make figures` sets the same table again
+    set_table(paper_table(pd.read_csv(tables / f"{name}_comparison.csv"), runs), tables, name)
     made = [tables / f"{name}_{what}" for what in ("runs.csv", "comparison.csv", "claims.csv", "table.md", "table.tex")]
     beside = reference_comparison(whole, collect_predictions(file, of=REFERENCES), seed)
     if len(beside):
@@ -79,6 +78,13 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
             rows = None if axis in predictions else curve["row"].unique()  # a curve through rows is of these rows alone
             made.append(make_figure(own, curve, folder, f"Grid {name}: {provenance(runs, drawn, rows)}."))
     return made
+
+
+def set_table(paper: pd.DataFrame, tables: Path, name: str) -> None:
+    """Write what `paper_table` gives as ``<name>_table.md`` and ``<name>_table.tex``."""
+    lines = [list(paper.columns), ["---"] * paper.shape[1], *paper.astype(str).to_numpy().tolist()]
+    (tables / f"{name}_table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
+    (tables / f"{name}_table.tex").write_text(paper.to_latex(index=False, escape=True))
 
 
 def further_axes(predictions: pd.DataFrame) -> list[str]:
@@ -180,12 +186,6 @@ def paper_table(comparison: pd.DataFrame, runs: pd.DataFrame | None = None) -> p
     for row, why in uncompared(comparison, runs).items():
         lines.append({"row": title_of(row), STATISTICS["balanced_accuracy"]: why})
     return pd.DataFrame(lines).fillna("")
-
-
-def markdown(table: pd.DataFrame) -> str:
-    """A table of text as Markdown."""
-    lines = [list(table.columns), ["---"] * table.shape[1], *table.astype(str).to_numpy().tolist()]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: int = 0) -> pd.DataFrame:

@@ -296,7 +296,7 @@ def workbook(
 def figures(
     folder: Annotated[Path | None, typer.Argument(help="Folder of figures; figures/ of the checkout.")] = None,
 ) -> None:
-    """Redraw every figure from the CSV beside it. No image and no network is needed."""
+    """Redraw every figure from the CSV beside it, and set grids' tables from theirs. No image or network is needed."""
     from lgekit.paper_figures import redraw
     from lgekit.workbook import project_root
 

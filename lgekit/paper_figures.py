@@ -11,9 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lgekit import plots
-from lgekit.ablation_report import provenance
+from lgekit.ablation_report import paper_table, provenance, set_table
 from lgekit.ablations import WORKBOOK_EPOCHS, WORKBOOK_SEEDS
 from lgekit.errors import InputError
+from lgekit.findings import DEPTHS
 from lgekit.results import load_metrics
 from lgekit.workbook import NOTEBOOKS, Session
 
@@ -39,6 +40,13 @@ class PaperFigure:
 
 def _images(columns: int, cmap: str = "gray", unit: str = "") -> Callable[[pd.DataFrame], Figure]:
     return lambda table: plots.show_images(plots.pictures(table), columns=columns, cmap=cmap, unit=unit)
+
+
+def _gallery(table: pd.DataFrame) -> Figure:
+    """A wall a column, a depth a row; in the table the depths of a wall follow one another."""
+    images = list(plots.pictures(table).items())
+    rows = [images[depth :: len(DEPTHS)] for depth in range(len(DEPTHS))]
+    return plots.show_images(dict(picture for row in rows for picture in row), columns=len(rows[0]))
 
 
 def _roc(table: pd.DataFrame) -> Figure:
@@ -93,9 +101,9 @@ FIGURES = {
     "scar_gallery": PaperFigure(
         "03",
         "gallery",
-        _images(4),
-        "A healthy heart with a synthetic scar in each wall and depth: region [S], appearance [O]. Above each: what "
-        "its report says of the scar, as measured in the painted mask.",
+        _gallery,
+        "A healthy heart with a synthetic scar in each wall (a column) and depth (a row): region [S], appearance [O]. "
+        "Above each: what its report says of the scar, as measured in the painted mask.",
     ),
     "real_beside_synthetic": PaperFigure(
         "03",
@@ -213,13 +221,18 @@ def from_session(name: str, session: Session, folder: Path) -> Figure:
 
 
 def redraw(folder: Path) -> list[Path]:
-    """Draw every figure of a folder, and of the folders in it, again from its CSV alone.
+    """Draw every figure of a folder, and of the folders in it, again from its CSV alone, and set the tables of grids
+    again (``tables/<grid>_table.md`` and ``.tex``) from theirs.
 
     Raises:
         InputError: the folder holds no figure.
     """
     plots.use_style()
     made = []
+    for comparison in sorted(Path(folder).rglob("tables/*_comparison.csv")):
+        name = comparison.name.removesuffix("_comparison.csv")
+        runs = pd.read_csv(comparison.with_name(f"{name}_runs.csv"))
+        set_table(paper_table(pd.read_csv(comparison), runs), comparison.parent, name)
     for captions in sorted(Path(folder).rglob(CAPTIONS)):
         for name, caption in json.loads(captions.read_text("utf-8")).items():
             data = captions.with_name(f"{name}.csv")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -16,6 +17,9 @@ from lgekit.studies import CAVITY, LABEL_NAMES, NO_REFLOW, RV, SCAR, Study
 
 # Okabe & Ito's palette, https://jfly.uni-koeln.de/color/: distinguishable with any of the common colour deficiencies.
 TISSUE_COLOURS = {1: "#56B4E9", 2: "#009E73", 3: "#E69F00", 4: "#CC79A7", 5: "#0072B2"}
+# Width in inches of a column and of the page of a journal with two columns: so wide is every figure of `figures/`, and
+# its smallest letters have 6 points as printed.
+COLUMN, PAGE = 3.4, 7.0
 
 
 def show_stack(study: Study, slices: Sequence[int] | None = None, contours: bool = True, title: str = "") -> Figure:
@@ -104,13 +108,14 @@ def show_images(
         limits = np.nanpercentile(np.concatenate([np.ravel(image) for image in images.values()]), [0, 100])
     rows, columns = -(-len(images) // columns), min(columns, len(images))
     aspect = max(image.shape[1] / image.shape[0] for image in images.values())  # height over width
-    figure, axes = plt.subplots(rows, columns, figsize=(2.4 * columns, (2.4 * aspect + 0.4) * rows), squeeze=False)
+    side = min(2.4, PAGE / columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(side * columns, (side * aspect + 0.35) * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (caption, image) in zip(axes.flat, images.items(), strict=False):
         low, high = np.nanpercentile(image, [1, 99.5]) if limits is None else limits
         shown = axis.imshow(np.asarray(image).T, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
-        axis.set_title(wrap(caption, 32), fontsize=9)
+        axis.set_title(wrap(caption, 30 if side > 1.5 else 24), fontsize=7 if side > 1.5 else 6)
     if unit:
         figure.colorbar(shown, ax=axes, label=unit, shrink=0.8)
     return closed(figure)
@@ -174,36 +179,51 @@ def closed(figure: Figure) -> Figure:
 
 
 def pipeline(table: pd.DataFrame) -> Figure:
-    """The steps of one study from left to right, arrows between them: what ``pixel_table`` gives, a picture a step.
+    """The steps of one study, arrows between them: what ``pixel_table`` gives, a picture a step.
 
-    An unrolled wall (a picture three times as wide as high) gets the names of the walls below and of its two sides.
+    Unrolled walls (pictures three times as wide as high) stand one below the other at the right, with the names of the
+    walls and of their two sides.
     """
     steps = pictures(table)
-    widths = [image.shape[0] / image.shape[1] for image in steps.values()]
-    figure, axes = plt.subplots(1, len(steps), figsize=(1.5 * sum(widths) + 1.6, 2.8), width_ratios=widths)
-    for axis, (name, image) in zip(axes, steps.items(), strict=True):
+    wide = [name for name, image in steps.items() if _unrolled(*image.shape)]
+    square = [name for name in steps if name not in wide]
+    layout: list[Any] = [[*square, name] for name in wide] or [square]
+    widths = [1.0] * len(square) + [2.8] * bool(wide)
+    height = 1.9 * len(wide) + 0.5 if wide else PAGE / len(square) + 0.9
+    figure, axes = plt.subplot_mosaic(layout, figsize=(PAGE, height), width_ratios=widths)
+    names = list(steps)
+    for number, (name, image) in enumerate(steps.items()):
+        axis, heat = axes[name], "speaks" in name
         low, high = np.nanpercentile(image, [1, 99.5])
-        heat = "speaks" in name
         shown = axis.imshow(image.T, cmap="cividis" if heat else "gray", vmin=low, vmax=high)
-        axis.set_title(wrap(name, int(17 * image.shape[0] / image.shape[1])), fontsize=9)
+        axis.set_title(wrap(name, 80 if name in wide else 28), fontsize=7)
         axis.set(xticks=[], yticks=[])
         for side in axis.spines.values():
             side.set_visible(False)
-        _name_walls(axis, *image.shape)
+        _name_walls(axis, image.shape[0], image.shape[1], rotation=0)
         if heat:
             bar = figure.colorbar(shown, ax=axis, location="bottom", shrink=0.6, aspect=30)
             bar.set_label("fall of the score where it is painted over (logits)", fontsize=6)
             bar.ax.tick_params(labelsize=6)
-        if axis is not axes[-1]:
-            axis.annotate("→", (1.02, 0.5), xycoords="axes fraction", fontsize=18, va="center")
+        if number + 1 < len(names):
+            below = name in wide and names[number + 1] in wide
+            place, arrow = ((1.01, -0.1), "↓") if below else ((1.02, 0.5), "→")
+            axis.annotate(arrow, place, xycoords="axes fraction", fontsize=14, va="center", annotation_clip=False)
     return closed(figure)
 
 
-def _name_walls(axis: Axes, width: int, height: int) -> None:
+def _unrolled(width: int, height: int) -> bool:
+    """Whether a picture is a wall unrolled: about three times as wide as high."""
+    return width >= 2.5 * height
+
+
+def _name_walls(axis: Axes, width: int, height: int, rotation: float = 25) -> None:
     """Names of the walls below an unrolled wall, which is three times as wide as high, and of its two sides."""
-    if width >= 2.5 * height:
+    if _unrolled(width, height):
         sixth = width / 6  # from the anterior insertion point over the septum
-        axis.set_xticks([(n + 0.5) * sixth - 0.5 for n in range(6)], (*WALLS[1:], WALLS[0]), fontsize=6, rotation=25)
+        axis.set_xticks(
+            [(n + 0.5) * sixth - 0.5 for n in range(6)], (*WALLS[1:], WALLS[0]), fontsize=6, rotation=rotation
+        )
         axis.set_yticks([0, height - 1], ["cavity", "outside"], fontsize=6)
         axis.tick_params(length=0, pad=1)
 

@@ -1,18 +1,22 @@
 """Every figure is drawn again from its table alone. What is drawn is held against the table in test_plots.py."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.table import Table
+from matplotlib.text import Text
 
-from lgekit import ablation_report, paper_figures, workbook
+from lgekit import ablation_report, paper_figures, plots, workbook
 from lgekit.ablations import ROWS
 from lgekit.comparison import compare_rows
 from lgekit.errors import InputError
-from lgekit.findings import WALLS
+from lgekit.findings import DEPTHS, WALLS
 from lgekit.metrics import roc_table
 from lgekit.results import save_run
 
@@ -54,6 +58,90 @@ def test_every_kept_figure_is_drawn_again_from_its_csv_alone(tmp_path):
         assert (tmp_path / f"{name}.svg").stat().st_size > 1000 and (tmp_path / f"{name}.png").stat().st_size > 1000
 
 
+@pytest.mark.parametrize("name", json.loads((KEPT / "captions.json").read_text()))
+def test_a_kept_figure_can_be_read_at_the_width_of_a_column_or_page(name):
+    """As wide as one of them, where its smallest letters have 6 points."""
+    with plt.rc_context():
+        plots.use_style()
+        figure = paper_figures.figure_of(name).draw(pd.read_csv(KEPT / f"{name}.csv"))
+        figure.draw_without_rendering()
+        cells = [cell.get_text() for table in figure.findobj(Table) for cell in table.get_celld().values()]
+        texts = [text for text in [*figure.findobj(Text), *cells] if text.get_visible() and text.get_text().strip()]
+        box = figure.get_tightbbox()
+    assert box.width <= plots.PAGE + 0.1 and (box.width > 5 or box.width <= plots.COLUMN + 0.2)
+    assert min(text.get_fontsize() for text in texts) >= 6, name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["pipeline", "orientation_mean_maps", "orientation_scar_maps", "scar_gallery", "real_beside_synthetic"],
+)
+def test_kept_pictures_are_drawn_each_under_its_name(name):
+    table = pd.read_csv(KEPT / f"{name}.csv")
+    figure = paper_figures.FIGURES[name].draw(table)
+    shown = {" ".join(axis.get_title().split()): axis.images[0].get_array() for axis in figure.axes if axis.images}
+    wanted = {" ".join(caption.split()): image for caption, image in plots.pictures(table).items()}
+    assert shown.keys() == wanted.keys()
+    for caption, image in wanted.items():
+        np.testing.assert_allclose(shown[caption].data, image.T)
+
+
+def test_the_gallery_has_a_wall_a_column_and_a_depth_a_row():
+    figure = paper_figures.FIGURES["scar_gallery"].draw(pd.read_csv(KEPT / "scar_gallery.csv"))
+    titles = [" ".join(axis.get_title().split()).lower() for axis in figure.axes]
+    for number, (depth, wall) in enumerate(itertools.product(DEPTHS, WALLS)):
+        assert titles[number].startswith(depth.replace("_", "-")) and titles[number].endswith(f" {wall} wall.")
+
+
+def test_the_kept_similarities_are_drawn_before_and_after():
+    table = pd.read_csv(KEPT / "similarity_matrix.csv")
+    figure = paper_figures.FIGURES["similarity_matrix"].draw(table)
+    for axis, (when, matrix) in zip(figure.axes[:2], plots.pictures(table).items(), strict=True):
+        assert axis.get_title() == f"{when} training"
+        np.testing.assert_allclose(axis.images[0].get_array().data, matrix)
+        assert axis.images[0].get_clim() == (-1, 1)
+
+
+def test_the_kept_captions_stand_beside_their_truth():
+    table = pd.read_csv(KEPT / "captions.csv")
+    (cells,) = paper_figures.FIGURES["captions"].draw(table).axes[0].tables
+    shown = {place: " ".join(cell.get_text().get_text().split()) for place, cell in cells.get_celld().items()}
+    lines = [(shown[line, 0], shown[line, 1]) for line in range(1, max(place[0] for place in shown) + 1)]
+    right = table[table["right"]].drop_duplicates(["caption", "truth"]).head(5)
+    wanted = pd.concat([right, table[~table["right"]].head(5)])
+    assert lines == [*zip(wanted["caption"], wanted["truth"], strict=True)]
+    colours = [cells[line + 1, 0].get_facecolor() for line in range(len(lines))]
+    assert [colour == colours[0] for colour in colours] == wanted["right"].tolist()
+
+
+def test_the_kept_losses_and_errors_are_drawn():
+    table = pd.read_csv(KEPT / "training_curves.csv")
+    (axis,) = paper_figures.FIGURES["training_curves"].draw(table).axes
+    drawn = [line.get_xydata() for line in axis.lines if len(line.get_xdata())]
+    names = [text.get_text() for text in axis.get_legend().texts]
+    for name, points in zip(names, drawn, strict=True):
+        np.testing.assert_allclose(points, table[["epoch", name.replace(" ", "_")]].dropna())
+    assert len(names) == 3 and "nats" in axis.get_ylabel()
+    errors = pd.read_csv(KEPT / "insertion_point_error.csv")
+    (axis,) = paper_figures.FIGURES["insertion_point_error"].draw(errors).axes
+    counts, edges = np.histogram(errors["anterior_error_deg"].dropna(), bins=20)
+    assert [bar.get_height() for bar in axis.patches] == counts.tolist() and "degrees" in axis.get_xlabel()
+    np.testing.assert_allclose([bar.get_x() for bar in axis.patches], edges[:-1])
+
+
+def test_tables_are_set_again_from_what_is_kept(tmp_path):
+    shutil.copytree(KEPT / "tables", tmp_path / "tables")
+    for name in ("captions.json", "roc.csv"):
+        shutil.copy(KEPT / name, tmp_path)
+    (tmp_path / "captions.json").write_text(json.dumps({"roc": "A curve."}))
+    kept = {path.name: path.read_text() for path in sorted((tmp_path / "tables").glob("*_table.*"))}
+    for name in kept:
+        (tmp_path / "tables" / name).unlink()
+    paper_figures.redraw(tmp_path)
+    assert len(kept) == 6
+    assert {path.name: path.read_text() for path in sorted((tmp_path / "tables").glob("*_table.*"))} == kept
+
+
 def test_a_figure_without_its_data_is_named(tmp_path):
     (tmp_path / "captions.json").write_text(json.dumps({"roc": "A curve."}))
     with pytest.raises(InputError, match="roc.csv.*data are missing"):
@@ -85,7 +173,7 @@ def test_segments_and_slices_are_drawn_from_the_tables_of_notebook_05(tmp_path):
     assert [path.stem for path in paper_figures.redraw(tmp_path / "figures")] == ["segment_auc", "slice_weights"]
 
 
-def test_the_table_says_what_the_comparison_says():
+def test_the_table_says_what_the_comparison_says(tmp_path):
     comparison = compare_rows(predictions({"full": 2.0, "no_caption": 0.0}))
     paper = ablation_report.paper_table(comparison).set_index("row")
     full = comparison.set_index(["row", "statistic"]).loc[("full", "auc")]
@@ -95,7 +183,8 @@ def test_the_table_says_what_the_comparison_says():
     assert paper.loc["full", "AUC − full"] == "" and paper.loc["no caption", "AUC − full"] == words
     assert less["difference"] < -0.2
     assert float(paper.loc["no caption", "p, AUC"]) < 0.01
-    lines = ablation_report.markdown(paper.reset_index()).splitlines()
+    ablation_report.set_table(paper.reset_index(), tmp_path, "toy")
+    lines = (tmp_path / "toy_table.md").read_text().splitlines()
     assert len(lines) == 4 and all(line.count("|") == lines[0].count("|") for line in lines)
 
 

@@ -168,13 +168,14 @@ def test_roc_shows_the_curve_and_the_band_of_its_table():
         assert at.min() == pytest.approx(low) and at.max() == pytest.approx(high)
 
 
-def test_every_scar_of_the_gallery_has_its_whole_sentence_above_it():
+@pytest.mark.parametrize("columns", [4, 6])
+def test_every_scar_of_the_gallery_has_its_whole_sentence_above_it(columns):
     scars = [Scar((wall,), ("basal", "mid"), depth) for wall in WALLS for depth in DEPTHS]
     sentences = [canonical_text(Findings((scar,))) for scar in scars]
     assert len(set(sentences)) == len(scars)  # each picture under its own words
     with plt.rc_context():
         plots.use_style()
-        figure = plots.show_images(dict.fromkeys(sentences, np.eye(9)), columns=4)
+        figure = plots.show_images(dict.fromkeys(sentences, np.eye(9)), columns=columns)
         figure.draw_without_rendering()
     assert [" ".join(axis.get_title().split()) for axis in figure.axes] == sentences
     boxes = [box for axis in figure.axes for box in (axis.get_window_extent(), axis.title.get_window_extent())]
