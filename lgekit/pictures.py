@@ -20,6 +20,7 @@ TISSUE_COLOURS = {1: "#56B4E9", 2: "#009E73", 3: "#E69F00", 4: "#CC79A7", 5: "#0
 # Width in inches of a column and of the page of a journal with two columns: so wide is every figure of `figures/`, and
 # its smallest letters have 6 points as printed.
 COLUMN, PAGE = 3.4, 7.0
+FINE = 200  # dots an inch, on the screen too, where many pictures stand side by side
 
 
 def show_stack(study: Study, slices: Sequence[int] | None = None, contours: bool = True, title: str = "") -> Figure:
@@ -32,11 +33,12 @@ def show_stack(study: Study, slices: Sequence[int] | None = None, contours: bool
         title: of the whole figure; the study's id by default.
     """
     chosen = list(slices) if slices is not None else _slices_with_heart(study)
-    figure, axes = plt.subplots(1, len(chosen), figsize=(1.9 * len(chosen), 2.3), squeeze=False)
+    side = min(1.9, PAGE / len(chosen))
+    figure, axes = plt.subplots(1, len(chosen), figsize=(side * len(chosen), side + 0.4), dpi=FINE, squeeze=False)
     for axis, index in zip(axes[0], chosen, strict=True):
         draw_slice(axis, study, index, contours)
-        axis.set_title(f"slice {index + 1}", fontsize=9)
-    figure.suptitle(title or study["study_id"], fontsize=11)
+        axis.set_title(f"slice {index + 1}", fontsize=7)
+    figure.suptitle(title or study["study_id"])
     return closed(figure)
 
 
@@ -51,13 +53,14 @@ def show_studies(
         columns: pictures a row.
         slices: caption → slice; where none is named the most telling one (:func:`most_telling_slice`).
     """
-    rows = -(-len(studies) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(2.2 * columns, 2.5 * rows), squeeze=False)
+    rows, side = -(-len(studies) // columns), min(2.2, PAGE / columns)
+    size = (side * columns, (side + 0.4) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=FINE, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (caption, study) in zip(axes.flat, studies.items(), strict=False):
         draw_slice(axis, study, (slices or {}).get(caption, most_telling_slice(study)), contours)
-        axis.set_title(wrap(caption, 34), fontsize=8)
+        axis.set_title(wrap(caption, 30 if side > 1.5 else 24, lines=5), fontsize=7 if side > 1.5 else 6)
     return closed(figure)
 
 
@@ -79,7 +82,7 @@ def draw_slice(axis: Axes, study: Study, index: int, contours: bool = True) -> N
         (RV, labels == RV),
     ):
         if region.any() and not region.all():
-            axis.contour(region.T.astype(float), [0.5], colors=TISSUE_COLOURS[code], linewidths=0.9)
+            axis.contour(region.T.astype(float), [0.5], colors=TISSUE_COLOURS[code], linewidths=0.6)
 
 
 def show_image(image: np.ndarray, title: str = "", unit: str = "", cmap: str = "gray") -> Figure:

@@ -142,6 +142,7 @@ def histogram(values: Sequence[float], xlabel: str, ylabel: str) -> Figure:
     figure, axis = plt.subplots(figsize=(COLUMN, 2.1))
     axis.hist(np.asarray(values, float)[np.isfinite(values)], bins=20, edgecolor="white")
     axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.locator_params(axis="y", integer=True)
     return closed(figure)
 
 
@@ -254,7 +255,7 @@ def slice_bars(slices: pd.DataFrame, study_id: str) -> Figure:
     panels = {"weight": "probability of scar,\neach slice alone"}
     if "attention" in shown and shown["attention"].notna().any():
         panels["attention"] = "attention: share of\nthe study's embedding"
-    figure, axes = plt.subplots(len(panels), figsize=(COLUMN, 0.7 + 1.3 * len(panels)), sharex=True, squeeze=False)
+    figure, axes = plt.subplots(len(panels), figsize=(COLUMN, 0.7 + 1.5 * len(panels)), sharex=True, squeeze=False)
     names = {"#E69F00": "holds scar", "#999999": "holds none"}
     colours = np.where(shown["scar"].astype(bool), *names).tolist()
     for axis, (column, label) in zip(axes[:, 0], panels.items(), strict=True):
