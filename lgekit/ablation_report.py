@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,8 @@ import pandas as pd
 from lgekit.ablations import claims_table, reference_row, uncompared
 from lgekit.comparison import compare_rows
 from lgekit.errors import InputError
+from lgekit.fingerprints import missing_path
+from lgekit.grid_file import load_grid
 from lgekit.grid_tables import REFERENCES, collect, collect_predictions
 from lgekit.metrics import title_of
 from lgekit.settings import SIZES
@@ -38,7 +41,8 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
 
     Returns:
         The files: ``tables/<grid>_runs.csv`` (a row a run, with commit and device), ``_comparison.csv``,
-        ``_claims.csv``, ``_table.md``, ``_table.tex``, ``_references.csv`` where runs trained references, and
+        ``_claims.csv``, ``_table.md``, ``_table.tex``, ``_references.csv`` where runs trained references,
+        ``_places.csv`` (`lgekit.evaluation.grid_places`) where all runs are of one cohort and it is there, and
         ``ablation_forest_<grid>`` and curves as figures.
 
     Raises:
@@ -65,6 +69,9 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     if len(beside):
         made.append(tables / f"{name}_references.csv")
         beside.to_csv(made[-1], index=False, float_format="%.5g")
+    if len(places := _places(file, whole, seed)):
+        made.append(tables / f"{name}_places.csv")
+        places.to_csv(made[-1], index=False, float_format="%.5g")
     axes = ", ".join(further_axes(predictions))
     at = f" At the last value of {axes} in the grid's file." if axes else ""
     where = f"Grid {name}: {provenance(runs, whole)}.{at}"
@@ -78,6 +85,23 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
             rows = None if axis in predictions else curve["row"].unique()  # a curve through rows is of these rows alone
             made.append(make_figure(own, curve, folder, f"Grid {name}: {provenance(runs, drawn, rows)}."))
     return made
+
+
+def _places(file: str | Path, predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Where scar is said to be, held against the cohort; empty where it is not at hand."""
+    if not {"segments", "slice_weights", "caption"} <= {*predictions}:
+        return pd.DataFrame()
+    from lgekit.evaluation import grid_places
+    from lgekit.readers import read_cohort
+
+    grid = load_grid(file)
+    specs = {str(run.params.get("cohort", "")) for run in grid.runs}
+    spec = specs.pop()
+    if specs or not spec or missing_path(spec, grid.root):
+        print(f"grid {grid.file.stem}: without {grid.file.stem}_places.csv, which needs one cohort, and its files")
+        return pd.DataFrame()
+    with contextlib.chdir(grid.root):  # paths in SPECs are from there
+        return grid_places(predictions, read_cohort(spec), seed)
 
 
 def set_table(paper: pd.DataFrame, tables: Path, name: str) -> None:

@@ -19,6 +19,9 @@ from lgekit.stages import make_view
 from lgekit.studies import NO_REFLOW, SCAR, SPLITS, Cohort, Study, hash_unit, patient_folds
 from lgekit.supervision import report_texts
 
+# What `score_table` says of where scar is, beside the walls.
+PLACES = ("auc_segments", "auc_slices", "auc_attention", "caption_presence_f1", "caption_walls_f1")
+
 
 def with_truth(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Predictions with ``patient_id``, ``scar`` and ``scar_<wall>`` beside them; missing where the truth is unknown.
@@ -156,6 +159,27 @@ def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.Data
             counts = {"with": int(truth.sum()), "without": int((~truth).sum())}
             rows[f"{kind}_{label}"] = metrics.interval(statistic, patients, seed) | counts
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("place")
+
+
+def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
+    """How well rows of an ablation say where scar is, by seed, all folds taken together.
+
+    Args:
+        predictions: of the grid, columns ``row`` and ``seed`` before what `Detector.predict` gives.
+        cohort: with findings; the studies that were predicted, and perhaps others.
+        seed: of the bootstrap.
+
+    Returns:
+        Columns ``row, seed, score, value, low, high``; scores are those of `PLACES` that `score_table` has.
+    """
+    parts = []
+    for (row, of_seed), run in predictions.groupby(["row", "seed"], sort=False):
+        own = run.drop(columns=[name for name in run if name.startswith("scar") or name == "patient_id"])
+        scores = score_table(own, cohort.subset(list(own["study_id"])), seed)
+        parts.append(scores.reindex([name for name in PLACES if name in scores.index]).reset_index())
+        parts[-1].insert(0, "row", row)
+        parts[-1].insert(1, "seed", of_seed)
+    return pd.concat(parts, ignore_index=True)
 
 
 def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:

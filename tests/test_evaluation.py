@@ -53,6 +53,18 @@ def test_scores_by_hand(cohort, predictions):
     )
 
 
+def test_places_of_a_grid_are_those_of_each_row_and_seed_over_all_folds(cohort, predictions):
+    read = beside(predictions, [[0.2] * 17] * 4).assign(attention=predictions["slice_weights"])
+    silent = read.assign(caption=canonical_text(Findings()))
+    runs = [read.iloc[:2], read.iloc[2:], silent.iloc[:3], silent.iloc[3:]]  # two folds of a row each
+    table = pd.concat(run.assign(row=name, seed=1) for run, name in zip(runs, ["full"] * 2 + ["less"] * 2, strict=True))
+    places = evaluation.grid_places(table, cohort).set_index(["row", "seed", "score"])
+    assert list(places.loc[("full", 1)].index) == list(evaluation.PLACES)
+    alone = evaluation.score_table(read, cohort).loc[list(evaluation.PLACES)]
+    np.testing.assert_array_equal(places.loc[("full", 1)], alone)
+    assert places.loc[("less", 1, "caption_presence_f1"), "value"] == 0
+
+
 def beside(predictions, segments):
     return predictions.assign(segments=[json.dumps(values) for values in segments])
 
