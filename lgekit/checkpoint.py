@@ -15,6 +15,30 @@ from torch import Tensor, nn
 from lgekit.errors import InputError
 
 
+def begin_fit(folder: Path, **about: Any) -> None:
+    """Note what a fit is of, whose checkpoints a folder keeps; or see, before the long work, that it is the same one.
+
+    Args:
+        folder: of the checkpoints; made where it is not there.
+        about: name → value, as JSON writes it.
+
+    Raises:
+        InputError: the folder keeps a fit that was cut off and that was of another value.
+    """
+    file, now = Path(folder) / "fit.json", json.loads(json.dumps(about))
+    if file.exists():
+        before = json.loads(file.read_text("utf-8"))
+        for name in (name for name in now if before.get(name) != now[name]):
+            was = f"{name} was {before.get(name)!r} and is now {now[name]!r}"
+            remedy = "Give the former value to go on with it, or remove that folder to begin anew"
+            raise InputError(folder, f"keeps a fit that was cut off: {was}", remedy)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(".fit.json.part")
+    part.write_text(json.dumps(now, indent=1), "utf-8")
+    part.replace(file)
+
+
 class TrainingState:
     """What a resumed run needs beside the weights: of which run it is, history, best and averaged weights."""
 

@@ -155,6 +155,7 @@ def fit(
     Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
     """
     from lgekit import detector, readers
+    from lgekit.checkpoint import begin_fit
     from lgekit.describe import report_sources
     from lgekit.locating import pretraining_cohorts, pretraining_specs
     from lgekit.settings import read_changes, size_settings
@@ -170,6 +171,8 @@ def fit(
     typer.echo(f"Heart network: {masks} masks of the cohort, phantoms{''.join(f', {other}' for other in specs)}.")
     target = model_dir.resolve()
     kept = target.with_name(f".{target.name}.training")  # the same command goes on from here after a kill
+    about = settings.model_dump(exclude={"workers"}) | {"--all": all_studies, "--pretrain-on": specs}
+    begin_fit(kept, SPEC=spec, studies=studies.fingerprint, **about)
     fitted = detector.fit_detector(studies, settings, all_studies=all_studies, pretrain_on=further, checkpoints=kept)
     with _whole_folder(model_dir) as folder:
         fitted.save(folder)

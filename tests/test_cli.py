@@ -176,6 +176,10 @@ def test_a_killed_fit_goes_on_where_it_was(written, tmp_path, monkeypatch):
         patch.setattr(Detector, "save", lambda *_: (_ for _ in ()).throw(InputError("disk", "full", "Make room")))
         refused(*command, mentions="disk: full")
     assert [path.name for path in tmp_path.iterdir()] == [".mine.training"]
+    with monkeypatch.context() as patch:  # found before anything is computed
+        patch.setattr("lgekit.detector.fit_detector", lambda *_, **__: pytest.fail("something was trained"))
+        refused(*command, "--set", "epochs=3", mentions="was cut off: epochs was 8 and is now 3. Give the former value")
+        refused(*command, "--all", mentions="--all was False and is now True")
     with monkeypatch.context() as patch:
         patch.setattr(training, "augment", lambda *_: pytest.fail("an epoch was trained again"))
         done = lgekit(*command)
