@@ -63,7 +63,7 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     comparison.to_csv(tables / f"{name}_comparison.csv", index=False, float_format="%.5g")
     claims.to_csv(tables / f"{name}_claims.csv", index=False, float_format="%.5g")
     # from what is kept, so that `make figures` sets the same table again
-    set_table(paper_table(pd.read_csv(tables / f"{name}_comparison.csv"), runs), tables, name)
+    set_table(paper_table(read_comparison(tables / f"{name}_comparison.csv"), runs), tables, name)
     made = [tables / f"{name}_{what}" for what in ("runs.csv", "comparison.csv", "claims.csv", "table.md", "table.tex")]
     beside = reference_comparison(whole, collect_predictions(file, of=REFERENCES), seed)
     if len(beside):
@@ -82,7 +82,7 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
             own = figure if figure == name else f"{figure}_{name}"
             drawn = last_point(predictions, but=axis)
             drawn = drawn[drawn["row"].isin(curve["row"])]
-            rows = None if axis in predictions else curve["row"].unique()  # a curve through rows is of these rows alone
+            rows = None if axis in predictions else _ratios(runs)  # a curve through rows is of these rows alone
             made.append(make_figure(own, curve, folder, f"Grid {name}: {provenance(runs, drawn, rows)}."))
     return made
 
@@ -102,6 +102,11 @@ def _places(file: str | Path, predictions: pd.DataFrame, seed: int) -> pd.DataFr
         return pd.DataFrame()
     with contextlib.chdir(grid.root):  # paths in SPECs are from there
         return grid_places(predictions, read_cohort(spec), seed)
+
+
+def read_comparison(path: Path) -> pd.DataFrame:
+    """What `report_grid` kept of `lgekit.comparison.compare_rows`; a row may be named by a number."""
+    return pd.read_csv(path, dtype={"row": str})
 
 
 def set_table(paper: pd.DataFrame, tables: Path, name: str) -> None:
@@ -228,10 +233,7 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: 
             size = runs["studies_train"].max() if axis == "train_studies" and value == 0 else value  # 0: all studies
             parts.append(compared.drop(columns=["p", "p_holm"], errors="ignore").assign(**{axis: size}))
         return pd.concat(parts, ignore_index=True).sort_values([axis, "row"], ignore_index=True)
-    named = {row: re.fullmatch(r"synthetic_(\d+(?:\.\d+)?)", row) for row in runs["row"].unique()}
-    ratios = {"no_synthetic": 0.0, "full": 1.0} | {row: float(found[1]) for row, found in named.items() if found}
-    if "synthetic_1" in ratios:
-        ratios["full"] = SIZES["paper"].synthetic_per_real
+    ratios = _ratios(runs)
     whole = last_point(predictions)
     chosen = whole[whole["row"].isin(ratios)] if axis == "synthetic_per_real" else whole.iloc[:0]
     if chosen.empty:
@@ -240,6 +242,14 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: 
     compared[axis] = compared["row"].map(ratios)
     columns = ["row", axis, "statistic", "value", "low", "high"]
     return compared[columns].drop_duplicates([axis, "statistic"]).sort_values(axis, ignore_index=True)
+
+
+def _ratios(runs: pd.DataFrame) -> dict[str, float]:
+    """Row → synthetic scars per real study, of the rows that differ in it alone, in the grid's order."""
+    named = {row: re.fullmatch(r"synthetic_(\d+(?:\.\d+)?)", row) for row in runs["row"].unique()}
+    full = SIZES["paper"].synthetic_per_real if "synthetic_1" in named else 1.0
+    known = {"no_synthetic": 0.0, "full": full} | {row: float(found[1]) for row, found in named.items() if found}
+    return {row: known[row] for row in named if row in known}
 
 
 def provenance(runs: pd.DataFrame, predictions: pd.DataFrame, expected: Iterable[str] | None = None) -> str:
@@ -253,7 +263,9 @@ def provenance(runs: pd.DataFrame, predictions: pd.DataFrame, expected: Iterable
     axes = [name for name in (*NO_AXIS, *further_axes(predictions)) if name in predictions and name in runs]
     shown = predictions[axes].drop_duplicates()
     done = runs[runs["state"] == "done"].merge(shown, on=axes)
-    commits, devices = "/".join(sorted(done["commit"].unique())), "/".join(sorted(done["device"].unique()))
+    commits, devices = (
+        "/".join(sorted(done[name].fillna("unknown").astype(str).unique())) for name in ("commit", "device")
+    )
     patients = predictions.dropna(subset=["scar"])["patient_id"].nunique()
     seeds = predictions["seed"].nunique()
     several = f"{seeds} seed{'s' if seeds > 1 else ''}"

@@ -73,9 +73,8 @@ def bleu(written: Sequence[str], references: Sequence[str], patients: Sequence[s
     def statistic(weights: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore"):  # no run of four in common: the score is 0, and that is the answer
             mean = np.log(_ratio(weights @ shared, weights @ runs)).mean(1)  # (resamples, 4) → (resamples,)
-        with np.errstate(divide="ignore"):
-            short = np.minimum(0, 1 - np.divide(weights @ wanted, weights @ own))
-        return np.exp(mean + short)
+        longer = _ratio(weights @ wanted, weights @ own)  # NaN where nothing was written at all: no run is shared then
+        return np.exp(mean + np.minimum(0, 1 - np.nan_to_num(longer)))
 
     return interval(statistic, patients, seed)
 

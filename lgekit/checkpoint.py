@@ -23,10 +23,10 @@ def begin_fit(folder: Path, **about: Any) -> None:
         about: name → value, as JSON writes it.
 
     Raises:
-        InputError: the folder keeps a fit that was cut off and that was of another value.
+        InputError: the folder keeps checkpoints of a fit that was of another value.
     """
     file, now = Path(folder) / "fit.json", json.loads(json.dumps(about))
-    if file.exists():
+    if file.exists() and any(file.parent.glob("*.safetensors")):  # else nothing has been trained yet
         before = json.loads(file.read_text("utf-8"))
         for name in (name for name in now if before.get(name) != now[name]):
             was = f"{name} was {before.get(name)!r} and is now {now[name]!r}"

@@ -69,10 +69,7 @@ def connect(scheduler: str | None, workers: int | None, runs: int) -> Iterator[t
             hosts = Counter()  # type: Counter[str]
             for worker in there:
                 hosts[worker["host"]] += worker["nthreads"]
-            # Dask deals runs with needs out at once instead of giving a worker the next one when it is free; where each
-            # worker has a GPU for each of its threads they need not be asked for.
-            enough = all(worker["resources"].get("GPU", 0) >= worker["nthreads"] for worker in there)
-            needs = {"GPU": 1.0} if not enough and any("GPU" in worker["resources"] for worker in there) else {}
+            needs = {"GPU": 1.0} if any("GPU" in worker["resources"] for worker in there) else {}
             yield client, max(hosts.values(), default=1), needs
         return
     devices = gpus()
@@ -91,4 +88,6 @@ def connect(scheduler: str | None, workers: int | None, runs: int) -> Iterator[t
         SpecCluster(workers=specs, scheduler=here, silence_logs=logging.CRITICAL) as cluster,
         Client(cluster) as client,
     ):
+        # A worker has one thread and one GPU: none need be asked for, and Dask would deal runs with needs out at once
+        # instead of giving a worker the next one when it is free.
         yield client, count, {}

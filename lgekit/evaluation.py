@@ -171,11 +171,17 @@ def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.
 
     Returns:
         Columns ``row, seed, score, value, low, high``; scores are those of `PLACES` that `score_table` has.
+
+    Raises:
+        InputError: a study that was predicted is not in the cohort; as `score_table`.
     """
     parts = []
     for (row, of_seed), run in predictions.groupby(["row", "seed"], sort=False):
         own = run.drop(columns=[name for name in run if name.startswith("scar") or name == "patient_id"])
-        scores = score_table(own, cohort.subset(list(own["study_id"])), seed)
+        studies = cohort.subset(list(own["study_id"]))
+        if len(studies.studies) != len(own):
+            raise InputError(f"predictions of {row}", f"are not all of {cohort.name}", "Give the cohort they are of.")
+        scores = score_table(own, studies, seed)
         parts.append(scores.reindex([name for name in PLACES if name in scores.index]).reset_index())
         parts[-1].insert(0, "row", row)
         parts[-1].insert(1, "seed", of_seed)

@@ -118,7 +118,7 @@ def collect_predictions(file: str | Path, out: str | Path | None = None, of: str
     for run in grid.runs:
         path = grid.folder / run.id / of
         if path.is_file():
-            table = pd.read_csv(path)
+            table = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})  # ids such as 001
             axes = {"row": run.row, **{name: value for name, value in run.axes.items() if name not in table}}
             for place, (name, value) in enumerate(axes.items()):
                 table.insert(place, name, value)

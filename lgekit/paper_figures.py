@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lgekit import plots
-from lgekit.ablation_report import paper_table, provenance, set_table
+from lgekit.ablation_report import paper_table, provenance, read_comparison, set_table
 from lgekit.ablations import WORKBOOK_EPOCHS, WORKBOOK_SEEDS
 from lgekit.errors import InputError
-from lgekit.findings import DEPTHS
+from lgekit.findings import DEPTHS, WALLS
 from lgekit.results import load_metrics
 from lgekit.workbook import NOTEBOOKS, Session
 
@@ -45,6 +45,8 @@ def _images(columns: int, cmap: str = "gray", unit: str = "") -> Callable[[pd.Da
 def _gallery(table: pd.DataFrame) -> Figure:
     """A wall a column, a depth a row; in the table the depths of a wall follow one another."""
     images = list(plots.pictures(table).items())
+    if len(images) != len(DEPTHS) * len(WALLS):  # two scars of one sentence are one picture
+        return plots.show_images(dict(images), columns=len(WALLS))
     rows = [images[depth :: len(DEPTHS)] for depth in range(len(DEPTHS))]
     return plots.show_images(dict(picture for row in rows for picture in row), columns=len(rows[0]))
 
@@ -231,8 +233,9 @@ def redraw(folder: Path) -> list[Path]:
     made = []
     for comparison in sorted(Path(folder).rglob("tables/*_comparison.csv")):
         name = comparison.name.removesuffix("_comparison.csv")
-        runs = pd.read_csv(comparison.with_name(f"{name}_runs.csv"))
-        set_table(paper_table(pd.read_csv(comparison), runs), comparison.parent, name)
+        file = comparison.with_name(f"{name}_runs.csv")
+        runs = pd.read_csv(file, dtype={"row": str}) if file.exists() else None
+        set_table(paper_table(read_comparison(comparison), runs), comparison.parent, name)
     for captions in sorted(Path(folder).rglob(CAPTIONS)):
         for name, caption in json.loads(captions.read_text("utf-8")).items():
             data = captions.with_name(f"{name}.csv")

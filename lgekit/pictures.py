@@ -53,15 +53,26 @@ def show_studies(
         columns: pictures a row.
         slices: caption → slice; where none is named the most telling one (:func:`most_telling_slice`).
     """
-    rows, side = -(-len(studies) // columns), min(2.2, PAGE / columns)
+    rows, columns = -(-len(studies) // columns), min(columns, len(studies))
+    side = min(2.2, PAGE / columns)
     size = (side * columns, (side + 0.4) * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, dpi=FINE, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, (caption, study) in zip(axes.flat, studies.items(), strict=False):
         draw_slice(axis, study, (slices or {}).get(caption, most_telling_slice(study)), contours)
-        axis.set_title(wrap(caption, 30 if side > 1.5 else 24, lines=5), fontsize=7 if side > 1.5 else 6)
+        axis.set_title(wrap(caption, _letters(side), lines=6), fontsize=_size(side))
     return closed(figure)
+
+
+def _size(side: float) -> float:
+    """Points of the letters above a picture so many inches wide."""
+    return 7 if side > 1.5 else 6
+
+
+def _letters(side: float) -> int:
+    """How many letters of `_size` fit above a picture so many inches wide; one is 0.6 of its size wide on average."""
+    return max(8, int(72 * side / (0.58 * _size(side))))
 
 
 def draw_slice(axis: Axes, study: Study, index: int, contours: bool = True) -> None:
@@ -118,7 +129,7 @@ def show_images(
     for axis, (caption, image) in zip(axes.flat, images.items(), strict=False):
         low, high = np.nanpercentile(image, [1, 99.5]) if limits is None else limits
         shown = axis.imshow(np.asarray(image).T, cmap=cmap, vmin=low, vmax=high, interpolation="nearest")
-        axis.set_title(wrap(caption, 30 if side > 1.5 else 24), fontsize=7 if side > 1.5 else 6)
+        axis.set_title(wrap(caption, _letters(side), lines=6), fontsize=_size(side))
     if unit:
         figure.colorbar(shown, ax=axes, label=unit, shrink=0.8)
     return closed(figure)
@@ -199,7 +210,7 @@ def pipeline(table: pd.DataFrame) -> Figure:
         axis, heat = axes[name], "speaks" in name
         low, high = np.nanpercentile(image, [1, 99.5])
         shown = axis.imshow(image.T, cmap="cividis" if heat else "gray", vmin=low, vmax=high)
-        axis.set_title(wrap(name, 80 if name in wide else 28), fontsize=7)
+        axis.set_title(wrap(name, 80 if name in wide else 28, lines=9), fontsize=7)
         axis.set(xticks=[], yticks=[])
         for side in axis.spines.values():
             side.set_visible(False)

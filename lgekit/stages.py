@@ -166,6 +166,10 @@ def _fitted(cohorts: list[Cohort], settings: FitSettings, steps: int, init: Hear
 
 
 def _weights(key: tuple, cohorts, init: HeartNetwork | None, progress: bool) -> tuple[dict, dict]:
+    return _trained(key, cohorts, init, progress)  # joblib reads what is cached: a comment there would train anew
+
+
+def _trained(key: tuple, cohorts, init: HeartNetwork | None, progress: bool) -> tuple[dict, dict]:
     from lgekit.segmentation import fit_heart_network
 
     _, size, steps, seed, encoder, *_ = key
@@ -197,6 +201,10 @@ def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
 
 
 def _located(print_: str, weights: str, version: str, cohort: Cohort, network: HeartNetwork) -> tuple[list, list]:
+    return _found(cohort, network)
+
+
+def _found(cohort: Cohort, network: HeartNetwork) -> tuple[list, list]:
     labels, points = [], []
     before, found = network.device, network.to(accelerator()).predict_cohort(cohort.studies)
     network.to(before)
@@ -240,6 +248,10 @@ def synthetic_views(cohort: Cohort, count: int, settings: FitSettings) -> list[P
 
 
 def _synthetic(print_: str, marks, count: int, about: str, version: str, cohort: Cohort, settings: FitSettings) -> list:
+    return _painted(count, cohort, settings)
+
+
+def _painted(count: int, cohort: Cohort, settings: FitSettings) -> list:
     made = paint_pool(cohort, count, settings)
     return [
         (*map(np.asarray, (one.view.images, one.view.levels, one.view.own_slices)), one.report, one.source)

@@ -26,8 +26,8 @@ def test_clinical_f1_by_hand():
 
 
 def test_the_interval_is_over_patients():
-    """Two patients, one all right and one all wrong: a third of the resamples' F1 is 0, 2/3 or 1, whatever the number
-    of studies; perfect captions leave no width."""
+    """Two patients, one all right and one all wrong: the resamples' F1 is 0, 2/3 or 1, whatever the number of studies;
+    perfect captions leave no width."""
     truth = [scar("inferior")] * 20
     read = [scar("inferior")] * 10 + [Findings()] * 10
     by_patient = clinical_f1(truth, read, ["a"] * 10 + ["b"] * 10)["presence_f1"]
@@ -53,7 +53,7 @@ def test_bleu_by_hand():
     assert both["low"] == pytest.approx(bleu([WRITTEN], [REFERENCE], ["a"])["value"])  # one patient drawn twice
     assert both["high"] == pytest.approx(np.exp(1 - 6 / 4))
     assert bleu(["scar"], [REFERENCE], ["a"])["value"] == 0
-    assert bleu([""], [REFERENCE], ["a"])["value"] == 0
+    assert bleu([""], [REFERENCE], ["a"])["value"] == bleu([""], [""], ["a"])["value"] == 0
     assert np.isnan(bleu([], [], [])["value"])
 
 

@@ -170,6 +170,14 @@ def test_score_holds_predictions_against_what_masks_or_reports_say(written, mode
     refused("score", tmp_path / "twice.csv", spec, mentions="two rows")
 
 
+def test_a_fit_that_trained_nothing_bars_no_other(written, tmp_path, monkeypatch):
+    command = ("fit", f"manifest:{written}/manifest.csv", tmp_path / "mine", "--size", "smoke", "--pretrain-on", "none")
+    with monkeypatch.context() as patch:
+        patch.setattr("lgekit.detector.fit_detector", lambda *_, **__: (_ for _ in ()).throw(InputError("a", "b", "c")))
+        refused(*command, mentions="a: b")
+        refused(*command, "--set", "epochs=3", mentions="a: b")
+
+
 def test_a_killed_fit_goes_on_where_it_was(written, tmp_path, monkeypatch):
     command = ("fit", f"manifest:{written}/manifest.csv", tmp_path / "mine", "--size", "smoke", "--pretrain-on", "none")
     with monkeypatch.context() as patch:

@@ -119,6 +119,8 @@ def test_words_beside_the_code_repeat_no_run():
     assert _meaning(bare) != _meaning(bare.replace("c=1", "c=2"))
     assert _meaning(bare) != _meaning(bare.replace('"kept"', '"left"'))
     assert _meaning("no python at all") != _meaning("nor this")
+    source = "class A(dict):\n    def f(self, a=None, *b):\n        return [a, *b]\n"
+    assert _meaning(source).startswith("2c01940cef0e927d")  # in Python 3.11, 3.12 and 3.13
 
 
 def test_a_folder_cohort_changes_with_its_files(tmp_path):
@@ -253,6 +255,9 @@ def test_a_grid_runs_reports_and_is_not_run_twice(project):
     assert table["device"].dropna().str.contains("CPU").all()
     stored = pd.read_csv(project / "papermill_runs" / "toy" / "table.csv")
     pd.testing.assert_frame_equal(stored, table, check_dtype=False)
+    numbered = project / "papermill_runs" / "toy" / expand(file)[0].id / "predictions.csv"
+    numbered.write_text(numbered.read_text().replace("P0,", "000,").replace("P1,", "001,").replace("P2,", "002,"))
+    assert collect_predictions(file)["study_id"].head(3).tolist() == ["000", "001", "002"]
     predictions = collect_predictions(file)
     assert list(predictions.columns) == ["row", "seed", "study_id", "scar", "p_lge"] and len(predictions) == 3 * 3
 

@@ -93,6 +93,24 @@ def test_the_gallery_has_a_wall_a_column_and_a_depth_a_row():
         assert titles[number].startswith(depth.replace("_", "-")) and titles[number].endswith(f" {wall} wall.")
 
 
+def test_a_gallery_with_a_picture_less_shows_each_under_its_own_words():
+    images = plots.pictures(pd.read_csv(KEPT / "scar_gallery.csv"))
+    less = plots.pixel_table(dict(list(images.items())[1:]))
+    figure = paper_figures.FIGURES["scar_gallery"].draw(less)
+    shown = {" ".join(axis.get_title().split()): axis.images[0].get_array() for axis in figure.axes if axis.images}
+    assert len(shown) == len(images) - 1
+    for name, image in shown.items():
+        np.testing.assert_allclose(image.data, images[name].T)
+
+
+def test_a_pipeline_without_unrolled_walls_shows_all_of_its_words():
+    words = (
+        'what speaks for scar. Read as: "' + " and ".join(WALLS) + ' walls, with microvascular obstruction", p = 0.9'
+    )
+    figure = plots.pipeline(plots.pixel_table({"as stored": np.eye(9), "centred": np.eye(9), words: np.eye(9)}))
+    assert [" ".join(axis.get_title().split()) for axis in figure.axes[:3]] == ["as stored", "centred", words]
+
+
 def test_the_kept_similarities_are_drawn_before_and_after():
     table = pd.read_csv(KEPT / "similarity_matrix.csv")
     figure = paper_figures.FIGURES["similarity_matrix"].draw(table)
@@ -284,6 +302,31 @@ def test_a_caption_counts_the_runs_that_are_shown_and_names_the_rows_that_are_no
     words = "6 of the grid's 9 runs (without plain CLIP), 3 seeds, 20 test patients, commit abc, CPU"
     assert ablation_report.provenance(runs, shown) == words
     assert ablation_report.provenance(runs, shown, ["full"]) == words.replace(" (without plain CLIP)", "")
+    unknown = runs.assign(commit=np.nan)  # read from a table: the checkout was no git repository
+    assert "commit unknown" in ablation_report.provenance(unknown, shown)
+
+
+def test_a_curve_through_rows_names_the_point_that_is_missing(tmp_path, monkeypatch):
+    table = predictions(RATIOS | {"synthetic_4": 1.5, "no_caption": 1.0}, patients=20)
+    runs = runs_of(table)
+    runs.loc[(runs["row"] == "synthetic_4") & (runs["seed"] == 1), "state"] = "failed"
+    monkeypatch.setattr(ablation_report, "collect", lambda file, out: runs.to_csv(out) or runs)
+    monkeypatch.setattr(ablation_report, "collect_predictions", lambda file, of="": table.iloc[:0] if of else table)
+    ablation_report.report_grid("grids/toy.yaml", tmp_path)
+    captions = json.loads((tmp_path / "captions.json").read_text())
+    assert "6 of the grid's 10 runs (without synthetic 4), 2 seeds" in captions["synthetic_ratio_toy"]
+    assert "8 of the grid's 10 runs (without synthetic 4), 2 seeds" in captions["ablation_forest_toy"]
+
+
+def test_rows_named_by_numbers_stand_in_the_table_once(tmp_path, monkeypatch):
+    table = predictions({"1": 1.0, "2": 0.5}, patients=20)
+    monkeypatch.setattr(ablation_report, "collect", lambda file, out: runs_of(table).to_csv(out) or runs_of(table))
+    monkeypatch.setattr(ablation_report, "collect_predictions", lambda file, of="": table.iloc[:0] if of else table)
+    ablation_report.report_grid("grids/toy.yaml", tmp_path)
+    first = (tmp_path / "tables/toy_table.md").read_text()
+    assert len(first.splitlines()) == 4 and "not compared" not in first
+    paper_figures.redraw(tmp_path)
+    assert (tmp_path / "tables/toy_table.md").read_text() == first
 
 
 def test_a_report_of_a_grid_holds_tables_and_figures_and_no_patient(tmp_path, monkeypatch):

@@ -168,7 +168,7 @@ def test_roc_shows_the_curve_and_the_band_of_its_table():
         assert at.min() == pytest.approx(low) and at.max() == pytest.approx(high)
 
 
-@pytest.mark.parametrize("columns", [4, 6])
+@pytest.mark.parametrize("columns", [4, 6, 8])
 def test_every_scar_of_the_gallery_has_its_whole_sentence_above_it(columns):
     scars = [Scar((wall,), ("basal", "mid"), depth) for wall in WALLS for depth in DEPTHS]
     sentences = [canonical_text(Findings((scar,))) for scar in scars]
