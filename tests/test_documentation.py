@@ -124,6 +124,18 @@ def test_the_ablations_in_the_readme_are_those_of_the_tables(name):
         assert f"| {line} |" in readme, row
 
 
+def test_the_workbook_s_scores_in_the_readme_are_those_of_its_tables():
+    readme, tables = text_of(ROOT / "README.md"), ROOT / "figures" / "tables"
+    scores = pd.read_csv(tables / "workbook_scores.csv").set_index("score")
+    places = pd.read_csv(tables / "workbook_places.csv").set_index("place")
+    shown = ["balanced_accuracy", "auc", "auc_walls", "auc_segments", "auc_slices", "auc_attention"]
+    found = [*scores.loc[[*shown, "caption_presence_f1", "caption_walls_f1"]].to_numpy()]
+    found += [*places.loc[["level_basal", "depth_subendocardial", "depth_transmural"], scores.columns].to_numpy()]
+    table = readme.split("**Phantom, laptop size**")[1].split("\n\n")[1].splitlines()[2:]
+    for line, values in zip(table, found, strict=False):
+        assert line.endswith("| {:.2f} | {:.2f}–{:.2f} |".format(*values)), line
+
+
 def test_where_scar_is_in_the_readme_is_that_of_the_table():
     readme, places = text_of(ROOT / "README.md"), pd.read_csv(ROOT / "figures" / "tables" / "emidec_places.csv")
     means = places[places["score"] == "auc_segments"].groupby("row")["value"].apply(list)
