@@ -111,7 +111,7 @@ def test_the_lesson_plan_knows_every_notebook_and_its_exercises():
         assert re.findall(r"\d \((★+)\)", section[0]) == named, f"{path.stem}: difficulty of the exercises"
 
 
-@pytest.mark.parametrize("name", ["emidec", "laptop"])
+@pytest.mark.parametrize("name", ["emidec", "laptop", "orientation"])
 def test_the_ablations_in_the_readme_are_those_of_the_tables(name):
     readme, tables = text_of(ROOT / "README.md").replace("**", ""), ROOT / "figures" / "tables"
     rows, beside = (pd.read_csv(tables / f"{name}_{which}.csv") for which in ("comparison", "references"))
@@ -134,6 +134,12 @@ def test_the_workbook_s_scores_in_the_readme_are_those_of_its_tables():
     table = readme.split("**Phantom, laptop size**")[1].split("\n\n")[1].splitlines()[2:]
     for line, values in zip(table, found, strict=False):
         assert line.endswith("| {:.2f} | {:.2f}–{:.2f} |".format(*values)), line
+
+
+def test_the_paper_s_size_in_the_readme_is_that_of_its_table():
+    scores = pd.read_csv(ROOT / "figures" / "tables" / "paper_size_scores.csv").set_index("score")
+    shown = ("{:.2f} ({:.2f}–{:.2f})".format(*scores.loc[name]) for name in ("balanced_accuracy", "auc"))
+    assert "balanced accuracy {}, AUC {} on the same 186 patients".format(*shown) in text_of(ROOT / "README.md")
 
 
 def test_where_scar_is_in_the_readme_is_that_of_the_table():
