@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from lgekit.errors import InputError
 from lgekit.findings import WALLS
 from lgekit.studies import CAVITY, LABEL_NAMES, NO_REFLOW, RV, SCAR, Study
 
@@ -31,8 +32,13 @@ def show_stack(study: Study, slices: Sequence[int] | None = None, contours: bool
         slices: which ones; at most eight spread over those with a heart by default.
         contours: draw the labels' outlines and the insertion points, where there are any.
         title: of the whole figure; the study's id by default.
+
+    Raises:
+        InputError: no slice is named.
     """
     chosen = list(slices) if slices is not None else _slices_with_heart(study)
+    if not chosen:
+        raise InputError(f"slices of {study['study_id']}", "none is named", "Name one or more, or leave it out.")
     side = min(1.9, PAGE / len(chosen))
     figure, axes = plt.subplots(1, len(chosen), figsize=(side * len(chosen), side + 0.4), dpi=FINE, squeeze=False)
     for axis, index in zip(axes[0], chosen, strict=True):

@@ -11,9 +11,11 @@ import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from lgekit import plots
+from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, WALLS, Findings, Scar
 from lgekit.metrics import roc_table
 from lgekit.reports import canonical_text
+from lgekit.studies import Study
 
 
 def test_roc_table_is_scikit_learns_curve():
@@ -79,6 +81,13 @@ def test_slices_are_drawn_with_their_answers_and_the_attention_they_get():
     for before in (slices.drop(columns="attention"), slices.assign(attention=np.nan)):
         (axis,) = plots.slice_bars(before, "a").axes
         assert "probability" in axis.get_ylabel() and "slice" in axis.get_xlabel()
+
+
+def test_a_row_of_no_slices_is_refused_by_name():
+    study = Study.from_arrays("a", np.ones((6, 6, 2)), (1, 1, 10))
+    assert len(plots.show_stack(study, [1]).axes) == 1
+    with pytest.raises(InputError, match="slices of a: none is named"):
+        plots.show_stack(study, [])
 
 
 def test_pictures_survive_the_table():
