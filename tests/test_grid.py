@@ -357,7 +357,8 @@ def test_a_run_keeps_its_memory_between_steps(project):
     write_notebook(project / "tiny.ipynb", work)
     file = grid_file(project, "notebook: tiny.ipynb\nrows: {full: {}}\n")
     run_grid(file, progress=False)
-    assert collect(file)["auc"].item() < 5_000  # 50 tensors of 977 pages, each faulted in anew, are 48,850
+    # 50 tensors of 977 pages, each faulted in anew, are 48,850; what torch loads late has been 5,905 on a busy machine
+    assert collect(file)["auc"].item() < 15_000
 
 
 def test_ten_thousand_rows_expand_and_report_in_under_five_seconds(project):
