@@ -77,7 +77,7 @@ def _size(side: float) -> float:
 
 
 def _letters(side: float) -> int:
-    """How many letters of `_size` fit above a picture so many inches wide; one is 0.6 of its size wide on average."""
+    """How many letters of `_size` fit above a picture so many inches wide; one takes 0.58 of its size on average."""
     return max(8, int(72 * side / (0.58 * _size(side))))
 
 

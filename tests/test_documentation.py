@@ -132,6 +132,7 @@ def test_the_workbook_s_scores_in_the_readme_are_those_of_its_tables():
     found = [*scores.loc[[*shown, "caption_presence_f1", "caption_walls_f1"]].to_numpy()]
     found += [*places.loc[["level_basal", "depth_subendocardial", "depth_transmural"], scores.columns].to_numpy()]
     table = readme.split("**Phantom, laptop size**")[1].split("\n\n")[1].splitlines()[2:]
+    assert len(table) == len(found) + 2  # and two references below
     for line, values in zip(table, found, strict=False):
         assert line.endswith("| {:.2f} | {:.2f}–{:.2f} |".format(*values)), line
 

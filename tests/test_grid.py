@@ -308,6 +308,28 @@ def test_a_run_past_its_time_fails_and_the_rest_goes_on(project):
     assert "longer than the 4 s allowed" in status["error"][1]
 
 
+def test_a_full_disk_fails_its_run_and_the_next_call_completes_the_grid(project):
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(project)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        write_notebook(project / "tiny.ipynb")
+        file = grid_file(
+            project, GRID.replace("  shifted:", "  filling: {mode: fill}\n  shifted:").replace("[0, 1]", "[0]")
+        )
+        status = run_grid(file, workers=1, progress=False).set_index("row")
+        assert dict(status["state"]) == {"full": "done", "filling": "failed", "shifted": "done"}
+        assert "No space" in status["error"]["filling"]
+        folder = project / "papermill_runs" / "toy"
+        assert_whole(folder)
+        made = {path: path.stat().st_mtime_ns for path in folder.rglob("metrics.json")}
+        assert len(made) == 2 and not list(folder.glob(".*.part"))
+        subprocess.run(["mount", "-o", "remount,size=30m", str(project)], check=True)
+        assert (run_grid(file, workers=1, progress=False)["state"] == "done").all()
+        assert all(path.stat().st_mtime_ns == stamp for path, stamp in made.items())
+    finally:
+        subprocess.run(["umount", "-l", str(project)], check=True)
+
+
 def test_the_status_tells_what_a_running_run_is_at(project):
     file = grid_file(project)
     grid = load_grid(file)
@@ -350,15 +372,14 @@ def test_workers_share_the_cores_and_get_a_gpu_each(project, monkeypatch):
 @pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted on Linux")
 def test_a_run_keeps_its_memory_between_steps(project):
     """Dask's workers are told to give it back at once; a kernel that inherits this faults in each tensor anew."""
-    work = "import resource, torch\ntorch.ones(1000)\n"
+    work = "import resource, torch\nfor _ in range(5): torch.ones(1_000_000).add_(1)\n"  # what torch loads late, first
     work += "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
     work += "for _ in range(50): torch.ones(1_000_000).add_(1)\n"
     work += "value = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before"
     write_notebook(project / "tiny.ipynb", work)
     file = grid_file(project, "notebook: tiny.ipynb\nrows: {full: {}}\n")
     run_grid(file, progress=False)
-    # 50 tensors of 977 pages, each faulted in anew, are 48,850; what torch loads late has been 5,905 on a busy machine
-    assert collect(file)["auc"].item() < 15_000
+    assert collect(file)["auc"].item() < 5_000  # 50 tensors of 977 pages, each faulted in anew, are 48,850
 
 
 def test_ten_thousand_rows_expand_and_report_in_under_five_seconds(project):
@@ -527,12 +548,14 @@ def short_or_long(folder: str, name: str) -> bool:
     return len(os.listdir(folder)) == 10
 
 
-def test_short_runs_behind_a_long_one_go_to_the_free_worker(tmp_path):
+@pytest.mark.parametrize("devices", ["", "0,1"])
+def test_short_runs_behind_a_long_one_go_to_the_free_worker(tmp_path, monkeypatch, devices):
     """The long run ends when all short ones have: it would wait in vain for any that its worker was to do."""
-    with connect(None, 2, 11) as (client, _, _):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+    with connect(None, 2, 11) as (client, _, needs):
         names = [f"{letter}93c5cb0a5fc26ac" for letter in "abcdefghijk"]  # ids begin with a letter or a digit
         jobs = [(str(tmp_path), "long"), *[(str(tmp_path), f"short{number}") for number in range(10)]]
-        futures = submit_all(client, short_or_long, jobs, names)
+        futures = submit_all(client, short_or_long, jobs, names, resources=needs)
         # one group to Dask, which therefore keeps them at the scheduler: it deals groups of their own out at the start
         assert len({key_split(future.key) for future in futures}) == 1
         assert all(client.gather(futures))
