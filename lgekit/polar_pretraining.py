@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lgekit.model import PolarEncoder, StudyBatch
 from lgekit.polar import INSIDE, OUTSIDE
+from lgekit.precision import keep_freed_memory
 from lgekit.settings import FitSettings
 from lgekit.stages import REACH
 
@@ -44,6 +45,7 @@ def pretrain_polar(batch: StudyBatch, settings: FitSettings) -> dict[str, Tensor
             where there are many, so that no more than ``LOOKS`` are looked at.
     """
     images, reach = batch.images[batch.mask], REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
+    keep_freed_memory()
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         encoder = PolarEncoder(settings.polar_channels).to(images.device)

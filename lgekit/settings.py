@@ -77,6 +77,8 @@ class FitSettings(BaseModel):
     patience: int = Field(default=0, ge=0)  # epochs without a better validation loss; 0 = never stop early
     models: int = Field(default=1, ge=1)  # networks from different seeds whose scores are averaged
     folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies
+    bfloat16: bool = False  # multiply in it on a CPU that does so fast (a GPU always does): at the paper's size a step
+    # takes half of the time, at the laptop's just as long
     workers: int = Field(default=0, ge=0)  # processes that the folds run in; 0 = one a core. Changes no result
     seed: int = Field(default=0, ge=0)
 
@@ -180,6 +182,7 @@ SIZES: dict[str, FitSettings] = {
         synthetic_per_real=2.0,
         synthetic_pool=0,
         learning_rate=1e-3,
+        bfloat16=True,
         models=3,
         heart_size="paper",
         heart_phantom=400,

@@ -24,6 +24,7 @@ from lgekit.checkpoint import TrainingState
 from lgekit.errors import InputError
 from lgekit.model import CoCaModel, StudyBatch, build_coca
 from lgekit.pairs import Pairs, Store, dealt
+from lgekit.precision import has_fast_bfloat16, keep_freed_memory
 from lgekit.settings import FitSettings
 from lgekit.tokenizer import ReportTokenizer
 
@@ -171,9 +172,10 @@ def fit(
         checkpoint: a file that holds the last whole epoch; where it exists, training goes on from it. It must be of
             the same settings, texts and images.
         progress: show a bar with the loss and the time left.
-        fabric: a launched ``lightning_fabric.Fabric``; one CPU or GPU process if None. Of several processes each takes
-            its share of every step, all that is equal in number; where the network leaves weights without a gradient
-            (``caption_weight=0``, Hugging Face encoders) give it ``strategy="ddp_find_unused_parameters_true"``.
+        fabric: a launched ``lightning_fabric.Fabric``; one CPU or GPU process if None (a GPU in bfloat16). Of
+            several processes each takes its share of every step, all that is equal in number; where the network leaves
+            weights without a gradient (``caption_weight=0``, Hugging Face encoders) give it
+            ``strategy="ddp_find_unused_parameters_true"``.
         stop_after: end after this epoch, as a kill would (for tests).
 
     Returns:
@@ -189,8 +191,8 @@ def fit(
     if len(pairs) < 2:
         raise InputError("training studies", f"{len(pairs)} found", "Contrastive training needs two or more.")
     if fabric is None:
-        gpu = torch.cuda.is_available()
-        fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if gpu else "32-true")
+        halved = torch.cuda.is_available() or settings.bfloat16 and has_fast_bfloat16()
+        fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if halved else "32-true")
     if settings.batch_size < 2 * fabric.world_size:
         remedy = f"Give {2 * fabric.world_size} or more, or fewer processes."
         raise InputError("setting batch_size", f"{settings.batch_size} for {fabric.world_size} processes", remedy)
@@ -213,6 +215,7 @@ def fit(
         )
 
     device = fabric.device
+    keep_freed_memory()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         model = build_coca(settings, tokenizer)
