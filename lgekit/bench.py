@@ -29,6 +29,7 @@ BENCHMARKS = [
     "lgekit.bench_scars:benchmark_training",
     "lgekit.bench_scars:benchmark_painter",
     "lgekit.bench_training:benchmark_fit",
+    "lgekit.bench_training:benchmark_paper",
     "lgekit.bench_training:benchmark_predict",
     "lgekit.bench_grid:benchmark_grid",
 ]

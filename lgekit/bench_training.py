@@ -17,14 +17,18 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import torch
+from joblib import cpu_count
 from torch import Tensor, nn
 
 from lgekit.augmentation import augment
-from lgekit.detection import Detector, batch_of
+from lgekit.detection import Detector
+from lgekit.detector import cohort_pairs
+from lgekit.fresh_scars import MOST_PAINTERS, FreshScars
 from lgekit.model import CoCaModel, StudyBatch, build_coca
 from lgekit.pairs import Pairs, Store
+from lgekit.polar_pretraining import pretrain_polar
+from lgekit.precision import accelerator, has_fast_bfloat16
 from lgekit.settings import FitSettings, size_settings
-from lgekit.stages import make_view
 from lgekit.studies import Cohort
 from lgekit.supervision import report_texts
 from lgekit.tokenizer import ReportTokenizer
@@ -35,7 +39,8 @@ ROUNDS = 5
 
 
 def benchmark_fit(studies: int = 96) -> list[dict[str, Any]]:
-    """A step of `fit` against the bare step on a ready batch, and studies/s against open_clip's own loop and loader.
+    """A step of `fit` against the bare step on a ready batch, and studies/s against open_clip's own loop and loader;
+    all on the GPU and in bfloat16 where there is one.
 
     A fit's first epoch builds and fills what later ones reuse (the optimiser's moments, the allocator's blocks), as the
     bare step's warm-up does: it is left out.
@@ -66,34 +71,66 @@ def benchmark_fit(studies: int = 96) -> list[dict[str, Any]]:
     return [dict(zip(("name", "value", "unit", "target"), row, strict=True)) for row in rows]
 
 
+def benchmark_paper(studies: int = 965, settings: FitSettings | None = None) -> list[dict[str, Any]]:
+    """Training of one network at the paper's size on a GPU, from views to the last epoch: all studies learned from, two
+    synthetic scars for each, painted anew in every epoch. Along the true contours, so that no heart network is timed.
+
+    Args:
+        studies: of the phantom.
+        settings: others than the paper's, which are also timed where there is no GPU.
+
+    Returns:
+        Rows of the table: ``name``, ``value``, ``unit``, ``target``; none without a GPU, where it takes an hour.
+    """
+    if settings is None and not torch.cuda.is_available():
+        return []
+    settings = settings or size_settings("paper", masks="true", models=1)
+    from lgekit.phantom import phantom_cohort
+
+    cohort = phantom_cohort(studies, seed=0)
+    pairs, scars = cohort_pairs(cohort, settings), FreshScars(cohort, settings, min(MOST_PAINTERS, cpu_count() - 1))
+    first = scars[settings.epochs]  # no epoch's own: for the tokenizer alone
+
+    def train() -> None:
+        state = {name: value.cpu() for name, value in pretrain_polar(pairs.batch.to(accelerator()), settings).items()}
+        fit(pairs, settings, synthetic=first, fresh=scars, encoder_state=state, progress=False)
+
+    about = f"{studies} studies, {settings.synthetic_per_real:g} synthetic for each, {settings.epochs} epochs"
+    row = (f"training, paper size: {about}", _seconds(train), "s", "≤ 180")
+    return [dict(zip(("name", "value", "unit", "target"), row, strict=True))]
+
+
 def phantom_pairs(studies: int, settings: FitSettings) -> Pairs:
     """Views and texts of phantom studies, along their true contours."""
     from lgekit.phantom import phantom_cohort
 
-    cohort = phantom_cohort(studies, seed=0)
-    views = [make_view(study, settings) for study in cohort.studies]
-    return Pairs(batch_of(views), [report_texts(study["report"], settings.text) for study in cohort.studies])
+    return cohort_pairs(phantom_cohort(studies, seed=0), settings)
 
 
-def bare_step(pairs: Pairs, settings: FitSettings) -> Callable[[], None]:
+def bare_step(pairs: Pairs, settings: FitSettings) -> Callable[[], Tensor]:
     """Forward, backward and optimiser of the network that `fit` trains, on the batches of an epoch of it, made ready
     before: their pictures already varied, their texts already drawn and gathered."""
-    tokenizer = ReportTokenizer.train([text for texts in pairs.texts for text in texts], settings.vocabulary)
-    module = ContrastiveCaptioner(build_coca(settings, tokenizer)).train()
+    tokenizer, device = ReportTokenizer.train(_words(pairs), settings.vocabulary), accelerator()
+    module = ContrastiveCaptioner(build_coca(settings, tokenizer)).to(device).train()
     optimizer, generator = adamw(module, settings), torch.Generator().manual_seed(0)
-    store = Store.of(tokenizer, torch.device("cpu"), pairs)
+    store = Store.of(tokenizer, device, pairs)
+    halved = device.type == "cuda" or settings.bfloat16 and has_fast_bfloat16()  # as in `fit`
     ready: list[tuple[Any, ...]] = []
     for index, chosen in store.batches(0, settings):
         studies, *words = store.step_inputs(index, chosen, captions=True)
         ready.append((augment(studies, settings, generator), *words))
     batches = itertools.cycle(ready)
 
-    def step() -> None:
+    def step() -> Tensor:
         *inputs, ids = next(batches)
-        contrast, caption = all_losses(module(*inputs), ids, settings, tokenizer.pad_id)
+        with torch.autocast(device.type, torch.bfloat16, enabled=halved):
+            out = module(*inputs)
+        out = {name: value.float() if value.is_floating_point() else value for name, value in out.items()}
+        contrast, caption = all_losses(out, ids, settings, tokenizer.pad_id)
         optimizer.zero_grad()
-        (contrast + settings.caption_weight * caption).backward()
+        (loss := contrast + settings.caption_weight * caption).backward()
         optimizer.step()
+        return loss.detach()
 
     return step
 
@@ -123,7 +160,7 @@ class _Strip(nn.Module):
 
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         images = pictures[:, 0].unflatten(1, (self.slices, -1))[:, :, None]
-        levels = torch.linspace(0, 1, self.slices).expand(len(images), -1)
+        levels = torch.linspace(0, 1, self.slices, device=images.device).expand(len(images), -1)
         return self.visual(StudyBatch(images, levels, torch.ones_like(levels, dtype=torch.bool)))
 
 
@@ -137,10 +174,11 @@ def open_clip_epoch(pairs: Pairs, settings: FitSettings, folder: Path) -> Callab
     from open_clip_train.train import train_one_epoch
     from PIL import Image
 
-    tokenizer = ReportTokenizer.train([text for texts in pairs.texts for text in texts], settings.vocabulary)
+    tokenizer, device = ReportTokenizer.train(_words(pairs), settings.vocabulary), accelerator()
     coca: CoCaModel = build_coca(settings, tokenizer)
     slices, height, width = (pairs.batch.images.shape[i] for i in (1, 3, 4))
     coca.visual = _Strip(coca.visual, slices)
+    coca.to(device)
     rows = []
     for number, (images, texts) in enumerate(zip(pairs.batch.images, pairs.texts, strict=True)):
         picture = ((images.flatten(0, 2).numpy() + 4) * 31.875).round().astype(np.uint8)
@@ -159,7 +197,8 @@ def open_clip_epoch(pairs: Pairs, settings: FitSettings, folder: Path) -> Callab
     loader.num_samples, loader.num_batches = len(data), len(loader)
     info = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
     loss = CoCaLoss(caption_loss_weight=settings.caption_weight, clip_loss_weight=1.0, pad_id=tokenizer.pad_id)
-    about = {"device": "cpu", "precision": "fp32", "distill": False, "accum_freq": 1, "skip_scheduler": True}
+    precision = "amp_bf16" if device.type == "cuda" else "fp32"
+    about = {"device": str(device), "precision": precision, "distill": False, "accum_freq": 1, "skip_scheduler": True}
     about |= {"horovod": False, "grad_clip_norm": 1.0, "rank": 0, "local_rank": 0, "world_size": 1, "wandb": False}
     args = SimpleNamespace(**about, log_every_n_steps=100, batch_size=settings.batch_size, log_local=False)
     optimizer = adamw(coca, settings)
@@ -203,7 +242,13 @@ def _fresh(detector: Detector, cohort: Cohort) -> None:
     Detector(detector.settings, detector.networks, None, detector.calibration).predict(located)
 
 
+def _words(pairs: Pairs) -> list[str]:
+    return [text for texts in pairs.texts for text in texts]
+
+
 def _seconds(call: Callable[[], Any]) -> float:
     started = time.perf_counter()
     call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started

@@ -294,7 +294,8 @@ def synthetic_pool(located: Cohort, settings: FitSettings) -> list[Painted]:
     return painted
 
 
-def _pairs(cohort: Cohort, settings: FitSettings) -> Pairs:
+def cohort_pairs(cohort: Cohort, settings: FitSettings) -> Pairs:
+    """Views of located studies, with the texts that are true of them."""
     views = [make_view(study, settings) for study in cohort.studies]
     return Pairs(batch_of(views), [report_texts(study["report"], settings.text) for study in cohort.studies])
 
@@ -311,12 +312,12 @@ def _networks(
     fabric: Any = None,
 ) -> tuple[list[tuple[CoCaModel, ReportTokenizer]], list[pd.DataFrame]]:
     """Train ``settings.models`` networks on located studies, and on scars painted into them."""
-    pairs, synthetic = _pairs(train, settings), None
+    pairs, synthetic = cohort_pairs(train, settings), None
     ids = set(train.manifest["study_id"])
     if own_pool := [painted for painted in pool if painted.source in ids]:
         texts = [report_texts(painted.report, settings.text) for painted in own_pool]
         synthetic = Pairs(batch_of([painted.view for painted in own_pool]), texts)
-    held = _pairs(validation, settings) if validation is not None and len(validation) > 1 else None
+    held = cohort_pairs(validation, settings) if validation is not None and len(validation) > 1 else None
     if settings.frame == "polar" and settings.encoder_init == "segmentation":
         every = join(pairs.batch, synthetic.batch) if synthetic else pairs.batch
         there = fabric.device if fabric is not None else accelerator()

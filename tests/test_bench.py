@@ -53,6 +53,31 @@ def test_training_and_reading_are_timed(monkeypatch):
     assert {"≤ 1.1", "≥ 3", "≥ 50"} <= {row["target"] for row in rows}
 
 
+def test_the_papers_size_is_timed_on_a_gpu_alone_unless_asked(monkeypatch):
+    import torch
+
+    from lgekit import bench_training
+    from lgekit.settings import size_settings
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench_training.benchmark_paper() == []
+    tiny = size_settings("smoke", masks="true", epochs=2, synthetic_per_real=2.0, synthetic_pool=0)
+    (row,) = bench_training.benchmark_paper(8, tiny)
+    assert row["name"].endswith("8 studies, 2 synthetic for each, 2 epochs") and row["unit"] == "s" and row["value"] > 0
+
+
+def test_the_bare_step_learns_what_fit_learns():
+    """The same network on the same batches: the ratio of their times compares like with like."""
+    from lgekit import bench_training
+    from lgekit.settings import size_settings
+
+    settings = size_settings("smoke", masks="true", synthetic_per_real=0.0, augment=0.0)
+    pairs = bench_training.phantom_pairs(8, settings)
+    step = bench_training.bare_step(pairs, settings)
+    losses = [step() for _ in range(12)]
+    assert losses[-1] < losses[0]
+
+
 def test_the_cohorts_rows_are_measured_in_a_process_of_their_own():
     rows = {row["unit"]: row["value"] for row in benchmark_phantom(studies=2)}
     assert set(rows) == {"s", "GB"} and rows["s"] > 0 and 0.05 < rows["GB"] < 4
