@@ -12,6 +12,7 @@ import yaml
 from lgekit.cli import app
 
 ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "notebooks" / "site" / "results.md"
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "notebooks" / "site").glob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 ISSUE_FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
@@ -112,8 +113,9 @@ def test_the_lesson_plan_knows_every_notebook_and_its_exercises():
 
 
 @pytest.mark.parametrize("name", ["emidec", "laptop", "orientation"])
-def test_the_ablations_in_the_readme_are_those_of_the_tables(name):
-    readme, tables = text_of(ROOT / "README.md").replace("**", ""), ROOT / "figures" / "tables"
+def test_the_ablations_shown_are_those_of_the_tables(name):
+    page = ROOT / "README.md" if name == "emidec" else RESULTS
+    shown_there, tables = text_of(page).replace("**", ""), ROOT / "figures" / "tables"
     rows, beside = (pd.read_csv(tables / f"{name}_{which}.csv") for which in ("comparison", "references"))
     if name == "emidec":  # the references stand below the rows
         rows = pd.concat([rows, beside[beside["row"] != beside["row"].iloc[0]]])
@@ -121,26 +123,36 @@ def test_the_ablations_in_the_readme_are_those_of_the_tables(name):
         found = of_row.set_index("statistic")[["value", "low", "high"]]
         shown = [one for one in ("balanced_accuracy", "auc", "auc_walls") if one in found.index]
         line = " | ".join("{:.2f} ({:.2f}–{:.2f})".format(*found.loc[one]) for one in shown)
-        assert f"| {line} |" in readme, row
+        assert f"| {line} |" in shown_there, row
 
 
-def test_the_workbook_s_scores_in_the_readme_are_those_of_its_tables():
+def test_the_phantom_in_the_readme_is_that_of_the_tables():
     readme, tables = text_of(ROOT / "README.md"), ROOT / "figures" / "tables"
+    rows = pd.read_csv(tables / "laptop_comparison.csv").set_index(["row", "statistic"])[["value", "low", "high"]]
+    sizes = [pd.read_csv(tables / f"{name}_scores.csv", index_col="score") for name in ("workbook", "paper_size")]
+    table = readme.split("**The built-in phantom**")[1].split("\n\n")[1].splitlines()[2:]
+    for line, found in zip(table, [sizes[0], rows.loc["full"], rows.loc["plain_clip"], sizes[1]], strict=True):
+        shown = found.loc[["balanced_accuracy", "auc", "auc_walls"]].to_numpy()
+        assert line.endswith("| " + " | ".join("{:.2f} ({:.2f}–{:.2f})".format(*one) for one in shown) + " |"), line
+
+
+def test_the_workbook_s_scores_in_the_results_are_those_of_its_tables():
+    results, tables = text_of(RESULTS), ROOT / "figures" / "tables"
     scores = pd.read_csv(tables / "workbook_scores.csv").set_index("score")
     places = pd.read_csv(tables / "workbook_places.csv").set_index("place")
     shown = ["balanced_accuracy", "auc", "auc_walls", "auc_segments", "auc_slices", "auc_attention"]
     found = [*scores.loc[[*shown, "caption_presence_f1", "caption_walls_f1"]].to_numpy()]
     found += [*places.loc[["level_basal", "depth_subendocardial", "depth_transmural"], scores.columns].to_numpy()]
-    table = readme.split("**Phantom, laptop size**")[1].split("\n\n")[1].splitlines()[2:]
+    table = results.split("## Phantom, the workbook")[1].split("\n\n")[2].splitlines()[2:]
     assert len(table) == len(found) + 2  # and two references below
     for line, values in zip(table, found, strict=False):
         assert line.endswith("| {:.2f} | {:.2f}–{:.2f} |".format(*values)), line
 
 
-def test_the_paper_s_size_in_the_readme_is_that_of_its_table():
+def test_the_paper_s_size_in_the_results_is_that_of_its_table():
     scores = pd.read_csv(ROOT / "figures" / "tables" / "paper_size_scores.csv").set_index("score")
     shown = ("{:.2f} ({:.2f}–{:.2f})".format(*scores.loc[name]) for name in ("balanced_accuracy", "auc"))
-    assert "balanced accuracy {}, AUC {} on the same 186 patients".format(*shown) in text_of(ROOT / "README.md")
+    assert "balanced accuracy {}, AUC {} on the same 186 patients".format(*shown) in text_of(RESULTS)
 
 
 def test_where_scar_is_in_the_readme_is_that_of_the_table():
@@ -152,9 +164,9 @@ def test_where_scar_is_in_the_readme_is_that_of_the_table():
 
 
 @pytest.mark.parametrize("statistic", ["balanced_accuracy", "auc"])
-def test_the_label_efficiency_in_the_readme_is_that_of_the_figure(statistic):
-    readme, curve = text_of(ROOT / "README.md").replace("**", ""), pd.read_csv(ROOT / "figures/label_efficiency.csv")
+def test_the_label_efficiency_in_the_results_is_that_of_the_figure(statistic):
+    results, curve = text_of(RESULTS).replace("**", ""), pd.read_csv(ROOT / "figures/label_efficiency.csv")
     for row, of_row in curve[curve["statistic"] == statistic].groupby("row", sort=False):
         found = of_row.sort_values("train_studies")[["value", "low", "high"]].to_numpy()
         line = " | ".join("{:.2f} ({:.2f}–{:.2f})".format(*one) for one in found)
-        assert f"| {line} |" in readme, row
+        assert f"| {line} |" in results, row
