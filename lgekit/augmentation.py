@@ -56,11 +56,11 @@ def augment(batch: StudyBatch, settings: FitSettings, generator: torch.Generator
     images = flat.unflatten(0, (studies, slices))
     gain = (0.15 * study[..., 4] + 0.03 * each[..., 2]).exp()[..., None, None, None]
     offset = (0.08 * study[..., 5] + 0.03 * each[..., 3])[..., None, None, None]
-    images = gain * images + offset
+    images.mul_(gain).add_(offset)  # in place from here: a batch is larger than the caches
     noise = (
         torch.randn(images.shape, generator=generator).to(device) if device.type == "cpu" else torch.randn_like(images)
     )
-    images = images + noise * (0.05 * study[..., 6].abs())[..., None, None, None]
+    images.add_(noise.mul_((0.05 * study[..., 6].abs())[..., None, None, None]))
     kept = torch.rand(studies, slices, generator=generator).to(device) > 0.125 * min(strength, 1.0)
     kept = kept & mask
     return StudyBatch(images, batch.levels, torch.where(kept.any(1, keepdim=True), kept, mask))
