@@ -27,7 +27,7 @@ from lgekit.fresh_scars import MOST_PAINTERS, FreshScars
 from lgekit.model import CoCaModel, StudyBatch, build_coca
 from lgekit.pairs import Pairs, Store
 from lgekit.polar_pretraining import pretrain_polar
-from lgekit.precision import accelerator, has_fast_bfloat16
+from lgekit.precision import accelerator, trains_in_bfloat16
 from lgekit.settings import FitSettings, size_settings
 from lgekit.studies import Cohort
 from lgekit.supervision import report_texts
@@ -92,7 +92,7 @@ def benchmark_paper(studies: int = 965, settings: FitSettings | None = None) -> 
     first = scars[settings.epochs]  # no epoch's own: for the tokenizer alone
 
     def train() -> None:
-        state = {name: value.cpu() for name, value in pretrain_polar(pairs.batch.to(accelerator()), settings).items()}
+        state = pretrain_polar(pairs.batch.to(accelerator()), settings, progress=False)
         fit(pairs, settings, synthetic=first, fresh=scars, encoder_state=state, progress=False)
 
     about = f"{studies} studies, {settings.synthetic_per_real:g} synthetic for each, {settings.epochs} epochs"
@@ -114,7 +114,7 @@ def bare_step(pairs: Pairs, settings: FitSettings) -> Callable[[], Tensor]:
     module = ContrastiveCaptioner(build_coca(settings, tokenizer)).to(device).train()
     optimizer, generator = adamw(module, settings), torch.Generator().manual_seed(0)
     store = Store.of(tokenizer, device, pairs)
-    halved = device.type == "cuda" or settings.bfloat16 and has_fast_bfloat16()  # as in `fit`
+    halved = trains_in_bfloat16(settings.bfloat16)
     ready: list[tuple[Any, ...]] = []
     for index, chosen in store.batches(0, settings):
         studies, *words = store.step_inputs(index, chosen, captions=True)

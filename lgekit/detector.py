@@ -321,7 +321,7 @@ def _networks(
     if settings.frame == "polar" and settings.encoder_init == "segmentation":
         every = join(pairs.batch, synthetic.batch) if synthetic else pairs.batch
         there = fabric.device if fabric is not None else accelerator()
-        encoder_state = pretrain_polar(every.to(there), settings.override(seed=settings.seed + 100 * fold))
+        encoder_state = pretrain_polar(every.to(there), settings.override(seed=settings.seed + 100 * fold), progress)
     scars = FreshScars(train, settings) if synthetic and not settings.synthetic_pool else None
     results: list[FitResult] = []
     for number in range(settings.models):

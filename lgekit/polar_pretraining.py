@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lgekit.model import PolarEncoder, StudyBatch
 from lgekit.polar import INSIDE, OUTSIDE
-from lgekit.precision import keep_freed_memory
+from lgekit.precision import keep_freed_memory, trains_in_bfloat16
 from lgekit.settings import FitSettings
 from lgekit.stages import REACH
 
@@ -36,16 +36,20 @@ def warp(images: Tensor, reach: tuple[float, float], generator: torch.Generator)
     return warped, (depth >= 0).long() + (depth >= 1).long()
 
 
-def pretrain_polar(batch: StudyBatch, settings: FitSettings) -> dict[str, Tensor]:
+def pretrain_polar(batch: StudyBatch, settings: FitSettings, progress: bool = True) -> dict[str, Tensor]:
     """Weights of a `PolarEncoder` that finds the wall, on the batch's device; names as in its state dict.
 
     Args:
         batch: training studies, whose contours the view was made by. No label but these contours is used.
         settings: view, channels, batch size, seed, and ``polar_pretraining``, the most rounds over all slices; fewer
             where there are many, so that no more than ``LOOKS`` are looked at.
+        progress: show a bar.
     """
+    from tqdm.auto import trange
+
     images, reach = batch.images[batch.mask], REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
     keep_freed_memory()
+    halved = trains_in_bfloat16(settings.bfloat16)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         encoder = PolarEncoder(settings.polar_channels).to(images.device)
@@ -58,10 +62,12 @@ def pretrain_polar(batch: StudyBatch, settings: FitSettings) -> dict[str, Tensor
         size, epochs = 8 * settings.batch_size, max(1, min(settings.polar_pretraining, LOOKS // len(images)))
         steps = epochs * math.ceil(len(images) / size)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, max(steps, 2))
-        for _ in range(epochs):
+        for _ in trange(epochs, desc="first weights", unit="round", disable=not progress, leave=False):
             for index in torch.randperm(len(images)).split(size):
                 pictures, classes = warp(images[index.to(images.device)], reach, generator)
-                logits = head(encoder.body(pictures))[..., : classes.shape[-2], : classes.shape[-1]]
+                with torch.autocast(images.device.type, torch.bfloat16, enabled=halved):
+                    logits = head(encoder.body(pictures)).float()
+                logits = logits[..., : classes.shape[-2], : classes.shape[-1]]
                 loss = F.cross_entropy(logits, classes[..., : logits.shape[-2], : logits.shape[-1]])
                 optimizer.zero_grad()
                 loss.backward()

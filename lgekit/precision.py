@@ -36,6 +36,11 @@ def predicting(device: torch.device) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=device.type == "cpu" and has_fast_bfloat16())
 
 
+def trains_in_bfloat16(asked: bool) -> bool:
+    """Whether CLIP's training multiplies in bfloat16: on a GPU always, on a CPU where asked to and fast at it."""
+    return torch.cuda.is_available() or (asked and has_fast_bfloat16())
+
+
 @functools.cache
 def keep_freed_memory() -> bool:
     """Have this process keep the memory that it frees for its next tensors, as PyTorch does on a GPU.

@@ -101,7 +101,7 @@ def fit_supervised(
         batch, labels = join(batch, batch_of([painted.view for painted in pool])), labels + [True] * len(pool)
     state = heart.encoder_state() if heart is not None else None
     if settings.frame == "polar" and settings.encoder_init == "segmentation":
-        state = pretrain_polar(batch, settings)
+        state = pretrain_polar(batch, settings, progress)
     network = train_presence(batch, np.array(labels), len(located), settings, state, progress)
     calibration = (1.0, 0.0)
     if parts[1]:

@@ -24,7 +24,7 @@ from lgekit.checkpoint import TrainingState
 from lgekit.errors import InputError
 from lgekit.model import CoCaModel, StudyBatch, build_coca
 from lgekit.pairs import Pairs, Store, dealt
-from lgekit.precision import has_fast_bfloat16, keep_freed_memory
+from lgekit.precision import keep_freed_memory, trains_in_bfloat16
 from lgekit.settings import FitSettings
 from lgekit.tokenizer import ReportTokenizer
 
@@ -191,7 +191,7 @@ def fit(
     if len(pairs) < 2:
         raise InputError("training studies", f"{len(pairs)} found", "Contrastive training needs two or more.")
     if fabric is None:
-        halved = torch.cuda.is_available() or settings.bfloat16 and has_fast_bfloat16()
+        halved = trains_in_bfloat16(settings.bfloat16)
         fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if halved else "32-true")
     if settings.batch_size < 2 * fabric.world_size:
         remedy = f"Give {2 * fabric.world_size} or more, or fewer processes."

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from lgekit import training
+from lgekit import precision, training
 from lgekit.augmentation import augment
 from lgekit.captions import write_captions
 from lgekit.errors import InputError
@@ -292,7 +292,7 @@ def test_trains_in_mixed_precision_as_on_a_gpu(changes):
 def test_a_cpu_multiplies_in_bfloat16_where_it_is_asked_to_and_can(monkeypatch):
     losses = []
     for asked, able in ((False, False), (False, True), (True, False), (True, True)):
-        monkeypatch.setattr(training, "has_fast_bfloat16", lambda able=able: able)
+        monkeypatch.setattr(precision, "has_fast_bfloat16", lambda able=able: able)
         result = fit(toy(8), settings(epochs=2, bfloat16=asked), progress=False)
         losses.append(result.history["contrastive"].tolist())
     assert losses[0] == losses[1] == losses[2] != losses[3]
@@ -311,13 +311,13 @@ def faults():  # of ten tensors of 39,063 pages each, one after the other
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 before = faults()
 assert keep_freed_memory()
-torch.ones(40_000_000)  # the first is new to the process
+torch.ones(40_000_000)  # the first is new to the process, and the next may lie beside it
 print(before, faults())
 """
     env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True, env=env)
     before, after = map(int, done.stdout.split())
-    assert before > 100_000 and after < 5_000
+    assert before > 390_000 and after < 80_000
 
 
 def test_whole_reports_are_read_to_their_end():
