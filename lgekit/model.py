@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,6 +19,10 @@ from lgekit.text_tower import HuggingFaceText, report_text_tower
 from lgekit.tokenizer import ReportTokenizer
 
 CoCaModel = Any  # an open_clip CoCa with a StudyEncoder; open_clip has no types
+
+# Slices [O]. At the paper's size a training step takes 4.8 s for all 1,280 at once, 2.8 for 32 or 64 at a time and 3.2
+# for 128 (bfloat16, two cores of an AMD EPYC); at the laptop's 0.12 and 0.10 s.
+PART = 64
 
 
 class StudyBatch(NamedTuple):
@@ -56,6 +60,17 @@ class CircularConv(nn.Module):
         return F.gelu(self.norm(self.conv(F.pad(image, (self.margin, self.margin, 0, 0), mode="circular"))))
 
 
+def in_parts(encode: Callable[[Tensor], Tensor], slices: Tensor) -> Tensor:
+    """Encode slices, on a CPU `PART` at a time; the encoder must treat each slice on its own.
+
+    What is then between its layers stays in the caches, and blocks are small enough for the C library to keep: one of
+    32 MiB or more it gives back to the kernel, to get it page by page anew in the next step.
+    """
+    if slices.device.type != "cpu":
+        return encode(slices)
+    return torch.cat([encode(part) for part in slices.split(PART)])
+
+
 class PolarEncoder(nn.Module):
     """Slice encoder of the polar view: `(N, 1, depth, angle)` → `(N, C, 2, 12)`, circular in angle.
 
@@ -75,7 +90,7 @@ class PolarEncoder(nn.Module):
         )
 
     def forward(self, image: Tensor) -> Tensor:
-        return F.adaptive_avg_pool2d(self.body(image), self.grid)
+        return in_parts(lambda part: F.adaptive_avg_pool2d(self.body(part), self.grid), image)
 
 
 class ImageEncoder(nn.Module):

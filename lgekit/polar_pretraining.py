@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lgekit.model import PolarEncoder, StudyBatch
+from lgekit.model import PolarEncoder, StudyBatch, in_parts
 from lgekit.polar import INSIDE, OUTSIDE
-from lgekit.precision import keep_freed_memory, trains_in_bfloat16
+from lgekit.precision import trains_in_bfloat16
 from lgekit.settings import FitSettings
 from lgekit.stages import REACH
 
@@ -48,7 +48,6 @@ def pretrain_polar(batch: StudyBatch, settings: FitSettings, progress: bool = Tr
     from tqdm.auto import trange
 
     images, reach = batch.images[batch.mask], REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
-    keep_freed_memory()
     halved = trains_in_bfloat16(settings.bfloat16)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
@@ -66,7 +65,7 @@ def pretrain_polar(batch: StudyBatch, settings: FitSettings, progress: bool = Tr
             for index in torch.randperm(len(images)).split(size):
                 pictures, classes = warp(images[index.to(images.device)], reach, generator)
                 with torch.autocast(images.device.type, torch.bfloat16, enabled=halved):
-                    logits = head(encoder.body(pictures)).float()
+                    logits = in_parts(lambda part: head(encoder.body(part)), pictures).float()
                 logits = logits[..., : classes.shape[-2], : classes.shape[-1]]
                 loss = F.cross_entropy(logits, classes[..., : logits.shape[-2], : logits.shape[-1]])
                 optimizer.zero_grad()

@@ -1,16 +1,12 @@
-"""Where networks train and predict, in which number format and memory: a GPU where there is one; bfloat16 where the
-processor multiplies it faster than float32; memory that a step has freed kept for the next."""
+"""Where networks train and predict, and in which number format: a GPU where there is one; bfloat16 where the processor
+multiplies it faster than float32."""
 
 from __future__ import annotations
 
-import ctypes
 import functools
-import sys
 from typing import Any
 
 import torch
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def accelerator() -> torch.device:
@@ -39,23 +35,3 @@ def predicting(device: torch.device) -> torch.autocast:
 def trains_in_bfloat16(asked: bool) -> bool:
     """Whether CLIP's training multiplies in bfloat16: on a GPU always, on a CPU where asked to and fast at it."""
     return torch.cuda.is_available() or (asked and has_fast_bfloat16())
-
-
-@functools.cache
-def keep_freed_memory() -> bool:
-    """Have this process keep the memory that it frees for its next tensors, as PyTorch does on a GPU.
-
-    glibc gives blocks of 32 MiB and more back to the kernel at once and gets each of them page by page anew: at the
-    paper's size two fifths of a training step's processor time (128 studies, bfloat16, two cores of an AMD EPYC: 5.9 s
-    a step, 2.8 s with this; the process then holds 5.3 GB for 3.6) [O]. Results are the same to the last bit.
-
-    Returns:
-        whether the C library took it: glibc (mallopt(3)) does; others are left as they are.
-    """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    mallopt = getattr(library, "mallopt", None)
-    if mallopt is None:
-        return False
-    # older versions of glibc take 32 MiB at most for the first
-    kept = mallopt(M_MMAP_THRESHOLD, 1 << 30) or mallopt(M_MMAP_THRESHOLD, 32 << 20)
-    return bool(kept and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))

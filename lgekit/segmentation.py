@@ -18,7 +18,6 @@ from lgekit.canvas import CANVAS, CLASSES, Slices, angle_field, collect_slices, 
 from lgekit.errors import InputError
 from lgekit.heartnet import SIZES, HeartNetwork, HeartSettings, build_encoder, build_unet, with_prediction
 from lgekit.invention import invent_appearance
-from lgekit.precision import keep_freed_memory
 from lgekit.studies import BACKGROUND, CAVITY, RV, WALL_CODES, Cohort, Landmarks, Study
 from lgekit.views import Views, random_views, standardise, vary_appearance
 
@@ -59,7 +58,6 @@ def fit_heart_network(
 
     settings = heart_settings(size, init, changes)
     device = torch.device(device)
-    keep_freed_memory()
     studies = [with_drawn_rv(cohort.studies, init) if init is not None else cohort.studies for cohort in cohorts]
     slices = collect_slices(studies).to(device)
     unet = build_unet(settings, seed).to(device)

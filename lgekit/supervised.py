@@ -25,7 +25,6 @@ from lgekit.heartnet import HeartNetwork
 from lgekit.model import StudyBatch, StudyEncoder, join
 from lgekit.pairs import epoch_batches
 from lgekit.polar_pretraining import pretrain_polar
-from lgekit.precision import keep_freed_memory
 from lgekit.reports import states_enhancement
 from lgekit.settings import FitSettings
 from lgekit.stages import locate, make_view
@@ -132,7 +131,6 @@ def train_presence(
         the network in eval mode on the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    keep_freed_memory()
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         network = PresenceNetwork(settings)

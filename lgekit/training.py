@@ -24,7 +24,7 @@ from lgekit.checkpoint import TrainingState
 from lgekit.errors import InputError
 from lgekit.model import CoCaModel, StudyBatch, build_coca
 from lgekit.pairs import Pairs, Store, dealt
-from lgekit.precision import keep_freed_memory, trains_in_bfloat16
+from lgekit.precision import trains_in_bfloat16
 from lgekit.settings import FitSettings
 from lgekit.tokenizer import ReportTokenizer
 
@@ -215,7 +215,6 @@ def fit(
         )
 
     device = fabric.device
-    keep_freed_memory()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         model = build_coca(settings, tokenizer)

@@ -286,3 +286,20 @@ def test_settings_refuse_what_they_do_not_know():
         make_settings(text_width=50)
     assert FitSettings().override(learning_rate="1e-4").learning_rate == 1e-4
     assert FitSettings(orientation="none").frame == "image"
+
+
+def test_slices_are_encoded_in_parts_as_all_at_once(monkeypatch):
+    encoder, slices = PolarEncoder(8).double(), torch.randn(7, 1, 16, 24, dtype=torch.float64)
+    results = []
+    for part in (3, 100):
+        monkeypatch.setattr("lgekit.model.PART", part)
+        seen: list[int] = []
+        hook = encoder.body.register_forward_hook(lambda module, inputs, output, seen=seen: seen.append(len(output)))
+        encoder.zero_grad()
+        output = encoder(slices)
+        output.square().sum().backward()
+        hook.remove()
+        results.append((seen, output, [weight.grad.clone() for weight in encoder.parameters()]))
+    assert results[0][0] == [3, 3, 1] and results[1][0] == [7]
+    torch.testing.assert_close(results[0][1:], results[1][1:])
+    assert encoder(slices[:0]).shape == (0, 16, 2, 12)

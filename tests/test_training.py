@@ -2,7 +2,6 @@
 
 import math
 import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -297,27 +296,6 @@ def test_a_cpu_multiplies_in_bfloat16_where_it_is_asked_to_and_can(monkeypatch):
         losses.append(result.history["contrastive"].tolist())
     assert losses[0] == losses[1] == losses[2] != losses[3]
     assert np.allclose(losses[0], losses[3], rtol=0.05)
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="asks glibc")
-def test_memory_freed_by_a_step_is_kept_for_the_next():
-    work = """
-import resource, torch
-from lgekit.precision import keep_freed_memory
-def faults():  # of ten tensors of 39,063 pages each, one after the other
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(10):
-        torch.ones(40_000_000).add_(1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-before = faults()
-assert keep_freed_memory()
-torch.ones(40_000_000)  # the first is new to the process, and the next may lie beside it
-print(before, faults())
-"""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
-    done = subprocess.run([sys.executable, "-c", work], capture_output=True, text=True, check=True, env=env)
-    before, after = map(int, done.stdout.split())
-    assert before > 390_000 and after < 80_000
 
 
 def test_whole_reports_are_read_to_their_end():
