@@ -110,11 +110,12 @@ def phantom_pairs(studies: int, settings: FitSettings) -> Pairs:
 def bare_step(pairs: Pairs, settings: FitSettings) -> Callable[[], Tensor]:
     """Forward, backward and optimiser of the network that `fit` trains, on the batches of an epoch of it, made ready
     before: their pictures already varied, their texts already drawn and gathered."""
-    tokenizer, device = ReportTokenizer.train(_words(pairs), settings.vocabulary), accelerator()
+    device = accelerator()
+    tokenizer = ReportTokenizer.train(_words(pairs), settings.vocabulary, settings.longest_text)  # as `fit` does
     module = ContrastiveCaptioner(build_coca(settings, tokenizer)).to(device).train()
     optimizer, generator = adamw(module, settings), torch.Generator().manual_seed(0)
     store = Store.of(tokenizer, device, pairs)
-    halved = trains_in_bfloat16(settings.bfloat16)
+    halved = trains_in_bfloat16(device, settings.bfloat16)
     ready: list[tuple[Any, ...]] = []
     for index, chosen in store.batches(0, settings):
         studies, *words = store.step_inputs(index, chosen, captions=True)

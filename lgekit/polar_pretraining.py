@@ -48,7 +48,7 @@ def pretrain_polar(batch: StudyBatch, settings: FitSettings, progress: bool = Tr
     from tqdm.auto import trange
 
     images, reach = batch.images[batch.mask], REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
-    halved = trains_in_bfloat16(settings.bfloat16)
+    halved = trains_in_bfloat16(images.device, settings.bfloat16)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         encoder = PolarEncoder(settings.polar_channels).to(images.device)

@@ -32,6 +32,6 @@ def predicting(device: torch.device) -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=device.type == "cpu" and has_fast_bfloat16())
 
 
-def trains_in_bfloat16(asked: bool) -> bool:
+def trains_in_bfloat16(device: torch.device, asked: bool) -> bool:
     """Whether CLIP's training multiplies in bfloat16: on a GPU always, on a CPU where asked to and fast at it."""
-    return torch.cuda.is_available() or (asked and has_fast_bfloat16())
+    return device.type == "cuda" or (device.type == "cpu" and asked and has_fast_bfloat16())

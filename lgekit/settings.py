@@ -78,7 +78,7 @@ class FitSettings(BaseModel):
     models: int = Field(default=1, ge=1)  # networks from different seeds whose scores are averaged
     folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies
     bfloat16: bool = False  # multiply in it on a CPU that does so fast (a GPU always does): at the paper's size a step
-    # takes half of the time, at the laptop's just as long
+    # takes three fifths of the time, at the laptop's just as long
     workers: int = Field(default=0, ge=0)  # processes that the folds run in; 0 = one a core. Changes no result
     seed: int = Field(default=0, ge=0)
 

@@ -24,7 +24,7 @@ from lgekit.checkpoint import TrainingState
 from lgekit.errors import InputError
 from lgekit.model import CoCaModel, StudyBatch, build_coca
 from lgekit.pairs import Pairs, Store, dealt
-from lgekit.precision import trains_in_bfloat16
+from lgekit.precision import accelerator, trains_in_bfloat16
 from lgekit.settings import FitSettings
 from lgekit.tokenizer import ReportTokenizer
 
@@ -191,7 +191,7 @@ def fit(
     if len(pairs) < 2:
         raise InputError("training studies", f"{len(pairs)} found", "Contrastive training needs two or more.")
     if fabric is None:
-        halved = trains_in_bfloat16(settings.bfloat16)
+        halved = trains_in_bfloat16(accelerator(), settings.bfloat16)
         fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if halved else "32-true")
     if settings.batch_size < 2 * fabric.world_size:
         remedy = f"Give {2 * fabric.world_size} or more, or fewer processes."

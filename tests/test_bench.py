@@ -68,13 +68,18 @@ def test_the_papers_size_is_timed_on_a_gpu_alone_unless_asked(monkeypatch):
 
 def test_the_bare_step_learns_what_fit_learns():
     """The same network on the same batches: the ratio of their times compares like with like."""
+    import torch
+
     from lgekit import bench_training
     from lgekit.settings import size_settings
 
-    settings = size_settings("smoke", masks="true", synthetic_per_real=0.0, augment=0.0)
+    settings = size_settings("smoke", masks="true", synthetic_per_real=0.0, augment=0.0, dropout=0.0, epochs=1)
     pairs = bench_training.phantom_pairs(8, settings)
+    history = bench_training.fit(pairs, settings, progress=False).history.iloc[0]  # one step, as all fit one batch
+    torch.manual_seed(settings.seed)
     step = bench_training.bare_step(pairs, settings)
-    losses = [step() for _ in range(12)]
+    losses = [float(step()) for _ in range(12)]
+    assert losses[0] == pytest.approx(history["contrastive"] + settings.caption_weight * history["caption"], rel=1e-5)
     assert losses[-1] < losses[0]
 
 
