@@ -144,7 +144,8 @@ def clean(file: str | Path, everything: bool = False) -> list[str]:
     grid = load_grid(file)
     busy = [name for name in names_in(grid.folder / ".locks") if is_locked(grid.folder / ".locks" / name)]
     if busy:
-        raise InputError(grid.folder, f"{len(busy)} runs are going on", "Wait for them, or end them")
+        which = ", ".join(sorted(busy)[:3]) + (f" and {len(busy) - 3} more" if len(busy) > 3 else "")
+        raise InputError(grid.folder, f"runs are going on: {which}", "Wait for them, or end them and try again")
     keep = set() if everything else {run.id for run in grid.runs} | {TABLE, PREDICTIONS, REFERENCES}
     gone = sorted(names_in(grid.folder) - keep)
     for name in gone:
