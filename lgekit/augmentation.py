@@ -16,8 +16,8 @@ def augment(batch: StudyBatch, settings: FitSettings, generator: torch.Generator
     """New images for one step, drawn for the whole batch at once; no left–right flip: it would make the text wrong.
 
     Polar view: a small turn (the insertion point's error), per slice a shift and stretch of the depths and a smooth
-    wobble of the contour (the segmentation's error). Image view: small turns, shifts, scale. Both: gain, offset,
-    gamma-like contrast and noise of the intensities; one slice in eight left out.
+    wobble of the contour (the segmentation's error). Image view: small turns, shifts, scale. Both: gain, offset and
+    noise of the intensities; one slice in eight left out.
     """
     strength = settings.augment
     if not strength:

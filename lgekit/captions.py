@@ -23,7 +23,8 @@ def write_captions(
     Args:
         model: a CoCa in eval mode.
         batch: the studies.
-        beams: kept hypotheses; their scores are mean log-probabilities per token.
+        beams: kept hypotheses, those with the largest mean log-probability of their tokens: by the sum, short ones
+            would win.
         longest: most tokens; the context length if None.
         encoded: what `StudyEncoder.slice_features` gave of the batch, where that is known.
     """
@@ -44,11 +45,14 @@ def write_captions(
         log_p[ended] = float("-inf")
         log_p[ended, tokenizer.pad_id] = 0.0
         total = (score[..., None] + log_p.unflatten(0, (studies, kept))).flatten(1)
-        score, best = total.topk(min(beams, total.shape[1]), 1)
+        lengths = (text != tokenizer.pad_id).sum(-1) - ended.unflatten(0, (studies, kept)).int()  # start not counted
+        means = total / lengths.repeat_interleave(log_p.shape[1], 1)
+        best = means.topk(min(beams, total.shape[1]), 1).indices
+        score = total.gather(1, best)
         parent, token = best // log_p.shape[1], best % log_p.shape[1]
         text = torch.cat([text.gather(1, parent[..., None].expand(-1, -1, text.shape[2])), token[..., None]], -1)
         if ((text == tokenizer.end_id).any(-1)).all():
             break
-    lengths = (text != tokenizer.pad_id).sum(-1)
+    lengths = (text != tokenizer.pad_id).sum(-1) - 1
     best = (score / lengths).argmax(1)
     return [tokenizer.decode(text[study, best[study]]) for study in range(studies)]

@@ -122,4 +122,9 @@ class TrainingState:
             number, name = key.split("/")
             moments.setdefault(int(number), {})[name] = value
         optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+        for group in optimizer.param_groups:  # a file knows no memory format, and a fused step reads memory as it lies
+            for weight in group["params"]:
+                kept = optimizer.state.get(weight, {})
+                for name in {"exp_avg", "exp_avg_sq"} & kept.keys():
+                    kept[name] = torch.empty_like(weight, requires_grad=False).copy_(kept[name])
         return state

@@ -89,6 +89,7 @@ def fit_detector(
         problem = f"fewer than two studies with a report that speaks of late enhancement {where}"
         raise InputError(cohort.name, problem, "Give more studies or reports.")
     usable = Cohort(studies, cohort.name)
+    _require_contrast(usable if all_studies else Cohort(kept["train"], cohort.name), settings)
     if all_studies:
         return _cross_fit(usable, settings, progress, pretrain_on, checkpoints)
     train = Cohort(kept["train"], f"{cohort.name} [train]")
@@ -109,6 +110,19 @@ def fit_detector(
         patients = held.manifest["patient_id"].to_numpy()
         detector.held_out = held_out_table(detector, told, views, reading, patients)
     return detector
+
+
+def _require_contrast(train: Cohort, settings: FitSettings) -> None:
+    """Refuse, before the long run, reports that leave nothing to tell apart, or no study to paint a scar into."""
+    free = len(without_scar(train))
+    if not free and settings.synthetic_per_real:
+        problem = "no training study can take a synthetic scar: none is without scar by its report"
+        raise InputError(train.name, problem, "Give studies without scar, or set synthetic_per_real to 0.")
+    if not free:
+        warnings.warn("all training reports say that there is scar: what none looks like is not learned", stacklevel=3)
+    if free == len(train) and not settings.synthetic_per_real:
+        problem = f"none of {free} training reports says that there is scar: there is nothing to tell apart"
+        raise InputError(train.name, problem, "Give studies with scar, or let synthetic_per_real be above 0.")
 
 
 def as_told(cohort: Cohort, settings: FitSettings) -> Cohort:
@@ -277,15 +291,9 @@ def synthetic_pool(located: Cohort, settings: FitSettings) -> list[Painted]:
     each epoch has its own.
 
     Warns where most could not be painted, for want of a heart that was found.
-
-    Raises:
-        InputError: all studies have scar.
     """
     count = round(settings.synthetic_per_real * len(located) * max(1, settings.synthetic_pool))
     painted = synthetic_views(located, count, settings)
-    if count and not without_scar(located):
-        problem = "no training study can take a synthetic scar: none is without scar by its report"
-        raise InputError(located.name, problem, "Give studies without scar, or set synthetic_per_real to 0.")
     if len(painted) < count / 2:  # a few that do not fit are no matter
         warnings.warn(
             f"{len(painted)} of {count} synthetic scars could be painted: no wall was found in the others' hearts",

@@ -249,7 +249,8 @@ def caption_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
             caption, truth = str(captions[study["study_id"]]), study["findings"]
             read = read_report(caption)
             placed = truth.walls or not truth.present
-            right = read.present == truth.present and (not placed or read.walls == truth.walls)
+            said = states_enhancement(caption)  # words that say nothing are not right of a heart without scar
+            right = said and read.present == truth.present and (not placed or read.walls == truth.walls)
             words = {"study_id": study["study_id"], "caption": caption, "truth": canonical_text(truth)}
             rows.append(words | {"right": right})
     return pd.DataFrame(rows, columns=["study_id", "caption", "truth", "right"]).astype({"right": bool})

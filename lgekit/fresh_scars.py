@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import copy
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lgekit.detection import batch_of
 from lgekit.errors import InputError
+from lgekit.model import StudyBatch
 from lgekit.pairs import Pairs
 from lgekit.settings import FitSettings
 from lgekit.stages import Painted, ViewHost, without_scar
@@ -75,16 +76,18 @@ class FreshScars(Dataset):
 
     def __call__(self, epochs: range) -> Iterable[Pairs]:
         """The pairs of these epochs in turn, painted ahead: one epoch a painter waits at most."""
-        return DataLoader(
+        painted = DataLoader(
             self,
             batch_size=None,
             sampler=epochs,
             num_workers=self.painters,
             prefetch_factor=1 if self.painters else None,
-            collate_fn=_as_it_is,
+            collate_fn=_as_arrays,
             generator=torch.Generator(),  # its own, so that the training's chance is not touched
         )
+        return (Pairs(StudyBatch(*map(torch.from_numpy, arrays)), texts) for arrays, texts in painted)
 
 
-def _as_it_is(pairs: Any) -> Any:
-    return pairs
+def _as_arrays(pairs: Any) -> tuple[list[np.ndarray], Sequence[tuple[str, ...]]]:
+    """Arrays go through a pipe; tensors would through shared memory, of which a container has 64 MB by default."""
+    return [part.numpy() for part in pairs.batch], pairs.texts

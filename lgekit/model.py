@@ -160,15 +160,17 @@ class StudyEncoder(nn.Module):
     def slice_features(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
         """Slice features `(studies, slices, width)` and grid cells `(studies, slices, cells, width)`; padding is 0."""
         studies, slices = batch.mask.shape
-        cells = self.cell(self.encoder(batch.images[batch.mask]).flatten(2).transpose(1, 2))  # (valid, cells, width)
-        levels = batch.levels[batch.mask]
+        valid = batch.mask.flatten().nonzero()[:, 0]  # once: a GPU is waited for to count them
+        images, levels = batch.images.flatten(0, 1)[valid], batch.levels.flatten()[valid]
+        cells = self.cell(self.encoder(images).flatten(2).transpose(1, 2))  # (valid, cells, width)
         level = self.level(torch.stack([levels, (math.pi * levels).sin(), (math.pi * levels).cos()], -1))
         features = self.mix(self.slice_norm(self.flatten(F.gelu(cells).flatten(1)) + level))
         cells = self.cell_norm(cells + level[:, None] + self.place)
-        padded = features.new_zeros(studies, slices, features.shape[-1])
-        padded_cells = cells.new_zeros(studies, slices, *cells.shape[1:])  # under autocast of another dtype
-        padded[batch.mask] = features
-        padded_cells[batch.mask] = cells
+        # each of its own dtype: under autocast they differ
+        padded, padded_cells = (
+            part.new_zeros(studies * slices, *part.shape[1:]).index_copy(0, valid, part).unflatten(0, (studies, slices))
+            for part in (features, cells)
+        )
         return padded, padded_cells
 
     def gather(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

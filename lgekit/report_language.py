@@ -143,6 +143,10 @@ NEGATIVE = re.compile(
     rf"{_ARTEFACT}\w*(?= |$|[.,;)]).*(?:likely|favou?red|probab)|"
     rf"(?:likely|favou?red|probab|felt|thought|represent|due to|may|could).*{_ARTEFACT}"
 )
+FOREIGN = re.compile(  # denials of other languages, which use the words LGE and late enhancement too
+    r"\b(?:kein\w*|nicht|ohne|geen|niet|zonder|pas d[e'’]|aucune?|sans|sin|ning[uú]n\w*|nessun\w*|senza|sem|nenhum\w*|"
+    r"ingen|inget|utan|ikke|uden|brak|bez)\b|\bnon si\b"
+)
 UNSEEN = re.compile(  # nothing was given, nothing was imaged, or nothing could be told from it
     r"\b(?:non ?diagnostic|uninterpretable|inconclusive|indeterminate|pending)\b|"
     r"\bno (?:iv |intravenous )?(?:contrast|gadolinium)(?: agent| medium)? (?:was |has been |could be )?"

@@ -148,12 +148,9 @@ def canonical_text(findings: Findings) -> str:
     sentences = []
     for scar in findings.scars:
         rings = _listing(tuple(level for level in scar.levels if level != "apex"))
-        walls = (
-            "all walls"
-            if len(scar.walls) == 6
-            else _listing(scar.walls) + (" walls" if len(scar.walls) > 1 else " wall")
-        )
-        place = f"{rings} {walls if scar.walls else 'segments'}".strip() if rings or scar.walls else ""
+        article, named = ("all", "") if len(scar.walls) == 6 else ("the", _listing(scar.walls))
+        noun = "wall" if len(scar.walls) == 1 else "walls" if scar.walls else "segments"
+        place = " ".join(filter(None, (rings, named, noun))) if rings or scar.walls else ""
         place = _listing(tuple(filter(None, (place, "apical cap" if "apex" in scar.levels else ""))))
         kind = " ".join(filter(None, (scar.pattern, scar.depth, "late gadolinium enhancement")))
         details = [
@@ -162,7 +159,7 @@ def canonical_text(findings: Findings) -> str:
             "with microvascular obstruction" if scar.no_reflow else "",
             f"consistent with {_AETIOLOGY_TEXT[scar.aetiology]}" if scar.aetiology else "",
         ]
-        sentences.append(", ".join([kind + (f" in the {place}" if place else ""), *filter(None, details)]) + ".")
+        sentences.append(", ".join([kind + (f" in {article} {place}" if place else ""), *filter(None, details)]) + ".")
     return " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
 
 

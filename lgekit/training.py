@@ -132,6 +132,24 @@ def adamw(module: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parts, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
+def synchronised_norms(model: nn.Module) -> nn.Module:
+    """The model with batch norms whose statistics are of all processes' batches together.
+
+    By timm's converter: torch's own replaces timm's norms by bare ones, without the activation that they hold.
+    """
+    from timm.layers import convert_sync_batchnorm
+
+    return convert_sync_batchnorm(model)
+
+
+def require_two_texts(texts: Sequence[str]) -> None:
+    """Refuse, with an InputError, texts of which all are the same: nothing can be told apart by them."""
+    if len(set(texts)) < 2:
+        problem = f"all {len(texts)} say the same: {texts[0]!r}" if texts else "there are none"
+        remedy = "Give studies with and without scar, or let synthetic_per_real be above 0"
+        raise InputError("training texts", problem, remedy)
+
+
 def run_fingerprint(
     settings: FitSettings, texts: Sequence[Sequence[str]], weights: Mapping[str, Tensor], *batches: StudyBatch
 ) -> str:
@@ -192,11 +210,15 @@ def fit(
         raise InputError("training studies", f"{len(pairs)} found", "Contrastive training needs two or more.")
     if fabric is None:
         halved = trains_in_bfloat16(accelerator(), settings.bfloat16)
-        fabric = Fabric(accelerator="auto", devices=1, precision="bf16-mixed" if halved else "32-true")
+        fabric = Fabric(accelerator=accelerator().type, devices=1, precision="bf16-mixed" if halved else "32-true")
     if settings.batch_size < 2 * fabric.world_size:
         remedy = f"Give {2 * fabric.world_size} or more, or fewer processes."
         raise InputError("setting batch_size", f"{settings.batch_size} for {fabric.world_size} processes", remedy)
     told = [pairs, synthetic] if synthetic else [pairs]
+    require_two_texts([options[0] for group in told for options in group.texts])
+    if validation is not None and len({options[0] for options in validation.texts}) < 2:
+        warnings.warn("the validation texts are all the same: they choose no epoch, the last one is kept", stacklevel=2)
+        validation = None
     if settings.shuffle_text:
         told = dealt(np.random.default_rng([settings.seed, 77]), *told)
         if validation is not None:  # whose texts choose the epoch
@@ -221,7 +243,7 @@ def fit(
         if encoder_state is not None and settings.encoder_init == "segmentation":
             model.visual.load_segmentation(encoder_state)
         if device.type == "cuda" and fabric.world_size > 1:  # statistics of the whole batch, as in a single process
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+            model = synchronised_norms(model)
         module = ContrastiveCaptioner(model)
         wrapped, optimizer = fabric.setup(module, adamw(module, settings))
         pairs = Pairs(pairs.batch.to(device), pairs.texts)

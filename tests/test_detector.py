@@ -316,10 +316,23 @@ def test_reports_that_say_nothing_of_enhancement_are_left_out(cohort):
     assert not silent & set(fitted.held_out["study_id"])
 
 
-def test_synthetic_scars_do_not_vanish_in_silence(cohort):
-    ill = [study for study in cohort.studies if study["findings"].present]
+def test_reports_of_one_kind_are_refused_before_the_heart_network(cohort, monkeypatch):
+    def begun(*_):
+        raise RuntimeError("the long run began")
+
+    monkeypatch.setattr(module, "heart_network", begun)
+    ill, well = (
+        Cohort([Study(**{**s, "split": "train"}) for s in cohort.studies if s["findings"].present is present], "one")
+        for present in (True, False)
+    )
+    own = size_settings("smoke", **QUICK | {"synthetic_per_real": 1.0})
     with pytest.raises(InputError, match="no training study can take a synthetic scar"):
-        module.synthetic_pool(Cohort(ill, "ill"), size_settings("smoke", **QUICK))
+        fit_detector(ill, own, progress=False)
+    for every in (True, False):
+        with pytest.raises(InputError, match="none of .* training reports says that there is scar"):
+            fit_detector(well, own.override(synthetic_per_real=0.0), all_studies=every, progress=False)
+    with pytest.warns(UserWarning, match="all training reports say that there is scar"), pytest.raises(RuntimeError):
+        fit_detector(ill, own.override(synthetic_per_real=0.0), progress=False)
 
 
 def test_folds_that_cannot_hold_both_classes_are_refused(cohort):

@@ -37,6 +37,12 @@ def test_the_number_of_painters_changes_nothing(cohort):
     assert same(list(here(range(2, 3)))[0], alone[2]), "a run that goes on sees what an unbroken one sees"
 
 
+def test_no_painter_needs_shared_memory(cohort):
+    """Docker gives 64 MB of it; a worker that hands over tensors dies there with a bus error."""
+    scars = FreshScars(cohort, settings(seed=2), painters=2)
+    assert not any(part.is_shared() for one in scars(range(2)) for part in one.batch)
+
+
 def test_every_epoch_and_every_seed_has_its_own(cohort):
     scars = FreshScars(cohort, settings(seed=2), painters=0)
     first, second, other = scars[0], scars[1], FreshScars(cohort, settings(seed=3), painters=0)[0]

@@ -150,6 +150,20 @@ def test_findings_agree_with_measuring_them(studies):
     assert same / walls > 0.85
 
 
+def test_depth_is_named_as_by_measuring_it():
+    """An infarct holds the subendocardium, however deep it reaches: what is mid-wall is no infarct."""
+    same, scars = 0, 0
+    for study in phantom_cohort(100, seed=0, workers=1).studies:
+        told, measured = study["findings"].scars, findings_from_labels(study).scars
+        assert not any(scar.depth in ("mid-wall", "subepicardial") and scar.ischaemic for scar in told), told
+        if len(told) == len(measured):
+            pairs = list(zip(told, measured, strict=True))
+            scars += len(pairs)
+            same += sum(one.depth == other.depth for one, other in pairs)
+            assert all(abs(one.transmurality - other.transmurality) < 10 for one, other in pairs)
+    assert scars > 40 and same / scars > 0.95
+
+
 def test_storage_varies(studies):
     mirrored = {study["landmarks"].mirrored for study in studies}
     quarter = {int(study["landmarks"].anterior_rvip_deg // 90) for study in studies}

@@ -1,5 +1,6 @@
 """The training loop: losses with known values, over-fitting, determinism, resuming, two processes, the control."""
 
+import copy
 import math
 import os
 import subprocess
@@ -14,7 +15,7 @@ from lgekit import precision, training
 from lgekit.augmentation import augment
 from lgekit.captions import write_captions
 from lgekit.errors import InputError
-from lgekit.model import StudyBatch, pad_studies
+from lgekit.model import ImageEncoder, StudyBatch, pad_studies
 from lgekit.pairs import Pairs, epoch_batches
 from lgekit.reports import read_report, write_report
 from lgekit.settings import PLAIN_CLIP, make_settings
@@ -163,7 +164,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others():
     assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
 
 
-@pytest.mark.parametrize("extra", [{}, {"average": 0.5}])
+@pytest.mark.parametrize("extra", [{}, {"average": 0.5}, {"view": "image", "pixels": 32}])
 def test_a_killed_run_goes_on_to_the_same_end(tmp_path, extra):
     own = settings(epochs=5, dropout=0.1, synthetic_per_real=0.5, **extra)
     options = {"synthetic": toy(8, seed=5), "validation": None if extra else toy(6, seed=7), "progress": False}
@@ -175,6 +176,34 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path, extra):
         assert torch.equal(value, rest.model.state_dict()[name]), name
     columns = [column for column in whole.history if column != "seconds"]
     assert whole.history[columns].equals(rest.history[columns])
+
+
+def test_texts_that_are_all_the_same_teach_nothing_and_choose_no_epoch():
+    pairs, alike = toy(8), Pairs(toy(8).batch, [("no scar",)] * 8)
+    with pytest.raises(InputError, match="all 8 say the same: 'no scar'"):
+        fit(alike, settings(), progress=False)
+    assert len(fit(alike, settings(epochs=1), synthetic=toy(6), progress=False).history) == 1
+    with pytest.warns(UserWarning, match="the validation texts are all the same"):
+        result = fit(pairs, settings(epochs=2), validation=alike, progress=False)
+    assert "validation_contrastive" not in result.history
+
+
+@pytest.mark.parametrize("encoder", ["regnetx_002", "resnet18"])
+def test_statistics_over_several_gpus_keep_the_encoder_as_it_is(encoder):
+    """Some norms of timm hold their activation; torch's converter drops it and says nothing."""
+    from timm.layers import BatchNormAct2d
+
+    from lgekit import training
+
+    plain = ImageEncoder(encoder).eval()
+    for norm in plain.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 0.1, generator=torch.Generator().manual_seed(0))
+    assert any(isinstance(part, BatchNormAct2d) for part in plain.modules()) is (encoder == "regnetx_002")
+    synchronised = training.synchronised_norms(copy.deepcopy(plain)).eval()
+    assert any(isinstance(part, torch.nn.SyncBatchNorm) for part in synchronised.modules())
+    picture = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(synchronised(picture), plain(picture))
 
 
 def scars_of(epoch: int) -> Pairs:
