@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lgekit.cache import memory
 from lgekit.errors import InputError
+from lgekit.fingerprints import code_version
+from lgekit.settings import FitSettings
+from lgekit.studies import Cohort
 
 
 def begin_fit(folder: Path, **about: Any) -> None:
@@ -37,6 +45,27 @@ def begin_fit(folder: Path, **about: Any) -> None:
     part = file.with_name(".fit.json.part")
     part.write_text(json.dumps(now, indent=1), "utf-8")
     part.replace(file)
+
+
+@contextmanager
+def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Path | None]:
+    """A folder in the cache for the checkpoints of one fit: there again after a kill, removed once the fit is done.
+
+    Args:
+        cohort, settings: of the fit.
+        about: what else it depends on, in words; the code that trains counts by itself.
+
+    Yields:
+        The folder; None where caching is switched off (`lgekit.cache`).
+    """
+    root = memory().location
+    marks = [(repr(study["landmarks"]), study.get("fold")) for study in cohort.studies]
+    parts = [cohort.fingerprint, marks, settings.model_dump_json(exclude={"workers"}), *map(str, about)]
+    parts.append(code_version(["import lgekit.detector"]))
+    folder = Path(root) / "training" / hashlib.sha256(repr(parts).encode()).hexdigest()[:16] if root else None
+    yield folder
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 class TrainingState:

@@ -24,7 +24,7 @@ def cohort_summary(cohort: Cohort) -> str:
     parts = [f"{len(table)} studies of {patients} patients{alone}", report_sources(cohort)]
     written = [study["report"] for study in cohort.studies if study["report"].strip()]
     if silent := sum(not states_enhancement(report) for report in written):
-        parts += [f"{silent} of them do not say whether there is late enhancement, and are not learned from"]
+        parts += [f"{silent} of them do not say, in English, whether there is late enhancement: not learned from"]
     parts += [f"scar in {int(table['scar'].eq(True).sum())}, none in {int(table['scar'].eq(False).sum())}"]
     parts += [f"masks of {sum(study.label_map is not None for study in cohort.studies)}"]
     parts += [", ".join(f"{count} {split}" for split, count in table["split"].value_counts().items())]

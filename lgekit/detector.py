@@ -20,11 +20,12 @@ from lgekit.errors import InputError
 from lgekit.findings import WALLS
 from lgekit.fresh_scars import FreshScars
 from lgekit.heartnet import HeartNetwork
+from lgekit.learnable import require_contrast, warn_of_calibration, with_statement
 from lgekit.model import CoCaModel, join
 from lgekit.pairs import Pairs
 from lgekit.polar_pretraining import pretrain_polar
 from lgekit.precision import accelerator
-from lgekit.reports import read_report, states_enhancement
+from lgekit.reports import read_report
 from lgekit.settings import FitSettings
 from lgekit.stages import (
     Painted,
@@ -34,7 +35,6 @@ from lgekit.stages import (
     locate,
     make_view,
     synthetic_views,
-    without_scar,
 )
 from lgekit.studies import Cohort, Study, patient_folds
 from lgekit.supervision import prompt_sets, report_texts
@@ -78,18 +78,15 @@ def fit_detector(
         raise InputError("fabric", "given for a fit on all studies", "Fit on the splits, or leave fabric out.")
     if settings.masks == "true":
         _starting_weights(None, settings)  # none will be trained: say so before a long run
-    studies = [study for study in cohort.studies if states_enhancement(study["report"])]
-    if silent := sum(bool(study["report"].strip()) for study in cohort.studies) - len(studies):
-        warnings.warn(
-            f"{silent} reports do not say whether there is late enhancement: their studies are left out", stacklevel=2
-        )
+    studies = with_statement(cohort)
     kept = {name: [s for s in studies if s["split"] == name] for name in ("train", "validation")}
     if len(studies if all_studies else kept["train"]) < 2:
         where = "in all" if all_studies else "in the split 'train'"
         problem = f"fewer than two studies with a report that speaks of late enhancement {where}"
         raise InputError(cohort.name, problem, "Give more studies or reports.")
     usable = Cohort(studies, cohort.name)
-    _require_contrast(usable if all_studies else Cohort(kept["train"], cohort.name), settings)
+    require_contrast(usable if all_studies else Cohort(kept["train"], cohort.name), settings)
+    warn_of_calibration(studies if all_studies else kept["validation"])
     if all_studies:
         return _cross_fit(usable, settings, progress, pretrain_on, checkpoints)
     train = Cohort(kept["train"], f"{cohort.name} [train]")
@@ -110,19 +107,6 @@ def fit_detector(
         patients = held.manifest["patient_id"].to_numpy()
         detector.held_out = held_out_table(detector, told, views, reading, patients)
     return detector
-
-
-def _require_contrast(train: Cohort, settings: FitSettings) -> None:
-    """Refuse, before the long run, reports that leave nothing to tell apart, or no study to paint a scar into."""
-    free = len(without_scar(train))
-    if not free and settings.synthetic_per_real:
-        problem = "no training study can take a synthetic scar: none is without scar by its report"
-        raise InputError(train.name, problem, "Give studies without scar, or set synthetic_per_real to 0.")
-    if not free:
-        warnings.warn("all training reports say that there is scar: what none looks like is not learned", stacklevel=3)
-    if free == len(train) and not settings.synthetic_per_real:
-        problem = f"none of {free} training reports says that there is scar: there is nothing to tell apart"
-        raise InputError(train.name, problem, "Give studies with scar, or let synthetic_per_real be above 0.")
 
 
 def as_told(cohort: Cohort, settings: FitSettings) -> Cohort:

@@ -39,6 +39,20 @@ PUBLISHED = [
 ]
 
 
+def check(which: str, cross_fit: bool = False) -> None:
+    """Refuse, before anything is trained, references that there are not, or that would not be comparable.
+
+    Raises:
+        InputError: an unknown ``which``; references beside a cross-fitted detector, which learns from the validation
+            studies too and whose heart network has seen their masks, as the references must not.
+    """
+    if which not in TRAINED:
+        raise InputError("references", f"unknown value {which!r}", f"Use one of {', '.join(TRAINED)}.")
+    if cross_fit and TRAINED[which]:
+        remedy = "Set compare_with='none', or cross_fit=False."
+        raise InputError("references", "they do not share a cross-fitted detector's studies", remedy)
+
+
 def train_references(
     which: str,
     cohort: Cohort,
@@ -63,8 +77,7 @@ def train_references(
     Raises:
         InputError: an unknown ``which``.
     """
-    if which not in TRAINED:
-        raise InputError("references", f"unknown value {which!r}", f"Use one of {', '.join(TRAINED)}.")
+    check(which)
     test, read = cohort.split("test"), {}
     if SUPERVISED in TRAINED[which]:
         read[SUPERVISED] = fit_supervised(cohort, settings, detector.heart, progress).predict(test)

@@ -145,7 +145,8 @@ NEGATIVE = re.compile(
 )
 FOREIGN = re.compile(  # denials of other languages, which use the words LGE and late enhancement too
     r"\b(?:kein\w*|nicht|ohne|geen|niet|zonder|pas d[e'’]|aucune?|sans|sin|ning[uú]n\w*|nessun\w*|senza|sem|nenhum\w*|"
-    r"ingen|inget|utan|ikke|uden|brak|bez)\b|\bnon si\b"
+    r"negativ|unauff[aä]llig\w*|nachweis\w*|assenza|assente|ausencia|ausente|ingen|inget|utan|ikke|uden|brak|bez)\b|"
+    r"\bnon si\b"
 )
 UNSEEN = re.compile(  # nothing was given, nothing was imaged, or nothing could be told from it
     r"\b(?:non ?diagnostic|uninterpretable|inconclusive|indeterminate|pending)\b|"

@@ -1,6 +1,7 @@
 """The whole method: fit, predict from images alone, save, load; no held-out study touches what reads it."""
 
 import json
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 from lgekit import detector as module
 from lgekit import stages
 from lgekit.captions import write_captions
+from lgekit.checkpoint import resumable
 from lgekit.detector import Detector, batch_of, fit_detector, held_out_table, in_order
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS
@@ -365,3 +367,31 @@ def test_emidec_with_true_contours_beats_the_paper():
     fitted = fit_detector(emidec, own, all_studies=True, progress=False)
     truth = emidec.manifest["scar"].astype(bool)
     assert balanced_accuracy_score(truth, fitted.held_out["p_lge"] > 0.5) > 0.85
+
+
+def test_a_decision_that_means_nothing_is_told_of_before_the_long_run(cohort, monkeypatch):
+    for name in ("_heart", "base_network"):
+        monkeypatch.setattr(module, name, lambda *_: 1 / 0)
+    own = size_settings("smoke", **QUICK)
+    said = pytest.warns(UserWarning, match="of 2 studies to calibrate on 2 have scar")
+    with said, pytest.raises(ZeroDivisionError):
+        fit_detector(cohort, own, progress=False)
+    with warnings.catch_warnings(), pytest.raises(ZeroDivisionError):
+        warnings.simplefilter("error")
+        fit_detector(cohort, own, all_studies=True, progress=False)  # calibrates on all
+
+
+def test_a_fit_that_was_cut_off_finds_its_checkpoints_again(cohort, tmp_path, monkeypatch):
+    monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path))
+    own = size_settings("smoke", **QUICK)
+    with pytest.raises(KeyboardInterrupt), resumable(cohort, own, "none") as folder:
+        folder.mkdir(parents=True)
+        (folder / "fold0_0.safetensors").touch()
+        raise KeyboardInterrupt
+    for other in (own.override(epochs=own.epochs + 1), own):
+        with resumable(cohort, other, "none") as again:
+            assert (again == folder) is (other == own) and folder.exists()
+    assert not folder.exists()
+    monkeypatch.setenv("LGEKIT_CACHE", "")
+    with resumable(cohort, own) as nowhere:
+        assert nowhere is None

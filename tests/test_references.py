@@ -41,6 +41,13 @@ def test_each_reference_is_trained_under_its_own_settings(cohort, monkeypatch):
         references.train_references("everything", cohort, own, detector)
 
 
+def test_references_that_are_not_comparable_are_refused_before_training():
+    references.check("none", cross_fit=True)
+    references.check("all")
+    with pytest.raises(InputError, match="cross_fit=False"):
+        references.check("supervised", cross_fit=True)
+
+
 def test_the_table_by_hand(cohort):
     truth = cohort.manifest["scar"].to_numpy(float)
     right = pd.DataFrame({"study_id": cohort.manifest["study_id"], "p_lge": 0.1 + 0.8 * truth})

@@ -208,6 +208,8 @@ def test_every_negative_report_of_the_writer_says_so():
         ("Kein LGE.", False),
         ("Kein Hinweis auf Late Gadolinium Enhancement. LVEF 60%.", False),
         ("Keinerlei Narbe. Late Enhancement: nicht nachweisbar.", False),
+        ("LGE negativ.", False),
+        ("Late Enhancement unauffällig.", False),
         ("Geen late enhancement.", False),
         ("Pas de LGE.", False),
         ("Sin realce tardío (LGE).", False),

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -399,3 +400,23 @@ def test_two_processes_train_as_one(tmp_path, caption_weight):
         losses.append([float(word) for word in line.split()[1:]])
     assert math.isfinite(sum(losses[0]))
     np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
+
+
+def test_a_wider_beam_does_not_favour_short_captions():
+    """Kept by the sum of their log-probabilities, "a" and "a b" would push out "a b c", the likeliest by token."""
+    pad, start, end, a, b, c, *others = range(16)
+    following = torch.full((16, 16), 1e-6)
+    following[start, a] = following[c, end] = 1.0
+    following[a, [end, b]] = torch.tensor([0.2, 0.8])
+    following[b, [end, c, *others]] = torch.tensor([0.1625, 0.15, *[0.06875] * 10])
+    following[others, end] = 1.0
+    encoder = SimpleNamespace(embed=lambda *_: (None, torch.zeros(1, 1, 1)))
+    model = SimpleNamespace(
+        visual=encoder,
+        _encode_text=lambda text: (None, text),
+        text_decoder=lambda _, text: following[text].log(),
+    )
+    words = SimpleNamespace(pad_id=pad, start_id=start, end_id=end, context_length=8, decode=lambda ids: ids.tolist())
+    batch = SimpleNamespace(mask=torch.ones(1, 1, dtype=torch.bool))
+    (caption,) = write_captions(model, words, batch, beams=2, encoded=(torch.zeros(1), torch.zeros(1)))
+    assert [token for token in caption if token != pad] == [start, a, b, c, end]
