@@ -13,7 +13,7 @@ from pathlib import Path
 
 # Modules that show, start or schedule and cannot change a number: editing them repeats no run.
 WITHOUT_EFFECT = """ablation_report bench bench_cohort bench_grid bench_scars bench_training cli cluster fingerprints
-    grid grid_file grid_tables hub paper_figures parameters pictures plots runs widgets""".split()
+    grid grid_file grid_tables hub outputs paper_figures parameters pictures plots runs widgets""".split()
 DYNAMIC = ("import_module", "__import__")
 
 
