@@ -21,6 +21,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 
+from lgekit.columns import misspelt_columns
 from lgekit.errors import InputError
 from lgekit.layouts import Listing, folder, read_table
 from lgekit.manifests import report_text
@@ -69,7 +70,7 @@ def dicom(path: str) -> Listing:
             yield Fault("", str(file), "has no SeriesInstanceUID", "Export the series again from the archive")
             continue
         series.setdefault(uid, []).append((file, header))
-    reports, faults = _reports(Path(path).expanduser() / "reports.csv", series)
+    reports, faults = _reports(folder(path), series)
     yield from faults
     people: dict[str, str] = {}  # person → smallest study UID, which stands for the person from here on
     for files in series.values():
@@ -84,15 +85,23 @@ def dicom(path: str) -> Listing:
         yield Entry(name, patient, partial(read_series, name, files), report=text, report_source=source)
 
 
-def _reports(table: Path, series: dict[str, Series]) -> tuple[dict[str, tuple[str, str]], list[Fault]]:
+def _reports(root: Path, series: dict[str, Series]) -> tuple[dict[str, tuple[str, str]], list[Fault]]:
     """Series → report and ``report_source``; and the faults of the table, which name rows and never a person."""
-    if not table.is_file():
+    tables = sorted(file for file in root.iterdir() if file.name.lower() == "reports.csv" and file.is_file())
+    if not tables:
         return {}, []
+    table = tables[0]
+    if len(tables) > 1:
+        problem = f"a second table of reports beside {table.name}"
+        return {}, [Fault("", str(tables[1]), problem, "Keep one of the two", truth_only=True)]
     try:
         rows = read_table(table, ("report",))
     except InputError as error:
         return {}, [Fault.of("", error, truth_only=True)]
     given = [key for key in IDENTIFYING if key in rows[0]]
+    ours = ("report", "report_source", *(() if given else IDENTIFYING))  # beside one of them another is foreign
+    if misspelt := misspelt_columns(table, (name for name in rows[0] if name not in given), ours):
+        return {}, misspelt
     if len(given) != 1:
         problem = f"{len(given)} of its columns say which images a report is of"
         return {}, [Fault("", str(table), problem, f"Give it one of {', '.join(IDENTIFYING)}", truth_only=True)]

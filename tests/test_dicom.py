@@ -121,6 +121,9 @@ def test_reports_are_joined_by_an_id_that_is_not_kept(tmp_path, key, ids):
         ("PatientID,report\nP-017,x\nP-018,y\nP-019,z", ["no image has this PatientID"]),
         ("PatientID,report\nP-017,x\nP-018,y\nP-018,z", ["have a report already"]),
         ("PatientID,report,report_source\nP-017,x,\nP-018,,none", []),
+        ("PatientID,report,report_sorce\nP-017,x,\nP-018,,none", ["unknown column 'report_sorce'"]),
+        ("patient_id,report\nP-017,x\nP-018,y", ["unknown column 'patient_id'"]),
+        ("PatientID,report,accession_number,Sex\nP-017,x,1,F\nP-018,y,2,M", []),
     ],
 )
 def test_faults_of_the_table_of_reports_name_rows_and_nobody(tmp_path, table, problems):
@@ -135,6 +138,15 @@ def test_faults_of_the_table_of_reports_name_rows_and_nobody(tmp_path, table, pr
         with pytest.raises(InputError, match=problems[0]):
             read_cohort(f"dicom:{tmp_path}")
     assert len(read_cohort(f"dicom:{tmp_path}", images_only=True)) == 3  # a prediction needs no report
+
+
+def test_the_table_of_reports_is_found_however_it_is_written_and_is_one(tmp_path):
+    export_of_two(tmp_path)
+    (tmp_path / "Reports.CSV").write_text(f"PatientID,report\nP-017,{SCAR}\nP-018,{NONE}\n")
+    assert all(study["report"] for study in read_cohort(f"dicom:{tmp_path}").studies)
+    (tmp_path / "reports.csv").write_text("PatientID,report\n")
+    (fault,) = check_cohort(f"dicom:{tmp_path}")
+    assert "a second table of reports" in fault.problem and fault.truth_only
 
 
 @pytest.mark.parametrize(
