@@ -233,11 +233,14 @@ def score(
     """
     from lgekit import evaluation, readers
     from lgekit.describe import cohort_summary
+    from lgekit.predictions import in_both
 
     if not predictions.is_file():
         raise InputError(predictions, "there is no such file", "Name the table that `lgekit predict` wrote")
-    whole = readers.read_cohort(spec)
-    table, studies = evaluation.in_both(predictions, whole.split(split) if split else whole)
+    table, studies = in_both(predictions, readers.read_cohort(spec))
+    if split:
+        studies = studies.split(split)
+        table = table[table["study_id"].isin(studies.manifest["study_id"])]
     splits = set(studies.manifest["split"])
     if predictions.name != "held_out.csv" and len(splits) > 1 and "train" in splits:
         warnings.warn(

@@ -166,6 +166,9 @@ def test_score_holds_predictions_against_what_masks_or_reports_say(written, mode
     refused("score", tmp_path / "other.csv", spec, mentions="holds no study of")
     refused("score", tmp_path / "none.csv", spec, mentions="no such file")
     refused("score", written / "manifest.csv", spec, mentions="'p_lge' is missing")
+    held_out.replace({"study_id": {held_out["study_id"][0]: "elsewhere"}}).to_csv(tmp_path / "other.csv", index=False)
+    done = lgekit("score", tmp_path / "other.csv", spec)
+    assert "11 predictions" in done.stdout and "1 rows are of no study of" in done.stderr and "elsewhere" in done.stderr
     pd.concat([held_out, held_out]).to_csv(tmp_path / "twice.csv", index=False)
     refused("score", tmp_path / "twice.csv", spec, mentions="two rows")
 
