@@ -209,6 +209,9 @@ def predict(
     with prediction_table(out_csv, inputs) as part:
         memory()  # one that cannot be written is told of before the long work
         loaded = detector.Detector.load(model_dir)
+        if loaded.settings.masks == "true" and loaded.settings.orientation != "none":
+            problem = "was fitted with masks='true': it reads along contours drawn by hand, which images alone lack"
+            raise InputError(model_dir, problem, "Give a model fitted with masks='predicted', the default")
         table = loaded.predict(readers.read_cohort(spec, images_only=True), beams)
         table.to_csv(part, index=False, float_format="%.6g")
     typer.echo(f"{len(table)} studies, {int((table['p_lge'] > 0.5).sum())} called positive, in {out_csv}")

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import copymode
 from typing import Any
 
 import torch
@@ -311,10 +312,10 @@ class HeartNetwork:
         """Write ``heart.safetensors`` and ``heart.json`` into a folder (made if absent)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.contiguous() for name, value in self.weights.items()}
-        save_file(state, folder / "heart.safetensors")
+        save_file({name: value.contiguous() for name, value in self.weights.items()}, folder / "heart.safetensors")
         about = {"settings": asdict(self.settings), "trained_on": self.trained_on}
         (folder / "heart.json").write_text(json.dumps(about, indent=2) + "\n")
+        copymode(folder / "heart.json", folder / "heart.safetensors")  # safetensors lets nobody but its owner read it
         return folder
 
     @classmethod
@@ -332,7 +333,7 @@ class HeartNetwork:
             about = json.loads((folder / "heart.json").read_text())
             settings = read_settings(about["settings"])
             network = cls.from_weights(settings, load_file(folder / "heart.safetensors"), about["trained_on"])
-        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(folder, f"not a heart network: {error}", "Fit it again and save it") from error
         return network
 

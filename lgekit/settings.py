@@ -95,6 +95,12 @@ class FitSettings(BaseModel):
         return "image" if self.orientation == "none" else self.view
 
     @property
+    def needs_heart(self) -> bool:
+        """Whether a detector fitted so has a heart network, and cannot read without it."""
+        uses = self.orientation != "none" or self.encoder_init == "segmentation" or self.synthetic_per_real > 0
+        return uses and self.masks != "true"
+
+    @property
     def longest_text(self) -> int:
         """Tokens of a text, start and end included, beyond which it is cut."""
         return self.context_length or CONTEXT[self.text]
