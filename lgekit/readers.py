@@ -218,8 +218,8 @@ def check_cohort(spec: str) -> list[Fault]:
             study, errors, notes = _read(item)
             faults += [Fault.of(item.study_id, error) for error in errors]
             remedy = "Export the series again with all its slices"
-            gaps = [str(note) for note in notes if isinstance(note, SliceGapWarning)]
-            faults += [Fault(item.study_id, item.study_id, gap, remedy) for gap in gaps]
+            gaps = [note for note in notes if isinstance(note, SliceGapWarning)]
+            faults += [Fault(item.study_id, gap.where or item.study_id, str(gap), remedy) for gap in gaps]
             faults += seen.faults(study) if study is not None else []
     except InputError as error:
         faults.append(Fault.of("", error))
