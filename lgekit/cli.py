@@ -161,12 +161,14 @@ def fit(
     from lgekit.cache import memory
     from lgekit.checkpoint import begin_fit
     from lgekit.describe import report_sources
+    from lgekit.encoders import check_encoder
     from lgekit.locating import pretraining_cohorts, pretraining_specs
     from lgekit.settings import read_changes, size_settings
 
     settings = size_settings(size, **{"seed": seed, **read_changes(changes or [])})
     refuse_full(model_dir)
     memory()
+    check_encoder(settings)
     studies = readers.read_cohort(spec)
     specs, further = pretraining_specs(spec, pretrain_on), pretraining_cohorts(studies, spec, pretrain_on)
     typer.echo(report_sources(studies).capitalize() + ".")

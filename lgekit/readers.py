@@ -24,6 +24,7 @@ from lgekit.copies import SeenImages, join_copies
 from lgekit.errors import InputError
 from lgekit.layouts import Listing
 from lgekit.manifests import manifest, write_manifest
+from lgekit.specs import parse_spec
 from lgekit.studies import SPLITS, Cohort, Study, split_of
 from lgekit.truth import complete, mask_of, scar_is_drawn
 from lgekit.volumes import (
@@ -44,6 +45,7 @@ __all__ = [
     "check_cohort",
     "iterate_studies",
     "list_entries",
+    "parse_spec",
     "read_cohort",
     "valid_region",
     "write_manifest",
@@ -75,20 +77,6 @@ EXPECTED = {
     "bids": "sub-01/anat/sub-01_acq-LGE_T1w.nii.gz",
     "dicom": "DICOM files of MR images",
 }
-
-
-def parse_spec(spec: str) -> tuple[str, str]:
-    """Split ``kind:rest``.
-
-    Raises:
-        InputError: no such kind.
-    """
-    kind, colon, rest = str(spec).partition(":")
-    if not colon or kind not in (*READERS, "phantom"):
-        kinds = ", ".join(f"{name}:…" for name in ("phantom", *READERS))
-        meant = f"manifest:{spec}, or else one" if str(spec).lower().endswith(".csv") else "one"
-        raise InputError("SPEC", f"{spec!r} names no kind of cohort", f"Write {meant} of {kinds}")
-    return kind, rest
 
 
 def phantom_options(rest: str) -> dict[str, object]:

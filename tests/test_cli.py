@@ -209,6 +209,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     refused("fit", SMALL, tmp_path / "out", "--set", "patience", mentions="NAME=VALUE")
     refused("fit", SMALL, tmp_path / "out", "--set", "patiense=3", mentions="patiense")
     refused("fit", SMALL, tmp_path / "out", "--set", "patience=-3", mentions="patience")
+    refused("fit", SMALL, tmp_path / "out", "--set", "encoder=resnet999", mentions="setting encoder: 'resnet999'")
     refused("predict", tmp_path, SMALL, tmp_path / "out.csv", mentions=str(tmp_path))
     refused("predict", model, SMALL, tmp_path / "no" / "out.csv", mentions="folder does not exist")
     refused("workbook", "--size", "huge", mentions="huge")
