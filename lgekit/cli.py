@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +13,7 @@ import typer
 from lgekit import __version__
 from lgekit.cli_grid import grid_app
 from lgekit.errors import InputError, RunError
+from lgekit.outputs import WholeFolder, prediction_table, refuse_full
 
 SPEC_HELP = (
     "Cohort SPEC: phantom:studies=200,seed=1 | emidec:FOLDER | acdc:FOLDER | myops:FOLDER | mnms:FOLDER | "
@@ -64,9 +64,10 @@ def cohort(spec: Spec, out_dir: Annotated[Path, typer.Argument(help="A new or em
     """
     from lgekit import readers
 
-    _refuse_full(out_dir)
+    refuse_full(out_dir)
     studies = readers.read_cohort(spec)
-    readers.write_manifest(studies, out_dir)
+    with WholeFolder(out_dir) as folder:
+        readers.write_manifest(studies, folder)
     typer.echo(f"{len(studies)} studies in {out_dir}; read them with manifest:{out_dir}/manifest.csv")
 
 
@@ -105,11 +106,13 @@ def standardize(
     import pandas as pd
 
     from lgekit import readers
+    from lgekit.cache import memory
     from lgekit.locating import landmark_row, locate_hearts, ready
     from lgekit.standardize import StandardizeShortAxis
     from lgekit.studies import Cohort
 
-    _refuse_full(out_dir)
+    refuse_full(out_dir)
+    memory()
     studies = readers.read_cohort(spec)
     if model is None and not all(map(ready, studies.studies)):
         typer.echo(
@@ -119,7 +122,7 @@ def standardize(
     transform = StandardizeShortAxis(pixels=pixels)
     framed = Cohort([transform(study) for study in _progress(located.studies, "standardising")], located.name)
     rows = [landmark_row(before, after) for before, after in zip(located.studies, framed.studies, strict=True)]
-    with _whole_folder(out_dir) as folder:
+    with WholeFolder(out_dir) as folder:
         readers.write_manifest(framed, folder)
         pd.DataFrame(rows).to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
     typer.echo(f"{len(framed)} studies and landmarks.csv in {out_dir}")
@@ -155,13 +158,17 @@ def fit(
     Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
     """
     from lgekit import detector, readers
+    from lgekit.cache import memory
     from lgekit.checkpoint import begin_fit
     from lgekit.describe import report_sources
+    from lgekit.encoders import check_encoder
     from lgekit.locating import pretraining_cohorts, pretraining_specs
     from lgekit.settings import read_changes, size_settings
 
     settings = size_settings(size, **{"seed": seed, **read_changes(changes or [])})
-    _refuse_full(model_dir)
+    refuse_full(model_dir)
+    memory()
+    check_encoder(settings)
     studies = readers.read_cohort(spec)
     specs, further = pretraining_specs(spec, pretrain_on), pretraining_cohorts(studies, spec, pretrain_on)
     typer.echo(report_sources(studies).capitalize() + ".")
@@ -172,9 +179,13 @@ def fit(
     target = model_dir.resolve()
     kept = target.with_name(f".{target.name}.training")  # the same command goes on from here after a kill
     about = settings.model_dump(exclude={"workers"}) | {"--all": all_studies, "--pretrain-on": specs}
-    begin_fit(kept, SPEC=spec, studies=studies.fingerprint, **about)
+    try:
+        begin_fit(kept, SPEC=spec, studies=studies.fingerprint, **about)
+    except OSError as error:
+        remedy = "Give it back to yourself, or remove it: it keeps what a fit that was cut off had trained"
+        raise InputError(kept, f"cannot be read or written ({error.strerror})", remedy) from error
     fitted = detector.fit_detector(studies, settings, all_studies=all_studies, pretrain_on=further, checkpoints=kept)
-    with _whole_folder(model_dir) as folder:
+    with WholeFolder(model_dir) as folder:
         fitted.save(folder)
     shutil.rmtree(kept, ignore_errors=True)
     typer.echo(f"model in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
@@ -194,14 +205,17 @@ def predict(
     points, degrees. The decision is p_lge > 0.5. Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
     from lgekit import detector, readers
+    from lgekit.cache import memory
 
-    loaded = detector.Detector.load(model_dir)
-    if not out_csv.parent.is_dir():
-        raise InputError(out_csv, "its folder does not exist", f"Make it first: mkdir -p {out_csv.parent}")
-    table = loaded.predict(readers.read_cohort(spec, images_only=True), beams)
-    part = out_csv.with_name(f".{out_csv.name}.part")
-    table.to_csv(part, index=False, float_format="%.6g")
-    part.replace(out_csv)
+    inputs = [Path(readers.parse_spec(spec)[1]).expanduser(), model_dir / "held_out.csv"]
+    with prediction_table(out_csv, inputs) as part:
+        memory()  # one that cannot be written is told of before the long work
+        loaded = detector.Detector.load(model_dir)
+        if loaded.settings.masks == "true" and loaded.settings.orientation != "none":
+            problem = "was fitted with masks='true': it reads along contours drawn by hand, which images alone lack"
+            raise InputError(model_dir, problem, "Give a model fitted with masks='predicted', the default")
+        table = loaded.predict(readers.read_cohort(spec, images_only=True), beams)
+        table.to_csv(part, index=False, float_format="%.6g")
     typer.echo(f"{len(table)} studies, {int((table['p_lge'] > 0.5).sum())} called positive, in {out_csv}")
     if lost := int(table["anterior_rvip_deg"].isna().sum()) if loaded.heart is not None else 0:
         typer.echo(
@@ -224,11 +238,14 @@ def score(
     """
     from lgekit import evaluation, readers
     from lgekit.describe import cohort_summary
+    from lgekit.predictions import in_both
 
     if not predictions.is_file():
         raise InputError(predictions, "there is no such file", "Name the table that `lgekit predict` wrote")
-    whole = readers.read_cohort(spec)
-    table, studies = evaluation.in_both(predictions, whole.split(split) if split else whole)
+    table, studies = in_both(predictions, readers.read_cohort(spec))
+    if split:
+        studies = studies.split(split)
+        table = table[table["study_id"].isin(studies.manifest["study_id"])]
     splits = set(studies.manifest["split"])
     if predictions.name != "held_out.csv" and len(splits) > 1 and "train" in splits:
         warnings.warn(
@@ -272,8 +289,8 @@ def pull(
     """
     from lgekit import hub
 
-    _refuse_full(model_dir)
-    with _whole_folder(model_dir) as folder:
+    refuse_full(model_dir)
+    with WholeFolder(model_dir) as folder:
         names = hub.pull(repo, folder)
     typer.echo(f"{len(names)} files in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
 
@@ -305,32 +322,6 @@ def figures(
 
     folder = folder or project_root() / "figures"
     typer.echo(f"{len(redraw(folder))} figures in {folder}")
-
-
-def _refuse_full(folder: Path) -> None:
-    """Checked before long work, so that nothing is lost at its end."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(folder, "is there already and not an empty folder", "Name a new folder, or empty this one.")
-    if not folder.parent.exists():
-        raise InputError(folder, "its parent folder does not exist", f"Make it first: mkdir -p {folder.parent}")
-
-
-class _whole_folder:
-    """A temporary sibling that becomes the folder by one rename, or vanishes when writing fails."""
-
-    def __init__(self, target: Path):
-        self.target = target
-
-    def __enter__(self) -> Path:
-        self.part = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent)) / self.target.name
-        return self.part
-
-    def __exit__(self, kind, value, trace) -> None:
-        if kind is None:
-            if self.target.exists():
-                self.target.rmdir()  # it is empty, or the rename would lose something
-            self.part.rename(self.target)
-        shutil.rmtree(self.part.parent, ignore_errors=True)
 
 
 def _progress(items, what: str):

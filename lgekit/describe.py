@@ -26,9 +26,17 @@ def cohort_summary(cohort: Cohort) -> str:
     if silent := sum(not states_enhancement(report) for report in written):
         parts += [f"{silent} of them do not say, in English, whether there is late enhancement: not learned from"]
     parts += [f"scar in {int(table['scar'].eq(True).sum())}, none in {int(table['scar'].eq(False).sum())}"]
-    parts += [f"masks of {sum(study.label_map is not None for study in cohort.studies)}"]
+    outlines = ", in none of which scar is drawn: who has scar is what the reports say" * _outlines_alone(cohort)
+    parts += [f"masks of {sum(study.label_map is not None for study in cohort.studies)}{outlines}"]
     parts += [", ".join(f"{count} {split}" for split, count in table["split"].value_counts().items())]
     return "; ".join(parts)
+
+
+def _outlines_alone(cohort: Cohort) -> bool:
+    """Whether there are masks, of which none holds scar, though there is scar in the cohort."""
+    masks = [study.label_map for study in cohort.studies if study.label_map is not None]
+    told = any(study["findings"] is not None and study["findings"].present for study in cohort.studies)
+    return bool(masks) and told and not any(np.isin(mask, (SCAR, NO_REFLOW)).any() for mask in masks)
 
 
 def report_sources(cohort: Cohort) -> str:

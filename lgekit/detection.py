@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS
 from lgekit.heartnet import HeartNetwork
 from lgekit.model import CoCaModel, StudyBatch, load_coca, pad_studies, save_coca
+from lgekit.predictions import read_predictions
 from lgekit.settings import FitSettings, make_settings
 from lgekit.stages import View, locate, make_view
 from lgekit.studies import Cohort
@@ -203,24 +206,62 @@ class Detector:
 
     @classmethod
     def load(cls, folder: str | Path) -> Detector:
-        """Read what `save` wrote. Raises InputError where a file is missing or does not fit."""
+        """Read what `save` wrote.
+
+        Raises:
+            InputError: a file is missing, cannot be read, does not fit the others or is of another version of lgekit.
+        """
         folder = Path(folder)
         file = folder / "detector.json"
+        _refuse_unreadable(folder)
         if not file.is_file():
             raise InputError(file, "no such file", "Give a folder written by `lgekit fit`.")
+        place = file
         try:
             about: dict[str, Any] = json.loads(file.read_text())
-            networks = [load_coca(folder / f"clip_{number}")[:2] for number in range(about["networks"])]
+            settings = make_settings(**about["settings"])
             kept = about["calibration"]
             walls = tuple((slope, offset) for slope, offset in kept["walls"])
             calibration = Calibration(tuple(kept["presence"]), walls, tuple(kept["slices"]))
             histories = [pd.DataFrame(history) for history in about["histories"]]
+            networks = []
+            for number in range(max(1, about["networks"])):
+                place = folder / f"clip_{number}"
+                networks.append(load_coca(place)[:2])
+            place = folder / "held_out.csv"
+            held_out = read_predictions(place) if place.is_file() else None
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise InputError(folder, f"not a detector: {error}", "Fit it again.") from error
+            remedy = "Copy the whole model again, or fit it again"
+            raise InputError(place, f"not a detector: {_reason(error)}", remedy) from error
         heart = HeartNetwork.load(folder / "heart") if (folder / "heart").is_dir() else None
-        kept_out = folder / "held_out.csv"
-        held_out = pd.read_csv(kept_out, dtype={"study_id": str}) if kept_out.is_file() else None
-        return cls(make_settings(**about["settings"]), networks, heart, calibration, histories, held_out)
+        if heart is None and settings.needs_heart:
+            problem = "is not there, and without the heart network the model reads nothing right"
+            raise InputError(folder / "heart", problem, "Copy the whole model again, or fit it again")
+        return cls(settings, networks, heart, calibration, histories, held_out)
+
+
+def _refuse_unreadable(folder: Path) -> None:
+    """Libraries report a file without permission as one that is not there."""
+    try:
+        paths = chain([folder], folder.rglob("*")) if folder.exists() else []
+        shut = next((path for path in paths if not os.access(path, os.R_OK | os.X_OK * path.is_dir())), None)
+    except PermissionError:
+        shut = folder
+    if shut is not None:
+        remedy = f"Ask its owner to let you read it: chmod -R a+rX {folder}"
+        raise InputError(shut, "cannot be read (permission)", remedy)
+
+
+def _reason(error: Exception) -> str:
+    """What a part of a model lacks, in one line."""
+    said = " ".join(str(error).split())[:200]
+    if isinstance(error, InputError) and error.where.startswith("setting "):
+        return f"it was fitted by another version of lgekit ({error.where}: {error.problem})"
+    if isinstance(error, KeyError):
+        return f"{said} is missing"
+    if isinstance(error, RuntimeError):
+        return f"its weights do not fit, perhaps it was fitted by another version of lgekit ({said})"
+    return said
 
 
 def batch_of(views: Sequence[View]) -> StudyBatch:

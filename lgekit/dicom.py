@@ -13,14 +13,18 @@ Reports come from ``reports.csv`` in the folder, joined by an id of the images t
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
 
+from lgekit.columns import misspelt_columns
 from lgekit.errors import InputError
 from lgekit.layouts import Listing, folder, read_table
 from lgekit.manifests import report_text
@@ -34,6 +38,9 @@ HEADER = (
 )
 # By one of these a row of reports.csv says which images it is of; all are dropped once files and reports are grouped.
 IDENTIFYING = ("SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID")
+SUFFIXES = (".dcm", ".ima")
+SIEMENS_NON_IMAGE = "1.3.12.2.1107.5.9.1"  # CSA Non-Image Storage, exported beside the images, of modality MR too
+RESCALE = (("RescaleSlope", 1), ("RescaleIntercept", 0))
 GAP_TOLERANCE = 0.1  # share of the median gap by which gaps may differ
 UNREADABLE = (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError)
 Series = list[tuple[Path, Dataset]]
@@ -56,20 +63,23 @@ def dicom(path: str) -> Listing:
     series: dict[str, Series] = {}
     for file in sorted(p for p in folder(path).rglob("*") if p.is_file() and p.name.upper() != "DICOMDIR"):
         try:
-            header: Dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER))
+            header = _header(file)
         except UNREADABLE as error:
-            if file.suffix.lower() in (".dcm", ".ima"):
+            if file.suffix.lower() in SUFFIXES or isinstance(error, PermissionError) or _begins_as_dicom(file):
                 problem = f"not a readable DICOM file ({type(error).__name__})"
                 yield Fault("", str(file), problem, "Copy the file again, or remove it")
             continue
-        if "Rows" not in header:  # reports, presentation states and the like have no pixels
+        if "Rows" not in header:
+            if _should_have_pixels(file, header):
+                problem = "ends within its header: an image was cut off"
+                yield Fault("", str(file), problem, "Copy the file again, or remove it")
             continue
         uid = str(header.get("SeriesInstanceUID", ""))
         if not uid:
             yield Fault("", str(file), "has no SeriesInstanceUID", "Export the series again from the archive")
             continue
         series.setdefault(uid, []).append((file, header))
-    reports, faults = _reports(Path(path).expanduser() / "reports.csv", series)
+    reports, faults = _reports(folder(path), series)
     yield from faults
     people: dict[str, str] = {}  # person → smallest study UID, which stands for the person from here on
     for files in series.values():
@@ -84,15 +94,49 @@ def dicom(path: str) -> Listing:
         yield Entry(name, patient, partial(read_series, name, files), report=text, report_source=source)
 
 
-def _reports(table: Path, series: dict[str, Series]) -> tuple[dict[str, tuple[str, str]], list[Fault]]:
+def _header(file: Path) -> Dataset:
+    """The elements `HEADER` of a file."""
+    with disable_value_validation():  # its warnings show values, as UIDs, in people's logs
+        header: Dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER))
+        for tag in list(header.keys()):
+            with suppress(*UNREADABLE, TypeError):  # told of where it is used
+                header[tag]  # noqa: B018 (elements are read at the first look)
+    return header
+
+
+def _begins_as_dicom(file: Path) -> bool:
+    with suppress(OSError), file.open("rb") as stream:
+        return stream.read(132)[128:] == b"DICM"
+    return False
+
+
+def _should_have_pixels(file: Path, header: Dataset) -> bool:
+    """Whether a file without pixels is an image cut off: reports, presentation states and the like have none."""
+    kind = UID(str(header.get("SOPClassUID", "") or header.file_meta.get("MediaStorageSOPClassUID", "")))
+    if not kind or "Image Storage" in kind.name:  # all DICOM files say what they are
+        return True
+    if kind.is_private:
+        return kind != SIEMENS_NON_IMAGE and (header.get("Modality") == "MR" or file.suffix.lower() in SUFFIXES)
+    return False
+
+
+def _reports(root: Path, series: dict[str, Series]) -> tuple[dict[str, tuple[str, str]], list[Fault]]:
     """Series → report and ``report_source``; and the faults of the table, which name rows and never a person."""
-    if not table.is_file():
+    tables = sorted(file for file in root.iterdir() if file.name.lower() == "reports.csv" and file.is_file())
+    if not tables:
         return {}, []
+    table = tables[0]
+    if len(tables) > 1:
+        problem = f"a second table of reports beside {table.name}"
+        return {}, [Fault("", str(tables[1]), problem, "Keep one of the two", truth_only=True)]
     try:
         rows = read_table(table, ("report",))
     except InputError as error:
         return {}, [Fault.of("", error, truth_only=True)]
     given = [key for key in IDENTIFYING if key in rows[0]]
+    ours = ("report", "report_source", *(() if given else IDENTIFYING))  # beside one of them another is foreign
+    if misspelt := misspelt_columns(table, (name for name in rows[0] if name not in given), ours):
+        return {}, misspelt
     if len(given) != 1:
         problem = f"{len(given)} of its columns say which images a report is of"
         return {}, [Fault("", str(table), problem, f"Give it one of {', '.join(IDENTIFYING)}", truth_only=True)]
@@ -174,8 +218,9 @@ def _fill(volume: Volume, files: Series) -> Volume:
     gap = float(np.median(gaps)) if len(gaps) else float(first.get("SliceThickness") or 0)
     if len(gaps) and (np.abs(gaps - gap) > GAP_TOLERANCE * gap).any():
         shown = np.round(gaps, 2).tolist()
-        message = f"{volume.where}: gaps between slices are unequal {shown} mm; {gap:.2f} mm is used"
-        volume.notes.append(SliceGapWarning(message))
+        name = volume.where.partition(" (")[0]  # a folder may be called by a person's name: only `check` tells it
+        message = f"{name}: gaps between slices are unequal {shown} mm; {gap:.2f} mm is used"
+        volume.notes.append(SliceGapWarning(message, volume.where))
     slices = []
     for index in order:
         pixels = _pixels(volume, files[index][0])
@@ -218,8 +263,10 @@ def _check_header(volume: Volume, file: Path, header: Dataset) -> bool:
 def _pixels(volume: Volume, file: Path) -> np.ndarray | None:
     """Grey values of a slice, ``(rows, columns)`` float32, rescaled (PSIR images are signed); None with a fault."""
     try:
-        data = pydicom.dcmread(file)
-        pixels = data.pixel_array.astype(np.float32)
+        with disable_value_validation():
+            data = pydicom.dcmread(file)
+            pixels = data.pixel_array.astype(np.float32)
+            slope, intercept = (float(data.get(tag, usual)) for tag, usual in RESCALE)
     except (*UNREADABLE, RuntimeError, TypeError) as error:
         volume.where = str(file)
         volume.fault(
@@ -227,4 +274,4 @@ def _pixels(volume: Volume, file: Path) -> np.ndarray | None:
             "Copy the file again; if it is compressed, decompress it (gdcmconv --raw, dcmdjpeg)",
         )
         return None
-    return pixels * float(data.get("RescaleSlope", 1)) + float(data.get("RescaleIntercept", 0))
+    return pixels * slope + intercept

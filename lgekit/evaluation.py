@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -41,27 +40,6 @@ def with_truth(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
         rows.append(row)
     truth = pd.DataFrame(rows)
     return truth.merge(predictions, on="study_id", validate="one_to_one")
-
-
-def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
-    """The predictions of a file and the studies of a cohort, those that are in both.
-
-    Raises:
-        InputError: the file is not what `lgekit predict` writes, or holds none of the studies.
-    """
-    remedy = "Give the table that `lgekit predict` wrote, and the cohort that it read"
-    try:
-        table = pd.read_csv(path, dtype={"study_id": str})
-    except (OSError, ValueError) as error:
-        raise InputError(path, f"not a readable table ({error})", remedy) from error
-    if lacking := [name for name in ("study_id", "p_lge", "slice_weights", "caption") if name not in table]:
-        raise InputError(path, f"column {lacking[0]!r} is missing", remedy)
-    if table["study_id"].duplicated().any():
-        raise InputError(path, "a study stands in two rows", remedy)
-    common = [study["study_id"] for study in cohort.studies if study["study_id"] in set(table["study_id"])]
-    if not common:
-        raise InputError(path, f"holds no study of {cohort.name}", remedy)
-    return table[table["study_id"].isin(common)], cohort.subset(common)
 
 
 def slice_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:

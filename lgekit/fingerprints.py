@@ -11,9 +11,11 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from lgekit.specs import split_specs
+
 # Modules that show, start or schedule and cannot change a number: editing them repeats no run.
 WITHOUT_EFFECT = """ablation_report bench bench_cohort bench_grid bench_scars bench_training cli cluster fingerprints
-    grid grid_file grid_tables hub paper_figures parameters pictures plots runs widgets""".split()
+    grid grid_file grid_tables hub outputs paper_figures parameters pictures plots runs widgets""".split()
 DYNAMIC = ("import_module", "__import__")
 
 
@@ -99,12 +101,12 @@ def pretraining_specs(spec: str, asked: str = "auto", root: Path = Path()) -> li
 
     Args:
         spec: of the cohort.
-        asked: SPECs separated by spaces; ``none``; or ``auto``: the public cine set ACDC, where a folder ``acdc`` lies
-            beside the cohort's own folder.
+        asked: SPECs separated by spaces (paths may hold spaces too); ``none``; or ``auto``: the public cine set ACDC,
+            where a folder ``acdc`` lies beside the cohort's own folder.
         root: the folder that paths in SPECs start from.
     """
     if asked != "auto":
-        return [] if asked == "none" else asked.split()
+        return [] if asked == "none" else split_specs(asked)
     kind, _, path = spec.partition(":")
     beside = Path(path).parent / "acdc"
     there = path and kind not in ("phantom", "acdc") and (root / beside.expanduser()).is_dir()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from lgekit.errors import InputError
 from lgekit.fingerprints import code_version, cohort_fingerprint, pretraining_specs
 from lgekit.parameters import check_parameters, read_code, read_parameters
+from lgekit.settings import SIZES, FitSettings, size_settings
+from lgekit.specs import parse_spec, split_specs
 
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
 RESERVED = ("grids", "workbook", "manual")  # other folders of papermill_runs/
@@ -81,7 +85,8 @@ def load_grid(file: str | Path) -> Grid:
     """Read a grid file, hold it against its notebook's parameters and expand it.
 
     Raises:
-        InputError: no such file, no YAML, an unknown field, a missing notebook, an unknown or mistyped parameter.
+        InputError: no such file, no YAML, an unknown field, a missing notebook, an unknown or mistyped parameter, a
+            value that its run would fail on.
     """
     file = Path(file).absolute()
     try:
@@ -131,6 +136,40 @@ def _refuse_taken(file: Path, spec: GridFile) -> None:
             raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
 
 
+def _settings_named(notebook: Path) -> set[str]:
+    """The settings of the method that a notebook makes of parameters which are called like them."""
+    cells = [cell for cell in read_code(notebook) if "size_settings(" in cell]
+    return {word for cell in cells for word in re.findall(r"\w+", cell)} & FitSettings.model_fields.keys()
+
+
+@functools.lru_cache(maxsize=4096)
+def _try_settings(size: str, named: tuple[tuple[str, Any], ...]) -> None:
+    """Raises InputError where these are no settings; looked at once for all runs that share them."""
+    size_settings(size, **dict(named))
+
+
+def _refuse_impossible(params: dict[str, Any], defaults: dict[str, Any], settings: set[str], where: str) -> None:
+    """Values that a run would fail on after others have run for hours: SPECs, sizes and settings of the method.
+
+    Args:
+        params: of a run.
+        defaults: the notebook's own, which always pass: 0 or -1 may stand there for "the size's own".
+        settings: names of the parameters that are settings.
+        where: the place of the fault.
+    """
+    given = {name: value for name, value in params.items() if value != defaults[name]}
+    size = params["size"] if defaults.get("size") in SIZES else "laptop"
+    try:
+        for spec in [given.get("cohort"), *split_specs(str(given.get("pretrain_on", "")))]:
+            if spec and spec not in ("auto", "none"):
+                parse_spec(spec)
+        named = sorted((name, value) for name, value in given.items() if name in settings)
+        _try_settings(size, tuple(pair for pair in named if pair[0] != "seed"))
+        _try_settings(size, tuple(pair for pair in named if pair[0] == "seed"))  # apart: rows share their seeds
+    except InputError as error:
+        raise InputError(where, f"{error.where}: {error.problem}", error.remedy) from error
+
+
 def _expand(file: Path, spec: GridFile, notebook: Path, root: Path) -> list[Run]:
     _refuse_taken(file, spec)
     axes: dict[str, Sequence[Any]] = {"seed": spec.seeds, **spec.axes}
@@ -146,6 +185,7 @@ def _expand(file: Path, spec: GridFile, notebook: Path, root: Path) -> list[Run]
         if len(set(points)) < len(points) or not points:
             raise InputError(f"{file}, {name}", f"{list(points)} is empty or names a value twice", "Name each once")
         values.append([check_parameters(notebook, {name: point}, f"{file}, {name}")[name] for point in points])
+    settings = _settings_named(notebook)
     common = hashlib.sha256(notebook_version(notebook).encode())
     cohorts: dict[str, str] = {}
     runs = []
@@ -154,6 +194,7 @@ def _expand(file: Path, spec: GridFile, notebook: Path, root: Path) -> list[Run]
             at = dict(zip(axes, point, strict=True))
             params = base | changes | at
             params.pop("out", None)
+            _refuse_impossible(params, defaults, settings, f"{file}, row {row}")
             cohort = str(params.get("cohort", ""))
             if cohort not in cohorts:
                 cohorts[cohort] = cohort_fingerprint(cohort, root)

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from shutil import copymode
 from typing import Any
 
 import torch
@@ -28,9 +29,11 @@ from lgekit.errors import InputError
 from lgekit.heart_maps import Drawing, certainty, draw_labels, find_heart, move_to_junctions, study_votes
 from lgekit.precision import predicting
 from lgekit.studies import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
+from lgekit.unet import FIELD, build_encoder, build_unet
 from lgekit.views import Views, plain_views, standardise
 
-FIELD = 4  # channels of the angle field
+__all__ = ["SIZES", "HeartNetwork", "HeartSettings", "build_encoder", "build_unet", "read_settings", "with_prediction"]
+
 KINDS = ("networks", "borders")
 BORDER_VOTES = 3.0  # weight of the border network's votes beside those of the U-Net's two looks [O]
 WIDE_SLICES = 4  # slices in which the heart is sought; it lies at nearly the same place in all
@@ -93,42 +96,6 @@ def read_settings(values: Mapping[str, Any]) -> HeartSettings:
     """Settings from what JSON kept of them, which knows no tuples."""
     known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     return HeartSettings(**known)
-
-
-def build_encoder(name: str) -> nn.Module:
-    """A timm encoder with one input channel and random weights: the U-Net's, and the CLIP vision tower's.
-
-    Its ``forward_features`` of ``(B, 1, H, W)`` are the deepest features that the U-Net's decoder gets.
-
-    Raises:
-        InputError: timm knows no such network.
-    """
-    import timm
-
-    try:
-        return timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool="")
-    except RuntimeError as error:
-        raise InputError("encoder", f"{name!r}: {error}", "Give a name from timm.list_models()") from error
-
-
-def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
-    """U-Net ``(B, 1, h, h)`` → ``(B, 8, h, h)``: class logits, angle field. Random weights from the seed."""
-    import segmentation_models_pytorch as smp
-    from segmentation_models_pytorch.base import SegmentationHead
-
-    channels = CLASSES + FIELD
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        unet = smp.Unet(
-            encoder_name=f"tu-{settings.encoder}",
-            encoder_weights=None,  # the default would download
-            in_channels=1,
-            decoder_channels=(*settings.decoder, 8),
-        )
-        # the last block, at full resolution and without a skip connection, costs as much as all others together
-        unet.decoder.blocks = unet.decoder.blocks[:-1]
-        unet.segmentation_head = SegmentationHead(settings.decoder[-1], channels, kernel_size=3, upsampling=2)
-    return unet.to(memory_format=torch.channels_last)
 
 
 class HeartNetwork:
@@ -311,10 +278,10 @@ class HeartNetwork:
         """Write ``heart.safetensors`` and ``heart.json`` into a folder (made if absent)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.contiguous() for name, value in self.weights.items()}
-        save_file(state, folder / "heart.safetensors")
+        save_file({name: value.contiguous() for name, value in self.weights.items()}, folder / "heart.safetensors")
         about = {"settings": asdict(self.settings), "trained_on": self.trained_on}
         (folder / "heart.json").write_text(json.dumps(about, indent=2) + "\n")
+        copymode(folder / "heart.json", folder / "heart.safetensors")  # safetensors lets nobody but its owner read it
         return folder
 
     @classmethod
@@ -332,7 +299,7 @@ class HeartNetwork:
             about = json.loads((folder / "heart.json").read_text())
             settings = read_settings(about["settings"])
             network = cls.from_weights(settings, load_file(folder / "heart.safetensors"), about["trained_on"])
-        except (ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise InputError(folder, f"not a heart network: {error}", "Fit it again and save it") from error
         return network
 

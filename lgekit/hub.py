@@ -139,9 +139,10 @@ def _ask(repo: str, call: Callable[[], Any]) -> Any:
     """A call to the hub; what goes wrong there becomes one line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    no_connection = cast(type[Exception], HfHubHTTPError.__base__)  # of the hub client's HTTP library, whichever it is
+    # its bases too: what the hub client's HTTP library, whichever it is, raises on a machine without network
+    failures = cast(tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, HFValidationError, OSError))
     try:
         return call()
-    except (no_connection, HFValidationError, OSError) as error:
+    except failures as error:
         remedy = "Check the name, the network and your login (`hf auth login`)."
         raise InputError(repo, str(error).splitlines()[0] if str(error) else type(error).__name__, remedy) from error

@@ -18,7 +18,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import math
 import os
 import shutil
@@ -30,6 +29,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from lgekit.columns import misspelt_columns
 from lgekit.errors import InputError
 from lgekit.findings import Findings
 from lgekit.layouts import INTERNAL_CODES, Listing, parse_landmarks, read_table
@@ -47,14 +47,7 @@ def manifest(path: str) -> Listing:
     if table.is_dir():
         raise InputError(table, "is a folder", f"Give the file: manifest:{table / 'manifest.csv'}")
     rows = read_table(table, ("study_id", "image"))
-    for column in rows[0]:
-        known = COLUMNS + LANDMARK_COLUMNS
-        close = difflib.get_close_matches(column, known, 1, 0.8)
-        if column not in known and close:
-            problem = f"unknown column {column!r}"
-            yield Fault(
-                "", str(table), problem, f"Did you mean {close[0]!r}? Rename the column, or give it another name"
-            )
+    yield from misspelt_columns(table, rows[0], COLUMNS + LANDMARK_COLUMNS)
     any_report = any(row.get("report") for row in rows)
     for number, row in enumerate(rows, 2):
         yield from _study(row, table, f"{table}, row {number}", any_report)

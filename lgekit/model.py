@@ -287,6 +287,8 @@ def initialise_decoder(decoder: Any) -> None:
 
 def save_coca(folder: Path, model: CoCaModel, tokenizer: ReportTokenizer, settings: FitSettings) -> None:
     """Write ``model.safetensors``, ``tokenizer.json``, ``config.json``; ``text.json`` of a Hugging Face encoder."""
+    from shutil import copymode
+
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -296,12 +298,9 @@ def save_coca(folder: Path, model: CoCaModel, tokenizer: ReportTokenizer, settin
     (folder / "tokenizer.json").write_text(tokenizer.to_json())
     if isinstance(model.text, HuggingFaceText):
         (folder / "text.json").write_text(model.text.shape)
-    config = {
-        "settings": settings.model_dump(),
-        "context_length": tokenizer.context_length,
-        "special": tokenizer.special,
-    }
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    config = {"settings": settings.model_dump(), "context_length": tokenizer.context_length}
+    (folder / "config.json").write_text(json.dumps(config | {"special": tokenizer.special}, indent=1))
+    copymode(folder / "config.json", folder / "model.safetensors")  # safetensors lets nobody but its owner read it
 
 
 def load_coca(folder: Path) -> tuple[CoCaModel, ReportTokenizer, FitSettings]:

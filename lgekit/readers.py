@@ -24,7 +24,9 @@ from lgekit.copies import SeenImages, join_copies
 from lgekit.errors import InputError
 from lgekit.layouts import Listing
 from lgekit.manifests import manifest, write_manifest
-from lgekit.studies import RV, SPLITS, Cohort, Study, hash_unit, split_of
+from lgekit.specs import parse_spec
+from lgekit.studies import SPLITS, Cohort, Study, split_of
+from lgekit.truth import complete, mask_of, scar_is_drawn
 from lgekit.volumes import (
     Entry,
     Fault,
@@ -33,7 +35,6 @@ from lgekit.volumes import (
     check_image,
     recode,
     slice_axis,
-    storage_mirrored,
     to_study_axes,
     valid_region,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "check_cohort",
     "iterate_studies",
     "list_entries",
+    "parse_spec",
     "read_cohort",
     "valid_region",
     "write_manifest",
@@ -75,20 +77,6 @@ EXPECTED = {
     "bids": "sub-01/anat/sub-01_acq-LGE_T1w.nii.gz",
     "dicom": "DICOM files of MR images",
 }
-
-
-def parse_spec(spec: str) -> tuple[str, str]:
-    """Split ``kind:rest``.
-
-    Raises:
-        InputError: no such kind.
-    """
-    kind, colon, rest = str(spec).partition(":")
-    if not colon or kind not in (*READERS, "phantom"):
-        kinds = ", ".join(f"{name}:…" for name in ("phantom", *READERS))
-        meant = f"manifest:{spec}, or else one" if str(spec).lower().endswith(".csv") else "one"
-        raise InputError("SPEC", f"{spec!r} names no kind of cohort", f"Write {meant} of {kinds}")
-    return kind, rest
 
 
 def phantom_options(rest: str) -> dict[str, object]:
@@ -139,7 +127,10 @@ def iterate_studies(spec: str, images_only: bool = False) -> Iterator[Study]:
     if parse_spec(spec)[0] == "phantom":
         yield from read_cohort(spec, images_only).studies
         return
-    for item in list_entries(spec):
+    items = list(list_entries(spec))
+    entries = [item for item in items if isinstance(item, Entry)]
+    drawn = images_only or scar_is_drawn(entries, (mask_of(entry) for entry in entries))
+    for item in items:
         if isinstance(item, Fault):
             if images_only and item.truth_only:
                 continue
@@ -148,6 +139,8 @@ def iterate_studies(spec: str, images_only: bool = False) -> Iterator[Study]:
         if study is None:
             raise faults[0]
         _warn(notes)
+        if not images_only:
+            complete(study, item, drawn)
         yield study
 
 
@@ -182,6 +175,10 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
             raise errors[0]
         studies.append(study)
         notes += own_notes
+    if not images_only:
+        drawn = scar_is_drawn(entries, (study.label_map for study in studies))
+        for study, entry in zip(studies, entries, strict=True):
+            complete(study, entry, drawn)
     notes += join_copies(studies)
     _warn(notes)
     _assign_splits(studies)
@@ -206,11 +203,11 @@ def check_cohort(spec: str) -> list[Fault]:
                 faults.append(item)
                 continue
             entries.append(item)
-            study, errors, notes = _read(item, complete=False)
+            study, errors, notes = _read(item)
             faults += [Fault.of(item.study_id, error) for error in errors]
             remedy = "Export the series again with all its slices"
-            gaps = [str(note) for note in notes if isinstance(note, SliceGapWarning)]
-            faults += [Fault(item.study_id, item.study_id, gap, remedy) for gap in gaps]
+            gaps = [note for note in notes if isinstance(note, SliceGapWarning)]
+            faults += [Fault(item.study_id, gap.where or item.study_id, str(gap), remedy) for gap in gaps]
             faults += seen.faults(study) if study is not None else []
     except InputError as error:
         faults.append(Fault.of("", error))
@@ -250,10 +247,8 @@ def _warn(notes: list[UserWarning]) -> None:
         warnings.warn(f"{grids[0]}{more}", GridWarning, stacklevel=3)
 
 
-def _read(
-    entry: Entry, images_only: bool = False, complete: bool = True
-) -> tuple[Study | None, list[InputError], list[UserWarning]]:
-    """A study, or None with everything that is wrong with its files; and the notes on its image."""
+def _read(entry: Entry, images_only: bool = False) -> tuple[Study | None, list[InputError], list[UserWarning]]:
+    """A study as its files have it, or None with everything that is wrong with them; and the notes on its image."""
     image = entry.image()
     check_image(image)
     faults = list(image.faults)
@@ -275,42 +270,11 @@ def _read(
     if internal is not None:
         array, _ = to_study_axes(replace(image, array=internal), axis)
         fields["labels"] = tio.LabelMap(tensor=_tensor(array, np.uint8), affine=affine)
-    study = Study(**fields)
-    if complete and not images_only:
-        _complete(study, entry)
-    return study, [], image.notes
+    return Study(**fields), [], image.notes
 
 
 def _tensor(array: np.ndarray, dtype: type) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))[None]
-
-
-def _complete(study: Study, entry: Entry) -> None:
-    """Derive what the files do not say: landmarks from an RV label, findings, and a report from the masks."""
-    labels = study.label_map
-    if labels is not None and study["landmarks"] is None and (labels == RV).any():
-        mirrored = storage_mirrored(study["image"].affine)
-        mirrored = entry.mirrored if mirrored is None else mirrored
-        if mirrored is not None:  # else nothing tells the anterior insertion point from the inferior one
-            from lgekit.anatomy import insertion_points
-
-            landmarks = insertion_points(labels, study.spacing_mm, mirrored=mirrored)
-            study["landmarks"] = landmarks if landmarks.confidence > 0 else None
-    if labels is not None and study["findings"] is None and entry.scar_labelled and entry.report_source != "none":
-        from lgekit.anatomy import findings_from_labels
-
-        study["findings"] = findings_from_labels(study)
-    elif labels is None and study["findings"] is None and entry.report:
-        from lgekit.reports import read_report, states_enhancement
-
-        if states_enhancement(entry.report):  # else it stays unknown
-            study["findings"] = read_report(entry.report)
-    wanted = entry.report_source == "masks" or not entry.report_source
-    if wanted and not entry.report and study["findings"] is not None:
-        from lgekit.reports import write_report
-
-        rng = np.random.default_rng(int(hash_unit(study["study_id"]) * 2**53))
-        study["report"], study["report_source"] = write_report(study["findings"], rng), "masks"
 
 
 def _assign_splits(studies: list[Study]) -> None:

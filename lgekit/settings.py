@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -95,6 +95,12 @@ class FitSettings(BaseModel):
         return "image" if self.orientation == "none" else self.view
 
     @property
+    def needs_heart(self) -> bool:
+        """Whether a detector fitted so has a heart network, and cannot read without it."""
+        uses = self.orientation != "none" or self.encoder_init == "segmentation" or self.synthetic_per_real > 0
+        return uses and self.masks != "true"
+
+    @property
     def longest_text(self) -> int:
         """Tokens of a text, start and end included, beyond which it is cut."""
         return self.context_length or CONTEXT[self.text]
@@ -118,7 +124,7 @@ def make_settings(**values: Any) -> FitSettings:
 
 
 def read_changes(words: Sequence[str]) -> dict[str, Any]:
-    """``["patience=10"]`` → ``{"patience": 10}``, each value as YAML reads it.
+    """``["patience=10"]`` → ``{"patience": 10}``, each value as YAML reads it; where text is wanted, as it stands.
 
     Raises:
         InputError: not ``NAME=VALUE``, or a name given twice.
@@ -132,7 +138,15 @@ def read_changes(words: Sequence[str]) -> dict[str, Any]:
             named[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             named[name] = value
+        if _is_text(name) and not isinstance(named[name], str):  # masks=true
+            named[name] = value.strip()
     return named
+
+
+def _is_text(name: str) -> bool:
+    """Whether a setting is one of some words, or any."""
+    kind = FitSettings.model_fields[name].annotation if name in FitSettings.model_fields else None
+    return kind is str or get_origin(kind) is Literal
 
 
 # Longest text of each kind in tokens, start and end included. Of the reports of 300 phantom studies the longest has 228

@@ -85,11 +85,19 @@ class ReportTokenizer:
 
     @classmethod
     def from_json(cls, text: str, context_length: int, special: Sequence[str] = (PAD, START, END)) -> ReportTokenizer:
-        """Read what `to_json` wrote."""
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: it is cut off, or no tokenizer.
+        """
         from tokenizers import Tokenizer
 
         pad, start, end = special
-        return cls(Tokenizer.from_str(text), context_length, (pad, start, end))
+        try:
+            core = Tokenizer.from_str(text)
+        except Exception as error:  # tokenizers raises nothing narrower
+            raise ValueError(f"tokenizer.json cannot be read ({error})") from error
+        return cls(core, context_length, (pad, start, end))
 
     def to_json(self) -> str:
         """The tokenizer in the `tokenizers` JSON format."""

@@ -39,7 +39,15 @@ class GridWarning(UserWarning):
 
 
 class SliceGapWarning(UserWarning):
-    """The slices of a series do not lie at equal distances: one may be missing. ``lgekit check`` lists it."""
+    """The slices of a series do not lie at equal distances: one may be missing. ``lgekit check`` lists it.
+
+    Attributes:
+        where: the series with its folder, which the message leaves out.
+    """
+
+    def __init__(self, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.where = where
 
 
 @dataclass(frozen=True)

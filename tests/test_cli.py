@@ -166,6 +166,9 @@ def test_score_holds_predictions_against_what_masks_or_reports_say(written, mode
     refused("score", tmp_path / "other.csv", spec, mentions="holds no study of")
     refused("score", tmp_path / "none.csv", spec, mentions="no such file")
     refused("score", written / "manifest.csv", spec, mentions="'p_lge' is missing")
+    held_out.replace({"study_id": {held_out["study_id"][0]: "elsewhere"}}).to_csv(tmp_path / "other.csv", index=False)
+    done = lgekit("score", tmp_path / "other.csv", spec)
+    assert "11 predictions" in done.stdout and "1 rows are of no study of" in done.stderr and "elsewhere" in done.stderr
     pd.concat([held_out, held_out]).to_csv(tmp_path / "twice.csv", index=False)
     refused("score", tmp_path / "twice.csv", spec, mentions="two rows")
 
@@ -206,6 +209,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     refused("fit", SMALL, tmp_path / "out", "--set", "patience", mentions="NAME=VALUE")
     refused("fit", SMALL, tmp_path / "out", "--set", "patiense=3", mentions="patiense")
     refused("fit", SMALL, tmp_path / "out", "--set", "patience=-3", mentions="patience")
+    refused("fit", SMALL, tmp_path / "out", "--set", "encoder=resnet999", mentions="setting encoder: 'resnet999'")
     refused("predict", tmp_path, SMALL, tmp_path / "out.csv", mentions=str(tmp_path))
     refused("predict", model, SMALL, tmp_path / "no" / "out.csv", mentions="folder does not exist")
     refused("workbook", "--size", "huge", mentions="huge")

@@ -1,6 +1,8 @@
 """The whole method: fit, predict from images alone, save, load; no held-out study touches what reads it."""
 
 import json
+import os
+import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -110,6 +112,105 @@ def test_saved_and_read_again(fitted, cohort, tmp_path):
         Detector.load(tmp_path / "model")
     with pytest.raises(InputError, match="no such file"):
         Detector.load(tmp_path)
+
+
+@pytest.fixture
+def saved(fitted, tmp_path):
+    return fitted.save(tmp_path / "model")
+
+
+def spoilt(name, change):
+    def spoil(folder):
+        (folder / name).write_text(change((folder / name).read_text()))
+
+    return spoil
+
+
+def changed(name, change):
+    """A JSON file whose content a function changes in place."""
+
+    def rewrite(text):
+        about = json.loads(text)
+        change(about)
+        return json.dumps(about)
+
+    return spoilt(name, rewrite)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "where", "problem"),
+    [
+        (lambda folder: shutil.rmtree(folder / "heart"), "heart", "without the heart network"),
+        (spoilt("clip_0/tokenizer.json", lambda text: text[:500]), "clip_0", "tokenizer.json cannot be read"),
+        (spoilt("clip_0/config.json", lambda text: text[:50]), "clip_0", "not a detector"),
+        (spoilt("held_out.csv", lambda _: ""), "held_out.csv", "No columns to parse"),
+        (spoilt("detector.json", lambda text: text[:99]), "detector.json", "not a detector"),
+        (changed("detector.json", lambda about: about.pop("settings")), "detector.json", "'settings' is missing"),
+        (
+            changed("detector.json", lambda about: about["settings"].update(wings=2)),
+            "detector.json",
+            "another version of lgekit (setting wings",
+        ),
+        (
+            changed("clip_0/config.json", lambda about: about["settings"].update(wings=2)),
+            "clip_0",
+            "another version of lgekit (setting wings",
+        ),
+        (
+            changed("clip_0/config.json", lambda about: about["settings"].update(width=32)),
+            "clip_0",
+            "weights do not fit, perhaps it was fitted by another version",
+        ),
+        (changed("heart/heart.json", lambda about: about["settings"].update(wings=2)), "heart", "wings"),
+    ],
+)
+def test_a_spoilt_model_is_one_line_that_names_the_part(saved, spoil, where, problem):
+    Detector.load(saved)
+    spoil(saved)
+    with pytest.raises(InputError) as caught:
+        Detector.load(saved)
+    assert caught.value.where == str(saved / where) and problem in caught.value.problem
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027])
+def test_all_files_of_a_model_have_the_mode_that_the_user_asks_for(fitted, tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        folder = fitted.save(tmp_path / "model")
+    finally:
+        os.umask(before)
+    modes = {path.relative_to(folder).as_posix(): path.stat().st_mode & 0o777 for path in folder.rglob("*.*")}
+    assert {"clip_0/model.safetensors", "heart/heart.safetensors"} <= modes.keys()
+    assert set(modes.values()) == {0o666 & ~umask}
+
+
+def test_a_model_without_permission_is_not_called_missing(saved, monkeypatch):
+    access = os.access
+    for shut in (saved, saved / "clip_0", saved / "clip_0" / "model.safetensors", saved / "heart" / "heart.json"):
+        monkeypatch.setattr(os, "access", lambda path, mode, shut=shut: path != shut and access(path, mode))
+        with pytest.raises(InputError, match=r"cannot be read \(permission\)") as caught:
+            Detector.load(saved)
+        assert caught.value.where == str(shut)
+
+
+def test_one_rule_says_who_needs_a_heart_network():
+    for row in (PLAIN_CLIP, {}, {"masks": "true"}, {"orientation": "none"}, {**PLAIN_CLIP, "synthetic_per_real": 1.0}):
+        own = size_settings("smoke", **row)
+        assert own.needs_heart == module._needs_heart(own)
+    assert not size_settings("smoke", **PLAIN_CLIP).needs_heart and size_settings("smoke").needs_heart
+
+
+def test_a_model_of_true_masks_is_refused_for_images_alone(fitted, tmp_path, monkeypatch):
+    from test_cli import refused
+
+    monkeypatch.setattr("lgekit.readers.read_cohort", lambda *_, **__: pytest.fail("the cohort was read"))
+    true = replace(fitted, settings=fitted.settings.override(masks="true"), heart=None).save(tmp_path / "true")
+    assert Detector.load(true).heart is None
+    refused(
+        "predict", true, "phantom:studies=2", tmp_path / "out.csv", mentions=f"{true}: was fitted with masks='true'"
+    )
+    assert not (tmp_path / "out.csv").exists()
 
 
 def test_test_split_is_never_looked_at(cohort, fitted):
@@ -350,6 +451,7 @@ def test_a_split_without_studies_is_named(cohort):
 
 def test_ids_survive_saving(fitted, tmp_path):
     numbered = fitted.held_out.assign(study_id=[f"{number:03d}" for number in range(len(fitted.held_out))])
+    numbered.loc[0, "study_id"] = "NA"
     replace(fitted, held_out=numbered).save(tmp_path / "model")
     assert Detector.load(tmp_path / "model").held_out["study_id"].tolist() == numbered["study_id"].tolist()
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 
 import numpy as np
+import pydicom
 import pytest
 from cohort_files import SECRETS, picture, ring, write_dicom
 
@@ -71,11 +73,13 @@ def test_phase_sensitive_images_are_preferred_and_signed(tmp_path):
 
 
 def test_unequal_gaps_warn_and_are_listed_by_check(tmp_path):
-    write_dicom(tmp_path, ARRAY, [0, 10, 20, 40])
-    with pytest.warns(SliceGapWarning, match=r"\[10.0, 10.0, 20.0\] mm; 10.00 mm is used"):
+    write_dicom(tmp_path / "Mueller_Hans" / "LGE", ARRAY, [0, 10, 20, 40])
+    with pytest.warns(SliceGapWarning, match=r"\[10.0, 10.0, 20.0\] mm; 10.00 mm is used") as caught:
         read_cohort(f"dicom:{tmp_path}")
+    assert not any("Mueller" in str(warning.message) for warning in caught)  # the pseudonym beside the name, in a log
     (fault,) = check_cohort(f"dicom:{tmp_path}")
     assert "unequal" in fault.problem and "all its slices" in fault.remedy
+    assert "Mueller_Hans" in fault.where and fault.study_id in fault.where
 
 
 def test_other_files_are_passed_over(tmp_path):
@@ -83,6 +87,65 @@ def test_other_files_are_passed_over(tmp_path):
     (tmp_path / "DICOMDIR").write_bytes(b"x")
     (tmp_path / "notes.txt").write_text("hello")
     assert len(read_cohort(f"dicom:{tmp_path}")) == 1
+
+
+@pytest.mark.parametrize("length", [140, 300, 450, 600, 800, 950])
+@pytest.mark.parametrize("name", ["", "a.dcm", "a.IMA"])
+def test_an_image_cut_off_within_its_header_is_a_fault(tmp_path, length, name):
+    paths = write_dicom(tmp_path, ARRAY, [0, 10, 20, 30])
+    cut = paths[3].with_name(name or paths[3].name)  # the last slice: no gap would tell
+    content = paths[3].read_bytes()
+    paths[3].unlink()
+    cut.write_bytes(content[:length])
+    (fault,) = check_cohort(f"dicom:{tmp_path}")
+    assert fault.where == str(cut) and "cut off" in fault.problem and not fault.truth_only
+    with pytest.raises(InputError, match="cut off"):
+        read_cohort(f"dicom:{tmp_path}", images_only=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "modality"),
+    [
+        ("1.2.840.10008.5.1.4.1.1.88.22", "SR"),  # a report
+        ("1.2.840.10008.5.1.4.1.1.11.1", "PR"),  # a presentation state
+        ("1.3.12.2.1107.5.9.1", "MR"),  # what Siemens exports beside the images
+    ],
+)
+@pytest.mark.parametrize("name", ["other", "other.dcm"])
+def test_a_file_that_never_had_pixels_is_passed_over(tmp_path, kind, modality, name):
+    write_dicom(tmp_path, ARRAY, [0, 10, 20, 30])
+    (path,) = write_dicom(tmp_path / "b", ARRAY[..., :1], [0], SOPClassUID=kind, Modality=modality)
+    data = pydicom.dcmread(path)
+    del data.Rows, data.Columns, data.PixelData
+    data.file_meta.MediaStorageSOPClassUID = kind
+    data.save_as(path.with_name(name))
+    path.unlink()
+    assert check_cohort(f"dicom:{tmp_path}") == [] and len(read_cohort(f"dicom:{tmp_path}")) == 1
+
+
+def test_a_file_without_permission_is_a_fault(tmp_path, monkeypatch):
+    paths = write_dicom(tmp_path, ARRAY, [0, 10, 20, 30])
+    read = pydicom.dcmread
+
+    def denied(file, **options):
+        if file == paths[3]:
+            raise PermissionError(13, "Permission denied")
+        return read(file, **options)
+
+    monkeypatch.setattr(pydicom, "dcmread", denied)
+    (fault,) = check_cohort(f"dicom:{tmp_path}")
+    assert fault.where == str(paths[3]) and "PermissionError" in fault.problem
+
+
+def test_no_warning_shows_a_value_of_the_header(tmp_path):
+    uid = "1.3.12.2.1107.5.2.19.0045.03.77665544"  # a zero in front: pydicom would warn, and show it
+    with pydicom.config.disable_value_validation():
+        write_dicom(tmp_path, ARRAY, [0, 10, 20, 30], series=uid, StudyInstanceUID=uid + "\\1", FrameOfReferenceUID=uid)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cohort = read_cohort(f"dicom:{tmp_path}")
+    assert len(cohort) == 1 and not [str(warning.message) for warning in caught if "7766" in str(warning.message)]
+    assert not any("pydicom" in warning.filename for warning in caught)
 
 
 SCAR, NONE = "LGE: subendocardial scar of the inferior wall.", "LGE: no late enhancement."
@@ -121,6 +184,9 @@ def test_reports_are_joined_by_an_id_that_is_not_kept(tmp_path, key, ids):
         ("PatientID,report\nP-017,x\nP-018,y\nP-019,z", ["no image has this PatientID"]),
         ("PatientID,report\nP-017,x\nP-018,y\nP-018,z", ["have a report already"]),
         ("PatientID,report,report_source\nP-017,x,\nP-018,,none", []),
+        ("PatientID,report,report_sorce\nP-017,x,\nP-018,,none", ["unknown column 'report_sorce'"]),
+        ("patient_id,report\nP-017,x\nP-018,y", ["unknown column 'patient_id'"]),
+        ("PatientID,report,accession_number,Sex\nP-017,x,1,F\nP-018,y,2,M", []),
     ],
 )
 def test_faults_of_the_table_of_reports_name_rows_and_nobody(tmp_path, table, problems):
@@ -135,6 +201,15 @@ def test_faults_of_the_table_of_reports_name_rows_and_nobody(tmp_path, table, pr
         with pytest.raises(InputError, match=problems[0]):
             read_cohort(f"dicom:{tmp_path}")
     assert len(read_cohort(f"dicom:{tmp_path}", images_only=True)) == 3  # a prediction needs no report
+
+
+def test_the_table_of_reports_is_found_however_it_is_written_and_is_one(tmp_path):
+    export_of_two(tmp_path)
+    (tmp_path / "Reports.CSV").write_text(f"PatientID,report\nP-017,{SCAR}\nP-018,{NONE}\n")
+    assert all(study["report"] for study in read_cohort(f"dicom:{tmp_path}").studies)
+    (tmp_path / "reports.csv").write_text("PatientID,report\n")
+    (fault,) = check_cohort(f"dicom:{tmp_path}")
+    assert "a second table of reports" in fault.problem and fault.truth_only
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import yaml
 from dask.utils import key_split
-from tiny_notebook import PARAMETERS, WORK, write_notebook
+from tiny_notebook import PARAMETERS, SAVE, WORK, write_notebook
 from typer.testing import CliRunner
 
 from lgekit.cli_grid import grid_app
@@ -217,6 +217,56 @@ def test_unknown_rows_seeds_and_cohorts_are_refused(project):
         collect(file)
     with pytest.raises(InputError, match="workbook"):
         load_grid(grid_file(project, name="workbook"))
+
+
+NOTEBOOK_05 = KEPT[0].parents[2] / "notebooks" / "05_clip_captioning.ipynb"
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("{orientation: rvpi}", "setting orientation: .*'rvip'"),
+        ("{size: Smoke}", "size: unknown size 'Smoke'"),
+        ("{cohort: 'mnifest:mine.csv'}", "SPEC: 'mnifest:mine.csv' names no kind"),
+        ("{pretrain_on: 'acdk:data/acdc'}", "SPEC: 'acdk:data/acdc' names no kind"),
+        ("{epochs: -3}", "setting epochs: .*greater than or equal to 1"),
+        ("{pixels: 7}", "setting pixels"),
+    ],
+)
+def test_what_a_run_would_fail_on_is_refused_before_any_runs(tmp_path, row, problem):
+    shutil.copy(NOTEBOOK_05, tmp_path / "nb.ipynb")
+    text = "notebook: nb.ipynb\nparameters: {size: smoke, cohort: 'phantom:studies=8'}\nrows:\n  full: {}\n  bad: ROW\n"
+    with pytest.raises(InputError, match=problem):
+        run_grid(grid_file(tmp_path, text.replace("ROW", row)), dry_run=True)
+    with pytest.raises(InputError, match=f"row bad: {problem}"):
+        load_grid(grid_file(tmp_path, text.replace("ROW", row)))
+
+
+def test_a_value_of_an_axis_is_looked_at_too(tmp_path):
+    shutil.copy(NOTEBOOK_05, tmp_path / "nb.ipynb")
+    file = grid_file(tmp_path, "notebook: nb.ipynb\nrows:\n  full: {}\naxes: {text: [findings, repport]}\n")
+    with pytest.raises(InputError, match="row full: setting text"):
+        load_grid(file)
+
+
+def test_defaults_that_mean_the_sizes_own_pass(tmp_path):
+    shutil.copy(NOTEBOOK_05, tmp_path / "nb.ipynb")
+    own = "{epochs: 0, pixels: 0, synthetic_per_real: -1, synthetic_pool: -1, pretrain_on: none, folds: 5}"
+    file = grid_file(tmp_path, f"notebook: nb.ipynb\nrows:\n  full: {own}\n")
+    assert len(load_grid(file).runs) == 1
+
+
+def test_parameters_of_another_notebook_are_its_own(project):
+    """`width`, `folds` and `text` are settings of the method; a notebook that makes none may call anything so."""
+    parameters = PARAMETERS + '\ntext: str = "long"  # words'
+    for save, fine in ((SAVE, True), (SAVE + "\nsize_settings('smoke', text=text)", False)):
+        write_notebook(project / "tiny.ipynb", WORK, save, parameters)
+        file = grid_file(project, GRID.replace("{shift: true}", "{width: 2.5, folds: 1, text: short}"))
+        if fine:
+            assert len(load_grid(file).runs) == 4
+        else:
+            with pytest.raises(InputError, match="row shifted: setting text"):
+                load_grid(file)
 
 
 def test_a_grid_runs_reports_and_is_not_run_twice(project):

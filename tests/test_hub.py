@@ -1,5 +1,6 @@
 """Push and pull against a hub that lives in a folder: what travels, and what is refused. No network."""
 
+import importlib
 import json
 import shutil
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from test_cli import lgekit, refused
 from test_training import settings, toy
 
@@ -143,6 +145,19 @@ def test_a_repository_with_anything_else_is_not_fetched(model, api, tmp_path, na
     api.repositories["me/scar"][name] = b"x"
     with pytest.raises(InputError, match="no part of a model"):
         hub.pull("me/scar", tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("call", ["create_repo", "repo_info"])
+def test_a_machine_without_network_is_told_so_in_one_line(model, api, tmp_path, monkeypatch, call):
+    library = HfHubHTTPError.__mro__[1].__module__.partition(".")[0]  # the HTTP library that the hub client uses
+
+    def unreachable(*_, **__):
+        raise importlib.import_module(library).ConnectError("[Errno -3] Temporary failure in name resolution")
+
+    monkeypatch.setattr(api, call, unreachable)
+    command = ("push", model, "me/scar") if call == "create_repo" else ("pull", "me/scar", tmp_path / "again")
+    refused(*command, mentions="me/scar: [Errno -3] Temporary failure in name resolution. Check the name, the network")
     assert not (tmp_path / "again").exists()
 
 

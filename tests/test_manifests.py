@@ -12,7 +12,7 @@ from cohort_files import SPACING, picture, ring, write_own, write_table
 from lgekit import manifests
 from lgekit.errors import InputError
 from lgekit.findings import Findings, Scar
-from lgekit.readers import read_cohort, write_manifest
+from lgekit.readers import check_cohort, read_cohort, write_manifest
 from lgekit.studies import Cohort, Landmarks, Study
 
 REPORT = 'LGE: "transmural", inferior.\nSecond line, with commas; – and ünicode.'
@@ -98,6 +98,41 @@ def test_two_columns_are_enough(tmp_path):
     assert len(cohort) == 3 and set(cohort.manifest["report_source"]) == {"none"}
     assert all(cohort.manifest["split"].isin(["train", "validation", "test"]))
     assert cohort.manifest["scar"].isna().all()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("REPORT", "report"),
+        ("Reports", "report"),
+        ("PatientID", "patient_id"),
+        ("Patient_ID", "patient_id"),
+        ("patient id", "patient_id"),
+        ("patient", "patient_id"),
+        ("mask", "labels"),
+        ("Segmentation", "labels"),
+        ("report-source", "report_source"),
+        ("Report_Sorce", "report_source"),
+        ("Anterior RVIP deg", "anterior_rvip_deg"),
+    ],
+)
+def test_a_misspelt_column_is_named_with_what_was_meant(tmp_path, written, meant):
+    rows = [{key: value for key, value in row.items() if key != meant} for row in write_own(tmp_path)]
+    spec = f"manifest:{write_table(tmp_path, [row | {written: ''} for row in rows])}"
+    faults = [fault for fault in check_cohort(spec) if "column" in fault.problem]
+    assert [fault.problem for fault in faults] == [f"unknown column {written!r}"]
+    assert f"Did you mean {meant!r}?" in faults[0].remedy
+    with pytest.raises(InputError, match="unknown column"):
+        read_cohort(spec)
+    assert len(read_cohort(spec, images_only=True)) == 3  # a prediction needs none of them
+
+
+def test_columns_of_the_users_own_are_let_be(tmp_path):
+    own = ("age", "Sex", "image_id", "PatientName", "comment", "scanner", "patient_age", "study date", "mask_drawn_by")
+    rows = [row | dict.fromkeys(own, "x") for row in write_own(tmp_path)]
+    assert check_cohort(f"manifest:{write_table(tmp_path, rows)}") == []
+    rows = [row | {"mask": "x", "PatientID": "y"} for row in rows]  # beside labels and patient_id
+    assert check_cohort(f"manifest:{write_table(tmp_path, rows)}") == []
 
 
 def test_masks_without_reports_get_reports_and_say_so(tmp_path):

@@ -15,7 +15,7 @@ from lgekit.model import (
     pad_studies,
     save_coca,
 )
-from lgekit.settings import FitSettings, make_settings, size_settings
+from lgekit.settings import FitSettings, make_settings, read_changes, size_settings
 from lgekit.tokenizer import ReportTokenizer
 
 TEXTS = ["No late gadolinium enhancement.", "Late gadolinium enhancement in the inferior wall, 50%."]
@@ -273,6 +273,17 @@ def test_joined_batches_keep_their_studies():
     both = join(a, b)
     assert both.mask.sum(1).tolist() == [2, 5, 1]
     assert torch.equal(both.images[1:], b.images) and torch.equal(both.images[0, :2], a.images[0])
+
+
+def test_changes_of_the_command_line_are_text_where_text_is_wanted():
+    assert read_changes(["masks=true", "patience=10", "bfloat16=true", "text_encoder=1e5", "orientation='none'"]) == {
+        "masks": "true",
+        "patience": 10,
+        "bfloat16": True,
+        "text_encoder": "1e5",
+        "orientation": "none",
+    }
+    assert make_settings(**read_changes(["masks=true"])).masks == "true"
 
 
 def test_settings_refuse_what_they_do_not_know():

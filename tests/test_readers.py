@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from cohort_files import patch_header, picture, ring, save, write_emidec, write_own, write_table
 
-from lgekit import readers
+from lgekit import readers, specs
 from lgekit.errors import InputError
+from lgekit.fingerprints import pretraining_specs
 from lgekit.readers import check_cohort, iterate_studies, read_cohort
 from lgekit.workbook import Session
 
@@ -44,6 +45,15 @@ def test_wrong_spec_is_one_clear_error(spec, message):
         assert str(error) == str(caught.value)
     else:
         assert [str(fault.error()) for fault in faults] == [str(caught.value)]
+
+
+def test_specs_are_taken_apart_without_the_readers():
+    assert set(specs.KINDS) == {"phantom", *readers.READERS}
+    mine = ["manifest:Meine Fälle/x.csv", "acdc:data/acdc", "phantom:studies=3"]
+    for asked in (mine, mine[:1], mine[::-1]):
+        assert specs.split_specs("  ".join(asked) + " ") == asked == pretraining_specs("emidec:e", " ".join(asked))
+    assert specs.split_specs("acdc:a\nmnms:My data: new/mnms") == ["acdc:a", "mnms:My data: new/mnms"]
+    assert pretraining_specs("emidec:e", "none") == []
 
 
 def test_phantom_spec_passes_its_options_on():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import nn
 
 from lgekit import heart_quality, precision
 from lgekit.canvas import angle_field, angle_votes, collect_slices, landmarks_from_votes, make_canvas
+from lgekit.encoders import check_encoder
 from lgekit.errors import InputError
 from lgekit.heart_maps import move_to_junctions
 from lgekit.segmentation import (
@@ -334,6 +335,18 @@ def test_bad_input_is_named():
         fit_heart_network([Cohort([bare])], size="smoke")
     with pytest.raises(InputError, match="no_such_net"):
         build_encoder("no_such_net")
+
+
+@pytest.mark.parametrize("name", ["resnet999", "vit_tiny_patch16_224", "a/b"])
+def test_an_encoder_that_no_network_can_be_built_on_is_named(name):
+    with pytest.raises(InputError, match=f"setting encoder: '{name}'") as caught:
+        build_unet(replace(SIZES["smoke"], encoder=name), 0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="setting encoder"):
+        check_encoder(size_settings("smoke", encoder=name))
+    with pytest.raises(InputError, match="setting encoder"):
+        check_encoder(size_settings("smoke", encoder=name, masks="true", view="image"))
+    check_encoder(size_settings("smoke", encoder=name, masks="true"))  # the polar view has an encoder of its own
 
 
 @pytest.mark.parametrize("mirror", [False, True])
