@@ -175,14 +175,30 @@ class Detector:
             slices[-1][view.own_slices] = values[: len(view.levels)]
         return (embedded.studies @ text).numpy(), slices
 
+    @property
+    def denials(self) -> list[str]:
+        """The sentences that deny scar, in the words that were learned: what a sentence about scar is held against."""
+        return prompt_sets(self.settings.text)["presence"]["negative"]
+
+    def speaks_for(self, embedded: Embedded, sentence: str, number: int = 0) -> tuple[np.ndarray, list[np.ndarray]]:
+        """As `similarity`, minus the (mean) similarity to the sentences that deny scar.
+
+        So studies can be ranked: a cosine alone says as much of how a study lies in the joint space as of the sentence,
+        and may be highest for hearts without scar.
+        """
+        studies, slices = self.similarity(embedded, sentence, number)
+        denied = [self.similarity(embedded, words, number) for words in self.denials]
+        each = zip(slices, *(own for _, own in denied), strict=True)
+        return studies - np.mean([whole for whole, _ in denied], axis=0), [s - np.mean(d, axis=0) for s, *d in each]
+
     def seen(self, view: View, own_slice: int, sentence: str, number: int = 0) -> tuple[np.ndarray, np.ndarray]:
-        """One of a study's own slices as the network sees it, and where in it a sentence is seen.
+        """One of a study's own slices as the network sees it, and what in it speaks for a sentence, against `denials`.
 
         Returns:
             Picture and heat map (`lgekit.zeroshot.heat_map`, logits), each `(height, width)` of the view.
         """
         place = list(view.own_slices).index(own_slice)
-        heat = heat_map(*self.networks[number], batch_of([view]), [sentence], only=place)
+        heat = heat_map(*self.networks[number], batch_of([view]), [sentence], self.denials, only=place)
         return view.images[place, 0].numpy(), heat[place]
 
     def save(self, folder: str | Path) -> Path:

@@ -15,6 +15,7 @@ from lgekit.ablation_report import paper_table, provenance, read_comparison, set
 from lgekit.ablations import WORKBOOK_EPOCHS, WORKBOOK_SEEDS
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, WALLS
+from lgekit.reports import read_report, states_enhancement
 from lgekit.results import load_metrics
 from lgekit.workbook import NOTEBOOKS, Session
 
@@ -153,7 +154,7 @@ FIGURES = {
         "captions",
         plots.caption_lines,
         "Captions that the decoder wrote beside the truth: five different ones with all walls right (blue), five not "
-        "(orange). Depth and microvascular obstruction are not judged.",
+        "(orange). Levels, depth and microvascular obstruction are not judged.",
     ),
     "ablation_forest": PaperFigure(
         "06",
@@ -218,8 +219,29 @@ def from_session(name: str, session: Session, folder: Path) -> Figure:
         if grid := (load_metrics(session.of(notebook)) or {}).get("grid"):  # notebook 06 was given a file
             runs, predictions = (session.table(notebook, name) for name in ("runs", "predictions"))
             where = f"Grid {grid}: {provenance(runs, predictions)}."
+    if name == "pipeline" and "study_id" in table:
+        judged = words_held_against_the_truth(table["study_id"].iloc[0], session.table(notebook, "captions"))
+        where = f"{judged} {where}".strip()
     make_figure(name, table, folder, where)
     return shown.draw(table)
+
+
+def words_held_against_the_truth(study: str, captions: pd.DataFrame) -> str:
+    """A sentence: whether a study's caption is right about presence and walls; empty where it has no truth.
+
+    Args:
+        study: its id.
+        captions: ``study_id, caption, truth, right``, as `lgekit.evaluation.caption_table` gives them.
+    """
+    own = captions[captions["study_id"] == study].fillna({"caption": ""})
+    if own.empty:
+        return ""
+    row = own.iloc[0]
+    if row["right"]:
+        return "The words are right about whether there is scar and about its walls."
+    if states_enhancement(row["caption"]) and read_report(row["caption"]).present == read_report(row["truth"]).present:
+        return "The words are right about whether there is scar, not about all of its walls."
+    return "The words are wrong about whether there is scar."
 
 
 def redraw(folder: Path) -> list[Path]:

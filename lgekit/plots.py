@@ -19,6 +19,7 @@ from lgekit.pictures import (
     COLUMN,
     PAGE,
     closed,
+    draw_segments,
     draw_slice,
     legend_of_tissues,
     most_telling_slice,
@@ -27,12 +28,14 @@ from lgekit.pictures import (
     pixel_table,
     show_image,
     show_images,
+    show_segments,
     show_stack,
     show_studies,
     wrap,
 )
 
 __all__ = [
+    "draw_segments",
     "draw_slice",
     "legend_of_tissues",
     "most_telling_slice",
@@ -41,6 +44,7 @@ __all__ = [
     "pixel_table",
     "show_image",
     "show_images",
+    "show_segments",
     "show_stack",
     "show_studies",
 ]

@@ -150,10 +150,9 @@ def orientation_explorer(study: Study) -> Explorable:
         segments = anatomy.segment_map(shown.label_map, shown.spacing_mm, shown["landmarks"])[:, :, index]
         figure, axes = _pictures(1, 2, (6.4, 3.2))
         plots.draw_slice(axes[0], shown, index)
-        axes[1].imshow(np.ma.masked_equal(segments.T, 0), cmap="tab20", vmin=1, vmax=20)
+        plots.draw_segments(axes[1], segments)
         axes[0].set_title("standard frame")
         axes[1].set_title("AHA segments")
-        axes[1].axis("off")
         return figure, f"Words: {canonical_text(anatomy.findings_from_labels(moved))}"
 
     controls = {
@@ -229,8 +228,8 @@ def which_is_real(cohort: Cohort, random_scar, pairs: int = 4, seed: int = 0) ->
 
 
 def prompt_playground(detector, cohort: Cohort) -> Explorable:
-    """Type a sentence: its similarity with every study of a small cohort, with each slice of the chosen one, and where
-    in the most similar slice it is seen.
+    """Type a sentence about scar: its similarity, minus that to "no enhancement", with every study of a small cohort
+    and each slice of the chosen one, and what in the slice where it is highest speaks for it.
 
     Args:
         detector: a fitted ``Detector``.
@@ -242,33 +241,35 @@ def prompt_playground(detector, cohort: Cohort) -> Explorable:
 
     def draw(sentence: str, study: int) -> tuple[Figure, str]:
         index, name = study - 1, names[study - 1]
-        studies, slices = detector.similarity(embedded, sentence)
+        studies, slices = detector.speaks_for(embedded, sentence)
+        unit = "similarity − that to “no enhancement”"
         # left to right: where each panel begins leaves room for the labels of its own axis
         figure = plt.figure(figsize=(10, 3.2), layout="none")
         places = ((0.16, 0.17, 0.25, 0.73), (0.52, 0.17, 0.23, 0.73), (0.8, 0.51, 0.19, 0.4), (0.8, 0.13, 0.19, 0.26))
         bars, slice_bars, picture, seen = map(figure.add_axes, places)
         bars.barh(numbered, studies, color=["#E69F00" if other == index else "#0072B2" for other in range(len(names))])
         bars.invert_yaxis()
-        bars.set(xlabel="cosine similarity")
+        bars.set_xlabel(unit, fontsize=8)
         bars.tick_params(axis="y", labelsize=7)
         bars.locator_params(axis="x", nbins=4)
         slice_bars.bar(np.arange(1, len(slices[index]) + 1), slices[index], color="#009E73")
         slice_bars.locator_params(axis="x", integer=True)
-        slice_bars.set(xlabel=f"slice of study {study}", ylabel="cosine similarity")
+        slice_bars.set_xlabel(f"slice of study {study}", fontsize=8)
+        slice_bars.set_ylabel(unit, fontsize=8)
         best = int(np.nanargmax(slices[index]))
         plots.draw_slice(picture, cohort.studies[index], best, contours=False)
         picture.set_title(f"study {study}, slice {best + 1}", fontsize=8)
         pictures.draw_heat(seen, *detector.seen(embedded.views[index], best, sentence))
         seen.set_title("what speaks for the sentence", fontsize=8)
-        return figure, f"“{html.escape(sentence)}” and {html.escape(name)}: {studies[index]:.2f}"
+        return figure, f"“{html.escape(sentence)}” and {html.escape(name)}: {studies[index]:+.2f}"
 
     wide = ipywidgets.Layout(width="36em", max_width="100%")
-    sentence = "Subendocardial scar of the inferior wall."
+    sentence = "Late gadolinium enhancement in the inferior wall."
     controls = {
         "sentence": ipywidgets.Text(sentence, description="sentence", layout=wide),
         "study": _number(1, 1, len(names), 1, "study"),
     }
-    return Explorable(controls, draw, "Similarity of the sentence with studies and slices")
+    return Explorable(controls, draw, "How far studies and slices lean towards the sentence")
 
 
 def run_browser(file: str | Path) -> Explorable:

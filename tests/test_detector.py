@@ -352,6 +352,11 @@ def test_prompts_typed_later(fitted, cohort):
     assert studies.shape == (3,) and (np.abs(studies) <= 1 + 1e-6).all()
     assert [len(values) for values in slices] == [study.spatial_shape[2] for study in some.studies]
     view, own = embedded.views[0], int(embedded.views[0].own_slices[1])
+    denied = fitted.similarity(embedded, "No late gadolinium enhancement.")
+    lean, lean_slices = fitted.speaks_for(embedded, "Scar of the inferior wall.")
+    np.testing.assert_allclose(lean, studies - denied[0], atol=1e-6)
+    np.testing.assert_allclose(lean_slices[2], slices[2] - denied[1][2], atol=1e-6)
+    assert not fitted.seen(view, own, "No late gadolinium enhancement.")[1].any()  # speaks for nothing against itself
     picture, heat = fitted.seen(view, own, "Scar of the inferior wall.")
     np.testing.assert_array_equal(picture, view.images[1, 0])
     assert heat.shape == picture.shape and heat.any()

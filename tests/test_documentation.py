@@ -112,6 +112,20 @@ def test_the_lesson_plan_knows_every_notebook_and_its_exercises():
         assert re.findall(r"\d \((★+)\)", section[0]) == named, f"{path.stem}: difficulty of the exercises"
 
 
+def test_what_the_lesson_plan_promises_is_what_the_kept_tables_hold():
+    plan, figures = text_of(ROOT / "notebooks" / "site" / "lesson_plan.md"), ROOT / "figures"
+    hearts = pd.read_csv(figures / "insertion_point_error.csv")
+    assert f"median Dice of the myocardium of {hearts['dice_myocardium'].median():.2f};" in plan
+    assert f"anterior insertion point of {hearts['anterior_error_deg'].median():.1f}°" in plan
+    of = "{:.2f} ({:.2f}–{:.2f})"
+    scores = pd.read_csv(figures / "tables" / "workbook_scores.csv").set_index("score")
+    assert f"an AUC of {of.format(*scores.loc['auc'])} on 65 test studies" in plan
+    rows = pd.read_csv(figures / "ablation_forest.csv").set_index(["row", "statistic"])[["value", "low", "high"]]
+    full, plain = (of.format(*rows.loc[(row, "balanced_accuracy")]) for row in ("full", "plain_clip"))
+    assert f"balanced accuracy of {full} for the full method and of {plain}, chance" in plan
+    assert "AUC {:.2f}, {:.2f}–{:.2f}".format(*rows.loc[("plain_clip", "auc")]) in plan
+
+
 @pytest.mark.parametrize("name", ["emidec", "laptop", "orientation"])
 def test_the_ablations_shown_are_those_of_the_tables(name):
     page = ROOT / "README.md" if name == "emidec" else RESULTS

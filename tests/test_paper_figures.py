@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -190,6 +191,40 @@ def test_segments_and_slices_are_drawn_from_the_tables_of_notebook_05(tmp_path):
     captions = json.loads((tmp_path / "figures" / "captions.json").read_text())
     assert "asked alone" in captions["segment_auc"] and "sums to 1" in captions["slice_weights"]
     assert [path.stem for path in paper_figures.redraw(tmp_path / "figures")] == ["segment_auc", "slice_weights"]
+
+
+def test_the_caption_of_the_pipeline_says_whether_its_words_are_right(tmp_path):
+    """The showcase had named two of three walls, and nothing said so."""
+    truth = "Late gadolinium enhancement in the inferior wall."
+    said = {"a": (truth, True), "b": ("LGE in the anterior wall.", False), "c": ("No LGE.", False), "d": ("the", False)}
+    rows = [
+        {"study_id": name, "caption": words, "truth": truth, "right": right} for name, (words, right) in said.items()
+    ]
+    session = workbook.Session("07_paper_figures", "phantom:studies=9", "smoke", 0, tmp_path / "07_paper_figures")
+    judged = {}
+    for name in "abcde":
+        steps = plots.pixel_table({"as stored": np.eye(9), 'what speaks for scar. Read as: "x"': np.eye(9)})
+        steps.loc[0, "study_id"] = name
+        tables = {"pipeline": steps, "captions": pd.DataFrame(rows)}
+        save_run(session.of("05_clip_captioning"), {}, tables=tables)
+        paper_figures.from_session("pipeline", session, tmp_path / "figures")
+        caption = json.loads((tmp_path / "figures" / "captions.json").read_text())["pipeline"]
+        judged[name] = caption.partition("the words it reads. ")[2].partition("Cohort")[0]
+    assert judged["a"] == "The words are right about whether there is scar and about its walls. "
+    assert judged["b"] == "The words are right about whether there is scar, not about all of its walls. "
+    assert judged["c"] == judged["d"] == "The words are wrong about whether there is scar. " and judged["e"] == ""
+
+
+def test_the_readme_says_of_its_picture_what_the_picture_s_caption_says():
+    """Also below a picture that was drawn anew: right or wrong, the alternative text follows."""
+    judged = re.search(r"The words are (.+?)\.", json.loads((KEPT / "captions.json").read_text())["pipeline"])
+    alternative = re.search(r"!\[(.+?)\]\(figures/pipeline.png\)", (KEPT.parent / "README.md").read_text("utf-8"))
+    assert judged and alternative and alternative[1].endswith(f"the words it reads, {judged[1]}")
+
+
+def test_kept_captions_are_in_the_library_s_words():
+    for name, caption in json.loads((KEPT / "captions.json").read_text()).items():
+        assert caption.startswith(paper_figures.figure_of(name).caption), name
 
 
 def test_the_table_says_what_the_comparison_says(tmp_path):

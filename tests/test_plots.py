@@ -14,6 +14,7 @@ from lgekit import plots
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, WALLS, Findings, Scar
 from lgekit.metrics import roc_table
+from lgekit.phantom import phantom_cohort
 from lgekit.reports import canonical_text
 from lgekit.studies import Study
 
@@ -189,3 +190,22 @@ def test_every_scar_of_the_gallery_has_its_whole_sentence_above_it(columns):
     assert [" ".join(axis.get_title().split()) for axis in figure.axes] == sentences
     boxes = [box for axis in figure.axes for box in (axis.get_window_extent(), axis.title.get_window_extent())]
     assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+
+
+@pytest.mark.parametrize("words", ["No late gadolinium enhancement.", "network", "truth"])
+def test_titles_of_neighbours_keep_apart(words):
+    names = [f"Phantom_0_{number:05d}: {words}" for number in range(6)]
+    with plt.rc_context():
+        plots.use_style()
+        figure = plots.show_images(dict.fromkeys(names, np.eye(9)), columns=6)
+        figure.draw_without_rendering()
+    boxes = [axis.title.get_window_extent() for axis in figure.axes]
+    letter = figure.dpi * 6 * 0.58 / 72
+    assert all(right.x0 - left.x1 > letter for left, right in itertools.pairwise(boxes))
+
+
+def test_each_segment_bears_its_number():
+    study, segments = phantom_cohort(1, seed=3, pixels=72, slices=6, workers=1).studies[0], np.zeros((72, 72, 6), int)
+    segments[10:20, 10:20, 2], segments[40:50, 10:20, 2], segments[10:20, 40:50, 3] = 7, 12, 3
+    axis = plots.show_segments(study, segments, 2).axes[1]
+    assert {text.get_text(): text.get_position() for text in axis.texts} == {"7": (14.5, 14.5), "12": (44.5, 14.5)}

@@ -4,17 +4,25 @@ import re
 import shutil
 import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.axes import Axes
 from tiny_notebook import write_notebook
 
 from lgekit import widgets
+from lgekit.detection import Detector
 from lgekit.findings import WALLS
 from lgekit.grid import load_grid
+from lgekit.model import build_coca
 from lgekit.phantom import phantom_cohort
 from lgekit.results import save_run
 from lgekit.scars import RandomScar
+from lgekit.settings import PLAIN_CLIP, size_settings
+from lgekit.studies import Cohort
+from lgekit.tokenizer import ReportTokenizer
+from lgekit.zeroshot import Calibration
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +66,28 @@ def test_orientation_explorer_turns_picture_and_words(cohort):
     assert turned[0] != before[0] and turned[1] != before[1]
     assert move(explorer, "error", 0) == before  # nothing is left behind
     assert move(explorer, "mirrored", True)[0] != before[0]
+
+
+def test_the_explorer_numbers_its_segments(cohort, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(widgets.plots, "draw_segments", lambda axis, segments: drawn.append(set(segments.flat)))
+    widgets.orientation_explorer(cohort.studies[0])
+    assert drawn and drawn[0] <= set(range(18)) and len(drawn[0]) > 4
+
+
+def test_the_playground_draws_what_speaks_for_a_sentence_against_none(cohort, monkeypatch):
+    """A raw cosine ranked hearts without scar highest for a sentence about scar."""
+    settings = size_settings("smoke", **PLAIN_CLIP | {"text": "findings", "pixels": 48})
+    tokenizer = ReportTokenizer.train([study["report"] for study in cohort.studies], 100)
+    detector = Detector(settings, [(build_coca(settings, tokenizer).eval(), tokenizer)], None, Calibration())
+    drawn, bars = [], Axes.barh
+    monkeypatch.setattr(
+        Axes, "barh", lambda axis, y, width, **rest: drawn.append(width) or bars(axis, y, width, **rest)
+    )
+    playground = widgets.prompt_playground(detector, Cohort(cohort.studies[:3], "few"))
+    assert np.abs(drawn[0]).min() > 1e-4
+    move(playground, "sentence", "No late gadolinium enhancement.")  # against itself
+    assert np.abs(drawn[1]).max() < 1e-6
 
 
 def test_scar_painter_paints_what_is_asked_for_and_says_so(cohort):
