@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS
 from lgekit.heartnet import HeartNetwork
 from lgekit.model import CoCaModel, StudyBatch, load_coca, pad_studies, save_coca
+from lgekit.permissions import refuse_unreadable
 from lgekit.predictions import read_predictions
 from lgekit.settings import FitSettings, make_settings
 from lgekit.stages import View, locate, make_view
@@ -229,7 +228,7 @@ class Detector:
         """
         folder = Path(folder)
         file = folder / "detector.json"
-        _refuse_unreadable(folder)
+        refuse_unreadable(folder)
         if not file.is_file():
             raise InputError(file, "no such file", "Give a folder written by `lgekit fit`.")
         place = file
@@ -254,18 +253,6 @@ class Detector:
             problem = "is not there, and without the heart network the model reads nothing right"
             raise InputError(folder / "heart", problem, "Copy the whole model again, or fit it again")
         return cls(settings, networks, heart, calibration, histories, held_out)
-
-
-def _refuse_unreadable(folder: Path) -> None:
-    """Libraries report a file without permission as one that is not there."""
-    try:
-        paths = chain([folder], folder.rglob("*")) if folder.exists() else []
-        shut = next((path for path in paths if not os.access(path, os.R_OK | os.X_OK * path.is_dir())), None)
-    except PermissionError:
-        shut = folder
-    if shut is not None:
-        remedy = f"Ask its owner to let you read it: chmod -R a+rX {folder}"
-        raise InputError(shut, "cannot be read (permission)", remedy)
 
 
 def _reason(error: Exception) -> str:

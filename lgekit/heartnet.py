@@ -27,6 +27,7 @@ from lgekit.borders import build_border_network, redraw
 from lgekit.canvas import CLASSES, landmarks_from_votes, make_canvas
 from lgekit.errors import InputError
 from lgekit.heart_maps import Drawing, certainty, draw_labels, find_heart, move_to_junctions, study_votes
+from lgekit.permissions import refuse_unreadable
 from lgekit.precision import predicting
 from lgekit.studies import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 from lgekit.unet import FIELD, build_encoder, build_unet
@@ -289,9 +290,10 @@ class HeartNetwork:
         """Read what :meth:`save` wrote.
 
         Raises:
-            InputError: a file is missing or does not fit.
+            InputError: a file is missing, may not be read or does not fit.
         """
         folder = Path(folder)
+        refuse_unreadable(folder)
         for file in ("heart.json", "heart.safetensors"):
             if not (folder / file).is_file():
                 raise InputError(folder / file, "no such file", "Give a folder written by HeartNetwork.save")

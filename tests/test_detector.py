@@ -19,6 +19,7 @@ from lgekit.checkpoint import resumable
 from lgekit.detector import Detector, batch_of, fit_detector, held_out_table, in_order
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS
+from lgekit.heartnet import HeartNetwork
 from lgekit.phantom import phantom_cohort
 from lgekit.reports import read_report
 from lgekit.settings import PLAIN_CLIP, size_settings
@@ -192,6 +193,8 @@ def test_a_model_without_permission_is_not_called_missing(saved, monkeypatch):
         with pytest.raises(InputError, match=r"cannot be read \(permission\)") as caught:
             Detector.load(saved)
         assert caught.value.where == str(shut)
+    with pytest.raises(InputError, match=r"cannot be read \(permission\)"):  # what `standardize --model` reads
+        HeartNetwork.load(saved / "heart")
 
 
 def test_one_rule_says_who_needs_a_heart_network():
