@@ -156,7 +156,7 @@ def _cross_fit(
         remedy = "Give more studies, or lower the settings folds and heart_folds."
         raise InputError(cohort.name, f"{patients} patients for {settings.folds} inner folds", remedy)
     ids = cohort.manifest["study_id"].to_numpy()
-    base = base_network(pretrain_on, settings, progress) if _needs_heart(settings) else None  # has seen no fold
+    base = base_network(pretrain_on, settings, progress) if settings.needs_heart else None  # has seen no fold
     state = _starting_weights(base, settings)
     heart_fold = _inner_folds(cohort, settings.heart_folds, settings.seed)
     jobs = [
@@ -257,13 +257,8 @@ def _starting_weights(heart: HeartNetwork | None, settings: FitSettings) -> dict
     return heart.encoder_state()
 
 
-def _needs_heart(settings: FitSettings) -> bool:
-    needs = settings.orientation != "none" or settings.encoder_init == "segmentation" or settings.synthetic_per_real > 0
-    return needs and settings.masks != "true"
-
-
 def _heart(cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool) -> HeartNetwork | None:
-    return heart_network(cohort, pretrain_on, settings, progress) if _needs_heart(settings) else None
+    return heart_network(cohort, pretrain_on, settings, progress) if settings.needs_heart else None
 
 
 def _located(cohort: Cohort, heart: HeartNetwork | None) -> Cohort:

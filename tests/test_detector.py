@@ -197,11 +197,12 @@ def test_a_model_without_permission_is_not_called_missing(saved, monkeypatch):
         HeartNetwork.load(saved / "heart")
 
 
-def test_one_rule_says_who_needs_a_heart_network():
-    for row in (PLAIN_CLIP, {}, {"masks": "true"}, {"orientation": "none"}, {**PLAIN_CLIP, "synthetic_per_real": 1.0}):
-        own = size_settings("smoke", **row)
-        assert own.needs_heart == module._needs_heart(own)
-    assert not size_settings("smoke", **PLAIN_CLIP).needs_heart and size_settings("smoke").needs_heart
+def test_who_needs_a_heart_network():
+    rows = {"plain": PLAIN_CLIP, "full": {}, "true": {"masks": "true"}, "stored": {"orientation": "none"}}
+    rows["painted"] = {**PLAIN_CLIP, "synthetic_per_real": 1.0}
+    assert {name for name, row in rows.items() if size_settings("smoke", **row).needs_heart} == {
+        *("full", "stored", "painted")
+    }
 
 
 def test_a_model_of_true_masks_is_refused_for_images_alone(fitted, tmp_path, monkeypatch):
