@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,8 +20,11 @@ from torch import Tensor, nn
 from lgekit.cache import memory
 from lgekit.errors import InputError
 from lgekit.fingerprints import code_version
+from lgekit.runs import is_locked, locked
 from lgekit.settings import FitSettings
 from lgekit.studies import Cohort
+
+KEPT_DAYS = 30  # that a fit which was cut off can be gone on with from the cache
 
 
 def begin_fit(folder: Path, **about: Any) -> None:
@@ -53,19 +57,39 @@ def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Pa
 
     Args:
         cohort, settings: of the fit.
-        about: what else it depends on, in words; the code that trains counts by itself.
+        about: what else it depends on: further cohorts, words and numbers; the code that trains counts by itself.
 
     Yields:
-        The folder; None where caching is switched off (`lgekit.cache`).
+        The folder; None where caching is switched off (`lgekit.cache`), or another run of the same fit goes on.
     """
     root = memory().location
-    marks = [(repr(study["landmarks"]), study.get("fold")) for study in cohort.studies]
-    parts = [cohort.fingerprint, marks, settings.model_dump_json(exclude={"workers"}), *map(str, about)]
+    parts = [_known_by(one) for one in (cohort, *about)] + [settings.model_dump_json(exclude={"workers"})]
     parts.append(code_version(["import lgekit.detector"]))
-    folder = Path(root) / "training" / hashlib.sha256(repr(parts).encode()).hexdigest()[:16] if root else None
-    yield folder
-    if folder is not None:
+    name = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+    lock = Path(root or "") / "training" / f"{name}.lock"
+    if not root or is_locked(lock):
+        yield None
+        return
+    with locked(lock):
+        folder = lock.with_suffix("")
+        yield folder
         shutil.rmtree(folder, ignore_errors=True)
+        _forget_old(folder.parent)
+
+
+def _known_by(part: Any) -> str:
+    """What a fit depends on in a cohort (its fingerprint leaves out landmarks, patients and folds), or in a word."""
+    if not isinstance(part, Cohort):
+        return repr(part)
+    marks = [(repr(study["landmarks"]), study["patient_id"], study.get("fold")) for study in part.studies]
+    return repr((part.fingerprint, marks))
+
+
+def _forget_old(root: Path) -> None:
+    """Remove what cut-off fits left behind that nobody went on with, as after a change of the code."""
+    for folder in root.iterdir():
+        if time.time() - folder.stat().st_mtime > KEPT_DAYS * 86_400:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class TrainingState:

@@ -242,10 +242,15 @@ def score(
 
     if not predictions.is_file():
         raise InputError(predictions, "there is no such file", "Name the table that `lgekit predict` wrote")
-    table, studies = in_both(predictions, readers.read_cohort(spec))
-    if split:
-        studies = studies.split(split)
-        table = table[table["study_id"].isin(studies.manifest["study_id"])]
+    whole = readers.read_cohort(spec)
+    asked = set(whole.split(split).manifest["study_id"]) if split else None  # first: a split that is not there
+    table, studies = in_both(predictions, whole)
+    if asked is not None:
+        table = table[table["study_id"].isin(asked)]
+        if not len(table):
+            remedy = "Predict the studies of that split, or name another one"
+            raise InputError(predictions, f"holds no study of the split {split!r}", remedy)
+        studies = studies.subset(table["study_id"])
     splits = set(studies.manifest["split"])
     if predictions.name != "held_out.csv" and len(splits) > 1 and "train" in splits:
         warnings.warn(

@@ -28,9 +28,7 @@ def misspelt_columns(table: Path, columns: Iterable[str], known: Sequence[str]) 
     for column in (name for name in columns if name not in known):
         meant = plain.get(_plain(column))
         close = [meant] if meant else difflib.get_close_matches(column.lower(), known, 1, 0.8)
-        if meant in columns:  # ours is there beside it
-            continue
-        if close:
+        if close and close[0] not in columns:  # else ours is there beside it
             remedy = f"Did you mean {close[0]!r}? Rename the column, or give it another name"
             faults.append(Fault("", str(table), f"unknown column {column!r}", remedy, truth_only=True))
     return faults

@@ -228,7 +228,7 @@ class Detector:
         """
         folder = Path(folder)
         file = folder / "detector.json"
-        refuse_unreadable(folder)
+        refuse_unreadable(folder, "detector.json")
         if not file.is_file():
             raise InputError(file, "no such file", "Give a folder written by `lgekit fit`.")
         place = file

@@ -39,7 +39,6 @@ HEADER = (
 # By one of these a row of reports.csv says which images it is of; all are dropped once files and reports are grouped.
 IDENTIFYING = ("SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID")
 SUFFIXES = (".dcm", ".ima")
-SIEMENS_NON_IMAGE = "1.3.12.2.1107.5.9.1"  # CSA Non-Image Storage, exported beside the images, of modality MR too
 RESCALE = (("RescaleSlope", 1), ("RescaleIntercept", 0))
 GAP_TOLERANCE = 0.1  # share of the median gap by which gaps may differ
 UNREADABLE = (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError)
@@ -115,9 +114,7 @@ def _should_have_pixels(file: Path, header: Dataset) -> bool:
     kind = UID(str(header.get("SOPClassUID", "") or header.file_meta.get("MediaStorageSOPClassUID", "")))
     if not kind or "Image Storage" in kind.name:  # all DICOM files say what they are
         return True
-    if kind.is_private:
-        return kind != SIEMENS_NON_IMAGE and (header.get("Modality") == "MR" or file.suffix.lower() in SUFFIXES)
-    return False
+    return False  # vendors' own classes (raw data, exam cards) have no pixels; an MR image cut off keeps a public one
 
 
 def _reports(root: Path, series: dict[str, Series]) -> tuple[dict[str, tuple[str, str]], list[Fault]]:

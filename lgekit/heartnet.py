@@ -293,7 +293,7 @@ class HeartNetwork:
             InputError: a file is missing, may not be read or does not fit.
         """
         folder = Path(folder)
-        refuse_unreadable(folder)
+        refuse_unreadable(folder, "heart.json")
         for file in ("heart.json", "heart.safetensors"):
             if not (folder / file).is_file():
                 raise InputError(folder / file, "no such file", "Give a folder written by HeartNetwork.save")

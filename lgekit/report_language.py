@@ -144,9 +144,10 @@ NEGATIVE = re.compile(
     rf"(?:likely|favou?red|probab|felt|thought|represent|due to|may|could).*{_ARTEFACT}"
 )
 FOREIGN = re.compile(  # denials of other languages, which use the words LGE and late enhancement too
-    r"\b(?:kein\w*|nicht|ohne|geen|niet|zonder|pas d[e'’]|aucune?|sans|sin|ning[uú]n\w*|nessun\w*|senza|sem|nenhum\w*|"
-    r"negativ|unauff[aä]llig\w*|nachweis\w*|assenza|assente|ausencia|ausente|ingen|inget|utan|ikke|uden|brak|bez)\b|"
-    r"\bnon si\b"
+    r"\b(?:kein\w*|nicht|ohne|ausschluss|geen|niet|zonder|pas d[e'’]|aucune?|sin|ning[uú]n\w*|nessun\w*|senza|"
+    r"nenhum\w*|negativ|unauff[aä]llig\w*|nachweis\w*|assenza|assente|ausencia|ausente|ingen|inget|inga|utan|ikke|uden|"
+    r"brak|bez|nie|ej|n[aã]o|non (?:si|c|evidenz\w*|evident\w*|aree|segni)|"
+    r"(?:sans|sem) (?:late|lge|r[ée]haus\w*|realce|evid\w*))\b"
 )
 UNSEEN = re.compile(  # nothing was given, nothing was imaged, or nothing could be told from it
     r"\b(?:non ?diagnostic|uninterpretable|inconclusive|indeterminate|pending)\b|"

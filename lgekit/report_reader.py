@@ -288,9 +288,9 @@ def read_report(text: str) -> Findings:
 def states_enhancement(text: str) -> bool:
     """Whether a report says if there is late enhancement or none.
 
-    It does not where no sentence speaks of it, where contrast was not given or the images show nothing, or where the
-    sentences are not English: `read_report` finds no scar there, or does not see that it is denied ("kein LGE"), which
-    is not the same as a report of none. What is merely possible counts as none, as there.
+    It does not where no sentence speaks of it, where contrast was not given or the images show nothing, or where they
+    deny it in one of the commoner languages beside English: `read_report` finds no scar there, or does not see that it
+    is denied ("kein LGE"), which is not the same as a report of none. What is merely possible counts as none, as there.
     """
     reading = _read(str(text))
     if any(language.FOREIGN.search(language.normal(sentence)) for sentence in reading.kept):

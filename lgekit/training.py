@@ -217,7 +217,8 @@ def fit(
     told = [pairs, synthetic] if synthetic else [pairs]
     require_two_texts([options[0] for group in told for options in group.texts])
     if validation is not None and len({options[0] for options in validation.texts}) < 2:
-        warnings.warn("the validation texts are all the same: they choose no epoch, the last one is kept", stacklevel=2)
+        if fabric.global_rank == 0:
+            warnings.warn("the validation texts are all the same: they choose no epoch", stacklevel=2)
         validation = None
     if settings.shuffle_text:
         told = dealt(np.random.default_rng([settings.seed, 77]), *told)

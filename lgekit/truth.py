@@ -23,11 +23,11 @@ def scar_is_drawn(entries: list[Entry], masks: Iterable[np.ndarray | None]) -> b
         entries: of the whole cohort.
         masks: in the internal codes, None where there is none; looked at only as far as needed.
     """
-    from lgekit.reports import read_report
+    from lgekit.reports import read_report, states_enhancement
 
     told = [entry.report for entry in entries if entry.report and entry.report_source != "masks"]
     outlined = any(entry.labels is not None and entry.scar_labelled for entry in entries)
-    if not (outlined and any(read_report(report).present for report in told)):
+    if not (outlined and any(states_enhancement(report) and read_report(report).present for report in told)):
         return True
     return any(bool(np.isin(mask, (SCAR, NO_REFLOW)).any()) for mask in masks if mask is not None)
 

@@ -162,6 +162,10 @@ def test_score_holds_predictions_against_what_masks_or_reports_say(written, mode
     done = lgekit("score", tmp_path / "all.csv", spec, "--split", "test")
     assert "4 predictions" in done.stdout and "--split" not in done.stderr
     refused("score", tmp_path / "all.csv", spec, "--split", "tset", mentions="'tset' holds no study")
+    tested = readers.read_cohort(spec).split("test").manifest["study_id"]
+    held_out[~held_out["study_id"].isin(tested)].to_csv(tmp_path / "train.csv", index=False)
+    missed = "train.csv: holds no study of the split 'test'"
+    refused("score", tmp_path / "train.csv", spec, "--split", "test", mentions=missed)
     held_out.assign(study_id="other").head(1).to_csv(tmp_path / "other.csv", index=False)
     refused("score", tmp_path / "other.csv", spec, mentions="holds no study of")
     refused("score", tmp_path / "none.csv", spec, mentions="no such file")

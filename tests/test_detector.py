@@ -195,6 +195,9 @@ def test_a_model_without_permission_is_not_called_missing(saved, monkeypatch):
         assert caught.value.where == str(shut)
     with pytest.raises(InputError, match=r"cannot be read \(permission\)"):  # what `standardize --model` reads
         HeartNetwork.load(saved / "heart")
+    (saved / "detector.json").unlink()  # then it is no model, and nobody's files are to be opened for it
+    with pytest.raises(InputError, match="no such file"):
+        Detector.load(saved)
 
 
 def test_who_needs_a_heart_network():
@@ -502,6 +505,21 @@ def test_a_fit_that_was_cut_off_finds_its_checkpoints_again(cohort, tmp_path, mo
         with resumable(cohort, other, "none") as again:
             assert (again == folder) is (other == own) and folder.exists()
     assert not folder.exists()
+    with resumable(cohort, own) as first, resumable(cohort, own) as second:
+        assert first is not None and second is None  # another run of the same fit would lose its folder
+    (moved := dict(cohort.studies[0])).update(patient_id="another")
+    changed = Cohort([Study(**moved), *cohort.studies[1:]], cohort.name)
+    names = set()
+    for one, *about in ((cohort,), (changed,), (cohort, cohort), (cohort, changed), (cohort, True)):
+        with resumable(one, own, *about) as folder:
+            names.add(folder.name)
+    assert len(names) == 5
+    old = tmp_path / "training" / "0123456789abcdef"
+    old.mkdir()
+    os.utime(old, (1, 1))
+    with resumable(cohort, own):
+        pass
+    assert not old.exists()
     monkeypatch.setenv("LGEKIT_CACHE", "")
     with resumable(cohort, own) as nowhere:
         assert nowhere is None

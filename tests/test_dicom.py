@@ -108,7 +108,9 @@ def test_an_image_cut_off_within_its_header_is_a_fault(tmp_path, length, name):
     [
         ("1.2.840.10008.5.1.4.1.1.88.22", "SR"),  # a report
         ("1.2.840.10008.5.1.4.1.1.11.1", "PR"),  # a presentation state
-        ("1.3.12.2.1107.5.9.1", "MR"),  # what Siemens exports beside the images
+        ("1.3.12.2.1107.5.9.1", "MR"),  # what vendors export beside the images: Siemens,
+        ("1.3.46.670589.11.0.0.12.2", "MR"),  # Philips,
+        ("1.2.840.113619.4.27", "MR"),  # GE
     ],
 )
 @pytest.mark.parametrize("name", ["other", "other.dcm"])
@@ -207,6 +209,8 @@ def test_the_table_of_reports_is_found_however_it_is_written_and_is_one(tmp_path
     export_of_two(tmp_path)
     (tmp_path / "Reports.CSV").write_text(f"PatientID,report\nP-017,{SCAR}\nP-018,{NONE}\n")
     assert all(study["report"] for study in read_cohort(f"dicom:{tmp_path}").studies)
+    if (tmp_path / "reports.csv").exists():
+        pytest.skip("this file system does not tell small letters from capitals")
     (tmp_path / "reports.csv").write_text("PatientID,report\n")
     (fault,) = check_cohort(f"dicom:{tmp_path}")
     assert "a second table of reports" in fault.problem and fault.truth_only

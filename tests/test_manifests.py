@@ -129,6 +129,7 @@ def test_a_misspelt_column_is_named_with_what_was_meant(tmp_path, written, meant
 
 def test_columns_of_the_users_own_are_let_be(tmp_path):
     own = ("age", "Sex", "image_id", "PatientName", "comment", "scanner", "patient_age", "study date", "mask_drawn_by")
+    own += ("Report_ID", "reporter", "reported", "report_no")
     rows = [row | dict.fromkeys(own, "x") for row in write_own(tmp_path)]
     assert check_cohort(f"manifest:{write_table(tmp_path, rows)}") == []
     rows = [row | {"mask": "x", "PatientID": "y"} for row in rows]  # beside labels and patient_id

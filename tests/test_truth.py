@@ -45,6 +45,7 @@ def test_no_report_is_written_from_an_outline(tmp_path):
     ("reports", "scar", "found"),
     [
         ([ILL, WELL, ILL], {1}, [False, True, False]),  # scar was drawn somewhere: the masks tell
+        (["Kein LGE.", WELL, WELL], set(), [False, False, False]),  # no report speaks of scar in English
         ([WELL, WELL, WELL], set(), [False, False, False]),  # nothing contradicts masks without scar
         (["", "", ""], set(), [None, None, None]),
     ],
