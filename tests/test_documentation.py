@@ -174,7 +174,16 @@ def test_where_scar_is_in_the_readme_is_that_of_the_table():
     means = places[places["score"] == "auc_segments"].groupby("row")["value"].apply(list)
     said = " ".join(readme.split()).replace("**", "")
     assert "mean AUC {:.2f} and {:.2f} (two seeds of `full`)".format(*means["full"]) in said
-    assert "{:.2f} and {:.2f} (`cross_fit`)".format(*means["cross_fit"]) in said
+
+
+def test_the_claims_in_the_readme_are_those_of_the_table():
+    said = text_of(ROOT / "README.md").split("**Do the paper's four claims hold here?**")[1].split("\n\n")[0]
+    said = " ".join(said.split())
+    claims = pd.read_csv(ROOT / "figures" / "tables" / "emidec_claims.csv")
+    assert ("**none is shown**" in said) is bool((claims["answer"] == "not shown").all())
+    for claim in claims[claims["statistic"] == "balanced_accuracy"].itertuples():
+        shown = f"{claim.difference:+.2f}, {claim.low:+.2f} to {claim.high:+.2f}".replace("-", "−")
+        assert shown in said, claim.row
 
 
 @pytest.mark.parametrize("statistic", ["balanced_accuracy", "auc"])
