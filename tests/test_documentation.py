@@ -193,3 +193,10 @@ def test_the_label_efficiency_in_the_results_is_that_of_the_figure(statistic):
         found = of_row.sort_values("train_studies")[["value", "low", "high"]].to_numpy()
         line = " | ".join("{:.2f} ({:.2f}–{:.2f})".format(*one) for one in found)
         assert f"| {line} |" in results, row
+
+
+def test_the_speed_in_the_readme_is_that_of_the_table():
+    said, rows = " ".join(text_of(ROOT / "README.md").split()), pd.read_csv(ROOT / "figures" / "bench.csv")
+    value = rows.set_index("name")["value"]
+    alone, located = value["predict, polar view"], value["predict without the heart network"]
+    assert f"`predict` with {alone:.0f} studies a second on two cores (wanted 50; {located:.0f} where" in said
