@@ -69,7 +69,7 @@ def dicom(path: str) -> Listing:
                 yield Fault("", str(file), problem, "Copy the file again, or remove it")
             continue
         if "Rows" not in header:
-            if _should_have_pixels(file, header):
+            if _should_have_pixels(header):
                 problem = "ends within its header: an image was cut off"
                 yield Fault("", str(file), problem, "Copy the file again, or remove it")
             continue
@@ -109,12 +109,11 @@ def _begins_as_dicom(file: Path) -> bool:
     return False
 
 
-def _should_have_pixels(file: Path, header: Dataset) -> bool:
-    """Whether a file without pixels is an image cut off: reports, presentation states and the like have none."""
+def _should_have_pixels(header: Dataset) -> bool:
+    """Whether a file without pixels is an image cut off: reports, presentation states and the like have none, nor have
+    vendors' own classes (raw data, exam cards), whose names nobody knows."""
     kind = UID(str(header.get("SOPClassUID", "") or header.file_meta.get("MediaStorageSOPClassUID", "")))
-    if not kind or "Image Storage" in kind.name:  # all DICOM files say what they are
-        return True
-    return False  # vendors' own classes (raw data, exam cards) have no pixels; an MR image cut off keeps a public one
+    return not kind or "Image Storage" in kind.name  # all DICOM files say what they are
 
 
 def _reports(root: Path, series: dict[str, Series]) -> tuple[dict[str, tuple[str, str]], list[Fault]]:

@@ -520,6 +520,9 @@ def test_a_fit_that_was_cut_off_finds_its_checkpoints_again(cohort, tmp_path, mo
     with resumable(cohort, own):
         pass
     assert not old.exists()
+    (tmp_path / "training" / "gone").symlink_to(tmp_path / "nowhere")  # as another run's that ends meanwhile
+    with resumable(cohort, own):
+        pass
     monkeypatch.setenv("LGEKIT_CACHE", "")
     with resumable(cohort, own) as nowhere:
         assert nowhere is None

@@ -117,6 +117,10 @@ def test_what_the_lesson_plan_promises_is_what_the_kept_tables_hold():
     hearts = pd.read_csv(figures / "insertion_point_error.csv")
     assert f"median Dice of the myocardium of {hearts['dice_myocardium'].median():.2f};" in plan
     assert f"anterior insertion point of {hearts['anterior_error_deg'].median():.1f}°" in plan
+    known = hearts.dropna(subset=["anterior_error_deg"])
+    assert known["confidence"].idxmin() == known["anterior_error_deg"].idxmax()  # as it says of confidence
+    others = known.drop(known["confidence"].idxmin())[["confidence", "anterior_error_deg"]]
+    assert abs(others.corr("spearman").iloc[0, 1]) < 0.2 and (others["anterior_error_deg"] < 5).mean() > 0.9
     of = "{:.2f} ({:.2f}–{:.2f})"
     scores = pd.read_csv(figures / "tables" / "workbook_scores.csv").set_index("score")
     assert f"an AUC of {of.format(*scores.loc['auc'])} on 65 test studies" in plan
