@@ -1,26 +1,242 @@
-"""The command line ``lgekit``: cohorts are named by a SPEC, and bad input gets one line that says what to do."""
+"""The command line of lgekit."""
 
 from __future__ import annotations
 
+import csv
 import shutil
 import sys
+import tempfile
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
 
 from lgekit import __version__
-from lgekit.cli_grid import grid_app
 from lgekit.errors import InputError, RunError
-from lgekit.outputs import WholeFolder, prediction_table, refuse_full
+
+PREDICTIONS = ("study_id", "p_lge")  # columns by which a table is known as one of `lgekit predict`
+WRITABLE = "Give a place that you may write to"
+
+
+def refuse_full(folder: Path) -> None:
+    """See, before long work, that a folder can take its results.
+
+    Raises:
+        InputError: it holds something, its parent is not there, or nothing can be written beside it (or into it).
+    """
+    target = folder.resolve()
+    try:
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise InputError(
+                folder,
+                "is there already and not an empty folder",
+                "Name a new folder, or empty this one",
+            )
+        if not target.parent.exists():
+            raise InputError(
+                folder,
+                "its parent folder does not exist",
+                f"Make it first: mkdir -p {folder.parent}",
+            )
+        for place in [target.parent, *([target] if target.exists() else [])]:
+            Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=place)).rmdir()
+    except OSError as error:
+        raise InputError(folder, f"cannot be written ({error.strerror})", WRITABLE) from error
+
+
+class WholeFolder:
+    """A temporary sibling that becomes the folder when all is written, or vanishes when writing fails.
+
+    By one rename where the folder can be replaced. A mount point, or the folder that the user stands in, is filled
+    instead.
+
+    Args:
+        target: a folder that `refuse_full` lets pass; links are followed.
+
+    Raises:
+        InputError: on leaving, where nothing can be put there; what was written stays beside it, and is named.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target.resolve()
+
+    def __enter__(self) -> Path:
+        """The place to write to; not made yet."""
+        self.part = (
+            Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
+            / self.target.name
+        )
+        return self.part
+
+    def __exit__(
+        self, kind: type | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            try:
+                self._hand_over()
+            except OSError as error:
+                remedy = f"What was made is not lost: move it from {self.part}"
+                raise InputError(
+                    self.target, f"cannot be written ({error.strerror or error})", remedy
+                ) from error
+        shutil.rmtree(self.part.parent, ignore_errors=True)
+
+    def _hand_over(self) -> None:
+        with suppress(OSError):  # what cannot be replaced can be filled
+            if self.target.exists() and self.target != Path.cwd():
+                self.target.rmdir()  # it is empty, or the rename would lose something
+            if not self.target.exists():
+                self.part.rename(self.target)
+                return
+        self.target.mkdir(exist_ok=True)
+        if any(self.target.iterdir()):
+            raise OSError("it is no longer empty")
+        for entry in sorted(self.part.iterdir()):
+            shutil.move(entry, self.target / entry.name)
+
+
+@contextmanager
+def prediction_table(target: Path, inputs: Sequence[Path]) -> Iterator[Path]:
+    """The file to write predictions to; it takes the target's place when the block ends well, and vanishes otherwise.
+
+    Args:
+        target: a new file, or a table of predictions to replace.
+        inputs: files that the command reads; never written over.
+
+    Raises:
+        InputError: before the block, where the target is something else or cannot be written.
+    """
+    if not target.parent.is_dir():
+        raise InputError(
+            target, "its folder does not exist", f"Make it first: mkdir -p {target.parent}"
+        )
+    if target.is_dir():
+        raise InputError(target, "is a folder", f"Name a file in it: {target / 'predictions.csv'}")
+    remedy = "Name another file: nothing is written over that may be somebody's work"
+    part = target.with_name(f".{target.name}.part")
+    try:
+        if target.exists() and any(file.exists() and target.samefile(file) for file in inputs):
+            raise InputError(target, "is what the command reads", remedy)
+        if target.exists() and not _is_predictions(target):
+            raise InputError(target, "is there already and no table of predictions", remedy)
+        part.write_bytes(b"")
+    except OSError as error:
+        raise InputError(target, f"cannot be written ({error.strerror})", WRITABLE) from error
+    try:
+        yield part
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _is_predictions(file: Path) -> bool:
+    """Whether a file may be replaced by predictions: it has their columns, or nothing at all."""
+    if not file.is_file():  # a device, a pipe
+        return False
+    with file.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        first = stream.readline(100_000)
+    return not first or set(PREDICTIONS) <= {name.strip() for name in next(csv.reader([first]), [])}
+
+
+grid_app = typer.Typer(
+    help="Ablation grids: YAML → runs → one tidy table.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+NOT_KNOWN = "; how long they take is not known: none is done"
+
+
+@grid_app.command("run")
+def grid_run(
+    file: Annotated[Path, typer.Argument(help="Grid YAML.")],
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Local processes; by default one a GPU, else one a core as memory allows."
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="Address of a running Dask scheduler, tcp://…")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only this row; repeatable.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="Only this seed; repeatable.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, run nothing.")] = False,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Times a failed run is tried again at once.")
+    ] = 0,
+) -> None:
+    """Run what is not yet done. Example: lgekit grid run papermill_runs/grids/smoke.yaml --workers 2"""
+    from lgekit.grid import run as grid
+
+    result = grid.run_grid(file, workers, scheduler, only, seeds, timeout, dry_run, retries)
+    typer.echo(result.to_string(index=False))
+    if dry_run:
+        left = result.loc[result["state"] != "done", "expected_seconds"]
+        known = f": {left.sum():.0f} s if each runs alone" if left.notna().all() else NOT_KNOWN
+        typer.echo(f"{len(left)} of {len(result)} runs to go{known}")
+    raise typer.Exit(int(not dry_run and (result["state"] != "done").any()))
+
+
+@grid_app.command("status")
+def grid_status(file: Annotated[Path, typer.Argument(help="Grid YAML.")]) -> None:
+    """Which runs are done, running (and what they are at), failed (and where), or waiting."""
+    from lgekit.grid import run as grid
+
+    typer.echo(grid.grid_status(file).to_string(index=False))
+
+
+@grid_app.command("collect")
+def grid_collect(file: Annotated[Path, typer.Argument(help="Grid YAML.")]) -> None:
+    """One tidy table of all finished runs, written beside them."""
+    from lgekit.grid import run as grid
+
+    typer.echo(grid.collect(file).to_string(index=False))
+
+
+@grid_app.command("report")
+def grid_report(
+    file: Annotated[Path, typer.Argument(help="Grid YAML.")],
+    folder: Annotated[Path, typer.Argument(help="Where figures and tables go.")] = Path("figures"),
+) -> None:
+    """Tables (CSV, Markdown, LaTeX) with intervals and claims, and figures, of all finished runs."""
+    from lgekit.grid.report import report_grid
+
+    for path in report_grid(file, folder):
+        typer.echo(path)
+
+
+@grid_app.command("clean")
+def grid_clean(
+    file: Annotated[Path, typer.Argument(help="Grid YAML.")],
+    everything: Annotated[bool, typer.Option("--all", help="The finished runs too.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="Do not ask before finished runs are removed.")
+    ] = False,
+) -> None:
+    """Remove runs that the grid no longer holds (of code before an edit, say), and the records of failures."""
+    from lgekit.grid import run as grid
+
+    older = len(grid.older_runs(file))
+    if older and not yes:
+        typer.confirm(
+            f"Finished runs of other code, parameters or data: {older}. Remove them?", abort=True
+        )
+    typer.echo(f"{len(grid.clean(file, everything=everything))} removed")
+
 
 SPEC_HELP = (
     "Cohort SPEC: phantom:studies=200,seed=1 | emidec:FOLDER | acdc:FOLDER | myops:FOLDER | mnms:FOLDER | "
     "manifest:FILE.csv | dicom:FOLDER | bids:FOLDER"
 )
 Spec = Annotated[str, typer.Argument(help=SPEC_HELP, metavar="SPEC")]
-Size = Annotated[str, typer.Option(help="smoke (seconds), laptop (minutes on two cores) or paper (a GPU).")]
+Size = Annotated[
+    str, typer.Option(help="smoke (seconds), laptop (minutes on two cores) or paper (a GPU).")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
 
 app = typer.Typer(
@@ -49,7 +265,9 @@ def main() -> None:
 
 
 @app.callback(invoke_without_command=True)
-def version(show: Annotated[bool, typer.Option("--version", help="Show the version.")] = False) -> None:
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
     """Text-supervised scar detection in cardiac LGE MRI. Research and teaching only: not a medical device."""
     if show:
         typer.echo(f"lgekit {__version__}")
@@ -57,18 +275,23 @@ def version(show: Annotated[bool, typer.Option("--version", help="Show the versi
 
 
 @app.command()
-def cohort(spec: Spec, out_dir: Annotated[Path, typer.Argument(help="A new or empty folder.")]) -> None:
+def cohort(
+    spec: Spec, out_dir: Annotated[Path, typer.Argument(help="A new or empty folder.")]
+) -> None:
     """Write a cohort as NIfTI + manifest.csv, the layout for bringing your own studies.
 
     Example: lgekit cohort phantom:studies=20,seed=1 my_cohort
     """
-    from lgekit import readers
+    from lgekit.data import readers
+    from lgekit.data.manifest import write_manifest
 
     refuse_full(out_dir)
     studies = readers.read_cohort(spec)
     with WholeFolder(out_dir) as folder:
-        readers.write_manifest(studies, folder)
-    typer.echo(f"{len(studies)} studies in {out_dir}; read them with manifest:{out_dir}/manifest.csv")
+        write_manifest(studies, folder)
+    typer.echo(
+        f"{len(studies)} studies in {out_dir}; read them with manifest:{out_dir}/manifest.csv"
+    )
 
 
 @app.command()
@@ -77,8 +300,8 @@ def check(spec: Spec) -> None:
 
     Example: lgekit check manifest:my_cohort/manifest.csv
     """
-    from lgekit import readers
-    from lgekit.describe import cohort_summary
+    from lgekit.data import readers
+    from lgekit.viz.describe import cohort_summary
 
     faults = readers.check_cohort(spec)
     for fault in faults:
@@ -94,7 +317,8 @@ def standardize(
     spec: Spec,
     out_dir: Annotated[Path, typer.Argument(help="A new or empty folder.")],
     model: Annotated[
-        Path | None, typer.Option(help="Folder of a fitted model: its heart network finds the heart.")
+        Path | None,
+        typer.Option(help="Folder of a fitted model: its heart network finds the heart."),
     ] = None,
     pixels: Annotated[int, typer.Option(min=16, help="Side of the square frame in pixels.")] = 96,
 ) -> None:
@@ -105,11 +329,12 @@ def standardize(
     """
     import pandas as pd
 
-    from lgekit import readers
+    from lgekit.anatomy.frame import StandardizeShortAxis
     from lgekit.cache import memory
-    from lgekit.locating import landmark_row, locate_hearts, ready
-    from lgekit.standardize import StandardizeShortAxis
-    from lgekit.studies import Cohort
+    from lgekit.data import readers
+    from lgekit.data.manifest import write_manifest
+    from lgekit.segmentation.train import landmark_row, locate_hearts, ready
+    from lgekit.study import Cohort
 
     refuse_full(out_dir)
     memory()
@@ -120,10 +345,15 @@ def standardize(
         )
     located = locate_hearts(studies, model)
     transform = StandardizeShortAxis(pixels=pixels)
-    framed = Cohort([transform(study) for study in _progress(located.studies, "standardising")], located.name)
-    rows = [landmark_row(before, after) for before, after in zip(located.studies, framed.studies, strict=True)]
+    framed = Cohort(
+        [transform(study) for study in _progress(located.studies, "standardising")], located.name
+    )
+    rows = [
+        landmark_row(before, after)
+        for before, after in zip(located.studies, framed.studies, strict=True)
+    ]
     with WholeFolder(out_dir) as folder:
-        readers.write_manifest(framed, folder)
+        write_manifest(framed, folder)
         pd.DataFrame(rows).to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
     typer.echo(f"{len(framed)} studies and landmarks.csv in {out_dir}")
     if lost := sum(not row["turned"] for row in rows):
@@ -150,41 +380,59 @@ def fit(
     ] = "auto",
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting of lgekit/settings.py, NAME=VALUE; repeatable, e.g. --set patience=10."),
+        typer.Option(
+            "--set",
+            help="A setting of lgekit/settings.py, NAME=VALUE; repeatable, e.g. --set patience=10.",
+        ),
     ] = None,
 ) -> None:
     """Train the full method from the reports' text: heart network, standard frame, synthetic scars, CLIP + captions.
 
     Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
     """
-    from lgekit import detector, readers
     from lgekit.cache import memory
-    from lgekit.checkpoint import begin_fit
-    from lgekit.describe import report_sources
-    from lgekit.encoders import check_encoder
-    from lgekit.locating import pretraining_cohorts, pretraining_specs
-    from lgekit.settings import read_changes, size_settings
+    from lgekit.clip import fit as detector
+    from lgekit.clip.train import begin_fit
+    from lgekit.config import read_changes, size_settings
+    from lgekit.data import readers
+    from lgekit.data.readers import pretraining_specs
+    from lgekit.segmentation.train import check_encoder, pretraining_cohorts
+    from lgekit.viz.describe import report_sources
 
     settings = size_settings(size, **{"seed": seed, **read_changes(changes or [])})
     refuse_full(model_dir)
     memory()
     check_encoder(settings)
     studies = readers.read_cohort(spec)
-    specs, further = pretraining_specs(spec, pretrain_on), pretraining_cohorts(studies, spec, pretrain_on)
+    specs, further = (
+        pretraining_specs(spec, pretrain_on),
+        pretraining_cohorts(studies, spec, pretrain_on),
+    )
     typer.echo(report_sources(studies).capitalize() + ".")
     if set(studies.manifest["report_source"]) == {"masks"}:
-        typer.echo("No clinical reports: these are written from the masks, an easier setting than clinical text.")
+        typer.echo(
+            "No clinical reports: these are written from the masks, an easier setting than clinical text."
+        )
     masks = sum(study.label_map is not None for study in studies.studies)
-    typer.echo(f"Heart network: {masks} masks of the cohort, phantoms{''.join(f', {other}' for other in specs)}.")
+    typer.echo(
+        f"Heart network: {masks} masks of the cohort, phantoms{''.join(f', {other}' for other in specs)}."
+    )
     target = model_dir.resolve()
-    kept = target.with_name(f".{target.name}.training")  # the same command goes on from here after a kill
-    about = settings.model_dump(exclude={"workers"}) | {"--all": all_studies, "--pretrain-on": specs}
+    kept = target.with_name(
+        f".{target.name}.training"
+    )  # the same command goes on from here after a kill
+    about = settings.model_dump(exclude={"workers"}) | {
+        "--all": all_studies,
+        "--pretrain-on": specs,
+    }
     try:
         begin_fit(kept, SPEC=spec, studies=studies.fingerprint, **about)
     except OSError as error:
         remedy = "Give it back to yourself, or remove it: it keeps what a fit that was cut off had trained"
         raise InputError(kept, f"cannot be read or written ({error.strerror})", remedy) from error
-    fitted = detector.fit_detector(studies, settings, all_studies=all_studies, pretrain_on=further, checkpoints=kept)
+    fitted = detector.fit_detector(
+        studies, settings, all_studies=all_studies, pretrain_on=further, checkpoints=kept
+    )
     with WholeFolder(model_dir) as folder:
         fitted.save(folder)
     shutil.rmtree(kept, ignore_errors=True)
@@ -196,7 +444,9 @@ def predict(
     model_dir: Annotated[Path, typer.Argument(help="Folder that `lgekit fit` wrote.")],
     spec: Spec,
     out_csv: Annotated[Path, typer.Argument(help="Table to write.")],
-    beams: Annotated[int, typer.Option(min=1, help="Width of the captions' beam search; 1 is greedy.")] = 1,
+    beams: Annotated[
+        int, typer.Option(min=1, help="Width of the captions' beam search; 1 is greedy.")
+    ] = 1,
 ) -> None:
     """Detect scar from images alone: study_id, p_lge, p_<wall>, slice_weights, attention, segments, caption, angles.
 
@@ -204,8 +454,9 @@ def predict(
     keeps of the study; sums to 1. segments: probability in each AHA segment 1-17, null where unseen. Angles: insertion
     points, degrees. The decision is p_lge > 0.5. Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
-    from lgekit import detector, readers
     from lgekit.cache import memory
+    from lgekit.clip import fit as detector
+    from lgekit.data import readers
 
     inputs = [Path(readers.parse_spec(spec)[1]).expanduser(), model_dir / "held_out.csv"]
     with prediction_table(out_csv, inputs) as part:
@@ -213,10 +464,14 @@ def predict(
         loaded = detector.Detector.load(model_dir)
         if loaded.settings.masks == "true" and loaded.settings.orientation != "none":
             problem = "was fitted with masks='true': it reads along contours drawn by hand, which images alone lack"
-            raise InputError(model_dir, problem, "Give a model fitted with masks='predicted', the default")
+            raise InputError(
+                model_dir, problem, "Give a model fitted with masks='predicted', the default"
+            )
         table = loaded.predict(readers.read_cohort(spec, images_only=True), beams)
         table.to_csv(part, index=False, float_format="%.6g")
-    typer.echo(f"{len(table)} studies, {int((table['p_lge'] > 0.5).sum())} called positive, in {out_csv}")
+    typer.echo(
+        f"{len(table)} studies, {int((table['p_lge'] > 0.5).sum())} called positive, in {out_csv}"
+    )
     if lost := int(table["anterior_rvip_deg"].isna().sum()) if loaded.heart is not None else 0:
         typer.echo(
             f"The heart was not found in {lost} of {len(table)}, which were read as stored: do not rely on these. "
@@ -226,9 +481,13 @@ def predict(
 
 @app.command()
 def score(
-    predictions: Annotated[Path, typer.Argument(help="Table of `lgekit predict`, or held_out.csv of a model.")],
+    predictions: Annotated[
+        Path, typer.Argument(help="Table of `lgekit predict`, or held_out.csv of a model.")
+    ],
     spec: Spec,
-    split: Annotated[str, typer.Option(help="Only the studies of this split: train, validation or test.")] = "",
+    split: Annotated[
+        str, typer.Option(help="Only the studies of this split: train, validation or test.")
+    ] = "",
 ) -> None:
     """Hold predictions against the cohort's truth: masks where there are any, else what the reports say.
 
@@ -236,14 +495,19 @@ def score(
     the split test, a cohort of its own, or held_out.csv in the model's folder.
     Example: lgekit score predictions.csv manifest:mine.csv --split test
     """
-    from lgekit import evaluation, readers
-    from lgekit.describe import cohort_summary
-    from lgekit.predictions import in_both
+    from lgekit.data import readers
+    from lgekit.evaluation import scores as evaluation
+    from lgekit.evaluation.scores import in_both
+    from lgekit.viz.describe import cohort_summary
 
     if not predictions.is_file():
-        raise InputError(predictions, "there is no such file", "Name the table that `lgekit predict` wrote")
+        raise InputError(
+            predictions, "there is no such file", "Name the table that `lgekit predict` wrote"
+        )
     whole = readers.read_cohort(spec)
-    asked = set(whole.split(split).manifest["study_id"]) if split else None  # first: a split that is not there
+    asked = (
+        set(whole.split(split).manifest["study_id"]) if split else None
+    )  # first: a split that is not there
     table, studies = in_both(predictions, whole)
     if asked is not None:
         table = table[table["study_id"].isin(asked)]
@@ -268,8 +532,12 @@ def score(
 @app.command()
 def push(
     model_dir: Annotated[Path, typer.Argument(help="Folder that `lgekit fit` wrote.")],
-    repo: Annotated[str, typer.Argument(help="Hugging Face hub repository, OWNER/NAME; made if absent.")],
-    public: Annotated[bool, typer.Option("--public", help="A new repository that everybody can read.")] = False,
+    repo: Annotated[
+        str, typer.Argument(help="Hugging Face hub repository, OWNER/NAME; made if absent.")
+    ],
+    public: Annotated[
+        bool, typer.Option("--public", help="A new repository that everybody can read.")
+    ] = False,
 ) -> None:
     """Send a model to the Hugging Face hub, to the repository that you name and with your own login.
 
@@ -277,7 +545,7 @@ def push(
     has a row a study; any other file in the folder is refused. Mind that a tokenizer holds words of the reports that
     it was trained on. Example: lgekit push my_model my-name/lge-scar
     """
-    from lgekit import hub
+    from lgekit.clip import detector as hub
 
     sent = hub.push(model_dir, repo, public)
     typer.echo(f"sent to {repo}: {', '.join(sent)}")
@@ -292,20 +560,26 @@ def pull(
 
     Example: lgekit pull my-name/lge-scar my_model
     """
-    from lgekit import hub
+    from lgekit.clip import detector as hub
 
     refuse_full(model_dir)
     with WholeFolder(model_dir) as folder:
         names = hub.pull(repo, folder)
-    typer.echo(f"{len(names)} files in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
+    typer.echo(
+        f"{len(names)} files in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv"
+    )
 
 
 @app.command()
 def workbook(
     size: Size = "laptop",
-    cohort: Annotated[str, typer.Option(help=SPEC_HELP + "; by default the size's own phantom.")] = "",
+    cohort: Annotated[
+        str, typer.Option(help=SPEC_HELP + "; by default the size's own phantom.")
+    ] = "",
     seed: Seed = 0,
-    only: Annotated[list[str] | None, typer.Option(help="Only this notebook (its number or name); repeatable.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Only this notebook (its number or name); repeatable.")
+    ] = None,
 ) -> None:
     """Run the notebooks 00-07 in order; copies in papermill_runs/workbook/, pictures and tables in figures/.
 
@@ -319,10 +593,12 @@ def workbook(
 
 @app.command()
 def figures(
-    folder: Annotated[Path | None, typer.Argument(help="Folder of figures; figures/ of the checkout.")] = None,
+    folder: Annotated[
+        Path | None, typer.Argument(help="Folder of figures; figures/ of the checkout.")
+    ] = None,
 ) -> None:
     """Redraw every figure from the CSV beside it, and set grids' tables from theirs. No image or network is needed."""
-    from lgekit.paper_figures import redraw
+    from lgekit.viz.figures import redraw
     from lgekit.workbook import project_root
 
     folder = folder or project_root() / "figures"

@@ -1,4 +1,6 @@
-"""The error that bad input raises, which names the file, field or value and what to do, and that of a failed run."""
+"""The errors that lgekit raises for bad input and for failed runs."""
+
+from __future__ import annotations
 
 
 class InputError(ValueError):
@@ -14,7 +16,9 @@ class InputError(ValueError):
         self.where, self.problem, self.remedy = str(where), problem, remedy
         super().__init__(f"{where}: {problem}. {remedy}")
 
-    def __reduce__(self):  # a plain ValueError would be rebuilt from its one message when it crosses a process
+    def __reduce__(
+        self,
+    ):  # a plain ValueError would be rebuilt from its one message when it crosses a process
         return type(self), (self.where, self.problem, self.remedy)
 
 

@@ -67,11 +67,19 @@ def _segment_parts(segment: int) -> tuple[str, tuple[str, ...]]:
 def _ordered(values: Iterable[str] | str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
     """The values as a tuple in the order of ``allowed``, each once; "septal" and the like become their walls."""
     if not isinstance(values, Iterable):
-        raise InputError(f"Scar.{what}", f"{values!r} is not a list", f"give a list of some of {', '.join(allowed)}")
+        raise InputError(
+            f"Scar.{what}",
+            f"{values!r} is not a list",
+            f"give a list of some of {', '.join(allowed)}",
+        )
     given = [values] if isinstance(values, str) else list(values)
     for value in given:
-        if not isinstance(value, str) or not (value in allowed or (what == "walls" and value in WALL_WORDS)):
-            raise InputError(f"Scar.{what}", f"unknown value {value!r}", f"use some of {', '.join(allowed)}")
+        if not isinstance(value, str) or not (
+            value in allowed or (what == "walls" and value in WALL_WORDS)
+        ):
+            raise InputError(
+                f"Scar.{what}", f"unknown value {value!r}", f"use some of {', '.join(allowed)}"
+            )
     wanted = {part for value in given for part in WALL_WORDS.get(value, (value,))}
     return tuple(value for value in allowed if value in wanted)
 
@@ -79,9 +87,13 @@ def _ordered(values: Iterable[str] | str, allowed: tuple[str, ...], what: str) -
 def _percentage(value: Any, what: str) -> int | None:
     if value is None:
         return None
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
+        value, bool
+    )
     if not number or not 1 <= value <= 100 or value != int(value):
-        raise InputError(f"Scar.{what}", f"{value!r} is not a percentage", "use a whole number, 1-100, or None")
+        raise InputError(
+            f"Scar.{what}", f"{value!r} is not a percentage", "use a whole number, 1-100, or None"
+        )
     return int(value)
 
 
@@ -117,23 +129,37 @@ class Scar:
     circumference: int | None = None
 
     def __post_init__(self):
-        levels, walls = _ordered(self.levels, LEVELS, "levels"), _ordered(self.walls, WALLS, "walls")
+        levels, walls = (
+            _ordered(self.levels, LEVELS, "levels"),
+            _ordered(self.walls, WALLS, "walls"),
+        )
         if levels == ("apex",):
             walls = ()
-        elif levels and not {"basal", "mid"} & set(levels):  # no finer walls than segments 13-16 tell
+        elif levels and not {"basal", "mid"} & set(
+            levels
+        ):  # no finer walls than segments 13-16 tell
             touched = {_APICAL[wall] for wall in walls}
             walls = tuple(wall for wall in WALLS if _APICAL[wall] in touched)
         for name, allowed in (("depth", DEPTHS), ("aetiology", AETIOLOGIES), ("pattern", PATTERNS)):
             value, options = getattr(self, name), ", ".join(allowed)
             if value is not None and value not in allowed:
-                raise InputError(f"Scar.{name}", f"unknown value {value!r}", f"use one of {options}, or None")
+                raise InputError(
+                    f"Scar.{name}", f"unknown value {value!r}", f"use one of {options}, or None"
+                )
         if self.no_reflow not in (True, False):
-            raise InputError("Scar.no_reflow", f"{self.no_reflow!r} is not true or false", "use true or false")
+            raise InputError(
+                "Scar.no_reflow", f"{self.no_reflow!r} is not true or false", "use true or false"
+            )
         percent, depth = _percentage(self.transmurality, "transmurality"), self.depth
         if depth is None and percent is not None:
             depth = "transmural" if percent > 75 else "subendocardial"
         around = _percentage(self.circumference, "circumference")
-        canonical = {"walls": walls, "levels": levels, "depth": depth, "no_reflow": bool(self.no_reflow)}
+        canonical = {
+            "walls": walls,
+            "levels": levels,
+            "depth": depth,
+            "no_reflow": bool(self.no_reflow),
+        }
         for name, value in {**canonical, "transmurality": percent, "circumference": around}.items():
             object.__setattr__(self, name, value)
 
@@ -143,7 +169,9 @@ class Scar:
         if not self.walls and not self.levels:
             return frozenset()
         levels = self.levels or LEVELS[:3]
-        return frozenset(segment_of(wall, level) for wall, level in product(self.walls or WALLS, levels))
+        return frozenset(
+            segment_of(wall, level) for wall, level in product(self.walls or WALLS, levels)
+        )
 
     @property
     def ischaemic(self) -> bool:
@@ -161,8 +189,14 @@ class Scar:
         walls: set[str] = set()
         segments = {int(segment) for segment in segments}
         if not segments or min(segments) < 1 or max(segments) > 17:
-            raise InputError("segments", f"{sorted(segments)} given", "give at least one AHA segment from 1 to 17")
-        for segment in sorted(segments):  # apical segments name a wall only where basal and mid ones have not
+            raise InputError(
+                "segments",
+                f"{sorted(segments)} given",
+                "give at least one AHA segment from 1 to 17",
+            )
+        for segment in sorted(
+            segments
+        ):  # apical segments name a wall only where basal and mid ones have not
             level, own = _segment_parts(segment)
             levels.add(level)
             if not walls & set(own):
@@ -171,8 +205,13 @@ class Scar:
 
     def to_dict(self) -> dict[str, Any]:
         """The stated fields only, JSON-ready."""
-        stated = {name: value for name, value in asdict(self).items() if value not in (None, (), False)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in stated.items()}
+        stated = {
+            name: value for name, value in asdict(self).items() if value not in (None, (), False)
+        }
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in stated.items()
+        }
 
 
 scar_from_segments = Scar.from_segments
@@ -188,7 +227,9 @@ class Findings:
         scars = (self.scars,) if isinstance(self.scars, Scar) else tuple(self.scars)
         for scar in scars:
             if not isinstance(scar, Scar):
-                raise InputError("Findings.scars", f"{type(scar).__name__} {scar!r} given", "give Scar objects")
+                raise InputError(
+                    "Findings.scars", f"{type(scar).__name__} {scar!r} given", "give Scar objects"
+                )
         object.__setattr__(self, "scars", tuple(sorted(set(scars), key=_sort_key)))
 
     @property
@@ -215,9 +256,13 @@ class Findings:
         whole = Scar.from_segments(segments, **details)
         if whole.segments == segments:
             return cls((whole,))
-        by_level = {level: {s for s in segments if _segment_parts(s)[0] == level} for level in LEVELS}
+        by_level = {
+            level: {s for s in segments if _segment_parts(s)[0] == level} for level in LEVELS
+        }
         scars: list[Scar] = []
-        for own in filter(None, by_level.values()):  # join a level to the scar before it where that stays exact
+        for own in filter(
+            None, by_level.values()
+        ):  # join a level to the scar before it where that stays exact
             joined = Scar.from_segments(scars[-1].segments | own, **details) if scars else None
             if joined and joined.segments == scars[-1].segments | own:
                 scars[-1] = joined
@@ -232,16 +277,27 @@ class Findings:
     @classmethod
     def from_json(cls, text: str) -> Findings:
         """The inverse of `to_json`. Raises InputError on anything else."""
-        known, example = {field.name for field in fields(Scar)}, 'write e.g. [{"walls": ["inferior"]}]'
+        known, example = (
+            {field.name for field in fields(Scar)},
+            'write e.g. [{"walls": ["inferior"]}]',
+        )
         try:
             entries = json.loads(text)
         except (TypeError, ValueError) as error:
-            raise InputError("findings", f"not JSON: {str(text)[:60]!r} ({error})", example) from None
-        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise InputError(
+                "findings", f"not JSON: {str(text)[:60]!r} ({error})", example
+            ) from None
+        if not isinstance(entries, list) or not all(
+            isinstance(entry, Mapping) for entry in entries
+        ):
             raise InputError("findings", f"{str(text)[:60]!r} is not a list of scars", example)
         for entry in entries:
             if unknown := set(entry) - known:
-                raise InputError("findings", f"unknown field {sorted(unknown)}", f"use {', '.join(sorted(known))}")
+                raise InputError(
+                    "findings",
+                    f"unknown field {sorted(unknown)}",
+                    f"use {', '.join(sorted(known))}",
+                )
         return cls(tuple(Scar(**entry) for entry in entries))
 
 
@@ -260,18 +316,37 @@ def _pick(rng: np.random.Generator, choices: str) -> tuple[str, ...]:
 # Clinical prevalence [O]. Per disease: weight; then walls, levels, depths and patterns, each choice with its weight.
 _INFARCT = ("subendocardial 3, transmural 2", "- 1")
 _RINGS = "basal 2, mid 2, basal+mid 4, mid+apical 1, basal+mid+apical 1"
-_TOWARDS_APEX = "mid+apical 4, mid+apical+apex 3, apical+apex 2, apical 2, mid 2, basal+mid+apical 2, apex 1"
+_TOWARDS_APEX = (
+    "mid+apical 4, mid+apical+apex 3, apical+apex 2, apical 2, mid 2, basal+mid+apical 2, apex 1"
+)
 _DISEASES: dict[str, tuple[float, str, str, str, str]] = {
-    "LAD": (24, "anterior+anteroseptal 5, anterior 2, anteroseptal 2, anterior+septal 2", _TOWARDS_APEX, *_INFARCT),
+    "LAD": (
+        24,
+        "anterior+anteroseptal 5, anterior 2, anteroseptal 2, anterior+septal 2",
+        _TOWARDS_APEX,
+        *_INFARCT,
+    ),
     "RCA": (20, "inferior 5, inferior+inferoseptal 4, inferior+inferolateral 2", _RINGS, *_INFARCT),
     "LCx": (16, "inferolateral 4, lateral 4, anterolateral 1", _RINGS, *_INFARCT),
     "myocarditis": (
         *(14, "inferolateral 6, lateral 4, inferior+inferolateral 2, anteroseptal 1", _RINGS),
         *("subepicardial 5, mid-wall 2", "- 3, patchy 2, linear 1"),
     ),
-    "dilated": (9, "septal 6, anteroseptal 2, inferoseptal 1", _RINGS, "mid-wall 1", "linear 3, - 2"),
+    "dilated": (
+        9,
+        "septal 6, anteroseptal 2, inferoseptal 1",
+        _RINGS,
+        "mid-wall 1",
+        "linear 3, - 2",
+    ),
     # at the insertion points (both ends of the septum), or patchy in the thickest wall
-    "hypertrophic": (8, "septal 3, anterior+anteroseptal 2, anteroseptal 1", _RINGS, "mid-wall 1", "patchy 3, - 2"),
+    "hypertrophic": (
+        8,
+        "septal 3, anterior+anteroseptal 2, anteroseptal 1",
+        _RINGS,
+        "mid-wall 1",
+        "patchy 3, - 2",
+    ),
     "sarcoid": (
         *(5, "septal 3, anteroseptal 2, inferolateral 2, lateral 1", _RINGS),
         *("subepicardial 3, mid-wall 3, transmural 1", "patchy 3, - 1"),
@@ -287,16 +362,27 @@ _TRANSMURALITY = {"subendocardial": tuple(range(15, 80, 5)), "transmural": tuple
 def _draw_details(rng: np.random.Generator, scar: Scar) -> Scar:
     """Percentages and no-reflow that fit the depth: no-reflow only in large subendocardial or transmural scars."""
     steps = _TRANSMURALITY.get(scar.depth or "")
-    percent = int(rng.choice(steps)) if steps and scar.pattern is None and rng.random() < 0.6 else None
+    percent = (
+        int(rng.choice(steps)) if steps and scar.pattern is None and rng.random() < 0.6 else None
+    )
     deep = scar.depth == "transmural" or (percent or 0) >= 50
-    no_reflow = deep and scar.pattern is None and (scar.ischaemic or scar.aetiology is None) and rng.random() < 0.25
+    no_reflow = (
+        deep
+        and scar.pattern is None
+        and (scar.ischaemic or scar.aetiology is None)
+        and rng.random() < 0.25
+    )
     share = len(scar.walls) / 6
     around = rng.random() < 0.2 and scar.levels != ("apex",) and scar.pattern is None
     circumference = max(5, 5 * round(20 * share * rng.uniform(0.6, 1.0))) if around else None
-    return replace(scar, transmurality=percent, no_reflow=bool(no_reflow), circumference=circumference)
+    return replace(
+        scar, transmurality=percent, no_reflow=bool(no_reflow), circumference=circumference
+    )
 
 
-def draw_scar(rng: np.random.Generator, prevalence: str = "clinical", aetiology: str | None = None) -> Scar:
+def draw_scar(
+    rng: np.random.Generator, prevalence: str = "clinical", aetiology: str | None = None
+) -> Scar:
     """Draw one scar.
 
     Args:
@@ -319,16 +405,28 @@ def draw_scar(rng: np.random.Generator, prevalence: str = "clinical", aetiology:
     if prevalence != "clinical":
         raise InputError("prevalence", f"unknown value {prevalence!r}", "use clinical or uniform")
     if aetiology is None:
-        aetiology = _pick(rng, ", ".join(f"{name} {disease[0]}" for name, disease in _DISEASES.items()))[0]
+        aetiology = _pick(
+            rng, ", ".join(f"{name} {disease[0]}" for name, disease in _DISEASES.items())
+        )[0]
     elif aetiology not in _DISEASES:
-        raise InputError("aetiology", f"cannot draw {aetiology!r}", f"use one of {', '.join(_DISEASES)}, or None")
+        raise InputError(
+            "aetiology", f"cannot draw {aetiology!r}", f"use one of {', '.join(_DISEASES)}, or None"
+        )
     walls, levels, depth, pattern = (_pick(rng, choices) for choices in _DISEASES[aetiology][1:])
-    scar = Scar(walls, levels, depth[0], aetiology=aetiology, pattern=pattern[0] if pattern else None)
-    stated = scar if rng.random() < 0.7 else replace(scar, aetiology="ischaemic" if scar.ischaemic else "non-ischaemic")
+    scar = Scar(
+        walls, levels, depth[0], aetiology=aetiology, pattern=pattern[0] if pattern else None
+    )
+    stated = (
+        scar
+        if rng.random() < 0.7
+        else replace(scar, aetiology="ischaemic" if scar.ischaemic else "non-ischaemic")
+    )
     return _draw_details(rng, stated)
 
 
-def draw_findings(rng: np.random.Generator, prevalence: str = "clinical", positive: float = 1.0) -> Findings:
+def draw_findings(
+    rng: np.random.Generator, prevalence: str = "clinical", positive: float = 1.0
+) -> Findings:
     """Draw the findings of a study: one scar in most, two or three in some, none with chance ``1 - positive``.
 
     Scars of one study share no segment; in the clinical setting they are all infarcts or all not.

@@ -15,7 +15,9 @@ SPACING = (1.5, 1.25, 10.0)
 
 def ring(shape=(24, 28, 4), scar: bool = True, scale: float = 1.0) -> np.ndarray:
     """Labels in the internal codes: cavity, myocardium, an arc of scar in all slices, an RV to the left of it."""
-    x, y = np.meshgrid(np.arange(shape[0]) / scale - 12, np.arange(shape[1]) / scale - 14, indexing="ij")
+    x, y = np.meshgrid(
+        np.arange(shape[0]) / scale - 12, np.arange(shape[1]) / scale - 14, indexing="ij"
+    )
     radius = np.hypot(x * SPACING[0], y * SPACING[1])
     plane = np.where(radius < 6, 1, np.where(radius < 11, 2, 0))
     if scar:
@@ -79,8 +81,19 @@ def write_own(root: Path, studies: int = 3) -> list[dict[str, str]]:
         save(root / f"{name}.nii", picture(labels, number))
         save(root / f"{name}_mask.nii", labels)
         row = {"study_id": name, "image": f"{name}.nii", "labels": f"{name}_mask.nii"}
-        report = "No late enhancement." if number % 2 else "Subendocardial enhancement of the inferior wall."
-        rows.append(row | {"report": report, "split": ("train", "validation", "test")[number % 3], "patient_id": name})
+        report = (
+            "No late enhancement."
+            if number % 2
+            else "Subendocardial enhancement of the inferior wall."
+        )
+        rows.append(
+            row
+            | {
+                "report": report,
+                "split": ("train", "validation", "test")[number % 3],
+                "patient_id": name,
+            }
+        )
     write_table(root, rows)
     return rows
 
@@ -135,7 +148,9 @@ def write_dicom(
             "SliceLocation": float(-number),  # runs the wrong way, and with the wrong gap
             "InstanceNumber": 1,
             "ImageOrientationPatient": [*right, *down],
-            "ImagePositionPatient": [float(value) for value in np.array([5.0, -3.0, 2.0]) + height * normal],
+            "ImagePositionPatient": [
+                float(value) for value in np.array([5.0, -3.0, 2.0]) + height * normal
+            ],
             "SamplesPerPixel": 1,
             "PhotometricInterpretation": "MONOCHROME2",
             "BitsAllocated": 16,

@@ -45,7 +45,9 @@ def chromium() -> Iterator[Browser]:
     """The machine's own Chromium, without a window."""
     executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if executable is None:
-        pytest.fail("no Chromium on this machine: apt-get install chromium, or deselect with -m 'not browser'")
+        pytest.fail(
+            "no Chromium on this machine: apt-get install chromium, or deselect with -m 'not browser'"
+        )
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
@@ -68,7 +70,12 @@ def server(command: list[str], address: str, home: Path, **variables: str) -> It
         home: folder for settings, runtime files and the log.
         variables: further environment.
     """
-    folders = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR")
+    folders = (
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTER_DATA_DIR",
+        "JUPYTER_RUNTIME_DIR",
+        "JUPYTERLAB_SETTINGS_DIR",
+    )
     folders += ("JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")
     own = {name: str(home / name.lower()) for name in folders}
     for name, content in LAB_SETTINGS.items():
@@ -77,7 +84,11 @@ def server(command: list[str], address: str, home: Path, **variables: str) -> It
         file.write_text(content)
     with open(home / "server.log", "w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=ROOT, env=os.environ | own | variables, stdout=log, stderr=log
+            [sys.executable, "-m", *command],
+            cwd=ROOT,
+            env=os.environ | own | variables,
+            stdout=log,
+            stderr=log,
         )
         try:
             _await(address, process, home / "server.log")
@@ -106,10 +117,16 @@ def smoke_copies(target: Path, results: Path) -> None:
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
         content = nbformat.read(notebook, as_version=4)
         cell = next(cell for cell in content.cells if cell.cell_type == "code")
-        wanted = {"size": "smoke", "out": str(results / notebook.stem), "figures": str(results / "figures")}
+        wanted = {
+            "size": "smoke",
+            "out": str(results / notebook.stem),
+            "figures": str(results / "figures"),
+        }
         for name, value in wanted.items():
             cell.source = re.sub(
-                rf'(?m)^{name}: str = ".*?"', lambda _, n=name, v=value: f'{n}: str = "{v}"', cell.source
+                rf'(?m)^{name}: str = ".*?"',
+                lambda _, n=name, v=value: f'{n}: str = "{v}"',
+                cell.source,
             )
         assert 'size: str = "smoke"' in cell.source and wanted["out"] in cell.source
         nbformat.write(content, target / notebook.name)
@@ -131,15 +148,21 @@ class Lab:
             page.goto(address, timeout=1000 * START_TIMEOUT_S)
             notebook = Notebook(page, name)
             state = page.locator("#jp-main-statusbar")
-            expect(state).to_contain_text(re.compile(r"Python 3.*\| Idle"), timeout=1000 * START_TIMEOUT_S)
+            expect(state).to_contain_text(
+                re.compile(r"Python 3.*\| Idle"), timeout=1000 * START_TIMEOUT_S
+            )
             try:
                 notebook.menu("Run", "Run All Cells")
                 notebook.await_end()
                 yield notebook
             finally:
                 notebook.screenshot()
-                for session in page.request.get(f"{self.address}/api/sessions?token={self.token}").json():
-                    page.request.delete(f"{self.address}/api/sessions/{session['id']}?token={self.token}")
+                for session in page.request.get(
+                    f"{self.address}/api/sessions?token={self.token}"
+                ).json():
+                    page.request.delete(
+                        f"{self.address}/api/sessions/{session['id']}?token={self.token}"
+                    )
 
 
 @dataclass
@@ -179,16 +202,22 @@ class Notebook:
 
     def pictures(self) -> int:
         """How many pictures were really drawn."""
-        script = "every => every.filter(picture => picture.complete && picture.naturalWidth > 50).length"
+        script = (
+            "every => every.filter(picture => picture.complete && picture.naturalWidth > 50).length"
+        )
         return self.page.locator(".jp-OutputArea-output img").evaluate_all(script)
 
     def texts(self) -> list[str]:
         """What the cells printed, and their tables."""
-        kinds = ", ".join(f'[data-mime-type$="{kind}"]' for kind in ("stdout", "text/html", "text/plain"))
+        kinds = ", ".join(
+            f'[data-mime-type$="{kind}"]' for kind in ("stdout", "text/html", "text/plain")
+        )
         return self.page.locator(f".jp-OutputArea-output:is({kinds})").all_inner_texts()
 
     def widget(self, number: int = 0) -> MovedWidget:
-        return MovedWidget(self.page, self.page.locator(".jp-OutputArea-output .widget-vbox").nth(number))
+        return MovedWidget(
+            self.page, self.page.locator(".jp-OutputArea-output .widget-vbox").nth(number)
+        )
 
     def screenshot(self, what: str = "end") -> None:
         screenshot(self.page, f"{self.name}_{what}")
@@ -199,7 +228,10 @@ class MovedWidget:
 
     def __init__(self, page: Page, box: Locator):
         self.page, self.box = page, box
-        self.picture, self.text = box.locator("img.widget-image"), box.locator(".widget-html-content").last
+        self.picture, self.text = (
+            box.locator("img.widget-image"),
+            box.locator(".widget-html-content").last,
+        )
         expect(self.picture).to_be_visible(timeout=1000 * START_TIMEOUT_S)
         box.scroll_into_view_if_needed()
         self.seconds: list[float] = []
@@ -255,11 +287,19 @@ def offline_page(browser: Browser) -> Iterator[Page]:
     local = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob):")
     page = browser.new_page(viewport={"width": 1300, "height": 1000})
     page.set_default_timeout(1000 * ANSWER_TIMEOUT_S)
-    page.on("request", lambda request: None if local.match(request.url) else elsewhere.append(request.url))
-    page.on("requestfailed", lambda request: refused.append(request.url) if request.failure == "csp" else None)
+    page.on(
+        "request",
+        lambda request: None if local.match(request.url) else elsewhere.append(request.url),
+    )
+    page.on(
+        "requestfailed",
+        lambda request: refused.append(request.url) if request.failure == "csp" else None,
+    )
     try:
         yield page
-        asked = set(elsewhere) - set(refused)  # what the server's own policy refuses never leaves the browser
+        asked = set(elsewhere) - set(
+            refused
+        )  # what the server's own policy refuses never leaves the browser
         assert not asked, f"asked for on the network: {asked}"
     finally:
         page.close()
@@ -277,9 +317,18 @@ def lab(folder: Path) -> Iterator[Lab]:
     notebooks, token, port = folder / "notebooks", secrets.token_hex(16), free_port()
     smoke_copies(notebooks, folder / "results")
     address = f"http://127.0.0.1:{port}"
-    command = ["jupyterlab", "--no-browser", "--allow-root", f"--port={port}", "--ServerApp.port_retries=0"]
+    command = [
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+    ]
     command += [f"--ServerApp.root_dir={notebooks}", f"--IdentityProvider.token={token}"]
-    command += ["--LabApp.news_url=None", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    command += [
+        "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+    ]
     with server(command, f"{address}/api", folder), chromium() as browser:
         yield Lab(browser, address, token)
 
@@ -300,7 +349,14 @@ def site(folder: Path) -> Iterator[str]:
     """The site as `make site` builds it where no notebook was run, on a server of its own; gives the address."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    build = [sys.executable, "notebooks/site/build_site.py", "--out", folder / "site", "--executed", folder / "none"]
+    build = [
+        sys.executable,
+        "notebooks/site/build_site.py",
+        "--out",
+        folder / "site",
+        "--executed",
+        folder / "none",
+    ]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         pytest.fail(f"the site cannot be built:\n{done.stderr[-2000:]}")

@@ -11,7 +11,8 @@ import pytest
 import real_browser
 from playwright.sync_api import expect
 
-from lgekit import apps, phantom, readers
+from lgekit.data import phantom, readers
+from lgekit.viz import widgets as apps
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 
@@ -121,11 +122,16 @@ def test_the_figures_are_drawn(lab):
 
 @pytest.mark.parametrize(
     ("name", "control", "key"),
-    [("scar_painter", ("button", "anterior"), "Space"), ("prompt_playground", ("spinbutton", "study"), "ArrowUp")],
+    [
+        ("scar_painter", ("button", "anterior"), "Space"),
+        ("prompt_playground", ("spinbutton", "study"), "ArrowUp"),
+    ],
 )
 def test_the_apps_answer_without_code(lab, tmp_path, name, control, key):
     with real_browser.voila(tmp_path) as address, real_browser.offline_page(lab.browser) as page:
-        page.goto(f"{address}/voila/render/{name}.ipynb", timeout=1000 * real_browser.START_TIMEOUT_S)
+        page.goto(
+            f"{address}/voila/render/{name}.ipynb", timeout=1000 * real_browser.START_TIMEOUT_S
+        )
         app = real_browser.MovedWidget(page, page.locator(".widget-vbox").first)
         before = app.shown()
         app.enter()
@@ -142,8 +148,14 @@ def test_the_playground_takes_a_model_and_images_of_ones_own(lab, tmp_path):
     apps.playground_detector().save(tmp_path / "model")
     readers.write_manifest(phantom.phantom_cohort(studies=3, seed=5), tmp_path / "mine")
     own = {"MODEL_DIR": str(tmp_path / "model"), "COHORT": f"manifest:{tmp_path}/mine/manifest.csv"}
-    with real_browser.voila(tmp_path, **own) as address, real_browser.offline_page(lab.browser) as page:
-        page.goto(f"{address}/voila/render/prompt_playground.ipynb", timeout=1000 * real_browser.START_TIMEOUT_S)
+    with (
+        real_browser.voila(tmp_path, **own) as address,
+        real_browser.offline_page(lab.browser) as page,
+    ):
+        page.goto(
+            f"{address}/voila/render/prompt_playground.ipynb",
+            timeout=1000 * real_browser.START_TIMEOUT_S,
+        )
         app = real_browser.MovedWidget(page, page.locator(".widget-vbox").first)
         app.enter()
         app.tab_to("spinbutton", "study")
@@ -154,12 +166,17 @@ def test_the_site_opens_and_can_be_searched(lab, tmp_path):
     with real_browser.site(tmp_path) as address, real_browser.offline_page(lab.browser) as page:
         wrong = []
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("response", lambda answer: answer.status < 400 or wrong.append(f"{answer.status} {answer.url}"))
+        page.on(
+            "response",
+            lambda answer: answer.status < 400 or wrong.append(f"{answer.status} {answer.url}"),
+        )
         page.goto(f"{address}/index.html")
         real_browser.screenshot(page, "site_index")
         page.get_by_role("link", name="02 · Orientation standardisation").first.click()
         expect(page).to_have_title(re.compile("^02 · Orientation standardisation"))
-        expect(page.locator(".highlight", has_text="widgets.orientation_explorer(example)")).to_be_visible()
+        expect(
+            page.locator(".highlight", has_text="widgets.orientation_explorer(example)")
+        ).to_be_visible()
         real_browser.screenshot(page, "site_notebook")
         page.keyboard.press("Control+k")
         page.keyboard.type("StandardizeShortAxis")
@@ -168,12 +185,16 @@ def test_the_site_opens_and_can_be_searched(lab, tmp_path):
         expect(found).to_contain_text(re.compile(r"found [1-9]\d* pages"))
         expect(found.get_by_role("link", name="02 · Orientation standardisation")).to_be_visible()
         real_browser.screenshot(page, "site_search")
-        found.get_by_role("link", name="lgekit.standardize.StandardizeShortAxis", exact=True).click()
-        definition = page.locator("[id='lgekit.standardize.StandardizeShortAxis']")
+        found.get_by_role(
+            "link", name="lgekit.anatomy.frame.StandardizeShortAxis", exact=True
+        ).click()
+        definition = page.locator("[id='lgekit.anatomy.frame.StandardizeShortAxis']")
         expect(definition).to_contain_text("class")
         real_browser.screenshot(page, "site_library")
         page.goto(f"{address}/figures.html")
-        drawn = page.locator("article img").evaluate_all("every => every.map(picture => picture.naturalWidth)")
+        drawn = page.locator("article img").evaluate_all(
+            "every => every.map(picture => picture.naturalWidth)"
+        )
         assert len(drawn) >= 12 and min(drawn) > 50
         page.goto(f"{address}/search.html?q=zzzznothing")
         expect(page.locator("#search-results")).to_contain_text("did not match any documents")

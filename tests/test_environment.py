@@ -17,8 +17,14 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-WANTED = [Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]]
-LOCK_LINES = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if line and line[0] != "#"]
+WANTED = [
+    Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+]
+LOCK_LINES = [
+    line
+    for line in (ROOT / "requirements.lock").read_text().splitlines()
+    if line and line[0] != "#"
+]
 LOCKED = {canonicalize_name(Requirement(line).name): Requirement(line) for line in LOCK_LINES}
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
 CONDA_NAMES = {"matplotlib-base": "matplotlib"}
@@ -70,15 +76,30 @@ def test_every_import_is_of_a_declared_dependency():
     declared = {canonicalize_name(requirement.name) for requirement in WANTED}
     distributions = packages_distributions()
     folders = ("lgekit", "tests", "notebooks/site")
-    sources = {str(file): file.read_text() for folder in folders for file in (ROOT / folder).glob("*.py")}
-    for file in [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "notebooks" / "apps").glob("*.ipynb")]:
+    sources = {
+        str(file): file.read_text() for folder in folders for file in (ROOT / folder).glob("*.py")
+    }
+    for file in [
+        *(ROOT / "notebooks").glob("*.ipynb"),
+        *(ROOT / "notebooks" / "apps").glob("*.ipynb"),
+    ]:
         cells = nbformat.read(file, as_version=4).cells
         sources[str(file)] = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
-    ours = {"lgekit"} | {file.stem for folder in ("tests", "notebooks/site") for file in (ROOT / folder).glob("*.py")}
+    ours = {"lgekit"} | {
+        file.stem for folder in ("tests", "notebooks/site") for file in (ROOT / folder).glob("*.py")
+    }
     for file, source in sources.items():
         for node in ast.walk(ast.parse(source)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
-            for package in {name.split(".")[0] for name in names} - ours - set(sys.stdlib_module_names):
+            names += (
+                [node.module]
+                if isinstance(node, ast.ImportFrom) and node.module and not node.level
+                else []
+            )
+            for package in (
+                {name.split(".")[0] for name in names} - ours - set(sys.stdlib_module_names)
+            ):
                 origin = {canonicalize_name(name) for name in distributions.get(package, [])}
-                assert origin & declared, f"{file} imports {package}, which pyproject.toml does not name"
+                assert origin & declared, (
+                    f"{file} imports {package}, which pyproject.toml does not name"
+                )

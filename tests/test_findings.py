@@ -73,7 +73,9 @@ def test_transmurality_without_depth_gives_the_depth():
 def test_segment_sets_are_covered_exactly():
     rng = np.random.default_rng(0)
     for _ in range(300):
-        wanted = set(rng.choice(np.arange(1, 18), size=int(rng.integers(1, 12)), replace=False).tolist())
+        wanted = set(
+            rng.choice(np.arange(1, 18), size=int(rng.integers(1, 12)), replace=False).tolist()
+        )
         found = Findings.from_segments(wanted, depth="transmural")
         assert found.segments == wanted
         assert all(scar.depth == "transmural" for scar in found.scars)
@@ -84,7 +86,14 @@ def test_segment_sets_are_covered_exactly():
 
 
 def test_a_product_of_walls_and_levels_comes_back_from_its_segments():
-    rings = [("basal",), ("mid",), ("apical",), ("basal", "mid"), ("mid", "apical", "apex"), ("apical", "apex")]
+    rings = [
+        ("basal",),
+        ("mid",),
+        ("apical",),
+        ("basal", "mid"),
+        ("mid", "apical", "apex"),
+        ("apical", "apex"),
+    ]
     for count in range(1, 7):
         for walls in combinations(WALLS, count):
             for levels in rings:
@@ -133,12 +142,20 @@ def test_bad_calls_are_refused():
 
 def test_json_round_trip_and_its_errors():
     findings = Findings(
-        (Scar(("inferior",), ("basal", "mid"), "transmural", 90, "RCA", True, None, 25), Scar((), ("apex",)))
+        (
+            Scar(("inferior",), ("basal", "mid"), "transmural", 90, "RCA", True, None, 25),
+            Scar((), ("apex",)),
+        )
     )
     assert json.loads(findings.to_json()) == [
         {"levels": ["apex"]},
         {
-            **{"walls": ["inferior"], "levels": ["basal", "mid"], "depth": "transmural", "transmurality": 90},
+            **{
+                "walls": ["inferior"],
+                "levels": ["basal", "mid"],
+                "depth": "transmural",
+                "transmurality": 90,
+            },
             **{"aetiology": "RCA", "no_reflow": True, "circumference": 25},
         },
     ]
@@ -159,9 +176,17 @@ def test_json_round_trip_and_its_errors():
 
 
 def test_presence_walls_and_segments_of_findings():
-    assert not Findings().present and Findings().walls == frozenset() and Findings().segments == frozenset()
+    assert (
+        not Findings().present
+        and Findings().walls == frozenset()
+        and Findings().segments == frozenset()
+    )
     both = Findings((Scar("septal", "apical"), Scar("inferior", "basal")))
-    assert both.present and both.walls == {"anteroseptal", "inferoseptal", "inferior"} and both.segments == {14, 4}
+    assert (
+        both.present
+        and both.walls == {"anteroseptal", "inferoseptal", "inferior"}
+        and both.segments == {14, 4}
+    )
 
 
 def test_the_same_seed_draws_the_same():
@@ -182,7 +207,11 @@ def test_clinical_draws_follow_the_published_patterns():
                 "transmural",
             )  # infarcts start at the endocardium
             assert len(scar.segments & territory) / len(scar.segments) >= 0.5
-    layers = {"myocarditis": {"subepicardial", "mid-wall"}, "dilated": {"mid-wall"}, "hypertrophic": {"mid-wall"}}
+    layers = {
+        "myocarditis": {"subepicardial", "mid-wall"},
+        "dilated": {"mid-wall"},
+        "hypertrophic": {"mid-wall"},
+    }
     for disease, depths in layers.items():
         for _ in range(50):
             scar = draw_scar(rng, aetiology=disease)
@@ -209,7 +238,9 @@ def test_draws_are_consistent_and_varied():
             if scar.no_reflow:
                 assert scar.depth in ("subendocardial", "transmural")
         for findings in drawn:
-            assert sum(len(scar.segments) for scar in findings.scars) == len(findings.segments)  # no overlap
+            assert sum(len(scar.segments) for scar in findings.scars) == len(
+                findings.segments
+            )  # no overlap
     share = np.mean([draw_findings(rng, positive=0.3).present for _ in range(2000)])
     assert abs(share - 0.3) < 0.04
 

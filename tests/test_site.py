@@ -32,9 +32,13 @@ def executed(tmp_path_factory) -> Path:
         nbformat.v4.new_output("display_data", widget),
         nbformat.v4.new_output("display_data", {**widget, "image/png": DOT}),
         nbformat.v4.new_output("stream", name="stderr", text="a warning of some package"),
-        nbformat.v4.new_output("stream", name="stdout", text="in /home/ada/lge/papermill_runs/workbook/x.yaml"),
+        nbformat.v4.new_output(
+            "stream", name="stdout", text="in /home/ada/lge/papermill_runs/workbook/x.yaml"
+        ),
     ]
-    injected = nbformat.v4.new_code_cell("size = 'smoke'", metadata={"tags": ["injected-parameters"]})
+    injected = nbformat.v4.new_code_cell(
+        "size = 'smoke'", metadata={"tags": ["injected-parameters"]}
+    )
     notebook.cells.insert(2, injected)
     nbformat.write(notebook, folder / RAN.name)
     (folder / RAN.stem).mkdir()
@@ -49,7 +53,10 @@ class TestNotebookPages:
 
     def test_outputs_stay_where_a_browser_can_show_them(self, executed):
         page = build_site.notebook_page(RAN, executed, {})
-        assert "size `smoke`, seed 3" in page.cells[1].source and "has changed" not in page.cells[1].source
+        assert (
+            "size `smoke`, seed 3" in page.cells[1].source
+            and "has changed" not in page.cells[1].source
+        )
         outputs = [output for cell in page.cells for output in cell.get("outputs", [])]
         assert ["image/png" in output.get("data", {}) for output in outputs] == [True, True, False]
         assert outputs[-1].text == "in papermill_runs/workbook/x.yaml"
@@ -72,7 +79,9 @@ class TestNotebookPages:
         older.cells[0].source += "\n\nOnce there was another line."
         nbformat.write(older, tmp_path / RAN.name)
         (tmp_path / RAN.stem).mkdir()
-        (tmp_path / RAN.stem / "params.json").write_text('{"cohort": "emidec:x", "size": "smoke", "seed": 0}')
+        (tmp_path / RAN.stem / "params.json").write_text(
+            '{"cohort": "emidec:x", "size": "smoke", "seed": 0}'
+        )
         note = build_site.notebook_page(RAN, tmp_path, {}).cells[1].source
         assert "licence" in note and "has changed since" in note
 
@@ -80,15 +89,22 @@ class TestNotebookPages:
 class TestAlternativeText:
     def test_says_what_the_drawing_function_draws_and_how_it_is_labelled(self):
         code = 'x = table["with space"]\nplots.histogram(table["error of x"], "error (degrees)", "studies with scar")'
-        assert re.fullmatch(r"\w[^:]*: error \(degrees\), studies with scar\.", alt_text.drawn_by(code, {}))
+        assert re.fullmatch(
+            r"\w[^:]*: error \(degrees\), studies with scar\.", alt_text.drawn_by(code, {})
+        )
         code = 'plots.show_images({"speaks for scar": a["b c"], "x": b}, columns=1)'
         assert re.fullmatch(r"[^(`]*: speaks for scar\.", alt_text.drawn_by(code, {}))
-        assert alt_text.drawn_by('print("a b")', {}) == alt_text.drawn_by("plots.nothing(1)", {}) == ""
+        assert (
+            alt_text.drawn_by('print("a b")', {}) == alt_text.drawn_by("plots.nothing(1)", {}) == ""
+        )
         assert alt_text.drawn_by("%time plots.roc(curves)", {}) == ""
 
     def test_a_figure_with_a_caption_is_told_by_it(self):
         assert (
-            alt_text.drawn_by('paper_figures.from_session("roc", session, folder)', {"roc": "A curve."}) == "A curve."
+            alt_text.drawn_by(
+                'paper_figures.from_session("roc", session, folder)', {"roc": "A curve."}
+            )
+            == "A curve."
         )
 
     def test_keeps_whole_sentences(self):
@@ -97,7 +113,10 @@ class TestAlternativeText:
 
     def test_the_words_are_those_right_above_and_not_of_a_title_page(self):
         assert alt_text.heading_and_prose("# 02 · Turn\n\n*About 1 minute.*") == ("02 · Turn", "")
-        assert alt_text.heading_and_prose("## Mean\n\nOne.\n\nA **blur**, `x`.") == ("Mean", "A blur, x.")
+        assert alt_text.heading_and_prose("## Mean\n\nOne.\n\nA **blur**, `x`.") == (
+            "Mean",
+            "A blur, x.",
+        )
         assert alt_text.heading_and_prose("More of it.", "Mean") == ("Mean", "More of it.")
 
 
@@ -105,7 +124,11 @@ def test_the_page_of_figures_shows_each_with_its_caption_as_alternative_text():
     figures = ROOT / "figures"
     text = build_site.figure_list(figures)
     for name, caption in json.loads((figures / "captions.json").read_text("utf-8")).items():
-        assert f"figures/{name}.png" in text and f":alt: {caption}" in text and f"figures/{name}.csv" in text
+        assert (
+            f"figures/{name}.png" in text
+            and f":alt: {caption}" in text
+            and f"figures/{name}.csv" in text
+        )
 
 
 def test_broken_links_are_found(tmp_path):
@@ -118,14 +141,23 @@ def test_broken_links_are_found(tmp_path):
     anchors = "".join(f'<a href="{link}">x</a>' for link in bad)
     scripts = "".join(f'<script src="{link}"></script>' for link in fetched)
     (tmp_path / "one.html").write_text(anchors + scripts + '<img src="no.png">')
-    assert build_site.broken_links(tmp_path) == [f"one.html: {link}" for link in [*bad, *fetched, "no.png"]]
+    assert build_site.broken_links(tmp_path) == [
+        f"one.html: {link}" for link in [*bad, *fetched, "no.png"]
+    ]
 
 
 @pytest.fixture(scope="module")
 def site(executed, tmp_path_factory) -> Path:
     """Built in a process of its own, for Sphinx loads the library's modules anew."""
     out = tmp_path_factory.mktemp("site") / "html"
-    command = [sys.executable, str(SITE / "build_site.py"), "--out", str(out), "--executed", str(executed)]
+    command = [
+        sys.executable,
+        str(SITE / "build_site.py"),
+        "--out",
+        str(out),
+        "--executed",
+        str(executed),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=out.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
@@ -151,10 +183,16 @@ class TestBuilt:
 
     def test_terms_lead_to_the_glossary_and_code_to_the_library(self, site):
         links = {
-            tag["href"] for tag in soup_of(site, "notebooks/02_orientation_standardization").find_all("a", href=True)
+            tag["href"]
+            for tag in soup_of(site, "notebooks/02_orientation_standardization").find_all(
+                "a", href=True
+            )
         }
         assert any("glossary.html#term-" in link for link in links)
-        assert any("api/lgekit.standardize.html#lgekit.standardize.StandardizeShortAxis" in link for link in links)
+        assert any(
+            "api/lgekit.anatomy.frame.html#lgekit.anatomy.frame.StandardizeShortAxis" in link
+            for link in links
+        )
         terms = soup_of(site, "paper_terms")
         rows = [row.find_all("td") for row in terms.find("table").find_all("tr")[1:]]
         for cells in rows:
@@ -164,7 +202,11 @@ class TestBuilt:
         names = {path.relative_to(site).with_suffix("").as_posix() for path in site.rglob("*.html")}
         modules = {f"api/lgekit.{path.stem}" for path in (ROOT / "lgekit").glob("[a-z]*.py")}
         assert modules <= names
-        assert {f"notebooks/{path.stem}" for path in NOTEBOOKS} | {"README", "CONTRIBUTING", "CHANGELOG"} <= names
+        assert {f"notebooks/{path.stem}" for path in NOTEBOOKS} | {
+            "README",
+            "CONTRIBUTING",
+            "CHANGELOG",
+        } <= names
         assert {path.stem for path in SITE.glob("*.md")} <= names
 
     def test_the_disclaimer_stands_on_every_page(self, site):

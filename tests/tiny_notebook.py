@@ -28,7 +28,9 @@ SAVE = """if mode != "forget":
     save_run(out, {"auc": value, "seed_seen": seed, "nan": float("nan")}, predictions=Table())"""
 
 
-def write_notebook(path: Path, work: str = WORK, save: str = SAVE, parameters: str = PARAMETERS) -> Path:
+def write_notebook(
+    path: Path, work: str = WORK, save: str = SAVE, parameters: str = PARAMETERS
+) -> Path:
     """Write the notebook to ``path``."""
     cells = [nbformat.v4.new_markdown_cell("# Tiny")]
     if parameters:

@@ -28,7 +28,9 @@ def heading_and_prose(markdown: str, heading: str = "") -> tuple[str, str]:
 
 def plain_words(markdown: str) -> str:
     """Markdown without its marks."""
-    return re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", markdown).replace("*", "").replace("`", "").strip()
+    return (
+        re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", markdown).replace("*", "").replace("`", "").strip()
+    )
 
 
 def drawn_by(code: str, captions: Mapping[str, str]) -> str:
@@ -52,8 +54,14 @@ def drawn_by(code: str, captions: Mapping[str, str]) -> str:
     says = SHAPE.sub("", (inspect.getdoc(_function(call)) or "").partition("\n")[0])
     given = [*call.args, *(keyword.value for keyword in call.keywords)]
     given += [key for argument in given if isinstance(argument, ast.Dict) for key in argument.keys]
-    labels = [node.value for node in given if isinstance(node, ast.Constant) and " " in str(node.value)]
-    return plain_words(says).partition(":")[0].rstrip(".") + (f": {', '.join(labels)}" if labels else "") + "."
+    labels = [
+        node.value for node in given if isinstance(node, ast.Constant) and " " in str(node.value)
+    ]
+    return (
+        plain_words(says).partition(":")[0].rstrip(".")
+        + (f": {', '.join(labels)}" if labels else "")
+        + "."
+    )
 
 
 def _function(call: ast.Call) -> Callable | None:

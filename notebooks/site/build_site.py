@@ -30,7 +30,12 @@ ABOVE_RUNS = re.compile(r"/\S*/papermill_runs/")
 LARGEST_TABLE = (12, 10)  # rows and columns that a page shows; larger ones are there to download
 
 
-def gather(source: Path, executed: Path, stored: Path = ROOT / "notebooks", figures: Path = ROOT / "figures") -> None:
+def gather(
+    source: Path,
+    executed: Path,
+    stored: Path = ROOT / "notebooks",
+    figures: Path = ROOT / "figures",
+) -> None:
     """Write the pages' sources.
 
     Args:
@@ -45,15 +50,21 @@ def gather(source: Path, executed: Path, stored: Path = ROOT / "notebooks", figu
     for page in source.glob("*.md"):  # in the checkout they lie in two folders, here in one
         text = page.read_text("utf-8")
         page.write_text(text.replace("](notebooks/site/", "](").replace("](../../", "]("), "utf-8")
-    shutil.copytree(figures, source / "figures", ignore=lambda folder, names: [n for n in names if "." not in n])
-    (source / "figures.md").write_text((SITE / "figures.md").read_text("utf-8") + figure_list(figures), "utf-8")
+    shutil.copytree(
+        figures, source / "figures", ignore=lambda folder, names: [n for n in names if "." not in n]
+    )
+    (source / "figures.md").write_text(
+        (SITE / "figures.md").read_text("utf-8") + figure_list(figures), "utf-8"
+    )
     (source / "notebooks").mkdir()
     captions = read_captions(figures)
     for path in sorted(stored.glob("*.ipynb")):
         nbformat.write(notebook_page(path, executed, captions), source / "notebooks" / path.name)
 
 
-def notebook_page(stored: Path, executed: Path, captions: Mapping[str, str]) -> nbformat.NotebookNode:
+def notebook_page(
+    stored: Path, executed: Path, captions: Mapping[str, str]
+) -> nbformat.NotebookNode:
     """A notebook as the site shows it: with outputs where there are any, alt text, solutions folded away."""
     plain = nbformat.read(stored, as_version=4)
     run = executed / stored.name
@@ -66,7 +77,9 @@ def notebook_page(stored: Path, executed: Path, captions: Mapping[str, str]) -> 
         if cell.cell_type == "markdown":
             heading, prose = heading_and_prose(cell.source, heading)
             continue
-        cell.metadata["mystnb"] = {"image": {"alt": alt_text(heading, drawn_by(cell.source, captions), prose)}}
+        cell.metadata["mystnb"] = {
+            "image": {"alt": alt_text(heading, drawn_by(cell.source, captions), prose)}
+        }
         cell.outputs = [output for output in cell.outputs if shown(output)]
         for output in cell.outputs:
             if "text" in output:  # where the checkout lies is nobody's business
@@ -84,7 +97,8 @@ def tags(cell: nbformat.NotebookNode) -> Sequence[str]:
 def shown(output: nbformat.NotebookNode) -> bool:
     """Not what a browser cannot show: progress bars, widgets without a still, warnings of other packages."""
     widget_alone = (
-        "application/vnd.jupyter.widget-view+json" in output.get("data", {}) and "image/png" not in output.data
+        "application/vnd.jupyter.widget-view+json" in output.get("data", {})
+        and "image/png" not in output.data
     )
     return not widget_alone and output.get("name") != "stderr"
 
@@ -109,7 +123,12 @@ def read_captions(figures: Path) -> dict[str, str]:
 
 def titled(name: str) -> str:
     """``wall_auc`` → Wall AUC."""
-    return re.sub(r"\b(auc|roc)\b", lambda word: word[0].upper(), name.replace("_", " ").capitalize(), flags=re.I)
+    return re.sub(
+        r"\b(auc|roc)\b",
+        lambda word: word[0].upper(),
+        name.replace("_", " ").capitalize(),
+        flags=re.I,
+    )
 
 
 def figure_list(figures: Path) -> str:
@@ -129,7 +148,9 @@ def figure_list(figures: Path) -> str:
         parts += ["Download: " + ", ".join(links) + ".\n"]
         shape = pd.read_csv(table).shape
         if shape[0] <= LARGEST_TABLE[0] and shape[1] <= LARGEST_TABLE[1]:
-            parts += [f"```{{csv-table}} The numbers of this figure\n:file: figures/{name}.csv\n:header-rows: 1\n```\n"]
+            parts += [
+                f"```{{csv-table}} The numbers of this figure\n:file: figures/{name}.csv\n:header-rows: 1\n```\n"
+            ]
     return "\n".join(parts)
 
 
@@ -153,7 +174,9 @@ class Page(HTMLParser):
         given = {name: value or "" for name, value in attributes}
         if "id" in given:
             self.ids.add(given["id"])
-        if tag in ("a", "link", "script", "img") and (address := given.get("href") or given.get("src")):
+        if tag in ("a", "link", "script", "img") and (
+            address := given.get("href") or given.get("src")
+        ):
             self.links.append((tag, address))
         if tag == "img":
             self.pictures[given["src"]] = given.get("alt", "")
@@ -161,7 +184,9 @@ class Page(HTMLParser):
 
 def read_pages(site: Path) -> dict[Path, Page]:
     """Every page of a built site; the theme's own templates are none."""
-    paths = sorted(path for path in site.rglob("*.html") if "_static" not in path.relative_to(site).parts)
+    paths = sorted(
+        path for path in site.rglob("*.html") if "_static" not in path.relative_to(site).parts
+    )
     return {path: Page(path) for path in paths}
 
 
@@ -183,7 +208,9 @@ def broken_links(site: Path) -> list[str]:
                 wrong = tag != "a"
             else:
                 anchors = pages[target].ids if target in pages else ()
-                wrong = not target.is_file() or bool(parts.fragment and unquote(parts.fragment) not in anchors)
+                wrong = not target.is_file() or bool(
+                    parts.fragment and unquote(parts.fragment) not in anchors
+                )
             if wrong:
                 broken.append(f"{path.relative_to(site)}: {link}")
     return broken
@@ -195,7 +222,17 @@ def build(out: Path, executed: Path = ROOT / "papermill_runs" / "workbook", **wh
         source = Path(scratch) / "source"
         gather(source, executed, **where)
         made = Path(scratch) / "html"
-        arguments = ["-b", "html", "-q", "-W", "--keep-going", "-c", str(SITE), "-d", f"{scratch}/doctrees"]
+        arguments = [
+            "-b",
+            "html",
+            "-q",
+            "-W",
+            "--keep-going",
+            "-c",
+            str(SITE),
+            "-d",
+            f"{scratch}/doctrees",
+        ]
         if code := build_main([*arguments, str(source), str(made)]):
             return code
         if broken := broken_links(made):
@@ -208,10 +245,17 @@ def build(out: Path, executed: Path = ROOT / "papermill_runs" / "workbook", **wh
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "_site", help="folder of the site, replaced whole")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "--executed", type=Path, default=ROOT / "papermill_runs" / "workbook", help="executed notebooks"
+        "--out", type=Path, default=ROOT / "_site", help="folder of the site, replaced whole"
+    )
+    parser.add_argument(
+        "--executed",
+        type=Path,
+        default=ROOT / "papermill_runs" / "workbook",
+        help="executed notebooks",
     )
     chosen = parser.parse_args()
     sys.exit(build(chosen.out, chosen.executed))

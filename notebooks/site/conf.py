@@ -36,7 +36,10 @@ myst_heading_anchors = 3
 nb_execution_mode = "off"  # the workbook was run by `make workbook`
 nb_execution_show_tb = False
 nb_ipywidgets_js = {}  # the scripts that draw widgets without a kernel lie on the network: stills stand in for them
-nb_mime_priority_overrides = [("html", "image/png", 1), ("html", "application/vnd.jupyter.widget-view+json", None)]
+nb_mime_priority_overrides = [
+    ("html", "image/png", 1),
+    ("html", "application/vnd.jupyter.widget-view+json", None),
+]
 nb_render_markdown_format = "myst"
 
 autosummary_generate = True
@@ -63,7 +66,13 @@ html_theme_options = {
     "navbar_persistent": [],
     "show_navbar_depth": 1,
     "collapse_navbar": True,
-    "secondary_sidebar_items": {"**": ["page-toc"], "index": [], "paper_terms": [], "data_card": [], "model_card": []},
+    "secondary_sidebar_items": {
+        "**": ["page-toc"],
+        "index": [],
+        "paper_terms": [],
+        "data_card": [],
+        "model_card": [],
+    },
     "show_toc_level": 2,
     "use_download_button": False,
     "use_fullscreen_button": False,

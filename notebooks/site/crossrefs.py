@@ -11,7 +11,14 @@ from sphinx.application import Sphinx
 from sphinx.util.nodes import make_refnode
 
 CALL = re.compile(r"(?:lgekit\.)?([A-Za-z_][\w.]*)(\(.*\))?$")
-QUIET = (nodes.title, nodes.reference, nodes.literal, nodes.literal_block, nodes.term, nodes.caption)
+QUIET = (
+    nodes.title,
+    nodes.reference,
+    nodes.literal,
+    nodes.literal_block,
+    nodes.term,
+    nodes.caption,
+)
 
 
 def add_links(app: Sphinx, document: nodes.document, page: str) -> None:
@@ -50,7 +57,9 @@ def link_terms(app: Sphinx, document: nodes.document, page: str) -> None:
             target = terms.get(hit[0]) or terms.get(hit[0].lower())
             if target and target not in seen:
                 seen.add(target)
-                link = make_refnode(app.builder, page, *target, nodes.inline("", hit[0], classes=["term"]))
+                link = make_refnode(
+                    app.builder, page, *target, nodes.inline("", hit[0], classes=["term"])
+                )
                 pieces += [nodes.Text(text[end : hit.start()]), link]
                 end = hit.end()
         if pieces:
