@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_cli import SMALL, lgekit, refused
+from command_line import SMALL, lgekit, refused
 
 from lgekit import cache
 from lgekit.cli import WholeFolder, prediction_table, refuse_full

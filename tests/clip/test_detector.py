@@ -263,7 +263,7 @@ def test_who_needs_a_heart_network():
 
 
 def test_a_model_of_true_masks_is_refused_for_images_alone(fitted, tmp_path, monkeypatch):
-    from test_cli import refused
+    from command_line import refused
 
     monkeypatch.setattr(
         "lgekit.data.readers.read_cohort", lambda *_, **__: pytest.fail("the cohort was read")

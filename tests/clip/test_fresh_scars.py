@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from test_scars import ring_study
+from toys import ring_study
 
 from lgekit.clip import fit as detector
 from lgekit.clip.data import Pairs, make_view

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import lgekit, refused
 from huggingface_hub.errors import HfHubHTTPError
-from test_cli import lgekit, refused
-from test_training import settings, toy
+from toys import settings, toy
 
 from lgekit.clip import detector as hub
 from lgekit.clip.detector import Detector

@@ -11,11 +11,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from toys import WALLS, settings, toy
 
 from lgekit import cache as precision
 from lgekit.clip import train as training
 from lgekit.clip.data import Pairs, augment, epoch_batches
-from lgekit.clip.model import ImageEncoder, StudyBatch, pad_studies
+from lgekit.clip.model import ImageEncoder, StudyBatch
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.clip.train import caption_loss, contrastive_loss, fit, learning_rate
 from lgekit.clip.zeroshot import write_captions
@@ -23,43 +24,6 @@ from lgekit.config import PLAIN_CLIP, make_settings
 from lgekit.errors import InputError
 from lgekit.reports.reader import read_report
 from lgekit.reports.writer import write_report
-
-TINY = {
-    "width": 16,
-    "polar_channels": 8,
-    "embed_dim": 16,
-    "text_width": 16,
-    "text_layers": 1,
-    "depths": 12,
-}
-TINY |= {
-    "angles": 24,
-    "context_length": 24,
-    "dropout": 0.0,
-    "synthetic_per_real": 0,
-    "batch_size": 8,
-    "augment": 0.3,
-}
-WALLS = ("anterior", "inferior")
-
-
-def toy(studies=16, seed=0, height=12, width=24):
-    """Studies with a bright sector at one of two places, or none; texts that say so."""
-    rng = np.random.default_rng(seed)
-    tensors, texts = [], []
-    for number in range(studies):
-        slices = int(rng.integers(2, 5))
-        image = torch.from_numpy(rng.normal(0, 0.1, (slices, 1, height, width)).astype(np.float32))
-        kind = number % 3
-        if kind:
-            image[0, 0, 3:8, 12 * (kind - 1) + 2 : 12 * (kind - 1) + 8] += 1.5
-        tensors.append((image, torch.linspace(0, 1, slices)))
-        texts.append((f"scar in the {WALLS[kind - 1]} wall" if kind else "no scar",))
-    return Pairs(pad_studies(tensors), texts)
-
-
-def settings(**changes):
-    return make_settings(**(TINY | changes))
 
 
 def test_identity_targets_are_clips_loss():
@@ -453,7 +417,8 @@ TWO_PROCESSES = """
 import sys, torch
 sys.path[:0] = [{tests!r}, {root!r}]
 from lightning_fabric import Fabric
-from test_training import fit, settings, toy
+from lgekit.clip.train import fit
+from toys import settings, toy
 if __name__ == "__main__":
     torch.set_num_threads(1)
     contrast_alone = sys.argv[2] == "0"

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_training import WALLS as TOY_WALLS
-from test_training import settings, toy
+from toys import WALLS as TOY_WALLS
+from toys import settings, toy
 
 from lgekit.clip.model import StudyBatch
 from lgekit.clip.train import fit

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 from cohort_files import ring, save, write_own, write_table
-from test_cli import lgekit
+from command_line import lgekit
 
 from lgekit.data.readers import iterate_studies, read_cohort
 from lgekit.findings import WALLS

@@ -6,7 +6,7 @@ import warnings
 import pandas as pd
 import pytest
 from cohort_files import write_own, write_table
-from test_cli import lgekit, refused
+from command_line import lgekit, refused
 
 from lgekit.data.readers import read_cohort
 from lgekit.errors import InputError

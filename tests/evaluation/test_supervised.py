@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
-from test_training import settings, toy
+from toys import settings, toy
 
 from lgekit.config import size_settings
 from lgekit.data.phantom import phantom_cohort

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchio as tio
+from toys import ring_study
 
 import lgekit.scars.transforms
 from lgekit.anatomy.labels import lv_centre, voxel_angle, wall_depth
@@ -31,29 +32,6 @@ from lgekit.study import (
 
 EMIDEC = Path(__file__).parents[3] / "shared" / "data" / "emidec"
 INFERIOR = Scar(walls=("inferior",), levels=("mid",), depth="subendocardial", transmurality=50)
-
-
-def ring_study(
-    anterior=120.0,
-    inferior=240.0,
-    spacing=(1.2, 1.2, 8.0),
-    slices=9,
-    flip_slices=False,
-    size=112,
-    **fields,
-) -> Study:
-    """A ring of known size: blood 200, wall 60, the rest 100, noise 4; landmarks where the caller says."""
-    rng = np.random.default_rng(4)
-    x, y = np.meshgrid(
-        np.arange(size) - size / 2 + 0.5, np.arange(size) - size / 2 + 0.5, indexing="ij"
-    )
-    radius = np.hypot(x * spacing[0], y * spacing[1])
-    outer = np.linspace(38, 26, slices)[:: -1 if flip_slices else 1]
-    labels = np.where(radius[..., None] < outer, MYOCARDIUM, 0)
-    labels = np.where(radius[..., None] < outer - 11, CAVITY, labels).astype(np.uint8)
-    image = np.choose(labels, [100.0, 200.0, 60.0]) + rng.normal(0, 4, labels.shape)
-    fields.setdefault("landmarks", Landmarks(anterior, inferior))
-    return Study.from_arrays("ring", image.astype(np.float32), spacing, labels, **fields)
 
 
 def mean_angle(mask: np.ndarray, spacing=(1.2, 1.2, 8.0)) -> float:
