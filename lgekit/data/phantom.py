@@ -17,6 +17,7 @@ from lgekit.data.phantom_heart import (
     ANGLES,
     BLOOD,
     FAT,
+    HEART_MUSCLE,
     MUSCLE,
     NO_REFLOW_TISSUE,
     PAPILLARY,
@@ -126,7 +127,7 @@ def tissue_signal(scanner: Scanner) -> np.ndarray:
     """Signed signal of every tissue in every slice, ``(slices, 12)`` float32, by the codes of ``phantom_heart``."""
     t1, ti = scanner.t1_blood, scanner.inversion_time
     ecv = {
-        tissue.MUSCLE: scanner.ecv_remote,
+        tissue.HEART_MUSCLE: scanner.ecv_remote,
         tissue.PAPILLARY: scanner.ecv_remote + 0.02,
         tissue.MUSCLE: 0.16,
         tissue.LIVER: 0.36,
@@ -142,7 +143,7 @@ def tissue_signal(scanner: Scanner) -> np.ndarray:
     signal[:, tissue.FAT] = inversion_recovery(scanner.fat_t1, ti)
     signal[:, tissue.LUNG] *= 0.15  # proton density of lung
     heart = [
-        tissue.MUSCLE,
+        tissue.HEART_MUSCLE,
         tissue.SCAR_TISSUE,
         tissue.NO_REFLOW_TISSUE,
         tissue.PAPILLARY,
@@ -339,7 +340,7 @@ def sample_heart(
         in_wall = in_lv & ~in_cavity
         in_rv = (radius < right_ventricle.ravel()[at]) & ~in_lv
         kind = np.where(radius < outside.ravel()[at], MUSCLE, FAT).astype(np.int32)
-        kind[in_rv], kind[in_wall], kind[in_cavity] = RV_BLOOD, MUSCLE, BLOOD
+        kind[in_rv], kind[in_wall], kind[in_cavity] = RV_BLOOD, HEART_MUSCLE, BLOOD
         middle = slice(plane * 4, None, planes * 4)
         kind[in_cavity & _papillary(heart, z[middle], cavity[middle], x, v)] = PAPILLARY
         is_scar = np.zeros(in_wall.shape, dtype=bool)
@@ -351,7 +352,7 @@ def sample_heart(
             core = here & (depth < scar.core.ravel()[at]) & (depth > 0.12)
             amount = scar.density.ravel()[at[here]]
             level = signals[np.nonzero(here)[0]]
-            value[here] = level[:, MUSCLE] + amount * (level[:, SCAR_TISSUE] - level[:, MUSCLE])
+            value[here] = level[:, HEART_MUSCLE] + amount * (level[:, SCAR_TISSUE] - level[:, HEART_MUSCLE])
             value[core] = signals[np.nonzero(core)[0], NO_REFLOW_TISSUE]
             is_scar |= here
             is_core |= core

@@ -155,7 +155,7 @@ def draw_heart(rng: np.random.Generator, dilated: float = 0.0) -> Heart:
     LIVER,
     BLOOD,
     STOMACH,
-    MUSCLE,
+    HEART_MUSCLE,
     PAPILLARY,
     RV_BLOOD,
     SCAR_TISSUE,
