@@ -104,9 +104,7 @@ def is_locked(path: str | Path) -> bool:
     import fcntl
 
     try:
-        with open(
-            path
-        ) as file:  # shared and read-only, so that two who ask do not disturb each other
+        with open(path) as file:  # shared and read-only: two who ask do not disturb each other
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
