@@ -53,7 +53,9 @@ def code_version(*rooms: str) -> str:
     root = Path(__file__).parent
     files = [root / f"{name}.py" for name in ("study", "findings", "config")]
     for room in rooms:
-        files += sorted((root / room).rglob("*.py"))
+        files += sorted(
+            path for path in (root / room).rglob("*") if path.suffix in (".py", ".toml")
+        )
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
