@@ -80,8 +80,8 @@ def _unknown(field: str, value: object, remedy: str) -> InputError:
 def _percentage(value: Any, field: str) -> int | None:
     if value is None:
         return None
-    whole = isinstance(value, Real) and not isinstance(value, bool) and 1 <= value <= 100
-    if not whole or value != int(value):
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not 1 <= value <= 100 or value != int(value):
         problem = f"{value!r} is not a percentage"
         raise InputError(f"Scar.{field}", problem, "use a whole number, 1-100, or None")
     return int(value)
@@ -150,7 +150,10 @@ class Scar:
 
     @property
     def segments(self) -> frozenset[int]:
-        """AHA segments 1-17. Unstated levels mean basal to apical, unstated walls all; both, none."""
+        """AHA segments 1-17.
+
+        Unstated levels mean basal to apical; unstated walls mean all; if both are, no segment.
+        """
         if not self.walls and not self.levels:
             return frozenset()
         places = product(self.walls or WALLS, self.levels or LEVELS[:3])

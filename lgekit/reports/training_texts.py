@@ -30,11 +30,13 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     found = read_report(report)
     if not found.present:
         return (canonical_text(found),)
-    unsaid = {"transmurality": None, "circumference": None, "aetiology": None}
-    plain = Findings(tuple(replace(scar, **unsaid) for scar in found.scars))
+    plain = tuple(
+        replace(scar, transmurality=None, circumference=None, aetiology=None)
+        for scar in found.scars
+    )
     walls = tuple(wall for wall in WALLS if wall in found.walls)
     levels = tuple(level for level in LEVELS if any(level in scar.levels for scar in found.scars))
-    texts = [canonical_text(plain)]
+    texts = [canonical_text(Findings(plain))]
     texts += [_one_scar(walls=(wall,)) for wall in walls]
     texts += [_one_scar(levels=(level,)) for level in levels]
     if walls:
