@@ -47,19 +47,24 @@ for _territory in TERRITORIES:
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
-def _fill(rng: np.random.Generator, template: str, **words: object) -> str:
-    """Fill in the words, draw every choice from the inside out, and write "<x" as "X"."""
+def _put(template: str, **words: object) -> str:
     for name, word in words.items():
         template = template.replace("{" + name + "}", str(word))
         template = template.replace("{" + name.capitalize() + "}", f"<{word}>")
+    return template
+
+
+def _fill(rng: np.random.Generator, template: str, **words: object) -> str:
+    """Fill in the words, draw every choice from the inside out, and write "<x>" as "X"."""
 
     def draw(found: re.Match) -> str:
         options = found[1].split("|")
         return options[int(rng.random() * len(options))]
 
-    while "[" in template:
-        template = _CHOICE.sub(draw, template)
-    return re.sub(r"<(.)([^<>]*)>", lambda found: found[1].upper() + found[2], template)
+    text = _put(template, **words)
+    while "[" in text:
+        text = _CHOICE.sub(draw, text)
+    return re.sub(r"<(.)([^<>]*)>", lambda found: found[1].upper() + found[2], text)
 
 
 def _join(items: Sequence[str], last: str = " and ") -> str:
@@ -113,11 +118,10 @@ def _segment_words(scar: Scar, rng: np.random.Generator) -> str:
 
 def _location(scar: Scar, rng: np.random.Generator, style: str) -> str:
     """Say where a scar is: a noun phrase with its article, or nothing if it is not stated."""
+    place = _WORDS["place"]
     rings = tuple(level for level in scar.levels if level != "apex")
-    cap = "[the true apex|the apical cap|the apex|the LV apex]"
     if scar.levels == ("apex",):
-        numbered = "[segment 17|AHA segment 17|the apical cap (segment 17)]"
-        return numbered if style == "segments" else cap
+        return place["segment_17" if style == "segments" else "apex"]
     if not scar.walls and not rings:
         return ""
     if style == "segments" and rings and scar.walls:
@@ -125,16 +129,15 @@ def _location(scar: Scar, rng: np.random.Generator, style: str) -> str:
     level, after = "", ""
     if len(rings) == 3:
         if scar.walls and rng.random() < 0.4:
-            after = " [from base to apex|from base to apex|from the base to the apex]"
+            after = " " + place["from_base_to_apex"]
         else:
-            level = "[basal to apical|basal, mid and apical|basal-to-apical]"
+            level = place["all_levels"]
     elif rings in (("basal", "mid"), ("mid", "apical")):
         level = f"{rings[0]}[ and | to | to |-to-|/]{rings[1]}"
-    else:
-        mid = "[mid|mid|mid|mid-ventricular|mid-cavity|mid ventricular]"
-        level = _join([mid if ring == "mid" else ring for ring in rings]) if rings else ""
+    elif rings:
+        level = _join([place["mid"] if ring == "mid" else ring for ring in rings])
     if "apex" in scar.levels:
-        after += f"[, extending to| and|, including|, with extension into] {cap}"
+        after += f"{place['extending_to']} {place['apex']}"
     if not scar.walls:
         return f"the {level} [segments|left ventricle|LV|myocardium]{after}"
     if len(scar.walls) == 6:
@@ -143,10 +146,10 @@ def _location(scar: Scar, rng: np.random.Generator, style: str) -> str:
         return f"[all|all] {level} [walls|segments|LV walls|LV segments]{after}"
     septal = scar.walls == WALL_WORDS["septal"]
     if scar.aetiology == "hypertrophic" and septal and rng.random() < 0.5:
-        return f"the {level} [septum at the RV insertion points|RV insertion points]{after}"
+        return f"the {level} {place['insertion_points']}{after}"
     if len(rings) == 1 and len(scar.walls) > 1 and rng.random() < 0.15:
         first, *rest = (f"{level} {wall}" for wall in scar.walls)
-        return _join([first, *(f"[the ]{place}" for place in rest)]) + f" segments{after}"
+        return _join([first, *(f"[the ]{words}" for words in rest)]) + f" segments{after}"
     return f"the {level} {_wall_words(scar.walls, rng, style == 'older')}{after}"
 
 
@@ -162,140 +165,90 @@ def _percent(value: int | None, rng: np.random.Generator) -> str:
 def _details(scar: Scar, rng: np.random.Generator, depth_said: bool) -> tuple[list[str], list[str]]:
     """Return clauses that can follow the location, and full sentences, for the other fields."""
     clauses, sentences = [], []
+
+    def add(detail: str, clause_chance: float, **words: str) -> None:
+        if rng.random() < clause_chance:
+            clauses.append(_put(_WORDS["clause"][detail], **words))
+        else:
+            sentences.append(_put(_WORDS["sentence"][detail], **words) + ".")
+
     if scar.depth and not depth_said:
         clauses.append(f"{_DEPTH[scar.depth]} [in distribution|in location|in extent]")
     if scar.transmurality:
-        percent = f"[|approximately |up to |about |~]{_percent(scar.transmurality, rng)}"
-        if rng.random() < 0.75:
-            clauses.append(
-                f"[with {percent} transmurality|{percent} transmural extent|"
-                f"transmurality {percent}|involving {percent} of "
-                "[the wall thickness|wall thickness|the myocardial thickness]]"
-            )
-        else:
-            involved = f"It involves {percent} of the wall thickness"
-            sentences.append(f"[Transmurality is {percent}|{involved}].")
+        add("transmurality", 0.75, percent=_percent(scar.transmurality, rng))
     if scar.circumference:
-        percent = f"[|approximately |about ]{_percent(scar.circumference, rng)}"
-        verb = "[over|covering|spanning|involving]"
-        clauses.append(f"{verb} {percent} of the [|LV |left ventricular ]circumference")
+        percent = _percent(scar.circumference, rng)
+        clauses.append(_put(_WORDS["clause"]["circumference"], percent=percent))
     if scar.no_reflow:
-        if rng.random() < 0.6:
-            clauses.append(f"with {_WORDS['no_reflow']}")
-        else:
-            sentences.append(
-                "[There is|Note is made of] [an associated area of |]microvascular obstruction"
-                "[| within the scar]."
-            )
+        add("no_reflow", 0.6)
     elif scar.depth in ("subendocardial", "transmural"):
-        absent = "No microvascular obstruction|There is no MVO|No evidence of no-reflow|MVO absent"
-        sentences += _maybe(rng, 0.2, f"[{absent}].")
+        sentences += _maybe(rng, 0.2, _WORDS["sentence"]["no_reflow_absent"] + ".")
     if scar.aetiology:
-        words, consistent = _AETIOLOGY[scar.aetiology], _WORDS["consistent_with"]
-        if rng.random() < 0.6:
-            clauses.append(f"{consistent} {words}")
-        else:
-            subject = "[This is|The appearance is|The pattern is|Appearances are]"
-            consistent = consistent.replace("most ", "")
-            sentences.append(f"{subject} [|most |likely ]{consistent} {words}.")
+        add("aetiology", 0.6, aetiology=_AETIOLOGY[scar.aetiology])
     return clauses, sentences
 
 
 def _scar_text(scar: Scar, rng: np.random.Generator, style: str, number: int, count: int) -> str:
     """Describe one scar in one style, as a template."""
     location = _location(scar, rng, style)
-    if style == "terse":
-        return _terse(scar, rng, location)
-    if style == "structured":
-        return _structured(scar, rng, location, number, count)
-    pattern = _WORDS["pattern"].get(scar.pattern, "[||||focal|confluent]")
+    if style in ("terse", "structured"):
+        return _list_text(scar, rng, style, location, number, count)
+    words = _WORDS["scar"]
     depth_said = rng.random() < 0.85
+    pattern = _WORDS["pattern"].get(scar.pattern, "[||||focal|confluent]")
     kind = f"{pattern} {_DEPTH.get(scar.depth, '') if depth_said else ''}"
-    what = f"[|||||||probable|likely|clear|definite] {kind} {{term}}"
+    what = f"{words['certainty']} {kind} {{term}}"
     if scar.ischaemic and rng.random() < 0.3:
         what = f"{kind} [infarct scar|scar|infarction|myocardial scar]"
     elif rng.random() < 0.15:
         what = f"[|an area of|a region of] {kind} [scar|fibrosis|enhancement]"
     clauses, sentences = _details(scar, rng, depth_said)
     rng.shuffle(sentences)
-    tail = "".join(f", {clause}" for clause in clauses)
-    if clauses:
-        tail = "[, |, | ]" + tail.removeprefix(", ")
+    tail = ", ".join(clauses)
+    tail = f"[, |, | ]{tail}" if tail else ""
     if style == "narrative" and location and not number and rng.random() < 0.5:
         first = f"[After|Following] gadolinium, {what} [is|was] [seen|present|demonstrated]."
-        second = f"[It|This] [involves|affects|is located in|is confined to] {location}{tail}."
-        return " ".join([first, second, *sentences])
-    if style == "narrative" and location and rng.random() < 0.5:
+        text = f"{first} [It|This] {words['involves']} {location}{tail}."
+    elif style == "narrative" and location and rng.random() < 0.5:
         verb = "[also |]" if number else ""
-        first = f"{location} {verb}[shows|demonstrates|exhibits|has] {what}{tail}."
-        return " ".join([f"<{first}>", *sentences])
-    if not number and rng.random() < 0.4:
-        where = f"in {location}" if location else "[in the left ventricle|in the LV myocardium|]"
-        verb = "[is|was] [seen|present|noted|identified|demonstrated]"
-        return " ".join([f"<{what} {verb} {where}{tail}>.", *sentences])
-    where = f"[in|in|involving|of|affecting] {location}"
-    if not location:
-        where = "[in the left ventricle|in the LV myocardium|]"
-    lead = "[There is|There is|We see|Note is made of|Presence of|Evidence of]"
-    if number:
-        lead = (
-            "[There is also|In addition, there is|Additionally, there is|Further,|"
-            "Separately, there is|A second area:]"
-        )
-    return " ".join([f"{lead} {what} {where}{tail}.", *sentences])
-
-
-def _terse(scar: Scar, rng: np.random.Generator, location: str) -> str:
-    """Describe a scar as items in one line."""
-    place = location.removeprefix("the ") or "[LV|left ventricle]"
-    transmurality = _percent(scar.transmurality, rng)
-    circumference = _percent(scar.circumference, rng)
-    short = {
-        "subendocardial": "[subendocardial|subendo]",
-        "subepicardial": "[subepicardial|subepi]",
-    }
-    depth = short.get(scar.depth or "", _DEPTH.get(scar.depth, ""))
-    parts = [f"[+ve |]{scar.pattern or ''} {depth} [LGE|LGE|scar|late enhancement] {place}"]
-    if transmurality:
-        parts.append(f"{transmurality} [transmural|transmurality|TM]")
-    if circumference:
-        parts.append(f"{circumference} of circumference")
-    if scar.no_reflow:
-        parts.append("[MVO present|with MVO|MVO +|no-reflow present]")
+        text = f"<{location} {verb}[shows|demonstrates|exhibits|has] {what}{tail}.>"
+    elif not number and rng.random() < 0.4:
+        where = f"in {location}" if location else words["anywhere"]
+        text = f"<{what} [is|was] {words['seen']} {where}{tail}>."
     else:
-        parts += _maybe(rng, 0.4, "[no MVO|MVO -]")
-    if scar.aetiology:
-        parts.append(f"[c/w |likely |]{_AETIOLOGY[scar.aetiology]}")
-    return "[, |; ]".join(parts) + "."
+        where = f"[in|in|involving|of|affecting] {location}" if location else words["anywhere"]
+        text = f"{words['also' if number else 'there_is']} {what} {where}{tail}."
+    return " ".join([text, *sentences])
 
 
-def _structured(
-    scar: Scar, rng: np.random.Generator, location: str, number: int, count: int
+def _list_text(
+    scar: Scar, rng: np.random.Generator, style: str, location: str, number: int, count: int
 ) -> str:
-    """Describe a scar as a list with one field per line."""
-    place = location.removeprefix("the ") or "[LV|left ventricle]"
-    transmurality = _percent(scar.transmurality, rng)
-    circumference = _percent(scar.circumference, rng)
-    lines = [f"Location: {place}"]
-    if scar.depth or scar.pattern:
-        kind = f"{scar.pattern or ''} {_DEPTH.get(scar.depth, '')}"
-        lines.append(f"[Distribution|Depth|Pattern]: {kind}")
-    if transmurality:
-        lines.append(f"[Transmurality|Transmural extent]: {transmurality}")
-    if circumference:
-        extent = f"Extent: {circumference} of the circumference"
-        lines.append(f"[{extent}|Circumferential extent: {circumference}]")
+    """Describe one scar in the terse style (items on one line) or the structured one (a list)."""
+    words, depth = _WORDS[style], _DEPTH.get(scar.depth, "")
+    facts = {
+        "place": location.removeprefix("the ") or "[LV|left ventricle]",
+        "pattern": scar.pattern or "",
+        "depth": words["short_depth"].get(scar.depth, depth) if style == "terse" else depth,
+        "transmurality": _percent(scar.transmurality, rng),
+        "circumference": _percent(scar.circumference, rng),
+        "aetiology": _AETIOLOGY.get(scar.aetiology, ""),
+    }
+    items = [words["scar"]]
+    if style == "structured" and (scar.depth or scar.pattern):
+        items.append(words["kind"])
+    items += [words[name] for name in ("transmurality", "circumference") if facts[name]]
     if scar.no_reflow:
-        lines.append("[MVO|Microvascular obstruction|No-reflow]: [present|yes]")
+        items.append(words["no_reflow"])
     else:
-        lines += _maybe(rng, 0.5, "[MVO|Microvascular obstruction]: [absent|no|none]")
+        items += _maybe(rng, 0.4 if style == "terse" else 0.5, words["no_reflow_absent"])
     if scar.aetiology:
-        words = f"[|likely |consistent with ]{_AETIOLOGY[scar.aetiology]}"
-        lines.append(f"[Aetiology|Etiology|Interpretation]: {words}")
-    title = "[Presence: yes\n|Present: yes\n|Enhancement present\n|]"
-    if count > 1:
-        title = f"[Scar|Lesion|Region] {number + 1}\n"
-    return title + "\n".join(f"- {line}" for line in lines)
+        items.append(words["aetiology"])
+    text = "[, |; ]".join(items) + "."
+    if style == "structured":
+        title = f"[Scar|Lesion|Region] {number + 1}\n" if count > 1 else words["title"]
+        text = title + "\n".join(f"- {item}" for item in items)
+    return _put(text, **facts)
 
 
 def _statement(findings: Findings, rng: np.random.Generator, style: str) -> str:
@@ -426,16 +379,12 @@ def prompts(kind: str = "presence") -> dict[str, list[str]]:
     if labels is None:
         problem = f"unknown kind of prompt {kind!r}"
         raise InputError("kind", problem, "use presence, wall, level or depth")
-    templates = _LISTS["depth_prompts" if kind == "depth" else "place_prompts"]
     result = {}
     for label in labels:
-        texts = [template.format(label) for template in templates]
-        if label == "apex":
-            texts = [text.replace("apex wall", "apical cap") for text in texts]
-            texts = [text.replace("apex segments", "true apex") for text in texts]
-        elif kind == "level":
-            texts = [text.replace(f"{label} wall", f"{label} segments") for text in texts]
+        texts = [template.format(label) for template in _LISTS[f"{kind}_prompts"]]
         result[label] = [text[0].upper() + text[1:] for text in texts]
+    if kind == "level":
+        result["apex"] = list(_LISTS["apex_prompts"])
     return result
 
 
