@@ -149,7 +149,11 @@ class Cohort(tio.SubjectsDataset):
         truth = [study["findings"] for study in self.studies]
         self.manifest["scar"] = [None if found is None else found.present for found in truth]
 
-    def __iter__(self) -> Iterator[Any]:
+    if TYPE_CHECKING:
+
+        def __getitem__(self, index: int) -> Study: ...
+
+    def __iter__(self) -> Iterator[Study]:
         return (self[index] for index in range(len(self)))
 
     def split(self, name: str) -> Cohort:

@@ -40,10 +40,11 @@ def _choices(phrases: Any) -> Any:
 _PHRASES = _load("phrases.toml")
 _WORDS = _choices(_PHRASES["choices"])
 _LISTS = _PHRASES["lists"]
-_DEPTH, _AETIOLOGY = _WORDS["depth"], _WORDS["aetiology"]
-for _territory in TERRITORIES:
-    _infarct = _AETIOLOGY["infarct"].replace("{artery}", _WORDS["artery"][_territory])
-    _AETIOLOGY[_territory] = _infarct
+_DEPTH = _WORDS["depth"]
+_AETIOLOGY = _WORDS["aetiology"] | {
+    territory: _WORDS["aetiology"]["infarct"].replace("{artery}", artery)
+    for territory, artery in _WORDS["artery"].items()
+}
 _CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
@@ -341,10 +342,10 @@ def canonical_text(findings: Findings) -> str:
         noun = "segments"
         if scar.walls:
             noun = "wall" if len(scar.walls) == 1 else "walls"
-        place = _words(rings, named, noun) if rings or scar.walls else ""
+        place = _spaced(rings, named, noun) if rings or scar.walls else ""
         cap = "apical cap" if "apex" in scar.levels else ""
         place = _join([words for words in (place, cap) if words])
-        kind = _words(scar.pattern, scar.depth, "late gadolinium enhancement")
+        kind = _spaced(scar.pattern, scar.depth, "late gadolinium enhancement")
         details = [f"{kind} in {article} {place}" if place else kind]
         if scar.transmurality:
             details.append(f"{scar.transmurality}% transmurality")
@@ -359,7 +360,7 @@ def canonical_text(findings: Findings) -> str:
     return " ".join(sentences) or "No late gadolinium enhancement."
 
 
-def _words(*words: str | None) -> str:
+def _spaced(*words: str | None) -> str:
     return " ".join(word for word in words if word)
 
 
