@@ -15,7 +15,6 @@ from lgekit.errors import InputError
 from lgekit.findings import (
     DEPTHS,
     LEVELS,
-    TERRITORIES,
     WALL_WORDS,
     WALLS,
     Findings,
