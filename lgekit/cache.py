@@ -21,13 +21,9 @@ if TYPE_CHECKING:
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file completely or not at all.
+    """Write a file completely or not at all; its folder is made if needed.
 
-    Args:
-        path: the file to write; its folder is made if needed.
-
-    Yields:
-        A path in the same folder to write to. It is renamed to ``path`` when the block succeeds.
+    Yields a path in the same folder to write to. It becomes ``path`` when the block succeeds.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -40,22 +36,14 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def code_version(*rooms: str) -> str:
-    """Hash the source of some rooms of the library and of its ground floor.
+    """Hash the source of the ground floor and of folders of the library, such as ``"clip"``.
 
     It is part of every cache key and run id, so that changed code is run again.
-
-    Args:
-        rooms: folders of ``lgekit/``, such as ``"clip"``.
-
-    Returns:
-        16 hex digits.
     """
     root = Path(__file__).parent
     files = [root / f"{name}.py" for name in ("study", "findings", "config")]
     for room in rooms:
-        files += sorted(
-            path for path in (root / room).rglob("*") if path.suffix in (".py", ".toml")
-        )
+        files += sorted(set((root / room).rglob("*.py")) | set((root / room).rglob("*.toml")))
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
@@ -65,15 +53,12 @@ def code_version(*rooms: str) -> str:
 def memory() -> Memory:
     """Open the library's cache: the folder ``LGEKIT_CACHE``, or ``~/.cache/lgekit`` if it is unset.
 
-    Arrays are memory-mapped, copy on write: they are read only when used, and changing them in
-    place does not change the cache. ``LGEKIT_CACHE=`` (empty) switches caching off.
-
-    Raises:
-        InputError: the folder cannot be made or written.
+    Arrays are memory-mapped, copy on write: changing them does not change the cache.
+    ``LGEKIT_CACHE=`` (empty) switches caching off.
     """
     from joblib import Memory
 
-    folder = os.environ.get("LGEKIT_CACHE", str(Path("~/.cache/lgekit").expanduser()))
+    folder = os.environ.get("LGEKIT_CACHE", os.path.expanduser("~/.cache/lgekit"))
     if not folder:
         return Memory(None, verbose=0)
     try:
@@ -116,11 +101,9 @@ def is_locked(path: str | Path) -> bool:
 
 
 def compute_once(cached: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a cached function so that processes which start together compute the result only once.
+    """Call what ``memory().cache(function)`` returned, or a plain function.
 
-    Args:
-        cached: what ``memory().cache(function)`` returned. A plain function is simply called.
-        args, kwargs: its arguments.
+    Processes that start together compute the result only once.
     """
     store = getattr(cached, "store_backend", None)
     if store is None or cached.check_call_in_cache(*args, **kwargs):
@@ -151,10 +134,7 @@ def has_fast_bfloat16() -> bool:
 
 
 def predicting(device: torch.device) -> torch.autocast:
-    """Return a context that predicts in bfloat16 on a CPU that is fast at it.
-
-    So a prediction may differ a little between machines.
-    """
+    """Return a context that predicts in bfloat16 on a CPU that is fast at it."""
     import torch
 
     enabled = device.type == "cpu" and has_fast_bfloat16()

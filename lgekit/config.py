@@ -30,9 +30,8 @@ class FitSettings(BaseModel):
     view: Literal["polar", "image"] = "polar"  # [O] polar: the myocardium unrolled
     synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] per real study and epoch
     synthetic_pool: int = Field(
-        default=4, ge=0, le=1000
-    )  # epochs' worth of them that are painted before, each epoch
-    # drawing from these; 0: painted anew for every epoch, by other processes while the one before is trained on
+        default=4, ge=1, le=1000
+    )  # [O] pool of synthetic scars, in epochs' worth
     caption_weight: float = Field(default=1.0, ge=0)  # [P] captioning loss; 0: contrastive only
     encoder_init: Literal["segmentation", "random"] = "segmentation"  # [S] slice encoder's start
     targets: Literal["same_text", "identity"] = "same_text"  # [O] same text: positive pair
@@ -120,30 +119,23 @@ class FitSettings(BaseModel):
 
 
 def make_settings(**values: Any) -> FitSettings:
-    """Make settings from keywords.
-
-    Raises:
-        InputError: names the setting, the value and what is allowed.
-    """
+    """Make settings. Raises InputError with the setting, the value and what is allowed."""
     try:
         return FitSettings(**values)
     except ValidationError as error:
         first = error.errors()[0]
     name = ".".join(map(str, first["loc"]))
     problem = f"{first['msg'].removeprefix('Value error, ')} (found {first.get('input')!r})"
-    remedy = "See lgekit/config.py."
-    if first["type"] == "extra_forbidden":
-        remedy = f"Known settings: {', '.join(FitSettings.model_fields)}."
+    known = f"Known settings: {', '.join(FitSettings.model_fields)}."
+    remedy = known if first["type"] == "extra_forbidden" else "See lgekit/config.py."
     raise InputError(f"setting {name}", problem, remedy)
 
 
 def read_changes(words: Sequence[str]) -> dict[str, Any]:
     """Read ``["patience=10"]`` as ``{"patience": 10}``.
 
-    Values are read as YAML, but a setting that takes text keeps its text.
-
-    Raises:
-        InputError: not ``NAME=VALUE``, or a name given twice.
+    Values are read as YAML, but a setting that takes text keeps its text. Raises InputError if a
+    word is not ``NAME=VALUE`` or a name is given twice.
     """
     named: dict[str, Any] = {}
     for word in words:
@@ -163,56 +155,21 @@ def read_changes(words: Sequence[str]) -> dict[str, Any]:
 
 
 # The lower baseline: CLIP without any domain knowledge
-PLAIN_CLIP: dict[str, Any] = {
-    "orientation": "none",
-    "synthetic_per_real": 0.0,
-    "caption_weight": 0.0,
-    "encoder_init": "random",
-    "targets": "identity",
-    "text": "report",
+PLAIN_CLIP: dict[str, Any] = read_changes(
+    "orientation=none synthetic_per_real=0.0 caption_weight=0.0 encoder_init=random "
+    "targets=identity text=report".split()
+)
+# What each size changes of the defaults
+_PRESETS = {
+    "smoke": "epochs=8 width=48 folds=2 pixels=64 depths=16 angles=48 polar_pretraining=2 "
+    "heart_size=smoke heart_phantom=16 heart_base_steps=20 heart_steps=15 heart_folds=2 workers=1",
+    "laptop": "",
+    "paper": "epochs=50 batch_size=128 width=256 embed_dim=256 text_width=256 text_layers=4 "
+    "decoder_layers=3 polar_channels=64 depths=32 angles=96 pixels=128 encoder=resnet34 "
+    "synthetic_per_real=2.0 learning_rate=0.001 bfloat16=true models=3 "
+    "heart_size=paper heart_phantom=400 heart_base_steps=8000 heart_steps=4000",
 }
-
-SIZES: dict[str, FitSettings] = {
-    "smoke": FitSettings(
-        epochs=8,
-        width=48,
-        folds=2,
-        pixels=64,
-        depths=16,
-        angles=48,
-        polar_pretraining=2,
-        heart_size="smoke",
-        heart_phantom=16,
-        heart_base_steps=20,
-        heart_steps=15,
-        heart_folds=2,
-        workers=1,
-    ),
-    "laptop": FitSettings(),
-    "paper": FitSettings(
-        epochs=50,
-        batch_size=128,
-        width=256,
-        embed_dim=256,
-        text_width=256,
-        text_layers=4,
-        decoder_layers=3,
-        polar_channels=64,
-        depths=32,
-        angles=96,
-        pixels=128,
-        encoder="resnet34",
-        synthetic_per_real=2.0,
-        synthetic_pool=0,
-        learning_rate=1e-3,
-        bfloat16=True,
-        models=3,
-        heart_size="paper",
-        heart_phantom=400,
-        heart_base_steps=8000,
-        heart_steps=4000,
-    ),
-}
+SIZES = {size: FitSettings(**read_changes(text.split())) for size, text in _PRESETS.items()}
 
 
 def size_settings(size: str, **changes: Any) -> FitSettings:

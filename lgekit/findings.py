@@ -1,18 +1,16 @@
 """The vocabulary of scar: what a report says, in the terms of the AHA 17-segment model.
 
-Sources: segments and coronary territories, Cerqueira et al., Circulation 2002,
-doi:10.1161/hc0402.102975; patterns of enhancement by disease, Mahrholdt et al., European Heart
-Journal 2005, doi:10.1093/eurheartj/ehi258. How often each pattern is drawn is our own choice [O]:
-no published cohort reports all of them together.
+Sources: segments, Cerqueira et al., Circulation 2002, doi:10.1161/hc0402.102975; patterns of
+enhancement by disease, Mahrholdt et al., European Heart Journal 2005, doi:10.1093/eurheartj/ehi258.
+How often each pattern is drawn is our own choice [O]: no published cohort reports all of them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import product
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -38,17 +36,12 @@ WALL_WORDS: dict[str, tuple[str, ...]] = {
     "posteroseptal": ("inferoseptal",),
     "inferoposterior": ("inferior", "inferolateral"),
 }
-_RING_SEGMENTS = {"basal": range(1, 7), "mid": range(7, 13), "apical": (13, 14, 14, 15, 16, 16)}
+_LEVEL_WORDS = {level: (level,) for level in LEVELS}
+_RINGS = {"basal": range(1, 7), "mid": range(7, 13), "apical": (13, 14, 14, 15, 16, 16)}
 _SEGMENTS = {
     (wall, level): segment
-    for level, segments in _RING_SEGMENTS.items()
+    for level, segments in _RINGS.items()
     for wall, segment in zip(WALLS, segments, strict=True)
-}
-# Coronary territories (Cerqueira 2002)
-TERRITORIES: dict[str, frozenset[int]] = {
-    "LAD": frozenset({1, 2, 7, 8, 13, 14, 17}),
-    "RCA": frozenset({3, 4, 9, 10, 15}),
-    "LCx": frozenset({5, 6, 11, 12, 16}),
 }
 
 
@@ -57,34 +50,19 @@ def segment_of(wall: str, level: str) -> int:
     return 17 if level == "apex" else _SEGMENTS[wall, level]
 
 
-def _level_of(segment: int) -> str:
-    return LEVELS[int(np.searchsorted((6, 12, 16), segment))]
+def _bad_value(field: str, value: object, allowed: str) -> InputError:
+    return InputError(f"Scar.{field}", f"unknown value {value!r}", f"use {allowed}")
 
 
-def _ordered(values: Iterable[str] | str, allowed: tuple[str, ...], field: str) -> tuple[str, ...]:
-    """Return the values in the order of ``allowed``, each once; "septal" becomes its walls."""
-    given = values if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
-    words = WALL_WORDS if field == "walls" else {value: (value,) for value in allowed}
-    wanted: set[str] = set()
-    for value in given:
-        if not isinstance(value, str) or value not in words:
-            raise _unknown(field, value, f"use some of {', '.join(allowed)}")
-        wanted.update(words[value])
-    return tuple(value for value in allowed if value in wanted)
-
-
-def _unknown(field: str, value: object, remedy: str) -> InputError:
-    return InputError(f"Scar.{field}", f"unknown value {value!r}", remedy)
-
-
-def _percentage(value: Any, field: str) -> int | None:
-    if value is None:
-        return None
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not 1 <= value <= 100 or value != int(value):
-        problem = f"{value!r} is not a percentage"
-        raise InputError(f"Scar.{field}", problem, "use a whole number, 1-100, or None")
-    return int(value)
+def _ordered(
+    given: Any, order: tuple[str, ...], words: Mapping[str, tuple[str, ...]], field: str
+) -> tuple[str, ...]:
+    """Return the given words in canonical order, each once; "septal" becomes its walls."""
+    try:
+        wanted = [words[word] for word in ([given] if isinstance(given, str) else given)]
+    except (TypeError, KeyError):
+        raise _bad_value(field, given, f"some of {', '.join(order)}") from None
+    return tuple(value for value in order if any(value in parts for parts in wanted))
 
 
 @dataclass(frozen=True)
@@ -120,8 +98,8 @@ class Scar:
     circumference: int | None = None
 
     def __post_init__(self):
-        walls = _ordered(self.walls, WALLS, "walls")
-        levels = _ordered(self.levels, LEVELS, "levels")
+        walls = _ordered(self.walls, WALLS, WALL_WORDS, "walls")
+        levels = _ordered(self.levels, LEVELS, _LEVEL_WORDS, "levels")
         if levels == ("apex",):
             walls = ()
         elif levels and not {"basal", "mid"} & set(levels):
@@ -130,21 +108,19 @@ class Scar:
         for name, allowed in (("depth", DEPTHS), ("aetiology", AETIOLOGIES), ("pattern", PATTERNS)):
             value = getattr(self, name)
             if value is not None and value not in allowed:
-                raise _unknown(name, value, f"use one of {', '.join(allowed)}, or None")
+                raise _bad_value(name, value, f"one of {', '.join(allowed)}, or None")
         if self.no_reflow not in (True, False):
-            raise _unknown("no_reflow", self.no_reflow, "use true or false")
-        transmurality = _percentage(self.transmurality, "transmurality")
-        depth = self.depth
-        if depth is None and transmurality is not None:
-            depth = "transmural" if transmurality > 75 else "subendocardial"
-        canonical = {
-            "walls": walls,
-            "levels": levels,
-            "depth": depth,
-            "transmurality": transmurality,
-            "no_reflow": bool(self.no_reflow),
-            "circumference": _percentage(self.circumference, "circumference"),
-        }
+            raise _bad_value("no_reflow", self.no_reflow, "true or false")
+        canonical = {"walls": walls, "levels": levels, "no_reflow": bool(self.no_reflow)}
+        for name in ("transmurality", "circumference"):
+            percent = getattr(self, name)
+            if percent is None:
+                continue
+            if percent is True or percent not in range(1, 101):
+                raise _bad_value(name, percent, "a whole percentage, 1-100, or None")
+            canonical[name] = int(percent)
+        if self.depth is None and self.transmurality is not None:
+            canonical["depth"] = "transmural" if self.transmurality > 75 else "subendocardial"
         for name, value in canonical.items():
             object.__setattr__(self, name, value)
 
@@ -164,31 +140,27 @@ class Scar:
         """Whether the stated aetiology is an infarct."""
         return self.aetiology in ISCHAEMIC
 
-    @classmethod
-    def from_segments(cls, segments: Iterable[int], **details) -> Scar:
-        """Return the smallest walls × levels that hold these AHA segments (1-17).
-
-        It may hold more (basal inferior + mid inferolateral → both walls at both levels);
-        `Findings.from_segments` is exact. ``details`` are the other fields.
-        """
-        segments = sorted({int(segment) for segment in segments})
-        if not segments or segments[0] < 1 or segments[-1] > 17:
-            remedy = "give at least one AHA segment from 1 to 17"
-            raise InputError("segments", f"{segments} given", remedy)
-        walls: set[str] = set()
-        for segment in segments:  # an apical segment adds walls only if no other level named one
-            own = {wall for (wall, _), number in _SEGMENTS.items() if number == segment}
-            if not walls & own:
-                walls |= own
-        return cls(tuple(walls), tuple(map(_level_of, segments)), **details)
-
     def to_dict(self) -> dict[str, Any]:
         """Return the stated fields, ready for JSON."""
-        stated = {name: value for name, value in asdict(self).items() if value}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in stated.items()
-        }
+        stated = {name: value for name, value in vars(self).items() if value}
+        return stated | {name: list(stated[name]) for name in ("walls", "levels") if name in stated}
+
+
+def _enclosing_scar(segments: set[int], **details) -> Scar:
+    """Return the smallest walls × levels that hold these segments."""
+    walls: set[str] = set()
+    for segment in sorted(
+        segments
+    ):  # an apical segment adds walls only if no other level named one
+        own = {wall for (wall, _), number in _SEGMENTS.items() if number == segment}
+        if not walls & own:
+            walls |= own
+    levels = [level for level in LEVELS if segments & _ring(level)]
+    return Scar(tuple(walls), tuple(levels), **details)
+
+
+def _ring(level: str) -> set[int]:
+    return {segment_of(wall, level) for wall in WALLS}
 
 
 @dataclass(frozen=True)
@@ -199,11 +171,14 @@ class Findings:
 
     def __post_init__(self):
         scars = (self.scars,) if isinstance(self.scars, Scar) else tuple(self.scars)
-        for scar in scars:
-            if not isinstance(scar, Scar):
-                problem = f"{type(scar).__name__} {scar!r} given"
-                raise InputError("Findings.scars", problem, "give Scar objects")
-        object.__setattr__(self, "scars", tuple(sorted(set(scars), key=_sort_key)))
+        if not all(isinstance(scar, Scar) for scar in scars):
+            raise InputError("Findings.scars", f"{self.scars!r} given", "give Scar objects")
+
+        def place(scar: Scar) -> tuple:
+            walls, levels = map(WALLS.index, scar.walls), map(LEVELS.index, scar.levels)
+            return tuple(walls), tuple(levels), repr(scar)
+
+        object.__setattr__(self, "scars", tuple(sorted(set(scars), key=place)))
 
     @property
     def present(self) -> bool:
@@ -222,28 +197,21 @@ class Findings:
 
     @classmethod
     def from_segments(cls, segments: Iterable[int], **details) -> Findings:
-        """Return scars that cover exactly these AHA segments.
+        """Return scars that cover exactly these AHA segments (1-17).
 
-        One scar if they are walls × levels, else one per group of levels.
+        Levels are joined while the scar remains walls × levels. ``details`` are other fields.
         """
-        wanted = frozenset(int(segment) for segment in segments)
-        if not wanted:
-            return cls()
-        whole = Scar.from_segments(wanted, **details)
-        if whole.segments == wanted:
-            return cls((whole,))
-        scars: list[Scar] = []
-        for level in LEVELS:
-            own = {segment for segment in wanted if _level_of(segment) == level}
-            if not own:
-                continue
-            joined = own | scars[-1].segments if scars else own
-            merged = Scar.from_segments(joined, **details)
-            if scars and merged.segments == joined:  # still exact: one scar for both levels
-                scars[-1] = merged
-            else:
-                scars.append(Scar.from_segments(own, **details))
-        return cls(tuple(scars))
+        wanted = {int(segment) for segment in segments}
+        if not wanted <= set(range(1, 18)):
+            raise InputError("segments", f"{sorted(wanted)} given", "give AHA segments, 1 to 17")
+        groups: list[set[int]] = []
+        for own in (wanted & _ring(level) for level in LEVELS):
+            joined = groups[-1] | own if groups else own
+            if groups and _enclosing_scar(joined).segments == joined:
+                groups[-1] = joined
+            elif own:
+                groups.append(own)
+        return cls(tuple(_enclosing_scar(group, **details) for group in groups))
 
     def to_json(self) -> str:
         """Return one line of JSON for a manifest column: a list of scars."""
@@ -252,23 +220,18 @@ class Findings:
     @classmethod
     def from_json(cls, text: str) -> Findings:
         """Read what `to_json` wrote. Raises InputError on anything else."""
-        known = sorted(field.name for field in fields(Scar))
-        example = 'write e.g. [{"walls": ["inferior"]}]'
         try:
             entries = json.loads(text)
+            if not isinstance(entries, list):
+                raise TypeError("not a list")
+            scars = tuple(Scar(**entry) for entry in entries)
+        except InputError:
+            raise
         except (TypeError, ValueError) as error:
-            problem = f"not JSON: {str(text)[:60]!r} ({error})"
-            raise InputError("findings", problem, example) from None
-        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-            raise InputError("findings", f"{str(text)[:60]!r} is not a list of scars", example)
-        unknown = sorted({name for entry in entries for name in entry} - set(known))
-        if unknown:
-            raise InputError("findings", f"unknown field {unknown}", f"use {', '.join(known)}")
-        return cls(tuple(Scar(**entry) for entry in entries))
-
-
-def _sort_key(scar: Scar) -> tuple:
-    return (tuple(map(WALLS.index, scar.walls)), tuple(map(LEVELS.index, scar.levels)), repr(scar))
+            problem = f"{str(text)[:60]!r} is not JSON for a list of scars ({error})"
+            remedy = f'write e.g. [{{"walls": ["inferior"]}}]; fields: {", ".join(vars(Scar()))}'
+            raise InputError("findings", problem, remedy) from None
+        return cls(scars)
 
 
 def _pick(rng: np.random.Generator, choices: str) -> tuple[str, ...]:
@@ -315,22 +278,22 @@ _DISEASE_PATTERNS = {
     "sarcoid": "patchy 3, - 1",
     "amyloid": "diffuse 1",
 }
-_TRANSMURALITY = {"subendocardial": tuple(range(15, 80, 5)), "transmural": tuple(range(80, 105, 5))}
+_TRANSMURALITY = {"subendocardial": range(15, 80, 5), "transmural": range(80, 105, 5)}
 
 
 def _draw_details(rng: np.random.Generator, scar: Scar) -> Scar:
-    """Draw percentages and no-reflow that fit the depth."""
-    confluent = scar.pattern is None
+    """Draw percentages and no-reflow that fit the depth; only confluent scars have them."""
+    if scar.pattern:
+        rng.random()
+        return scar
     transmurality = circumference = None
-    steps = _TRANSMURALITY.get(scar.depth or "")
-    if steps and confluent and rng.random() < 0.6:
-        transmurality = int(rng.choice(steps))
+    if scar.depth in _TRANSMURALITY and rng.random() < 0.6:
+        transmurality = int(rng.choice(_TRANSMURALITY[scar.depth]))
     deep = scar.depth == "transmural" or (transmurality or 0) >= 50
     infarct = scar.ischaemic or scar.aetiology is None
-    no_reflow = deep and confluent and infarct and rng.random() < 0.25
-    if rng.random() < 0.2 and scar.levels != ("apex",) and confluent:
-        share = len(scar.walls) / 6
-        circumference = max(5, 5 * round(20 * share * rng.uniform(0.6, 1.0)))
+    no_reflow = deep and infarct and rng.random() < 0.25
+    if rng.random() < 0.2 and scar.levels != ("apex",):
+        circumference = max(5, 5 * round(20 * (len(scar.walls) / 6) * rng.uniform(0.6, 1.0)))
     return replace(
         scar, transmurality=transmurality, no_reflow=no_reflow, circumference=circumference
     )
@@ -342,16 +305,10 @@ def draw_scar(
     """Draw one scar.
 
     Args:
-        rng: the only source of randomness.
-        prevalence: ``"clinical"`` draws a disease and its typical pattern (an infarct in a coronary
-            territory, lateral subepicardial myocarditis, septal mid-wall fibrosis, …).
-            ``"uniform"`` draws one to three neighbouring walls, neighbouring levels and a depth
-            with equal chance and no aetiology, like the paper's controller of wall, depth and
-            slice [P]; its distribution is our choice [O].
+        prevalence: ``"clinical"`` draws a disease and its typical pattern. ``"uniform"`` draws one
+            to three neighbouring walls, neighbouring levels and a depth with equal chance, like the
+            paper's controller of wall, depth and slice [P]; its distribution is our choice [O].
         aetiology: with ``"clinical"``, the disease to draw (``LAD`` … ``amyloid``).
-
-    Raises:
-        InputError: unknown ``prevalence`` or ``aetiology``.
     """
     if prevalence == "uniform":
         first, count = int(rng.integers(6)), int(rng.integers(1, 4))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -28,17 +28,12 @@ class Landmarks:
     """Right-ventricular insertion points, as angles seen from the LV centre.
 
     Degrees in [0, 360), counter-clockwise on a screen where the first array axis points right and
-    the second points down (0 = right, 90 = up), measured in millimetres.
-
-    Attributes:
-        anterior_rvip_deg: anterior insertion point; NaN if unknown.
-        inferior_rvip_deg: inferior insertion point; NaN if unknown.
-        confidence: 0 (a guess) to 1 (certain).
+    the second points down (0 = right, 90 = up), measured in millimetres. NaN: unknown.
     """
 
     anterior_rvip_deg: float
     inferior_rvip_deg: float
-    confidence: float = 1.0
+    confidence: float = 1.0  # 0: a guess, 1: certain
 
     @property
     def mirrored(self) -> bool:
@@ -83,25 +78,18 @@ class Study(tio.Subject):
 
     if TYPE_CHECKING:
 
-        @overload  # type: ignore[override]
-        def __getitem__(self, key: Literal["image"]) -> tio.ScalarImage: ...
-        @overload
-        def __getitem__(self, key: Literal["labels"]) -> tio.LabelMap: ...
-        @overload
-        def __getitem__(self, key: Any) -> Any: ...
-        def __getitem__(self, key: Any) -> Any: ...
+        def __getitem__(self, item: Any) -> Any: ...
 
     @classmethod
     def from_arrays(
         cls, study_id: str, image, spacing: Sequence[float], labels=None, **fields
     ) -> Study:
-        """Make a study from arrays.
+        """Make a study from ``(X, Y, slices)`` arrays.
 
         Args:
             study_id: a name that identifies no person.
-            image: ``(X, Y, slices)``, any real dtype; stored as float32.
             spacing: mm per voxel on the three axes; for slices, thickness + gap.
-            labels: ``(X, Y, slices)`` in the internal codes, or None.
+            labels: codes as above, or None.
             fields: further entries (``report``, ``findings``, …).
         """
         affine = np.diag([*map(float, spacing), 1.0])
@@ -114,12 +102,12 @@ class Study(tio.Subject):
 
     @property
     def pixels(self) -> np.ndarray:
-        """The image as ``(X, Y, slices)`` float32. It shares memory with the tensor."""
+        """The image, ``(X, Y, slices)`` float32; it shares memory with the tensor."""
         return self["image"].data[0].numpy()
 
     @property
     def label_map(self) -> np.ndarray | None:
-        """The labels as ``(X, Y, slices)``, or None."""
+        """The labels, ``(X, Y, slices)`` uint8, or None."""
         return self["labels"].data[0].numpy() if "labels" in self else None
 
     @property
@@ -134,8 +122,7 @@ class Cohort(tio.SubjectsDataset):
 
     Attributes:
         name: the SPEC it was read from, or the caller's own name.
-        manifest: one row per study: ``study_id, patient_id, split, report, report_source, scar``.
-            ``scar`` is True, False, or missing if unknown.
+        manifest: one row per study; its column ``scar`` is missing where that is unknown.
     """
 
     def __init__(self, studies: Iterable[Study], name: str = "", transform=None):
@@ -143,9 +130,8 @@ class Cohort(tio.SubjectsDataset):
         self.studies: list[Study] = list(studies)
         super().__init__(self.studies, transform=transform)
         columns = ["study_id", "patient_id", "split", "report", "report_source"]
-        self.manifest = pd.DataFrame(
-            [[study[column] for column in columns] for study in self.studies], columns=columns
-        )
+        rows = [[study[column] for column in columns] for study in self.studies]
+        self.manifest = pd.DataFrame(rows, columns=columns)
         truth = [study["findings"] for study in self.studies]
         self.manifest["scar"] = [None if found is None else found.present for found in truth]
 
@@ -157,11 +143,7 @@ class Cohort(tio.SubjectsDataset):
         return (self[index] for index in range(len(self)))
 
     def split(self, name: str) -> Cohort:
-        """Return the studies of one split (``train``, ``validation`` or ``test``).
-
-        Raises:
-            InputError: the split is empty.
-        """
+        """Return the studies of one of `SPLITS`. Raises InputError if there are none."""
         found = [study for study in self.studies if study["split"] == name]
         if not found:
             problem = f"the split {name!r} holds no study"
@@ -180,10 +162,9 @@ class Cohort(tio.SubjectsDataset):
         for study in self.studies:
             spacing = np.round(study.spacing_mm, 4).tolist()  # NIfTI keeps 32 bits of it
             fields = (study["study_id"], study["report"], study["split"], spacing)
-            digest.update(repr(fields).encode())
-            digest.update(np.ascontiguousarray(study.pixels).tobytes())
+            digest.update(repr(fields).encode() + study.pixels.tobytes())
             if study.label_map is not None:
-                digest.update(np.ascontiguousarray(study.label_map).tobytes())
+                digest.update(study.label_map.tobytes())
         return digest.hexdigest()[:16]
 
 
@@ -192,31 +173,21 @@ def hash_unit(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
-def split_of(
-    patient_id: str, present: bool | None, seed: int = 0, fractions=(0.6, 0.2, 0.2)
-) -> str:
-    """Return the split of a patient, from a hash of the id: adding studies moves nobody.
+def split_of(patient_id: str, present: bool | None) -> str:
+    """Return the split of a patient, 60:20:20, from a hash of the id: adding studies moves nobody.
 
-    Args:
-        patient_id: the patient; all studies of a patient get the same split.
-        present: presence of scar. It salts the hash, so that each class is drawn separately.
-        seed: another seed gives another split.
-        fractions: shares of train, validation and test.
+    The patient's presence of scar salts the hash, so that each class is drawn separately.
     """
-    draw = hash_unit(f"{seed}/{present}/{patient_id}")
-    edges = np.cumsum(fractions)
-    return SPLITS[int(np.searchsorted(edges[:-1], draw, side="right"))]
+    draw = hash_unit(f"0/{present}/{patient_id}")
+    return SPLITS[int(np.searchsorted((0.6, 0.8), draw, side="right"))]
 
 
 def patient_folds(cohort: Cohort, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each study, ``(studies,)`` int.
+    """Return the fold of each study, ``(studies,)`` int, stratified by presence of scar.
 
-    A patient's studies stay in one fold. Folds are stratified by presence of scar if known.
-
-    Raises:
-        InputError: neither class has ``folds`` studies.
+    A patient's studies stay in one fold. Raises InputError if neither class has ``folds`` studies.
     """
-    present = cohort.manifest["scar"].map({True: 1, False: 0}).fillna(0).to_numpy(int)
+    present = cohort.manifest["scar"].eq(True).to_numpy(int)
     groups = cohort.manifest["patient_id"].to_numpy()
     largest = int(np.bincount(present).max(initial=0))
     if largest < folds:  # scikit-learn needs the larger class in every fold
