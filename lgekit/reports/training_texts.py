@@ -6,18 +6,15 @@ from dataclasses import replace
 
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
 from lgekit.reports.reader import lge_statement, read_report
-from lgekit.reports.writer import canonical_text, prompts
+from lgekit.reports.writer import PHRASES, canonical_text, upper_first
 
 KINDS = ("presence", "wall", "level", "depth")
 
 
 def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
-    """Return the training texts of a report.
-
-    The first is the fullest (the caption); training draws among all.
+    """Return the training texts of a report: the fullest (the caption), and others.
 
     Args:
-        report: a CMR report.
         mode: ``report``: the whole report. ``lge_statement``: its sentences on enhancement.
             ``findings`` [O]: what `read_report` finds, in fixed words: all of it, and each wall,
             level and depth alone. So studies share texts, and every prompt of `prompt_sets` is
@@ -30,21 +27,16 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     found = read_report(report)
     if not found.present:
         return (canonical_text(found),)
-    plain = tuple(
-        replace(scar, transmurality=None, circumference=None, aetiology=None)
-        for scar in found.scars
-    )
+    unstated = {"transmurality": None, "circumference": None, "aetiology": None}
+    plain = Findings(tuple(replace(scar, **unstated) for scar in found.scars))
     walls = tuple(wall for wall in WALLS if wall in found.walls)
     levels = tuple(level for level in LEVELS if any(level in scar.levels for scar in found.scars))
-    texts = [canonical_text(Findings(plain))]
-    texts += [_one_scar(walls=(wall,)) for wall in walls]
-    texts += [_one_scar(levels=(level,)) for level in levels]
-    if walls:
-        texts.append(_one_scar(walls=walls))
-    if levels:
-        texts.append(_one_scar(levels=levels))
-    texts += [_one_scar(depth=scar.depth) for scar in found.scars if scar.depth]
-    return tuple(dict.fromkeys(texts))
+    parts: list[dict] = [{"walls": (wall,)} for wall in walls]
+    parts += [{"levels": (level,)} for level in levels]
+    parts += [{"walls": walls}] if walls else []
+    parts += [{"levels": levels}] if levels else []
+    parts += [{"depth": scar.depth} for scar in found.scars if scar.depth]
+    return tuple(dict.fromkeys([canonical_text(plain), *(_one_scar(**part) for part in parts)]))
 
 
 def _one_scar(**fields) -> str:
@@ -52,12 +44,23 @@ def _one_scar(**fields) -> str:
 
 
 def prompt_sets(mode: str = "findings") -> dict[str, dict[str, list[str]]]:
-    """Return prompts by kind (presence, wall, level, depth) and label, in the mode's own words."""
-    if mode != "findings":
-        return {kind: prompts(kind) for kind in KINDS}
-    wall = {name: [_one_scar(walls=(name,))] for name in WALLS}
-    level = {name: [_one_scar(levels=(name,))] for name in LEVELS}
-    depth = {name: [_one_scar(depth=name)] for name in DEPTHS}
-    positive = [text for texts in wall.values() for text in texts]
-    presence = {"positive": positive, "negative": [canonical_text(Findings())]}
-    return {"presence": presence, "wall": wall, "level": level, "depth": depth}
+    """Return prompts by kind (`KINDS`) and label, in the words of the mode's training texts."""
+    labels = {"wall": WALLS, "level": LEVELS, "depth": DEPTHS}
+    if mode == "findings":
+        fields = {"wall": "walls", "level": "levels", "depth": "depth"}
+        sets = {
+            kind: {name: [_one_scar(**{fields[kind]: name})] for name in names}
+            for kind, names in labels.items()
+        }
+        positive = [text for texts in sets["wall"].values() for text in texts]
+        return {
+            "presence": {"positive": positive, "negative": [canonical_text(Findings())]},
+            **sets,
+        }
+    lists = PHRASES["lists"]
+    sets = {"presence": {label: list(texts) for label, texts in lists["presence_prompts"].items()}}
+    for kind, names in labels.items():
+        texts = lists[f"{kind}_prompts"]
+        sets[kind] = {name: [upper_first(text.format(name)) for text in texts] for name in names}
+    sets["level"]["apex"] = list(lists["apex_prompts"])
+    return sets

@@ -1,4 +1,4 @@
-"""Write reports, texts in fixed words and prompts from findings; find identifiers in reports."""
+"""Write reports and texts in fixed words from findings; find identifiers in reports."""
 
 from __future__ import annotations
 
@@ -12,21 +12,11 @@ from typing import Any
 import numpy as np
 
 from lgekit.errors import InputError
-from lgekit.findings import (
-    DEPTHS,
-    LEVELS,
-    WALL_WORDS,
-    WALLS,
-    Findings,
-    Scar,
-    draw_scar,
-)
+from lgekit.findings import DEPTHS, LEVELS, WALL_WORDS, WALLS, Findings, Scar, draw_scar
 
 STYLES = ("terse", "prose", "narrative", "structured", "segments", "older")
-
-
-def _load(name: str) -> dict[str, Any]:
-    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+_FOLDER = Path(__file__).parent
+PHRASES: dict[str, Any] = tomllib.loads((_FOLDER / "phrases.toml").read_text(encoding="utf-8"))
 
 
 def _choices(phrases: Any) -> Any:
@@ -36,15 +26,12 @@ def _choices(phrases: Any) -> Any:
     return phrases if isinstance(phrases, str) else f"[{'|'.join(phrases)}]"
 
 
-_PHRASES = _load("phrases.toml")
-_WORDS = _choices(_PHRASES["choices"])
-_LISTS = _PHRASES["lists"]
+_WORDS = _choices(PHRASES["choices"])
 _DEPTH = _WORDS["depth"]
 _AETIOLOGY = _WORDS["aetiology"] | {
     territory: _WORDS["aetiology"]["infarct"].replace("{artery}", artery)
     for territory, artery in _WORDS["artery"].items()
 }
-_CHOICE = re.compile(r"\[([^\[\]]*)\]")
 
 
 def _put(template: str, **words: object) -> str:
@@ -63,7 +50,7 @@ def _fill(rng: np.random.Generator, template: str, **words: object) -> str:
 
     text = _put(template, **words)
     while "[" in text:
-        text = _CHOICE.sub(draw, text)
+        text = re.sub(r"\[([^\[\]]*)\]", draw, text)
     return re.sub(r"<(.)([^<>]*)>", lambda found: found[1].upper() + found[2], text)
 
 
@@ -75,6 +62,10 @@ def _maybe(rng: np.random.Generator, chance: float, text: str) -> list[str]:
     return [text] if rng.random() < chance else []
 
 
+def upper_first(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
 def _wall_words(walls: tuple[str, ...], rng: np.random.Generator, older: bool) -> str:
     """Name the walls: "anterior wall and septum", "posterior and lateral segments"."""
     left, words = list(walls), []
@@ -82,15 +73,9 @@ def _wall_words(walls: tuple[str, ...], rng: np.random.Generator, older: bool) -
         if set(WALL_WORDS[word]) <= set(left) and rng.random() < 0.75:
             words.append(word)
             left = [wall for wall in left if wall not in WALL_WORDS[word]]
-    if older:
-        old_names = {
-            "inferolateral": "[posterior|posterolateral]",
-            "inferoseptal": "[posteroseptal|inferoseptal]",
-        }
-        left = [old_names.get(wall, wall) for wall in left]
-    words += left
+    words += [_WORDS["older_walls"].get(wall, wall) if older else wall for wall in left]
     if words == ["septal"]:
-        return "[septum|interventricular septum|septal wall|septal segments]"
+        return _WORDS["place"]["septum"]
     if words == ["lateral"] and rng.random() < 0.3:
         return "lateral free wall"
     if rng.random() < 0.2:
@@ -99,21 +84,6 @@ def _wall_words(walls: tuple[str, ...], rng: np.random.Generator, older: bool) -
         words = [word.replace("antero", "antero-").replace("infero", "infero-") for word in words]
     noun = "[wall|wall|segment|myocardium]" if len(words) == 1 else "[walls|walls|segments]"
     return f"{_join(words)} {noun}"
-
-
-def _segment_words(scar: Scar, rng: np.random.Generator) -> str:
-    numbers = sorted(scar.segments)
-    parts = [str(number) for number in numbers]
-    if len(numbers) > 2 and rng.random() < 0.4:  # runs: 4-5, 10-11
-        runs: list[list[int]] = []
-        for number in numbers:
-            if runs and runs[-1][-1] == number - 1:
-                runs[-1].append(number)
-            else:
-                runs.append([number])
-        parts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
-    noun = "[segment|AHA segment]" if len(numbers) == 1 else "[segments|AHA segments|LV segments]"
-    return f"{noun} {_join(parts, '[ and |, ]')}"
 
 
 def _location(scar: Scar, rng: np.random.Generator, style: str) -> str:
@@ -125,7 +95,14 @@ def _location(scar: Scar, rng: np.random.Generator, style: str) -> str:
     if not scar.walls and not rings:
         return ""
     if style == "segments" and rings and scar.walls:
-        return _segment_words(scar, rng)
+        numbers = sorted(scar.segments)
+        parts = [str(number) for number in numbers]
+        if len(numbers) > 2 and rng.random() < 0.4:  # runs: 4-5, 10-11
+            runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
+            parts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
+        return (
+            f"{place['segment' if len(numbers) == 1 else 'segments']} {_join(parts, '[ and |, ]')}"
+        )
     level, after = "", ""
     if len(rings) == 3:
         if scar.walls and rng.random() < 0.4:
@@ -154,46 +131,15 @@ def _location(scar: Scar, rng: np.random.Generator, style: str) -> str:
 
 
 def _percent(value: int | None, rng: np.random.Generator) -> str:
-    if not value:
-        return ""
     ranges = {13: "1-25%", 38: "25-50%", 63: "50-75%", 88: "75-100%"}
     if value in ranges and rng.random() < 0.5:
         return ranges[value]
-    return f"{value}[%|%|%| %| percent]"
+    return f"{value}[%|%|%| %| percent]" if value else ""
 
 
-def _details(scar: Scar, rng: np.random.Generator, depth_said: bool) -> tuple[list[str], list[str]]:
-    """Return clauses that can follow the location, and full sentences, for the other fields."""
-    clauses, sentences = [], []
-
-    def add(detail: str, clause_chance: float, **words: str) -> None:
-        if rng.random() < clause_chance:
-            clauses.append(_put(_WORDS["clause"][detail], **words))
-        else:
-            sentences.append(_put(_WORDS["sentence"][detail], **words) + ".")
-
-    if scar.depth and not depth_said:
-        clauses.append(f"{_DEPTH[scar.depth]} [in distribution|in location|in extent]")
-    if scar.transmurality:
-        add("transmurality", 0.75, percent=_percent(scar.transmurality, rng))
-    if scar.circumference:
-        percent = _percent(scar.circumference, rng)
-        clauses.append(_put(_WORDS["clause"]["circumference"], percent=percent))
-    if scar.no_reflow:
-        add("no_reflow", 0.6)
-    elif scar.depth in ("subendocardial", "transmural"):
-        sentences += _maybe(rng, 0.2, _WORDS["sentence"]["no_reflow_absent"] + ".")
-    if scar.aetiology:
-        add("aetiology", 0.6, aetiology=_AETIOLOGY[scar.aetiology])
-    return clauses, sentences
-
-
-def _scar_text(scar: Scar, rng: np.random.Generator, style: str, number: int, count: int) -> str:
-    """Describe one scar in one style, as a template."""
-    location = _location(scar, rng, style)
-    if style in ("terse", "structured"):
-        return _list_text(scar, rng, style, location, number, count)
-    words = _WORDS["scar"]
+def _scar_text(scar: Scar, rng: np.random.Generator, style: str, number: int) -> str:
+    """Describe one scar in sentences, as a template."""
+    words, location = _WORDS["scar"], _location(scar, rng, style)
     depth_said = rng.random() < 0.85
     pattern = _WORDS["pattern"].get(scar.pattern, "[||||focal|confluent]")
     kind = f"{pattern} {_DEPTH.get(scar.depth, '') if depth_said else ''}"
@@ -202,10 +148,21 @@ def _scar_text(scar: Scar, rng: np.random.Generator, style: str, number: int, co
         what = f"{kind} [infarct scar|scar|infarction|myocardial scar]"
     elif rng.random() < 0.15:
         what = f"[|an area of|a region of] {kind} [scar|fibrosis|enhancement]"
-    clauses, sentences = _details(scar, rng, depth_said)
+    clauses, sentences = [], []  # what can follow the location, and sentences of their own
+    if scar.depth and not depth_said:
+        clauses.append(f"{_DEPTH[scar.depth]} [in distribution|in location|in extent]")
+    chances = {"transmurality": 0.75, "circumference": 1.0, "no_reflow": 0.6, "aetiology": 0.6}
+    for detail, chance in chances.items():
+        if value := getattr(scar, detail):
+            percent = _percent(value, rng) if detail in ("transmurality", "circumference") else ""
+            is_clause = detail == "circumference" or rng.random() < chance
+            template = _WORDS["clause"][detail] if is_clause else _WORDS["sentence"][detail] + "."
+            text = _put(template, percent=percent, aetiology=_AETIOLOGY.get(scar.aetiology))
+            (clauses if is_clause else sentences).append(text)
+        elif detail == "no_reflow" and scar.depth in ("subendocardial", "transmural"):
+            sentences += _maybe(rng, 0.2, _WORDS["sentence"]["no_reflow_absent"] + ".")
     rng.shuffle(sentences)
-    tail = ", ".join(clauses)
-    tail = f"[, |, | ]{tail}" if tail else ""
+    tail = f"[, |, | ]{', '.join(clauses)}" if clauses else ""
     if style == "narrative" and location and not number and rng.random() < 0.5:
         first = f"[After|Following] gadolinium, {what} [is|was] [seen|present|demonstrated]."
         text = f"{first} [It|This] {words['involves']} {location}{tail}."
@@ -221,13 +178,11 @@ def _scar_text(scar: Scar, rng: np.random.Generator, style: str, number: int, co
     return " ".join([text, *sentences])
 
 
-def _list_text(
-    scar: Scar, rng: np.random.Generator, style: str, location: str, number: int, count: int
-) -> str:
+def _list_text(scar: Scar, rng: np.random.Generator, style: str, title: str) -> str:
     """Describe one scar in the terse style (items on one line) or the structured one (a list)."""
     words, depth = _WORDS[style], _DEPTH.get(scar.depth, "")
     facts = {
-        "place": location.removeprefix("the ") or "[LV|left ventricle]",
+        "place": _location(scar, rng, style).removeprefix("the ") or "[LV|left ventricle]",
         "pattern": scar.pattern or "",
         "depth": words["short_depth"].get(scar.depth, depth) if style == "terse" else depth,
         "transmurality": _percent(scar.transmurality, rng),
@@ -246,42 +201,39 @@ def _list_text(
         items.append(words["aetiology"])
     text = "[, |; ]".join(items) + "."
     if style == "structured":
-        title = f"[Scar|Lesion|Region] {number + 1}\n" if count > 1 else words["title"]
         text = title + "\n".join(f"- {item}" for item in items)
     return _put(text, **facts)
 
 
 def _statement(findings: Findings, rng: np.random.Generator, style: str) -> str:
     """Write the statement on enhancement: sentences, or lines in the structured style."""
-    if findings.present:
-        said = []
-        order = rng.permutation(len(findings.scars))
-        for number, index in enumerate(order):
-            template = _scar_text(findings.scars[index], rng, style, number, len(order))
-            text = _fill(rng, template, term=_WORDS["term"])
-            said.append(re.sub(r" ([,.;])", r"\1", re.sub(r" +", " ", text)).strip())
-        text = ("\n" if style == "structured" else " ").join(said)
-    else:
-        text = _fill(rng, _WORDS["negative"][style] + ".", term=_WORDS["term"])
+    said, order = [], rng.permutation(len(findings.scars)) if findings.present else []
+    for number, index in enumerate(order):
+        scar = findings.scars[index]
+        if style in ("terse", "structured"):
+            title = f"[Scar|Lesion|Region] {number + 1}\n"
+            title = title if len(order) > 1 else _WORDS["structured"]["title"]
+            template = _list_text(scar, rng, style, title)
+        else:
+            template = _scar_text(scar, rng, style, number)
+        text = _fill(rng, template, term=_WORDS["term"])
+        said.append(re.sub(r" ([,.;])", r"\1", re.sub(r" +", " ", text)).strip())
+    if not said:
+        said.append(_fill(rng, _WORDS["negative"][style] + ".", term=_WORDS["term"]))
         if rng.random() < 0.12 and style in ("prose", "narrative", "older"):
             level, wall = LEVELS[int(rng.integers(3))], WALLS[int(rng.integers(6))]
-            text += " " + _fill(rng, _WORDS["doubt"] + ".", where=f"{level} {wall} wall")
-    return text[0].upper() + text[1:]
+            said.append(_fill(rng, _WORDS["doubt"] + ".", where=f"{level} {wall} wall"))
+    return upper_first(("\n" if style == "structured" else " ").join(said))
 
 
 def write_report(
     findings: Findings, rng: np.random.Generator, style: str | None = None, whole: bool = True
 ) -> str:
-    """Write a report that states these findings, in random words.
+    """Write a report that states these findings, in random words; `read_report` returns them.
 
     Args:
-        findings: what to state; `read_report` returns exactly these.
-        rng: the only source of randomness.
         style: one of `STYLES` (kinds of writers), or None for a random one.
         whole: True for a full CMR report, False for its statement on enhancement alone.
-
-    Raises:
-        InputError: unknown style.
     """
     if style is None:
         style = STYLES[int(rng.integers(len(STYLES)))]
@@ -291,8 +243,7 @@ def write_report(
     statement = _statement(findings, rng, style)
     if not whole:
         return statement
-    ef = int(rng.normal(48 if findings.present else 60, 8))
-    edv = int(rng.normal(170, 30))
+    ef, edv = int(rng.normal(48 if findings.present else 60, 8)), int(rng.normal(170, 30))
     facts = {
         "ef": ef,
         "edv": edv,
@@ -302,11 +253,10 @@ def write_report(
         "t1": int(rng.normal(1010, 30)),
         "mass": int(rng.normal(120, 20)),
         "thick": int(rng.integers(9, 14)),
-        "size": "[normal in size|mildly dilated|of normal size]",
+        "size": _WORDS["size"],
         "where": f"[basal |mid |apical |]{WALLS[int(rng.integers(6))]}",
     }
-    order = rng.permutation(len(_LISTS["others"]))
-    others = [_LISTS["others"][index] for index in order[: int(rng.integers(1, 5))]]
+    others = rng.permutation(PHRASES["lists"]["others"])[: int(rng.integers(1, 5))].tolist()
     main = [_WORDS["volumes"], _WORDS["wall_motion"]]
     main += _maybe(rng, 0.8, _WORDS["right_ventricle"])
     cut = int(rng.integers(len(others) + 1))
@@ -320,8 +270,7 @@ def write_report(
         parts.append(f"[LV|Left ventricle|Function|FINDINGS]: {before}")
         gap = "\n" if style == "structured" else " "
         parts.append(f"{heading}:{gap}{{statement}}")
-        if after:
-            parts.append(f"[Other|Other findings|Remainder]: {after}")
+        parts += [f"[Other|Other findings|Remainder]: {after}"] if after else []
         parts += _maybe(rng, 0.6, f"[Conclusion|IMPRESSION|Impression|Summary]: {end}")
         template = "\n".join(parts)
     else:
@@ -338,14 +287,11 @@ def canonical_text(findings: Findings) -> str:
     for scar in findings.scars:
         rings = _join([level for level in scar.levels if level != "apex"])
         article, named = ("all", "") if len(scar.walls) == 6 else ("the", _join(scar.walls))
-        noun = "segments"
-        if scar.walls:
-            noun = "wall" if len(scar.walls) == 1 else "walls"
-        place = _spaced(rings, named, noun) if rings or scar.walls else ""
-        cap = "apical cap" if "apex" in scar.levels else ""
-        place = _join([words for words in (place, cap) if words])
+        noun = {0: "segments", 1: "wall"}.get(len(scar.walls), "walls")
+        places = [_spaced(rings, named, noun)] if rings or scar.walls else []
+        places += ["apical cap"] if "apex" in scar.levels else []
         kind = _spaced(scar.pattern, scar.depth, "late gadolinium enhancement")
-        details = [f"{kind} in {article} {place}" if place else kind]
+        details = [f"{kind} in {article} {_join(places)}" if places else kind]
         if scar.transmurality:
             details.append(f"{scar.transmurality}% transmurality")
         if scar.circumference:
@@ -353,39 +299,13 @@ def canonical_text(findings: Findings) -> str:
         if scar.no_reflow:
             details.append("with microvascular obstruction")
         if scar.aetiology:
-            details.append(f"consistent with {_PHRASES['canonical_aetiology'][scar.aetiology]}")
-        text = ", ".join(details) + "."
-        sentences.append(text[0].upper() + text[1:])
+            details.append(f"consistent with {PHRASES['canonical_aetiology'][scar.aetiology]}")
+        sentences.append(upper_first(", ".join(details)) + ".")
     return " ".join(sentences) or "No late gadolinium enhancement."
 
 
 def _spaced(*words: str | None) -> str:
-    return " ".join(word for word in words if word)
-
-
-def prompts(kind: str = "presence") -> dict[str, list[str]]:
-    """Return prompt ensembles for zero-shot scores, in the writer's words.
-
-    Args:
-        kind: ``"presence"`` (labels ``positive`` and ``negative``), ``"wall"`` (`WALLS`),
-            ``"level"`` (`LEVELS`) or ``"depth"`` (`DEPTHS`).
-
-    Raises:
-        InputError: unknown kind.
-    """
-    if kind == "presence":
-        return {label: list(texts) for label, texts in _LISTS["presence_prompts"].items()}
-    labels = {"wall": WALLS, "level": LEVELS, "depth": DEPTHS}.get(kind)
-    if labels is None:
-        problem = f"unknown kind of prompt {kind!r}"
-        raise InputError("kind", problem, "use presence, wall, level or depth")
-    result = {}
-    for label in labels:
-        texts = [template.format(label) for template in _LISTS[f"{kind}_prompts"]]
-        result[label] = [text[0].upper() + text[1:] for text in texts]
-    if kind == "level":
-        result["apex"] = list(_LISTS["apex_prompts"])
-    return result
+    return " ".join(filter(None, words))
 
 
 def corrupt_findings(findings: Findings, rng: np.random.Generator, rate: float) -> Findings:
@@ -394,9 +314,6 @@ def corrupt_findings(findings: Findings, rng: np.random.Generator, rate: float) 
     Of corrupted positive reports one in eight denies enhancement; the others miss a detail or a
     scar, or state a wrong wall, level or depth. A negative report can only invent a scar, with
     chance ``rate / 8``.
-
-    Raises:
-        InputError: ``rate`` outside 0-1.
     """
     if not 0 <= rate <= 1:
         raise InputError("rate", f"{rate!r} is not a share", "use a number from 0 to 1")
@@ -407,37 +324,28 @@ def corrupt_findings(findings: Findings, rng: np.random.Generator, rate: float) 
         return Findings((draw_scar(rng),)) if grave < 1 / 8 else findings
     if grave < 1 / 8:
         return Findings()
-    scars = list(findings.scars)
-    scar = scars.pop(int(which * len(scars)))
-    changes: list[Scar | None] = [*_mistakes(scar, rng)]
-    if scars:
-        changes.append(None)  # the scar is left out
-    change = changes[int(kind * len(changes))]
-    return Findings((*scars, change) if change else tuple(scars))
-
-
-def _mistakes(scar: Scar, rng: np.random.Generator) -> list[Scar]:
-    """Return every omission and every kind of error for this scar; each differs from it."""
+    others = list(findings.scars)
+    scar = others.pop(int(which * len(others)))
     turn, step = (1, 5)[int(rng.integers(2))], int(rng.integers(1, 4))
-    found = [
-        replace(scar, depth=None, transmurality=None),
-        replace(scar, aetiology=None),
-        replace(scar, no_reflow=False),
-    ]
+    mistakes: list[dict[str, Any]] = [{"depth": None, "transmurality": None}]
+    mistakes += [{"aetiology": None}, {"no_reflow": False}]
     if scar.walls:
         turned = tuple(WALLS[(WALLS.index(wall) + turn) % 6] for wall in scar.walls)
-        found += [replace(scar, levels=()), replace(scar, walls=turned)]
+        mistakes += [{"levels": ()}, {"walls": turned}]
     if scar.walls and scar.levels:
-        level = LEVELS[(LEVELS.index(scar.levels[0]) + 1) % 3]
-        found.append(replace(scar, levels=(level,)))
+        mistakes.append({"levels": LEVELS[(LEVELS.index(scar.levels[0]) + 1) % 3]})
     if scar.depth:
         depth = DEPTHS[(DEPTHS.index(scar.depth) + step) % 4]
-        found.append(replace(scar, depth=depth, transmurality=None))
-    return [other for other in found if other != scar]
+        mistakes.append({"depth": depth, "transmurality": None})
+    wrong = [(replace(scar, **mistake),) for mistake in mistakes]
+    options = [scars for scars in wrong if scars != (scar,)] + ([()] if others else [])
+    return Findings((*others, *options[int(kind * len(options))]))
 
 
 _IDENTIFIERS = [
-    (kind, re.compile(rule)) for kind, rules in _load("identifiers.toml").items() for rule in rules
+    (kind, re.compile(rule))
+    for kind, rules in tomllib.loads((_FOLDER / "identifiers.toml").read_text("utf-8")).items()
+    for rule in rules
 ]
 
 
@@ -449,36 +357,24 @@ def check_privacy(text: str) -> list[tuple[str, str]]:
         the excerpt is masked (letters x, digits 0, except the first character). An empty list does
         not prove that the text identifies nobody.
     """
-    text = str(text)
-    found: dict[int, tuple[int, str, str]] = {}
+    found: list[tuple[int, int, str, str]] = []
     for kind, rule in _IDENTIFIERS:
-        for match in rule.finditer(text):
-            before = text[: match.start()][-20:]
-            if kind == "date" and re.search(r"(?i)(?:aha|seg\w*\.?)[\s:(-]*$", before):
-                continue  # a list of segments
-            overlaps = any(
-                start < match.end() and match.start() < end for start, (end, _, _) in found.items()
-            )
-            if not overlaps:
+        for match in rule.finditer(str(text)):
+            start, end = match.span()
+            if all(end <= first or start >= last for first, last, _, _ in found):
                 masked = re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "0", match[0][1:]))
-                found[match.start()] = (match.end(), kind, match[0][0] + masked)
-    return [found[start][1:] for start in sorted(found)]
+                found.append((start, end, kind, match[0][0] + masked))
+    return [(kind, excerpt) for _, _, kind, excerpt in sorted(found) if kind != "segments"]
 
 
 def require_privacy(reports: Mapping[str, str]) -> None:
-    """Refuse reports, by study, in which :func:`check_privacy` suspects an identifier.
-
-    Raises:
-        InputError: names the first study, the kinds found there, and the number of others.
-    """
+    """Refuse reports, by study, in which :func:`check_privacy` suspects an identifier."""
     found = {name: {kind for kind, _ in check_privacy(text)} for name, text in reports.items()}
     suspects = [name for name, kinds in found.items() if kinds]
     if suspects:
         more = f" (and {len(suspects) - 1} more studies)" if len(suspects) > 1 else ""
         kinds = ", ".join(sorted(found[suspects[0]]))
         problem = f"the report may identify a person: {kinds}{more}"
-        remedy = (
-            "De-identify it; or, where reports are safe, "
-            "pass show_identifiers=True to session.cohort()"
-        )
+        remedy = "De-identify it; or, where reports are safe, "
+        remedy += "pass show_identifiers=True to session.cohort()"
         raise InputError(f"{suspects[0]}, report", problem, remedy)
