@@ -7,6 +7,8 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,55 +18,40 @@ from lgekit.findings import ISCHAEMIC, LEVELS, WALL_WORDS, WALLS, Findings, Scar
 _TABLES = tomllib.loads(Path(__file__).with_name("reading_rules.toml").read_text(encoding="utf-8"))
 
 
+def _one_of(table: dict[str, list[str]]) -> re.Pattern:
+    """Return a pattern whose named groups are the table's entries."""
+    text = "|".join(f"(?P<{name}>{'|'.join(options)})" for name, options in table.items())
+    return re.compile(text.replace("{walls}", "|".join(sorted(WALL_WORDS, key=len, reverse=True))))
+
+
 def _patterns(table: dict[str, list[str]]) -> dict[str, re.Pattern]:
     return {name: re.compile("|".join(options)) for name, options in table.items()}
 
 
-def _one_of(table: dict[str, list[str]]) -> str:
-    """Return a pattern whose named groups are the table's entries."""
-    return "|".join(f"(?P<{name}>{'|'.join(options)})" for name, options in table.items())
-
-
-_WALL_NAMES = "|".join(sorted(WALL_WORDS, key=len, reverse=True))
-_EVENT = re.compile(_one_of(_TABLES["events"]).replace("{walls}", _WALL_NAMES))
-_HEADING = re.compile(_one_of(_TABLES["headings"]))
+_EVENT, _HEADING = _one_of(_TABLES["events"]), _one_of(_TABLES["headings"])
 _AETIOLOGY = _patterns(_TABLES["aetiology"])
 _RULES = SimpleNamespace(**_patterns(_TABLES["rules"]))
-_SENTENCE_END = re.compile(_RULES.sentence_end.pattern, re.IGNORECASE)
 _SPELLINGS = [
     (re.compile(rule), word.strip().replace("_", " "))
     for rule, word in (line.split(" =>") for line in _TABLES["spellings"].strip().splitlines())
 ]
 _VOCABULARY = (*WALL_WORDS, *_TABLES["vocabulary"].split())
 _LONGEST = 1000  # characters; longer sentences are cut, so that no rule takes long
-_PLACES = {"wall", "segments", "levels", "everywhere"}
 _Group = tuple[tuple[str, ...], tuple[str, ...]]  # (walls, levels)
-
-
-def _edits(one: str, two: str) -> int:
-    """Return the Damerau-Levenshtein distance (an adjacent swap counts once)."""
-    rows = [list(range(len(two) + 1))]
-    for i, a in enumerate(one, 1):
-        row = [i]
-        for j, b in enumerate(two, 1):
-            row.append(min(rows[-1][j] + 1, row[-1] + 1, rows[-1][j - 1] + (a != b)))
-            if i > 1 and j > 1 and a == two[j - 2] and one[i - 2] == b:
-                row[-1] = min(row[-1], rows[-2][j - 2] + 1)
-        rows.append(row)
-    return rows[-1][-1]
 
 
 @lru_cache(maxsize=20_000)
 def _spelt(word: str) -> str:
     """Correct one edit (two in words of ten letters) towards the vocabulary."""
-    if len(word) < 6 or len(word) > 20 or word in _VOCABULARY:
+    if not 6 <= len(word) <= 20 or word in _VOCABULARY:
         return word
+    from nltk.metrics.distance import edit_distance
+
     for right in _VOCABULARY:
-        shorter = min(len(word), len(right))
-        allowed = 2 if shorter >= 10 else 1
+        allowed = 2 if min(len(word), len(right)) >= 10 else 1
         longer = right.startswith(word) or word.startswith(right)
-        if word[0] == right[0] and not longer and abs(len(word) - len(right)) <= 2:
-            if _edits(word, right) <= allowed:
+        if word[0] == right[0] and not longer and abs(len(word) - len(right)) <= allowed:
+            if edit_distance(word, right, transpositions=True) <= allowed:
                 return right
     return word
 
@@ -87,7 +74,7 @@ def _sentences(text: str) -> Iterator[tuple[str, str, str]]:
     block = started = False  # an ignored heading on its own line lasts until an empty line
     for line in text.splitlines():
         start, heads = 0, False
-        for end in [*(found.end() for found in _SENTENCE_END.finditer(line)), len(line)]:
+        for end in [*(found.end() for found in _RULES.sentence_end.finditer(line)), len(line)]:
             sentence, start = line[start:end].strip(), end
             head, colon, rest = sentence.lstrip("-*•# \t0123456789.)").partition(":")
             heading, alone = "", not rest.strip() and len(sentence) == len(line.strip())
@@ -110,7 +97,6 @@ class _Region:
 
     segments: set[int] = field(default_factory=set)
     groups: list[_Group] = field(default_factory=list)
-    depth: str | None = None
     details: dict[str, Any] = field(default_factory=dict)  # the other fields of Scar
 
     @property
@@ -121,35 +107,26 @@ class _Region:
         """Take over what the other states and this one does not."""
         self.segments |= other.segments
         self.groups += other.groups
-        self.depth = self.depth or other.depth
-        self.details = {**other.details, **self.details}
-        cause = other.details.get("aetiology")
-        if self.details.get("aetiology") in ("ischaemic", None) and cause in ISCHAEMIC:
+        mine, cause = self.details.get("aetiology"), other.details.get("aetiology")
+        self.details = other.details | self.details
+        if mine == "ischaemic" and cause in ISCHAEMIC:
             self.details["aetiology"] = cause
 
     def scars(self) -> Iterator[Scar]:
         """Yield the scars of this region: one, unless its walls and levels do not multiply."""
-        details = {"depth": self.depth, **self.details}
-        if not self.placed:
-            yield Scar(WALLS if self.details.get("pattern") == "diffuse" else (), **details)
-            return
-        segments = set(self.segments)
-        vague_walls: list[str] = []
-        vague_levels: list[str] = []
         exact = [group for group in self.groups if all(group) or group[1] == ("apex",)]
-        for walls, levels in exact:
-            segments |= Scar(walls, levels).segments
-        for walls, levels in self.groups:
-            globally = (walls, levels) == (WALLS, ())  # counts only if no segment is stated
-            if (walls, levels) not in exact and not (segments and globally):
-                vague_walls += walls
-                vague_levels += levels
-        if segments:
-            yield from Findings.from_segments(segments, **details).scars
-        if vague_walls:
-            yield Scar(tuple(vague_walls), (), **details)
-        if vague_levels:
-            yield Scar((), tuple(vague_levels), **details)
+        segments = self.segments.union(*(Scar(*group).segments for group in exact))
+        vague = [group for group in self.groups if group not in exact]
+        if segments:  # then "global" adds nothing
+            vague = [group for group in vague if group != (WALLS, ())]
+            yield from Findings.from_segments(segments, **self.details).scars
+        walls, levels = ({word for group in vague for word in group[side]} for side in (0, 1))
+        if walls:
+            yield Scar(tuple(walls), (), **self.details)
+        if levels:
+            yield Scar((), tuple(levels), **self.details)
+        if not self.placed:
+            yield Scar(WALLS if self.details.get("pattern") == "diffuse" else (), **self.details)
 
 
 def _segment_numbers(words: str) -> set[int]:
@@ -165,19 +142,20 @@ def _segment_numbers(words: str) -> set[int]:
 
 def _locate(events: list[re.Match]) -> list[_Group]:
     """Group walls and levels: levels stand before their walls, or all after them."""
-    runs: list[tuple[str, tuple[str, ...]]] = []  # neighbours of one kind are joined
+    words: list[tuple[str, tuple[str, ...]]] = []
     for event in events:
         word = event[0]
-        found: list[tuple[str, tuple[str, ...]]] = [("levels", (word,))]
-        if event.lastgroup in ("wall", "everywhere"):
-            found = [("wall", WALL_WORDS.get(word, WALLS))]
-            levels = tuple(level for level in LEVELS if word.startswith("all") and level in word)
-            if levels:
-                found.insert(0, ("levels", levels))
-        for kind, values in found:
-            if runs and runs[-1][0] == kind:
-                values = runs.pop()[1] + values
-            runs.append((kind, values))
+        if event.lastgroup == "levels":
+            words.append(("levels", (word,)))
+            continue
+        if word.startswith("all"):
+            words.append(("levels", tuple(level for level in LEVELS if level in word)))
+        words.append(("wall", WALL_WORDS.get(word, WALLS)))
+    stated = (entry for entry in words if entry[1])
+    runs = [
+        (kind, tuple(value for _, values in run for value in values))
+        for kind, run in groupby(stated, key=itemgetter(0))
+    ]
     groups: list[_Group] = []
     postfix = len(runs) > 1 and runs[0][0] == "wall" and runs[-1][0] == "levels"
     pending: tuple[str, ...] = ()
@@ -210,16 +188,23 @@ def _parts(events: list[re.Match]) -> list[list[re.Match]]:
     return parts
 
 
-def _percentage(event: re.Match, bounded: bool = True) -> int:
-    low, high, bound = int(event["low"]), event["high"], (event["bound"] or "") if bounded else ""
-    value = low
-    if high:
-        value = (low + int(high) + 1) // 2
-    elif bound.strip() in ("<", "≤", "less than", "under", "below"):
-        value = (low + 1) // 2
+def _percentage(clause: str, event: re.Match, sure: bool) -> dict[str, int]:
+    """Read {"transmurality": 38} or {"circumference": 25}; nothing if it is neither."""
+    before = re.split(r"[\d%]", clause[: event.start()])[-1][-45:]
+    after = re.split(r"\d", clause[event.end() :])[0][:45]
+    value, bound, kind = int(event["low"]), (event["bound"] or "").strip(), "transmurality"
+    if re.search(r"circumf", after) or re.search(r"circumf\w+( extent)?:? ?$", before):
+        bound, kind = "", "circumference"
+    elif _RULES.share_of_mass.search(after):
+        return {}
+    elif not re.search(r"transm|thickness|\btm\b", before + after):
+        if not sure or re.search(r"\b(?:ef|lvef|rvef|fraction|ecv|burden)\b", before):
+            return {}
+    if event["high"]:
+        value = (value + int(event["high"]) + 1) // 2
     elif bound:
-        value = (low + 101) // 2
-    return min(max(value, 1), 100)
+        value = (value + (1 if bound in ("<", "≤", "less than", "under", "below") else 101)) // 2
+    return {kind: min(max(value, 1), 100)}
 
 
 def _aetiology(text: str) -> str | None:
@@ -227,47 +212,30 @@ def _aetiology(text: str) -> str | None:
 
 
 def _region(clause: str, events: list[re.Match], text: str, sure: bool) -> _Region:
-    """Read the events of one part of a clause; ``text`` is the part.
+    """Read the events of one part (``text``) of a clause.
 
     ``sure``: a bare percentage is the transmurality.
     """
-    region = _Region()
     kinds = {event.lastgroup for event in events}
     words = {"wall", "levels"} if kinds & {"wall", "segments"} else {"levels", "everywhere"}
-    region.groups = _locate([event for event in events if event.lastgroup in words])
+    region = _Region(groups=_locate([event for event in events if event.lastgroup in words]))
+    stated: dict[str, Any] = {}
     for event in events:
         if event.lastgroup == "segments":
             region.segments |= _segment_numbers(event[0])
-        elif event.lastgroup == "depth" and region.depth is None:
-            region.depth = event[0].replace("midwall", "mid-wall")
+        elif event.lastgroup == "depth":
+            stated = {"depth": event[0].replace("midwall", "mid-wall")} | stated
         elif event.lastgroup == "pattern":
-            pattern = "patchy" if event[0].startswith("multi") else event[0]
-            known = pattern in ("patchy", "diffuse")
-            region.details.setdefault("pattern", pattern if known else "linear")
+            pattern = {"m": "patchy", "p": "patchy", "d": "diffuse"}.get(event[0][0], "linear")
+            stated = {"pattern": pattern} | stated
         elif event.lastgroup == "percent":
-            kind = _percent_kind(clause, event, sure)
-            if kind:
-                value = _percentage(event, bounded=kind == "transmurality")
-                region.details.setdefault(kind, value)
+            stated = _percentage(clause, event, sure) | stated
     if "mvo" in text:
-        region.details["no_reflow"] = True
+        stated["no_reflow"] = True
     if aetiology := _aetiology(text):
-        region.details["aetiology"] = aetiology
+        stated["aetiology"] = aetiology
+    region.details = stated
     return region
-
-
-def _percent_kind(clause: str, event: re.Match, sure: bool) -> str | None:
-    """Tell whether a percentage is a transmurality, a circumference or something else."""
-    before = re.split(r"[\d%]", clause[: event.start()])[-1][-45:]
-    after = re.split(r"\d", clause[event.end() :])[0][:45]
-    if re.search(r"circumf", after) or re.search(r"circumf\w+( extent)?:? ?$", before):
-        return "circumference"
-    if _RULES.share_of_mass.search(after):
-        return None
-    if re.search(r"transm|thickness|\btm\b", before + after):
-        return "transmurality"
-    function = re.search(r"\b(?:ef|lvef|rvef|fraction|ecv|burden)\b", before)
-    return "transmurality" if sure and not function else None
 
 
 @dataclass
@@ -285,8 +253,7 @@ class _Reading:
 
         ``follows``: the sentence before was about enhancement.
         """
-        context = section == "lge" or heading == "lesion"
-        concludes = section == "impression"
+        context, concludes = section == "lge" or heading == "lesion", section == "impression"
         if not (context or follows or concludes or _RULES.roots.search(sentence.lower())):
             return False
         text = _normal(sentence)
@@ -344,10 +311,10 @@ class _Reading:
             start = part[0].start() if index else 0
             end = parts[index + 1][0].start() if index + 1 < len(parts) else len(clause)
             kinds = {event.lastgroup for event in part}
-            place, cue = bool(kinds & _PLACES), "cue" in kinds
-            if "other" in kinds and not cue and not (context and "depth" in kinds):
+            place = bool(kinds & {"wall", "segments", "levels", "everywhere"})
+            if "other" in kinds and "cue" not in kinds and not (context and "depth" in kinds):
                 continue
-            strong = cue or yes or (place and (context or "depth" in kinds))
+            strong = "cue" in kinds or yes or (place and (context or "depth" in kinds))
             region = _region(clause, part, clause[start:end], sure=strong or context)
             last = regions[-1] if regions and not self.new_scar else None
             if strong and (last is None or (region.placed and last.placed and not refers)):
@@ -356,7 +323,7 @@ class _Reading:
             elif last is not None and (strong or follows or context):
                 if not (strong or refers or context):
                     region.segments, region.groups = set(), []
-                if region.placed or region.depth or region.details:
+                if region.placed or region.details:
                     last.absorb(region)
                     taken = True
         return taken
@@ -396,19 +363,16 @@ def states_enhancement(text: str) -> bool:
     """
     reading = _read(str(text))
     kept = [_normal(sentence) for sentence in reading.kept]
-    if any(_RULES.foreign.search(sentence) for sentence in kept):
+    if any(map(_RULES.foreign.search, kept)):
         return False
     if reading.body or reading.impression:
         return True
-    if any(_RULES.not_assessed.search(sentence) for sentence in kept):
+    if any(map(_RULES.not_assessed.search, kept)):
         return False
     if any(_RULES.negative.search(each) or _RULES.normal.search(each) for each in kept):
         return True
-    return any(
-        _RULES.normal_enhancement.search(_normal(sentence))
-        for sentence, section, _ in _sentences(str(text))
-        if section != "ignore"
-    )
+    said = [sentence for sentence, section, _ in _sentences(str(text)) if section != "ignore"]
+    return any(_RULES.normal_enhancement.search(_normal(sentence)) for sentence in said)
 
 
 def lge_statement(text: str) -> str:

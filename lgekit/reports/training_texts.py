@@ -27,8 +27,10 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     found = read_report(report)
     if not found.present:
         return (canonical_text(found),)
-    unstated = {"transmurality": None, "circumference": None, "aetiology": None}
-    plain = Findings(tuple(replace(scar, **unstated) for scar in found.scars))
+    plain = [
+        replace(scar, transmurality=None, circumference=None, aetiology=None)
+        for scar in found.scars
+    ]
     walls = tuple(wall for wall in WALLS if wall in found.walls)
     levels = tuple(level for level in LEVELS if any(level in scar.levels for scar in found.scars))
     parts: list[dict] = [{"walls": (wall,)} for wall in walls]
@@ -36,7 +38,11 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     parts += [{"walls": walls}] if walls else []
     parts += [{"levels": levels}] if levels else []
     parts += [{"depth": scar.depth} for scar in found.scars if scar.depth]
-    return tuple(dict.fromkeys([canonical_text(plain), *(_one_scar(**part) for part in parts)]))
+    return tuple(
+        dict.fromkeys(
+            [canonical_text(Findings(tuple(plain))), *(_one_scar(**part) for part in parts)]
+        )
+    )
 
 
 def _one_scar(**fields) -> str:

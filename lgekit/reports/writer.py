@@ -148,7 +148,8 @@ def _scar_text(scar: Scar, rng: np.random.Generator, style: str, number: int) ->
         what = f"{kind} [infarct scar|scar|infarction|myocardial scar]"
     elif rng.random() < 0.15:
         what = f"[|an area of|a region of] {kind} [scar|fibrosis|enhancement]"
-    clauses, sentences = [], []  # what can follow the location, and sentences of their own
+    clauses: list[str] = []  # what can follow the location
+    sentences: list[str] = []
     if scar.depth and not depth_said:
         clauses.append(f"{_DEPTH[scar.depth]} [in distribution|in location|in extent]")
     chances = {"transmurality": 0.75, "circumference": 1.0, "no_reflow": 0.6, "aetiology": 0.6}
@@ -207,7 +208,8 @@ def _list_text(scar: Scar, rng: np.random.Generator, style: str, title: str) -> 
 
 def _statement(findings: Findings, rng: np.random.Generator, style: str) -> str:
     """Write the statement on enhancement: sentences, or lines in the structured style."""
-    said, order = [], rng.permutation(len(findings.scars)) if findings.present else []
+    said = []
+    order = rng.permutation(len(findings.scars))
     for number, index in enumerate(order):
         scar = findings.scars[index]
         if style in ("terse", "structured"):
