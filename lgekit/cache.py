@@ -41,7 +41,7 @@ def code_version(*rooms: str) -> str:
     It is part of every cache key and run id, so that changed code is run again.
     """
     root = Path(__file__).parent
-    files = [root / f"{name}.py" for name in ("study", "findings", "config")]
+    files = [root / name for name in ("study.py", "findings.py", "diseases.toml", "config.py")]
     for room in rooms:
         files += sorted(set((root / room).rglob("*.py")) | set((root / room).rglob("*.toml")))
     digest = hashlib.sha256()

@@ -8,9 +8,11 @@ How often each pattern is drawn is our own choice [O]: no published cohort repor
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ PATTERNS = ("patchy", "linear", "diffuse")
 ISCHAEMIC = ("LAD", "RCA", "LCx", "ischaemic")
 NON_ISCHAEMIC = ("myocarditis", "dilated", "hypertrophic", "sarcoid", "amyloid", "non-ischaemic")
 AETIOLOGIES = ISCHAEMIC + NON_ISCHAEMIC
+_DISEASES = tomllib.loads(Path(__file__).with_name("diseases.toml").read_text(encoding="utf-8"))
 
 # Words that name walls in reports. "Posterior" means inferolateral: older echo and CMR reports use
 # it for the wall opposite the anterior septum.
@@ -234,50 +237,15 @@ class Findings:
         return cls(scars)
 
 
-def _pick(rng: np.random.Generator, choices: str) -> tuple[str, ...]:
+def _pick(rng: np.random.Generator, aspect: str, disease: str = "default") -> tuple[str, ...]:
     """Draw one of "a+b 3, c 1" by weight, as a tuple of words; "-" is the empty one."""
-    names, weights = zip(*(choice.rsplit(" ", 1) for choice in choices.split(", ")), strict=True)
+    choices = (_DISEASES[aspect].get(disease) or _DISEASES[aspect]["default"]).split(", ")
+    names, weights = zip(*(choice.rsplit(" ", 1) for choice in choices), strict=True)
     edges = np.cumsum([float(weight) for weight in weights])
     chosen = names[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
     return () if chosen == "-" else tuple(chosen.split("+"))
 
 
-# Clinical prevalence [O]: choices with their weights. Hypertrophic scars lie at the insertion
-# points (both ends of the septum) or, patchy, in the thickest wall.
-_DISEASES = (
-    "LAD 24, RCA 20, LCx 16, myocarditis 14, dilated 9, hypertrophic 8, sarcoid 5, amyloid 4"
-)
-_DISEASE_WALLS = {
-    "LAD": "anterior+anteroseptal 5, anterior 2, anteroseptal 2, anterior+septal 2",
-    "RCA": "inferior 5, inferior+inferoseptal 4, inferior+inferolateral 2",
-    "LCx": "inferolateral 4, lateral 4, anterolateral 1",
-    "myocarditis": "inferolateral 6, lateral 4, inferior+inferolateral 2, anteroseptal 1",
-    "dilated": "septal 6, anteroseptal 2, inferoseptal 1",
-    "hypertrophic": "septal 3, anterior+anteroseptal 2, anteroseptal 1",
-    "sarcoid": "septal 3, anteroseptal 2, inferolateral 2, lateral 1",
-    "amyloid": "anterior+septal+inferior+lateral 1",
-}
-_LEVELS_BY_DEFAULT = "basal 2, mid 2, basal+mid 4, mid+apical 1, basal+mid+apical 1"
-_DISEASE_LEVELS = {
-    "LAD": "mid+apical 4, mid+apical+apex 3, apical+apex 2, apical 2, mid 2, basal+mid+apical 2, "
-    "apex 1",
-    "amyloid": "basal+mid+apical 3, basal+mid 1",
-}
-_DEPTHS_OF_INFARCTS = "subendocardial 3, transmural 2"
-_DISEASE_DEPTHS = {
-    "myocarditis": "subepicardial 5, mid-wall 2",
-    "dilated": "mid-wall 1",
-    "hypertrophic": "mid-wall 1",
-    "sarcoid": "subepicardial 3, mid-wall 3, transmural 1",
-    "amyloid": "subendocardial 3, transmural 1",
-}
-_DISEASE_PATTERNS = {
-    "myocarditis": "- 3, patchy 2, linear 1",
-    "dilated": "linear 3, - 2",
-    "hypertrophic": "patchy 3, - 2",
-    "sarcoid": "patchy 3, - 1",
-    "amyloid": "diffuse 1",
-}
 _TRANSMURALITY = {"subendocardial": range(15, 80, 5), "transmural": range(80, 105, 5)}
 
 
@@ -319,17 +287,16 @@ def draw_scar(
     if prevalence != "clinical":
         raise InputError("prevalence", f"unknown value {prevalence!r}", "use clinical or uniform")
     if aetiology is None:
-        aetiology = _pick(rng, _DISEASES)[0]
-    elif aetiology not in _DISEASE_WALLS:
-        remedy = f"use one of {', '.join(_DISEASE_WALLS)}, or None"
+        aetiology = _pick(rng, "disease")[0]
+    elif aetiology not in _DISEASES["walls"]:
+        remedy = f"use one of {', '.join(_DISEASES['walls'])}, or None"
         raise InputError("aetiology", f"cannot draw {aetiology!r}", remedy)
-    walls = _pick(rng, _DISEASE_WALLS[aetiology])
-    levels = _pick(rng, _DISEASE_LEVELS.get(aetiology, _LEVELS_BY_DEFAULT))
-    depth = _pick(rng, _DISEASE_DEPTHS.get(aetiology, _DEPTHS_OF_INFARCTS))[0]
-    pattern = _pick(rng, _DISEASE_PATTERNS.get(aetiology, "- 1"))
+    walls, levels, depth, pattern = (
+        _pick(rng, aspect, aetiology) for aspect in ("walls", "levels", "depth", "pattern")
+    )
     if rng.random() >= 0.7:  # some reports do not name the disease
         aetiology = "ischaemic" if aetiology in ISCHAEMIC else "non-ischaemic"
-    scar = Scar(walls, levels, depth, aetiology=aetiology, pattern=pattern[0] if pattern else None)
+    scar = Scar(walls, levels, depth[0], aetiology=aetiology, pattern="".join(pattern) or None)
     return _draw_details(rng, scar)
 
 

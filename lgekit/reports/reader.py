@@ -274,8 +274,7 @@ class _Reading:
         for found in [*_RULES.clause_end.finditer(text), None]:
             clause = text[start : found.start() if found else len(text)]
             start = found.end() if found else len(text)
-            events = list(_EVENT.finditer(clause))
-            kinds = {event.lastgroup for event in events}
+            kinds = {event.lastgroup for event in _EVENT.finditer(clause)}
             bare = not kinds & {"cue", "depth", "percent"}  # "all 17 segments | without LGE"
             if _RULES.negative.search(clause):
                 about |= "cue" in kinds or context
@@ -286,8 +285,7 @@ class _Reading:
                 if concludes and (cause := _aetiology(clause)):
                     self.causes.add(cause)
                     about |= bool(self.body)
-                known = context or implied
-                about |= self._assert(clause, events, regions, known, follows or about)
+                about |= self._assert(clause, regions, context or implied, follows or about)
             implied = skip = False
             if found and found["except"]:  # the opposite of what is before it, or of what follows
                 later = found.start() == 0 and bool(_RULES.negative.search(text[start:]))
@@ -295,16 +293,9 @@ class _Reading:
                 skip = not implied
         return about
 
-    def _assert(
-        self,
-        clause: str,
-        events: list[re.Match],
-        regions: list[_Region],
-        context: bool,
-        follows: bool,
-    ) -> bool:
+    def _assert(self, clause: str, regions: list[_Region], context: bool, follows: bool) -> bool:
         """Read a clause without negation: its parts become scars, or details of the last one."""
-        parts, taken = _parts(events), False
+        parts, taken = _parts(list(_EVENT.finditer(clause))), False
         refers = bool(_RULES.refers.match(clause.strip()))
         yes = context and bool(re.search(r"\b(?:positive|present|yes)\b|\+ve", clause))
         for index, part in enumerate(parts):

@@ -246,18 +246,11 @@ def write_report(
     if not whole:
         return statement
     ef, edv = int(rng.normal(48 if findings.present else 60, 8)), int(rng.normal(170, 30))
-    facts = {
-        "ef": ef,
-        "edv": edv,
-        "esv": round(edv * (100 - ef) / 100),
-        "edvi": round(edv / 1.9),
-        "rvef": int(rng.normal(55, 6)),
-        "t1": int(rng.normal(1010, 30)),
-        "mass": int(rng.normal(120, 20)),
-        "thick": int(rng.integers(9, 14)),
-        "size": _WORDS["size"],
-        "where": f"[basal |mid |apical |]{WALLS[int(rng.integers(6))]}",
-    }
+    rvef, t1, mass = (int(rng.normal(*spread)) for spread in ((55, 6), (1010, 30), (120, 20)))
+    thick, wall = int(rng.integers(9, 14)), WALLS[int(rng.integers(6))]
+    volumes = {"ef": ef, "edv": edv, "esv": round(edv * (100 - ef) / 100), "edvi": round(edv / 1.9)}
+    facts = {"rvef": rvef, "t1": t1, "mass": mass, "thick": thick, "size": _WORDS["size"]}
+    facts |= volumes | {"where": f"[basal |mid |apical |]{wall}"}
     others = rng.permutation(PHRASES["lists"]["others"])[: int(rng.integers(1, 5))].tolist()
     main = [_WORDS["volumes"], _WORDS["wall_motion"]]
     main += _maybe(rng, 0.8, _WORDS["right_ventricle"])
