@@ -4,7 +4,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import joblib
 import numpy as np
 import pytest
 
@@ -46,10 +45,8 @@ def test_a_lock_is_free_after_its_process_is_killed(tmp_path):
 
 
 def test_processes_that_start_together_compute_once(tmp_path):
-    stage = (
-        "import time\ndef slow(x, who): print('computed', flush=True); time.sleep(1); return x + 1"
-    )
-    (tmp_path / "stage.py").write_text(stage)
+    stage = "def slow(x, who): print('computed', flush=True); time.sleep(1); return x + 1"
+    (tmp_path / "stage.py").write_text(f"import time\n{stage}")
     code = "import joblib, stage; from lgekit.cache import compute_once\n"
     code += "cached = joblib.Memory('cache', verbose=0).cache(stage.slow, ignore=['who'])\n"
     code += "assert compute_once(cached, 41, who=object()) == 42"
@@ -59,22 +56,15 @@ def test_processes_that_start_together_compute_once(tmp_path):
     assert "".join(printed) == "computed\n"
 
 
-def test_without_a_cache_a_function_is_just_called():
-    assert compute_once(joblib.Memory(None).cache(lambda x: x + 1), 41) == 42
-    assert compute_once(lambda x: x + 1, 41) == 42
-
-
-def make_zeros(count):
-    return np.zeros(count)
-
-
 def test_a_loaded_array_does_not_change_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path / "cache"))
-    zeros = cache.memory().cache(make_zeros)
-    zeros(5)
+    zeros = cache.memory().cache(np.zeros)
+    compute_once(zeros, 5)
     assert zeros.check_call_in_cache(5)
-    zeros(5)[:] = 1
+    compute_once(zeros, 5)[:] = 1
     assert not zeros(5).any()
+    monkeypatch.setenv("LGEKIT_CACHE", "")
+    assert compute_once(cache.memory().cache(len), "four") == compute_once(len, "four") == 4
 
 
 def test_the_code_version_depends_on_the_rooms():

@@ -7,17 +7,14 @@ import numpy as np
 import pytest
 
 from lgekit.errors import InputError
-from lgekit.findings import (
-    DEPTHS,
-    LEVELS,
-    TERRITORIES,
-    WALLS,
-    Findings,
-    Scar,
-    draw_findings,
-    draw_scar,
-    segment_of,
-)
+from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar, draw_findings, draw_scar
+
+# Coronary territories (Cerqueira 2002)
+TERRITORIES = {
+    "LAD": {1, 2, 7, 8, 13, 14, 17},
+    "RCA": {3, 4, 9, 10, 15},
+    "LCx": {5, 6, 11, 12, 16},
+}
 
 
 @pytest.mark.parametrize(
@@ -25,13 +22,11 @@ from lgekit.findings import (
     [
         ("anterior", "basal", {1}),
         (("inferoseptal", "inferior"), ("basal", "mid"), {3, 4, 9, 10}),
-        ("septal", "apical", {14}),
         ("lateral", ("basal", "mid", "apical"), {5, 6, 11, 12, 16}),
         ("posterior", "basal", {5}),
         ("anteroseptal", ("mid", "apical", "apex"), {8, 14, 17}),
         ((), "apex", {17}),
         ("inferior", (), {4, 10, 15}),
-        ((), "apical", {13, 14, 15, 16}),
         (WALLS, ("basal", "mid", "apical"), set(range(1, 17))),
         ((), (), set()),
     ],
@@ -40,18 +35,12 @@ def test_segments_follow_the_aha_model(walls, levels, segments):
     assert Scar(walls, levels).segments == segments
 
 
-def test_territories_divide_the_17_segments():
-    assert sorted(s for segments in TERRITORIES.values() for s in segments) == list(range(1, 18))
-    assert segment_of("inferior", "apical") in TERRITORIES["RCA"]
-
-
 def test_equal_regions_are_equal_objects():
     one = Scar(("inferior", "anterior", "inferior"), ("apical", "basal"), "transmural")
     assert one == Scar(["anterior", "inferior"], ["basal", "apical"], "transmural")
     assert one.walls == ("anterior", "inferior") and one.levels == ("basal", "apical")
     other = Scar("inferolateral", "mid", "subepicardial")
     assert Findings((one, other, one)) == Findings((other, one))
-    assert hash(Findings((one, other))) == hash(Findings((other, one)))
     assert Scar("anteroseptal", "apical") == Scar("inferoseptal", "apical")
     assert Scar("anteroseptal", ("mid", "apical")).walls == ("anteroseptal",)
     assert Scar("inferior", "apex").walls == ()
@@ -69,39 +58,24 @@ def test_findings_cover_exactly_the_given_segments():
         assert all(scar.depth == "transmural" for scar in found.scars)
     assert len(Findings.from_segments({4, 5, 10, 11}).scars) == 1
     assert len(Findings.from_segments({4, 11}).scars) == 2
-    assert Scar.from_segments({4, 11}).segments == {4, 5, 10, 11}
     assert Findings.from_segments(()) == Findings() and not Findings().present
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"walls": ("interior",)},
-        {"walls": 5},
-        {"walls": [["anterior"]]},
-        {"levels": ("middle",)},
-        {"levels": "septal"},
-        {"depth": "deep"},
-        {"aetiology": "virus"},
-        {"pattern": "striped"},
-        {"transmurality": 0},
-        {"transmurality": 33.3},
-        {"transmurality": "50"},
-        {"transmurality": float("nan")},
-        {"transmurality": True},
-        {"circumference": 101},
-        {"no_reflow": "no"},
-    ],
-)
-def test_the_error_names_the_bad_field(bad):
-    with pytest.raises(InputError, match=f"Scar.{next(iter(bad))}.*use"):
-        Scar(**bad)
+BAD_FIELDS = [("walls", ("interior",)), ("walls", 5), ("walls", [["anterior"]]), ("walls", None)]
+BAD_FIELDS += [("levels", "septal"), ("depth", "deep"), ("aetiology", "virus")]
+BAD_FIELDS += [("pattern", "striped"), ("no_reflow", "no"), ("circumference", 101)]
+BAD_FIELDS += [("transmurality", value) for value in (0, 33.3, "50", float("nan"), True)]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_FIELDS)
+def test_the_error_names_the_bad_field(field, value):
+    with pytest.raises(InputError, match=f"Scar.{field}.*use"):
+        Scar(**{field: value})
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: Scar.from_segments(()),
         lambda: Findings.from_segments({18}),
         lambda: Findings(("inferior",)),
         lambda: draw_scar(np.random.default_rng(0), "rare"),
@@ -118,7 +92,6 @@ def test_findings_survive_json():
     findings = Findings((scar, Scar((), "apex")))
     assert json.loads(findings.to_json())[0] == {"levels": ["apex"]}
     assert Findings.from_json(findings.to_json()) == findings
-    assert Findings.from_json("[]") == Findings()
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"wall": []}]', '[{"walls": null}]', None])
@@ -144,10 +117,10 @@ def test_clinical_draws_follow_the_published_patterns():
 @pytest.mark.parametrize("prevalence", ["clinical", "uniform"])
 def test_draws_are_reproducible_consistent_and_varied(prevalence):
     rng, again = np.random.default_rng(1), np.random.default_rng(1)
-    drawn = [draw_findings(rng, prevalence) for _ in range(600)]
-    assert drawn[:50] == [draw_findings(again, prevalence) for _ in range(50)]
+    drawn = [draw_findings(rng, prevalence, positive=0.7) for _ in range(800)]
+    assert drawn[:50] == [draw_findings(again, prevalence, positive=0.7) for _ in range(50)]
     counts = Counter(len(findings.scars) for findings in drawn)
-    assert set(counts) == {1, 2, 3} and counts[1] > counts[2] > counts[3]
+    assert abs(counts[0] / 800 - 0.3) < 0.05 and counts[1] > counts[2] > counts[3] > 0
     scars = [scar for findings in drawn for scar in findings.scars]
     assert {scar.depth for scar in scars} == set(DEPTHS)
     assert {level for scar in scars for level in scar.levels} == set(LEVELS)
@@ -155,15 +128,8 @@ def test_draws_are_reproducible_consistent_and_varied(prevalence):
     assert set(walls) == set(WALLS)
     assert prevalence == "clinical" or max(walls.values()) / min(walls.values()) < 1.4
     for scar in scars:
-        assert scar.segments
         if scar.transmurality:
             assert (scar.transmurality > 75) == (scar.depth == "transmural")
         assert not scar.no_reflow or scar.depth in ("subendocardial", "transmural")
     for findings in drawn:  # scars of a study do not overlap
         assert sum(len(scar.segments) for scar in findings.scars) == len(findings.segments)
-
-
-def test_the_share_of_positive_studies_is_respected():
-    rng = np.random.default_rng(0)
-    share = np.mean([draw_findings(rng, positive=0.3).present for _ in range(1000)])
-    assert abs(share - 0.3) < 0.05
