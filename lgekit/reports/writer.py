@@ -237,9 +237,8 @@ def write_report(
         style: one of `STYLES` (kinds of writers), or None for a random one.
         whole: True for a full CMR report, False for its statement on enhancement alone.
     """
-    if style is None:
-        style = STYLES[int(rng.integers(len(STYLES)))]
-    elif style not in STYLES:
+    style = style or STYLES[int(rng.integers(len(STYLES)))]
+    if style not in STYLES:
         remedy = f"use one of {', '.join(STYLES)}, or None"
         raise InputError("style", f"unknown style {style!r}", remedy)
     statement = _statement(findings, rng, style)
@@ -248,32 +247,27 @@ def write_report(
     ef, edv = int(rng.normal(48 if findings.present else 60, 8)), int(rng.normal(170, 30))
     rvef, t1, mass = (int(rng.normal(*spread)) for spread in ((55, 6), (1010, 30), (120, 20)))
     thick, wall = int(rng.integers(9, 14)), WALLS[int(rng.integers(6))]
-    volumes = {"ef": ef, "edv": edv, "esv": round(edv * (100 - ef) / 100), "edvi": round(edv / 1.9)}
-    facts = {"rvef": rvef, "t1": t1, "mass": mass, "thick": thick, "size": _WORDS["size"]}
-    facts |= volumes | {"where": f"[basal |mid |apical |]{wall}"}
     others = rng.permutation(PHRASES["lists"]["others"])[: int(rng.integers(1, 5))].tolist()
     main = [_WORDS["volumes"], _WORDS["wall_motion"]]
     main += _maybe(rng, 0.8, _WORDS["right_ventricle"])
     cut = int(rng.integers(len(others) + 1))
     before, after = " ".join(main + others[:cut]), " ".join(others[cut:])
-    end = _WORDS["conclusion_positive" if findings.present else "conclusion_negative"]
-    if style in ("structured", "terse") or rng.random() < 0.3:
-        heading = _fill(rng, _WORDS["heading"])
-        label = "[Indication|INDICATION|Clinical details]"
-        parts = _maybe(rng, 0.6, f"{label}: {_WORDS['indication']}")
-        parts += _maybe(rng, 0.4, f"[Technique|TECHNIQUE]: {_WORDS['technique']}")
-        parts.append(f"[LV|Left ventricle|Function|FINDINGS]: {before}")
-        gap = "\n" if style == "structured" else " "
-        parts.append(f"{heading}:{gap}{{statement}}")
-        parts += [f"[Other|Other findings|Remainder]: {after}"] if after else []
-        parts += _maybe(rng, 0.6, f"[Conclusion|IMPRESSION|Impression|Summary]: {end}")
-        template = "\n".join(parts)
-    else:
-        parts = _maybe(rng, 0.3, _WORDS["indication"]) + _maybe(rng, 0.2, _WORDS["technique"])
-        parts += [before, "{statement}", *([after] if after else [])]
-        parts += _maybe(rng, 0.5, f"[Conclusion|Impression|In summary]: {end}")
-        template = "[\n| ]".join(parts)
-    return _fill(rng, template, **facts).replace("{statement}", statement)
+    has_sections, heading = style in ("structured", "terse") or rng.random() < 0.3, ""
+    if has_sections:
+        heading = _fill(rng, _WORDS["heading"]) + (":\n" if style == "structured" else ": ")
+    parts = [
+        text
+        for text, chance in PHRASES["layouts"]["sections" if has_sections else "prose"]
+        if (after or not text.endswith("{after}")) and (chance == 1 or rng.random() < chance)
+    ]
+    conclusion = _WORDS["conclusion_positive" if findings.present else "conclusion_negative"]
+    words = {"before": before, "after": after, "heading": heading, "conclusion": conclusion}
+    words |= {name: _WORDS[name] for name in ("indication", "technique", "size")}
+    words |= {"where": f"[basal |mid |apical |]{wall}", "rvef": rvef, "t1": t1, "mass": mass}
+    words |= {"ef": ef, "edv": edv, "esv": round(edv * (100 - ef) / 100), "edvi": round(edv / 1.9)}
+    template = ("\n" if has_sections else "[\n| ]").join(parts)
+    report = _fill(rng, template, **words, thick=thick)
+    return report.replace("{statement}", statement)
 
 
 def canonical_text(findings: Findings) -> str:
