@@ -75,30 +75,17 @@ class Scar:
     Values have one canonical form, so that equal regions are equal objects. Walls and levels follow
     the order of `WALLS` and `LEVELS`. A scar of the apical level alone holds both walls of its
     segments (14 is anteroseptal and inferoseptal), a scar of the apex (17) alone holds no wall.
-    A transmurality without a depth gives the depth.
-
-    Attributes:
-        walls: some of `WALLS`, or words of `WALL_WORDS`; empty if not stated.
-        levels: some of `LEVELS`; empty if not stated.
-        depth: one of `DEPTHS`, or None.
-        transmurality: percent of the wall thickness, 1-100, or None.
-        aetiology: one of `AETIOLOGIES` (a coronary territory is an infarct there), or None.
-        no_reflow: microvascular obstruction inside the scar.
-        pattern: one of `PATTERNS`; None is an ordinary confluent scar.
-        circumference: percent of the LV circumference, 1-100, or None.
-
-    Raises:
-        InputError: unknown word, or a percentage outside 1-100.
+    A transmurality without a depth gives the depth. Raises InputError for a value not listed below.
     """
 
-    walls: tuple[str, ...] = ()
-    levels: tuple[str, ...] = ()
-    depth: str | None = None
-    transmurality: int | None = None
-    aetiology: str | None = None
-    no_reflow: bool = False
-    pattern: str | None = None
-    circumference: int | None = None
+    walls: tuple[str, ...] = ()  # some of `WALLS`, or words of `WALL_WORDS`; empty if not stated
+    levels: tuple[str, ...] = ()  # some of `LEVELS`; empty if not stated
+    depth: str | None = None  # one of `DEPTHS`
+    transmurality: int | None = None  # percent of the wall thickness, 1-100
+    aetiology: str | None = None  # one of `AETIOLOGIES`; a territory is an infarct there
+    no_reflow: bool = False  # microvascular obstruction inside the scar
+    pattern: str | None = None  # one of `PATTERNS`; None is an ordinary confluent scar
+    circumference: int | None = None  # percent of the LV circumference, 1-100
 
     def __post_init__(self):
         walls = _ordered(self.walls, WALLS, WALL_WORDS, "walls")
@@ -303,10 +290,9 @@ def draw_scar(
 def draw_findings(
     rng: np.random.Generator, prevalence: str = "clinical", positive: float = 1.0
 ) -> Findings:
-    """Draw the findings of a study: usually one scar, sometimes two or three.
+    """Draw the findings of a study: no scar with chance ``1 - positive``, else one to three.
 
-    There is none with chance ``1 - positive``. Scars of one study share no segment. In the clinical
-    setting all of them are infarcts or none is.
+    Scars of one study share no segment. All of them are infarcts, or none is.
     """
     if rng.random() >= positive:
         return Findings()

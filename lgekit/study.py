@@ -46,30 +46,23 @@ class Study(tio.Subject):
 
     Each entry is a key and an attribute: ``study["report"]`` is ``study.report``.
 
-    Attributes:
-        image: ``(1, X, Y, slices)`` float32, with its affine in mm.
-        labels: optional, same shape, uint8, codes as above; see `label_map`.
-        report_source: ``clinical``, ``masks``, ``phantom`` or ``none``.
-        findings: ground truth, for evaluation only.
-        split: one of `SPLITS`, or empty.
     """
 
-    image: tio.ScalarImage
-    labels: tio.LabelMap
+    image: tio.ScalarImage  # (1, X, Y, slices) float32, with its affine in mm
+    labels: tio.LabelMap  # optional, same shape, uint8, codes as above; see `label_map`
     study_id: str
     patient_id: str
     report: str
-    report_source: str
-    findings: Findings | None
+    report_source: str  # clinical, masks, phantom or none
+    findings: Findings | None  # ground truth, for evaluation only
     landmarks: Landmarks | None
-    split: str
+    split: str  # one of `SPLITS`, or empty
 
     def __init__(self, *args, **kwargs):
         if not args:
             defaults = {"report": "", "report_source": "none", "split": ""}
-            kwargs = {**defaults, "findings": None, "landmarks": None, **kwargs}
-            if "study_id" in kwargs:
-                kwargs.setdefault("patient_id", kwargs["study_id"])
+            defaults |= {"findings": None, "landmarks": None, "patient_id": kwargs.get("study_id")}
+            kwargs = defaults | kwargs
         super().__init__(*args, **kwargs)
 
     def __setitem__(self, key: str, value: object) -> None:
@@ -146,8 +139,8 @@ class Cohort(tio.SubjectsDataset):
         """Return the studies of one of `SPLITS`. Raises InputError if there are none."""
         found = [study for study in self.studies if study["split"] == name]
         if not found:
-            problem = f"the split {name!r} holds no study"
-            raise InputError(self.name, problem, "Give more patients, or a split column.")
+            remedy = "Give more patients, or a split column."
+            raise InputError(self.name, f"the split {name!r} holds no study", remedy)
         return Cohort(found, f"{self.name} [{name}]")
 
     def subset(self, study_ids: Iterable[str]) -> Cohort:

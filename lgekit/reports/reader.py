@@ -68,7 +68,7 @@ def _sentences(text: str) -> Iterator[tuple[str, str, str]]:
     """Yield a report's sentences as (sentence, section, heading).
 
     Sections are ``ignore`` (history, technique), ``lge``, ``impression`` and ``body``. A heading is
-    one of these, ``lesion`` (a line such as "Location: …"), or "" if the sentence has none.
+    one of these, ``lesion`` ("Location: …"), or "".
     """
     section = "body"
     block = started = False  # an ignored heading on its own line lasts until an empty line
@@ -131,12 +131,11 @@ class _Region:
 
 def _segment_numbers(words: str) -> set[int]:
     """Read "segments 4-5 and 10" as {4, 5, 10}; "4-10-15" is a list, not a range."""
-    numbers = re.findall(r"\d+|-|\bto\b", re.sub(r"^\D+", "", words))
-    ranges = len(re.findall(r"-|\bto\b", words)) < 2 or bool(re.search(r"[,&/+]|and", words))
-    found = {int(number) for number in numbers if number.isdigit()}
-    for index, number in enumerate(numbers):
-        if not number.isdigit() and ranges:
-            found |= set(range(int(numbers[index - 1]), int(numbers[index + 1]) + 1))
+    found = set(map(int, re.findall(r"\d+", words)))
+    several = len(re.findall(r"-|\bto\b", words)) > 1
+    if not several or re.search(r"[,&/+]|and", words):
+        for low, high in re.findall(r"(\d+) ?(?:-|to) ?(?=(\d+))", words):
+            found |= set(range(int(low), int(high) + 1))
     return found
 
 
@@ -212,10 +211,7 @@ def _aetiology(text: str) -> str | None:
 
 
 def _region(clause: str, events: list[re.Match], text: str, sure: bool) -> _Region:
-    """Read the events of one part (``text``) of a clause.
-
-    ``sure``: a bare percentage is the transmurality.
-    """
+    """Read the events of one part (``text``). ``sure``: a bare percentage is a transmurality."""
     kinds = {event.lastgroup for event in events}
     words = {"wall", "levels"} if kinds & {"wall", "segments"} else {"levels", "everywhere"}
     region = _Region(groups=_locate([event for event in events if event.lastgroup in words]))
@@ -249,10 +245,7 @@ class _Reading:
     new_scar: bool = False  # the next place starts a new scar
 
     def take(self, sentence: str, section: str, heading: str, follows: bool) -> bool:
-        """Read one sentence and tell whether it is about enhancement.
-
-        ``follows``: the sentence before was about enhancement.
-        """
+        """Tell whether a sentence is about enhancement, as the one before is (``follows``)."""
         context, concludes = section == "lge" or heading == "lesion", section == "impression"
         if not (context or follows or concludes or _RULES.roots.search(sentence.lower())):
             return False

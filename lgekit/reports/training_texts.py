@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
 from lgekit.reports.reader import lge_statement, read_report
@@ -27,22 +28,17 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     found = read_report(report)
     if not found.present:
         return (canonical_text(found),)
-    plain = [
-        replace(scar, transmurality=None, circumference=None, aetiology=None)
-        for scar in found.scars
-    ]
+    unstated: dict[str, Any] = {"transmurality": None, "circumference": None, "aetiology": None}
+    plain = Findings(tuple(replace(scar, **unstated) for scar in found.scars))
     walls = tuple(wall for wall in WALLS if wall in found.walls)
     levels = tuple(level for level in LEVELS if any(level in scar.levels for scar in found.scars))
-    parts: list[dict] = [{"walls": (wall,)} for wall in walls]
+    parts: list[dict[str, Any]] = [{"walls": (wall,)} for wall in walls]
     parts += [{"levels": (level,)} for level in levels]
     parts += [{"walls": walls}] if walls else []
     parts += [{"levels": levels}] if levels else []
     parts += [{"depth": scar.depth} for scar in found.scars if scar.depth]
-    return tuple(
-        dict.fromkeys(
-            [canonical_text(Findings(tuple(plain))), *(_one_scar(**part) for part in parts)]
-        )
-    )
+    texts = [canonical_text(plain), *(_one_scar(**part) for part in parts)]
+    return tuple(dict.fromkeys(texts))
 
 
 def _one_scar(**fields) -> str:
@@ -52,19 +48,15 @@ def _one_scar(**fields) -> str:
 def prompt_sets(mode: str = "findings") -> dict[str, dict[str, list[str]]]:
     """Return prompts by kind (`KINDS`) and label, in the words of the mode's training texts."""
     labels = {"wall": WALLS, "level": LEVELS, "depth": DEPTHS}
+    sets: dict[str, dict[str, list[str]]] = {}
     if mode == "findings":
-        fields = {"wall": "walls", "level": "levels", "depth": "depth"}
-        sets = {
-            kind: {name: [_one_scar(**{fields[kind]: name})] for name in names}
-            for kind, names in labels.items()
-        }
+        for kind, field in (("wall", "walls"), ("level", "levels"), ("depth", "depth")):
+            sets[kind] = {name: [_one_scar(**{field: name})] for name in labels[kind]}
         positive = [text for texts in sets["wall"].values() for text in texts]
-        return {
-            "presence": {"positive": positive, "negative": [canonical_text(Findings())]},
-            **sets,
-        }
+        presence = {"positive": positive, "negative": [canonical_text(Findings())]}
+        return {"presence": presence, **sets}
     lists = PHRASES["lists"]
-    sets = {"presence": {label: list(texts) for label, texts in lists["presence_prompts"].items()}}
+    sets["presence"] = {label: list(texts) for label, texts in lists["presence_prompts"].items()}
     for kind, names in labels.items():
         texts = lists[f"{kind}_prompts"]
         sets[kind] = {name: [upper_first(text.format(name)) for text in texts] for name in names}
