@@ -75,7 +75,7 @@ class Scar:
     Values have one canonical form, so that equal regions are equal objects. Walls and levels follow
     the order of `WALLS` and `LEVELS`. A scar of the apical level alone holds both walls of its
     segments (14 is anteroseptal and inferoseptal), a scar of the apex (17) alone holds no wall.
-    A transmurality without a depth gives the depth. Raises InputError for a value not listed below.
+    A transmurality without a depth gives the depth. Raises InputError for an unknown value.
     """
 
     walls: tuple[str, ...] = ()  # some of `WALLS`, or words of `WALL_WORDS`; empty if not stated

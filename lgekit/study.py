@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -45,11 +45,10 @@ class Study(tio.Subject):
     """One LGE study: a TorchIO subject, which every TorchIO transform and loader accepts.
 
     Each entry is a key and an attribute: ``study["report"]`` is ``study.report``.
-
     """
 
     image: tio.ScalarImage  # (1, X, Y, slices) float32, with its affine in mm
-    labels: tio.LabelMap  # optional, same shape, uint8, codes as above; see `label_map`
+    labels: tio.LabelMap  # optional, same shape, uint8; see `label_map`
     study_id: str
     patient_id: str
     report: str
@@ -74,15 +73,13 @@ class Study(tio.Subject):
         def __getitem__(self, item: Any) -> Any: ...
 
     @classmethod
-    def from_arrays(
-        cls, study_id: str, image, spacing: Sequence[float], labels=None, **fields
-    ) -> Study:
+    def from_arrays(cls, study_id: str, image, spacing, labels=None, **fields) -> Study:
         """Make a study from ``(X, Y, slices)`` arrays.
 
         Args:
             study_id: a name that identifies no person.
             spacing: mm per voxel on the three axes; for slices, thickness + gap.
-            labels: codes as above, or None.
+            labels: codes such as `SCAR`, or None.
             fields: further entries (``report``, ``findings``, …).
         """
         affine = np.diag([*map(float, spacing), 1.0])
@@ -125,7 +122,7 @@ class Cohort(tio.SubjectsDataset):
         columns = ["study_id", "patient_id", "split", "report", "report_source"]
         rows = [[study[column] for column in columns] for study in self.studies]
         self.manifest = pd.DataFrame(rows, columns=columns)
-        truth = [study["findings"] for study in self.studies]
+        truth = (study["findings"] for study in self.studies)
         self.manifest["scar"] = [None if found is None else found.present for found in truth]
 
     if TYPE_CHECKING:

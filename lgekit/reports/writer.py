@@ -100,9 +100,8 @@ def _location(scar: Scar, rng: np.random.Generator, style: str) -> str:
         if len(numbers) > 2 and rng.random() < 0.4:  # runs: 4-5, 10-11
             runs = np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1)
             parts = [f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs]
-        return (
-            f"{place['segment' if len(numbers) == 1 else 'segments']} {_join(parts, '[ and |, ]')}"
-        )
+        noun = place["segment" if len(numbers) == 1 else "segments"]
+        return f"{noun} {_join(parts, '[ and |, ]')}"
     level, after = "", ""
     if len(rings) == 3:
         if scar.walls and rng.random() < 0.4:
