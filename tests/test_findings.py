@@ -10,11 +10,7 @@ from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar, draw_findings, draw_scar
 
 # Coronary territories (Cerqueira 2002)
-TERRITORIES = {
-    "LAD": {1, 2, 7, 8, 13, 14, 17},
-    "RCA": {3, 4, 9, 10, 15},
-    "LCx": {5, 6, 11, 12, 16},
-}
+TERRITORIES = {"LAD": {1, 2, 7, 8, 13, 14, 17}, "RCA": {3, 4, 9, 10, 15}, "LCx": {5, 6, 11, 12, 16}}
 
 
 @pytest.mark.parametrize(
