@@ -245,7 +245,7 @@ class _Reading:
     new_scar: bool = False  # the next place starts a new scar
 
     def take(self, sentence: str, section: str, heading: str, follows: bool) -> bool:
-        """Tell whether a sentence is about enhancement, as the one before is (``follows``)."""
+        """Read a sentence; is it about enhancement? ``follows``: the one before was."""
         context, concludes = section == "lge" or heading == "lesion", section == "impression"
         if not (context or follows or concludes or _RULES.roots.search(sentence.lower())):
             return False
