@@ -153,21 +153,54 @@ def read_changes(words: Sequence[str]) -> dict[str, Any]:
 
 
 # The lower baseline: CLIP without any domain knowledge
-PLAIN_CLIP: dict[str, Any] = read_changes(
-    "orientation=none synthetic_per_real=0.0 caption_weight=0.0 encoder_init=random "
-    "targets=identity text=report".split()
-)
-# What each size changes of the defaults
-_PRESETS = {
-    "smoke": "epochs=8 width=48 folds=2 pixels=64 depths=16 angles=48 polar_pretraining=2 "
-    "heart_size=smoke heart_phantom=16 heart_base_steps=20 heart_steps=15 heart_folds=2 workers=1",
-    "laptop": "",
-    "paper": "epochs=50 batch_size=128 width=256 embed_dim=256 text_width=256 text_layers=4 "
-    "decoder_layers=3 polar_channels=64 depths=32 angles=96 pixels=128 encoder=resnet34 "
-    "synthetic_per_real=2.0 learning_rate=0.001 bfloat16=true models=3 "
-    "heart_size=paper heart_phantom=400 heart_base_steps=8000 heart_steps=4000",
+PLAIN_CLIP: dict[str, Any] = {
+    "orientation": "none",
+    "synthetic_per_real": 0.0,
+    "caption_weight": 0.0,
+    "encoder_init": "random",
+    "targets": "identity",
+    "text": "report",
 }
-SIZES = {size: FitSettings(**read_changes(text.split())) for size, text in _PRESETS.items()}
+SIZES = {
+    "smoke": FitSettings(
+        epochs=8,
+        width=48,
+        folds=2,
+        pixels=64,
+        depths=16,
+        angles=48,
+        polar_pretraining=2,
+        heart_size="smoke",
+        heart_phantom=16,
+        heart_base_steps=20,
+        heart_steps=15,
+        heart_folds=2,
+        workers=1,
+    ),
+    "laptop": FitSettings(),
+    "paper": FitSettings(
+        epochs=50,
+        batch_size=128,
+        width=256,
+        embed_dim=256,
+        text_width=256,
+        text_layers=4,
+        decoder_layers=3,
+        polar_channels=64,
+        depths=32,
+        angles=96,
+        pixels=128,
+        encoder="resnet34",
+        synthetic_per_real=2.0,
+        learning_rate=1e-3,
+        bfloat16=True,
+        models=3,
+        heart_size="paper",
+        heart_phantom=400,
+        heart_base_steps=8000,
+        heart_steps=4000,
+    ),
+}
 
 
 def size_settings(size: str, **changes: Any) -> FitSettings:

@@ -139,9 +139,7 @@ class Scar:
 def _enclosing_scar(segments: set[int], **details) -> Scar:
     """Return the smallest walls × levels that hold these segments."""
     walls: set[str] = set()
-    for segment in sorted(
-        segments
-    ):  # an apical segment adds walls only if no other level named one
+    for segment in sorted(segments):  # apical segments add walls only if no other level did
         own = {wall for (wall, _), number in _SEGMENTS.items() if number == segment}
         if not walls & own:
             walls |= own

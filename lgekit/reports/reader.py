@@ -45,13 +45,13 @@ def _spelt(word: str) -> str:
     """Correct one edit (two in words of ten letters) towards the vocabulary."""
     if not 6 <= len(word) <= 20 or word in _VOCABULARY:
         return word
-    from nltk.metrics.distance import edit_distance
+    from rapidfuzz.distance import OSA
 
     for right in _VOCABULARY:
         allowed = 2 if min(len(word), len(right)) >= 10 else 1
         longer = right.startswith(word) or word.startswith(right)
         if word[0] == right[0] and not longer and abs(len(word) - len(right)) <= allowed:
-            if edit_distance(word, right, transpositions=True) <= allowed:
+            if OSA.distance(word, right) <= allowed:
                 return right
     return word
 
