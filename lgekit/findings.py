@@ -1,16 +1,18 @@
-"""The vocabulary of scar: what a report says of it, in the terms of the AHA 17-segment model.
+"""The vocabulary of scar: what a report says, in the terms of the AHA 17-segment model.
 
-Sources: segments and coronary territories, Cerqueira et al., Circulation 2002, doi:10.1161/hc0402.102975; patterns of
-enhancement by disease, Mahrholdt et al., European Heart Journal 2005, doi:10.1093/eurheartj/ehi258. How often each
-pattern is drawn is our own choice [O]: no published cohort reports all of them together.
+Sources: segments, Cerqueira et al., Circulation 2002, doi:10.1161/hc0402.102975; patterns of
+enhancement by disease, Mahrholdt et al., European Heart Journal 2005, doi:10.1093/eurheartj/ehi258.
+How often each pattern is drawn is our own choice [O]: no published cohort reports all of them.
 """
 
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +26,10 @@ PATTERNS = ("patchy", "linear", "diffuse")
 ISCHAEMIC = ("LAD", "RCA", "LCx", "ischaemic")
 NON_ISCHAEMIC = ("myocarditis", "dilated", "hypertrophic", "sarcoid", "amyloid", "non-ischaemic")
 AETIOLOGIES = ISCHAEMIC + NON_ISCHAEMIC
+_DISEASES = tomllib.loads(Path(__file__).with_name("diseases.toml").read_text(encoding="utf-8"))
 
-# Words that name a wall in reports. "Septal" and "lateral" are two walls each at the basal and mid level. "Posterior"
-# is read as inferolateral: the wall that older echo and CMR reports call so lies opposite the anterior septum.
+# Words that name walls in reports. "Posterior" means inferolateral: older echo and CMR reports use
+# it for the wall opposite the anterior septum.
 WALL_WORDS: dict[str, tuple[str, ...]] = {
     **{wall: (wall,) for wall in WALLS},
     "septal": ("anteroseptal", "inferoseptal"),
@@ -36,201 +39,134 @@ WALL_WORDS: dict[str, tuple[str, ...]] = {
     "posteroseptal": ("inferoseptal",),
     "inferoposterior": ("inferior", "inferolateral"),
 }
-# Apical walls: segments 13-16 are anterior, septal, inferior, lateral.
-_APICAL = dict(zip(WALLS, (13, 14, 14, 15, 16, 16), strict=True))
-# Coronary territories (Cerqueira 2002).
-TERRITORIES: dict[str, frozenset[int]] = {
-    "LAD": frozenset({1, 2, 7, 8, 13, 14, 17}),
-    "RCA": frozenset({3, 4, 9, 10, 15}),
-    "LCx": frozenset({5, 6, 11, 12, 16}),
+_LEVEL_WORDS = {level: (level,) for level in LEVELS}
+_RINGS = {"basal": range(1, 7), "mid": range(7, 13), "apical": (13, 14, 14, 15, 16, 16)}
+_SEGMENTS = {
+    (wall, level): segment
+    for level, segments in _RINGS.items()
+    for wall, segment in zip(WALLS, segments, strict=True)
 }
 
 
 def segment_of(wall: str, level: str) -> int:
-    """AHA segment (1-17) of a wall at a level; the apex is 17 whatever the wall."""
-    if level == "apex":
-        return 17
-    if level == "apical":
-        return _APICAL[wall]
-    return WALLS.index(wall) + (1 if level == "basal" else 7)
+    """Return the AHA segment (1-17) of a wall at a level; the apex is 17 for every wall."""
+    return 17 if level == "apex" else _SEGMENTS[wall, level]
 
 
-def _segment_parts(segment: int) -> tuple[str, tuple[str, ...]]:
-    """Level of a segment, and the walls that lie in it."""
-    if segment == 17:
-        return "apex", ()
-    if segment >= 13:
-        return "apical", tuple(wall for wall in WALLS if _APICAL[wall] == segment)
-    return ("basal", "mid")[(segment - 1) // 6], (WALLS[(segment - 1) % 6],)
+def _bad_value(field: str, value: object, allowed: str) -> InputError:
+    return InputError(f"Scar.{field}", f"unknown value {value!r}", f"use {allowed}")
 
 
-def _ordered(values: Iterable[str] | str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
-    """The values as a tuple in the order of ``allowed``, each once; "septal" and the like become their walls."""
-    if not isinstance(values, Iterable):
-        raise InputError(
-            f"Scar.{what}",
-            f"{values!r} is not a list",
-            f"give a list of some of {', '.join(allowed)}",
-        )
-    given = [values] if isinstance(values, str) else list(values)
-    for value in given:
-        if not isinstance(value, str) or not (
-            value in allowed or (what == "walls" and value in WALL_WORDS)
-        ):
-            raise InputError(
-                f"Scar.{what}", f"unknown value {value!r}", f"use some of {', '.join(allowed)}"
-            )
-    wanted = {part for value in given for part in WALL_WORDS.get(value, (value,))}
-    return tuple(value for value in allowed if value in wanted)
-
-
-def _percentage(value: Any, what: str) -> int | None:
-    if value is None:
-        return None
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
-        value, bool
-    )
-    if not number or not 1 <= value <= 100 or value != int(value):
-        raise InputError(
-            f"Scar.{what}", f"{value!r} is not a percentage", "use a whole number, 1-100, or None"
-        )
-    return int(value)
+def _ordered(
+    given: Any, order: tuple[str, ...], words: Mapping[str, tuple[str, ...]], field: str
+) -> tuple[str, ...]:
+    """Return the given words in canonical order, each once; "septal" becomes its walls."""
+    try:
+        wanted = [words[word] for word in ([given] if isinstance(given, str) else given)]
+    except (TypeError, KeyError):
+        raise _bad_value(field, given, f"some of {', '.join(order)}") from None
+    return tuple(value for value in order if any(value in parts for parts in wanted))
 
 
 @dataclass(frozen=True)
 class Scar:
-    """One region of hyperenhancement: walls × levels, with a depth in the wall.
+    """One region of hyperenhancement: walls × levels, with a depth in the myocardium.
 
-    Values come in one canonical form, so that equal regions are equal objects: walls and levels in the order of `WALLS`
-    and `LEVELS`; a scar at the apical level alone holds both walls of its segments (14 is anteroseptal and
-    inferoseptal); a scar of the apex (17) alone has no wall; a transmurality without a depth gives the depth.
-
-    Attributes:
-        walls: some of `WALLS`, or a word of `WALL_WORDS`; empty where the report does not say (or for the apex alone).
-        levels: some of `LEVELS`; empty where not stated.
-        depth: one of `DEPTHS`, or None.
-        transmurality: percent of the wall's thickness, 1-100, or None.
-        aetiology: one of `AETIOLOGIES` (a coronary territory means an infarct there), or None.
-        no_reflow: microvascular obstruction inside the scar.
-        pattern: one of `PATTERNS`; None is an ordinary confluent scar.
-        circumference: percent of the LV circumference that the scar covers, 1-100, or None.
-
-    Raises:
-        InputError: unknown word, or a percentage outside 1-100.
+    Values have one canonical form, so that equal regions are equal objects. Walls and levels follow
+    the order of `WALLS` and `LEVELS`. A scar of the apical level alone holds both walls of its
+    segments (14 is anteroseptal and inferoseptal), a scar of the apex (17) alone holds no wall.
+    A transmurality without a depth gives the depth. Raises InputError for an unknown value.
     """
 
-    walls: tuple[str, ...] = ()
-    levels: tuple[str, ...] = ()
-    depth: str | None = None
-    transmurality: int | None = None
-    aetiology: str | None = None
-    no_reflow: bool = False
-    pattern: str | None = None
-    circumference: int | None = None
+    walls: tuple[str, ...] = ()  # some of `WALLS`, or words of `WALL_WORDS`; empty if not stated
+    levels: tuple[str, ...] = ()  # some of `LEVELS`; empty if not stated
+    depth: str | None = None  # one of `DEPTHS`
+    transmurality: int | None = None  # percent of the wall thickness, 1-100
+    aetiology: str | None = None  # one of `AETIOLOGIES`; a territory is an infarct there
+    no_reflow: bool = False  # microvascular obstruction inside the scar
+    pattern: str | None = None  # one of `PATTERNS`; None is an ordinary confluent scar
+    circumference: int | None = None  # percent of the LV circumference, 1-100
 
     def __post_init__(self):
-        levels, walls = (
-            _ordered(self.levels, LEVELS, "levels"),
-            _ordered(self.walls, WALLS, "walls"),
-        )
+        walls = _ordered(self.walls, WALLS, WALL_WORDS, "walls")
+        levels = _ordered(self.levels, LEVELS, _LEVEL_WORDS, "levels")
         if levels == ("apex",):
             walls = ()
-        elif levels and not {"basal", "mid"} & set(
-            levels
-        ):  # no finer walls than segments 13-16 tell
-            touched = {_APICAL[wall] for wall in walls}
-            walls = tuple(wall for wall in WALLS if _APICAL[wall] in touched)
+        elif levels and not {"basal", "mid"} & set(levels):
+            touched = {_SEGMENTS[wall, "apical"] for wall in walls}
+            walls = tuple(wall for wall in WALLS if _SEGMENTS[wall, "apical"] in touched)
         for name, allowed in (("depth", DEPTHS), ("aetiology", AETIOLOGIES), ("pattern", PATTERNS)):
-            value, options = getattr(self, name), ", ".join(allowed)
+            value = getattr(self, name)
             if value is not None and value not in allowed:
-                raise InputError(
-                    f"Scar.{name}", f"unknown value {value!r}", f"use one of {options}, or None"
-                )
+                raise _bad_value(name, value, f"one of {', '.join(allowed)}, or None")
         if self.no_reflow not in (True, False):
-            raise InputError(
-                "Scar.no_reflow", f"{self.no_reflow!r} is not true or false", "use true or false"
-            )
-        percent, depth = _percentage(self.transmurality, "transmurality"), self.depth
-        if depth is None and percent is not None:
-            depth = "transmural" if percent > 75 else "subendocardial"
-        around = _percentage(self.circumference, "circumference")
-        canonical = {
-            "walls": walls,
-            "levels": levels,
-            "depth": depth,
-            "no_reflow": bool(self.no_reflow),
-        }
-        for name, value in {**canonical, "transmurality": percent, "circumference": around}.items():
+            raise _bad_value("no_reflow", self.no_reflow, "true or false")
+        canonical = {"walls": walls, "levels": levels, "no_reflow": bool(self.no_reflow)}
+        for name in ("transmurality", "circumference"):
+            percent = getattr(self, name)
+            if percent is None:
+                continue
+            if percent is True or percent not in range(1, 101):
+                raise _bad_value(name, percent, "a whole percentage, 1-100, or None")
+            canonical[name] = int(percent)
+        if self.depth is None and self.transmurality is not None:
+            canonical["depth"] = "transmural" if self.transmurality > 75 else "subendocardial"
+        for name, value in canonical.items():
             object.__setattr__(self, name, value)
 
     @property
     def segments(self) -> frozenset[int]:
-        """AHA segments 1-17. An unstated level means all three rings, an unstated wall all walls; neither, none."""
+        """AHA segments 1-17.
+
+        Unstated levels mean basal to apical; unstated walls mean all; if both are, no segment.
+        """
         if not self.walls and not self.levels:
             return frozenset()
-        levels = self.levels or LEVELS[:3]
-        return frozenset(
-            segment_of(wall, level) for wall, level in product(self.walls or WALLS, levels)
-        )
+        places = product(self.walls or WALLS, self.levels or LEVELS[:3])
+        return frozenset(segment_of(wall, level) for wall, level in places)
 
     @property
     def ischaemic(self) -> bool:
         """Whether the stated aetiology is an infarct."""
         return self.aetiology in ISCHAEMIC
 
-    @classmethod
-    def from_segments(cls, segments: Iterable[int], **details) -> Scar:
-        """The smallest walls × levels that holds these AHA segments (1-17); ``details`` are the other fields.
-
-        It can hold more than given (basal inferior + mid inferolateral → both walls at both levels);
-        `Findings.from_segments` splits instead.
-        """
-        levels: set[str] = set()
-        walls: set[str] = set()
-        segments = {int(segment) for segment in segments}
-        if not segments or min(segments) < 1 or max(segments) > 17:
-            raise InputError(
-                "segments",
-                f"{sorted(segments)} given",
-                "give at least one AHA segment from 1 to 17",
-            )
-        for segment in sorted(
-            segments
-        ):  # apical segments name a wall only where basal and mid ones have not
-            level, own = _segment_parts(segment)
-            levels.add(level)
-            if not walls & set(own):
-                walls |= set(own)
-        return cls(tuple(walls), tuple(levels), **details)
-
     def to_dict(self) -> dict[str, Any]:
-        """The stated fields only, JSON-ready."""
-        stated = {
-            name: value for name, value in asdict(self).items() if value not in (None, (), False)
-        }
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in stated.items()
-        }
+        """Return the stated fields, ready for JSON."""
+        stated = {name: value for name, value in vars(self).items() if value}
+        return stated | {name: list(stated[name]) for name in ("walls", "levels") if name in stated}
 
 
-scar_from_segments = Scar.from_segments
+def _enclosing_scar(segments: set[int], **details) -> Scar:
+    """Return the smallest walls × levels that hold these segments."""
+    walls: set[str] = set()
+    for segment in sorted(segments):  # apical segments add walls only if no other level did
+        own = {wall for (wall, _), number in _SEGMENTS.items() if number == segment}
+        if not walls & own:
+            walls |= own
+    levels = [level for level in LEVELS if segments & _ring(level)]
+    return Scar(tuple(walls), tuple(levels), **details)
+
+
+def _ring(level: str) -> set[int]:
+    return {segment_of(wall, level) for wall in WALLS}
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All scars of a study, in canonical order, each once; none means that there is no hyperenhancement."""
+    """All scars of a study, in canonical order, each once. No scars: no hyperenhancement."""
 
     scars: tuple[Scar, ...] = ()
 
     def __post_init__(self):
         scars = (self.scars,) if isinstance(self.scars, Scar) else tuple(self.scars)
-        for scar in scars:
-            if not isinstance(scar, Scar):
-                raise InputError(
-                    "Findings.scars", f"{type(scar).__name__} {scar!r} given", "give Scar objects"
-                )
-        object.__setattr__(self, "scars", tuple(sorted(set(scars), key=_sort_key)))
+        if not all(isinstance(scar, Scar) for scar in scars):
+            raise InputError("Findings.scars", f"{self.scars!r} given", "give Scar objects")
+
+        def place(scar: Scar) -> tuple:
+            walls, levels = map(WALLS.index, scar.walls), map(LEVELS.index, scar.levels)
+            return tuple(walls), tuple(levels), repr(scar)
+
+        object.__setattr__(self, "scars", tuple(sorted(set(scars), key=place)))
 
     @property
     def present(self) -> bool:
@@ -239,144 +175,80 @@ class Findings:
 
     @property
     def walls(self) -> frozenset[str]:
-        """The AHA walls (of `WALLS`) that any scar touches."""
+        """The walls (of `WALLS`) that any scar touches."""
         return frozenset(wall for scar in self.scars for wall in scar.walls)
 
     @property
     def segments(self) -> frozenset[int]:
-        """AHA segments (1-17) that any scar touches."""
+        """The AHA segments (1-17) that any scar touches."""
         return frozenset().union(*(scar.segments for scar in self.scars))
 
     @classmethod
     def from_segments(cls, segments: Iterable[int], **details) -> Findings:
-        """Scars that cover exactly these AHA segments: one if they are walls × levels, else one per group of levels."""
-        segments = frozenset(int(segment) for segment in segments)
-        if not segments:
-            return cls()
-        whole = Scar.from_segments(segments, **details)
-        if whole.segments == segments:
-            return cls((whole,))
-        by_level = {
-            level: {s for s in segments if _segment_parts(s)[0] == level} for level in LEVELS
-        }
-        scars: list[Scar] = []
-        for own in filter(
-            None, by_level.values()
-        ):  # join a level to the scar before it where that stays exact
-            joined = Scar.from_segments(scars[-1].segments | own, **details) if scars else None
-            if joined and joined.segments == scars[-1].segments | own:
-                scars[-1] = joined
-            else:
-                scars.append(Scar.from_segments(own, **details))
-        return cls(tuple(scars))
+        """Return scars that cover exactly these AHA segments (1-17).
+
+        Levels are joined while the scar remains walls × levels. ``details`` are other fields.
+        """
+        wanted = {int(segment) for segment in segments}
+        if not wanted <= set(range(1, 18)):
+            raise InputError("segments", f"{sorted(wanted)} given", "give AHA segments, 1 to 17")
+        groups: list[set[int]] = []
+        for own in (wanted & _ring(level) for level in LEVELS):
+            joined = groups[-1] | own if groups else own
+            if groups and _enclosing_scar(joined).segments == joined:
+                groups[-1] = joined
+            elif own:
+                groups.append(own)
+        return cls(tuple(_enclosing_scar(group, **details) for group in groups))
 
     def to_json(self) -> str:
-        """One line of JSON, for a manifest column: a list of scars with their stated fields."""
+        """Return one line of JSON for a manifest column: a list of scars."""
         return json.dumps([scar.to_dict() for scar in self.scars])
 
     @classmethod
     def from_json(cls, text: str) -> Findings:
-        """The inverse of `to_json`. Raises InputError on anything else."""
-        known, example = (
-            {field.name for field in fields(Scar)},
-            'write e.g. [{"walls": ["inferior"]}]',
-        )
+        """Read what `to_json` wrote. Raises InputError on anything else."""
         try:
             entries = json.loads(text)
+            if not isinstance(entries, list):
+                raise TypeError("not a list")
+            scars = tuple(Scar(**entry) for entry in entries)
+        except InputError:
+            raise
         except (TypeError, ValueError) as error:
-            raise InputError(
-                "findings", f"not JSON: {str(text)[:60]!r} ({error})", example
-            ) from None
-        if not isinstance(entries, list) or not all(
-            isinstance(entry, Mapping) for entry in entries
-        ):
-            raise InputError("findings", f"{str(text)[:60]!r} is not a list of scars", example)
-        for entry in entries:
-            if unknown := set(entry) - known:
-                raise InputError(
-                    "findings",
-                    f"unknown field {sorted(unknown)}",
-                    f"use {', '.join(sorted(known))}",
-                )
-        return cls(tuple(Scar(**entry) for entry in entries))
+            problem = f"{str(text)[:60]!r} is not JSON for a list of scars ({error})"
+            remedy = f'write e.g. [{{"walls": ["inferior"]}}]; fields: {", ".join(vars(Scar()))}'
+            raise InputError("findings", problem, remedy) from None
+        return cls(scars)
 
 
-def _sort_key(scar: Scar) -> tuple:
-    return (tuple(map(WALLS.index, scar.walls)), tuple(map(LEVELS.index, scar.levels)), repr(scar))
-
-
-def _pick(rng: np.random.Generator, choices: str) -> tuple[str, ...]:
-    """One of "a+b 3, c 1", by weight, as a tuple of words; "-" is the empty one."""
-    names, weights = zip(*(choice.rsplit(" ", 1) for choice in choices.split(", ")), strict=True)
+def _pick(rng: np.random.Generator, aspect: str, disease: str = "default") -> tuple[str, ...]:
+    """Draw one of "a+b 3, c 1" by weight, as a tuple of words; "-" is the empty one."""
+    choices = (_DISEASES[aspect].get(disease) or _DISEASES[aspect]["default"]).split(", ")
+    names, weights = zip(*(choice.rsplit(" ", 1) for choice in choices), strict=True)
     edges = np.cumsum([float(weight) for weight in weights])
     chosen = names[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
     return () if chosen == "-" else tuple(chosen.split("+"))
 
 
-# Clinical prevalence [O]. Per disease: weight; then walls, levels, depths and patterns, each choice with its weight.
-_INFARCT = ("subendocardial 3, transmural 2", "- 1")
-_RINGS = "basal 2, mid 2, basal+mid 4, mid+apical 1, basal+mid+apical 1"
-_TOWARDS_APEX = (
-    "mid+apical 4, mid+apical+apex 3, apical+apex 2, apical 2, mid 2, basal+mid+apical 2, apex 1"
-)
-_DISEASES: dict[str, tuple[float, str, str, str, str]] = {
-    "LAD": (
-        24,
-        "anterior+anteroseptal 5, anterior 2, anteroseptal 2, anterior+septal 2",
-        _TOWARDS_APEX,
-        *_INFARCT,
-    ),
-    "RCA": (20, "inferior 5, inferior+inferoseptal 4, inferior+inferolateral 2", _RINGS, *_INFARCT),
-    "LCx": (16, "inferolateral 4, lateral 4, anterolateral 1", _RINGS, *_INFARCT),
-    "myocarditis": (
-        *(14, "inferolateral 6, lateral 4, inferior+inferolateral 2, anteroseptal 1", _RINGS),
-        *("subepicardial 5, mid-wall 2", "- 3, patchy 2, linear 1"),
-    ),
-    "dilated": (
-        9,
-        "septal 6, anteroseptal 2, inferoseptal 1",
-        _RINGS,
-        "mid-wall 1",
-        "linear 3, - 2",
-    ),
-    # at the insertion points (both ends of the septum), or patchy in the thickest wall
-    "hypertrophic": (
-        8,
-        "septal 3, anterior+anteroseptal 2, anteroseptal 1",
-        _RINGS,
-        "mid-wall 1",
-        "patchy 3, - 2",
-    ),
-    "sarcoid": (
-        *(5, "septal 3, anteroseptal 2, inferolateral 2, lateral 1", _RINGS),
-        *("subepicardial 3, mid-wall 3, transmural 1", "patchy 3, - 1"),
-    ),
-    "amyloid": (
-        *(4, "anterior+septal+inferior+lateral 1", "basal+mid+apical 3, basal+mid 1"),
-        *("subendocardial 3, transmural 1", "diffuse 1"),
-    ),
-}
-_TRANSMURALITY = {"subendocardial": tuple(range(15, 80, 5)), "transmural": tuple(range(80, 105, 5))}
+_TRANSMURALITY = {"subendocardial": range(15, 80, 5), "transmural": range(80, 105, 5)}
 
 
 def _draw_details(rng: np.random.Generator, scar: Scar) -> Scar:
-    """Percentages and no-reflow that fit the depth: no-reflow only in large subendocardial or transmural scars."""
-    steps = _TRANSMURALITY.get(scar.depth or "")
-    percent = (
-        int(rng.choice(steps)) if steps and scar.pattern is None and rng.random() < 0.6 else None
-    )
-    deep = scar.depth == "transmural" or (percent or 0) >= 50
-    no_reflow = (
-        deep
-        and scar.pattern is None
-        and (scar.ischaemic or scar.aetiology is None)
-        and rng.random() < 0.25
-    )
-    share = len(scar.walls) / 6
-    around = rng.random() < 0.2 and scar.levels != ("apex",) and scar.pattern is None
-    circumference = max(5, 5 * round(20 * share * rng.uniform(0.6, 1.0))) if around else None
+    """Draw percentages and no-reflow that fit the depth; only confluent scars have them."""
+    if scar.pattern:
+        rng.random()
+        return scar
+    transmurality = circumference = None
+    if scar.depth in _TRANSMURALITY and rng.random() < 0.6:
+        transmurality = int(rng.choice(_TRANSMURALITY[scar.depth]))
+    deep = scar.depth == "transmural" or (transmurality or 0) >= 50
+    infarct = scar.ischaemic or scar.aetiology is None
+    no_reflow = deep and infarct and rng.random() < 0.25
+    if rng.random() < 0.2 and scar.levels != ("apex",):
+        circumference = max(5, 5 * round(20 * (len(scar.walls) / 6) * rng.uniform(0.6, 1.0)))
     return replace(
-        scar, transmurality=percent, no_reflow=bool(no_reflow), circumference=circumference
+        scar, transmurality=transmurality, no_reflow=no_reflow, circumference=circumference
     )
 
 
@@ -386,15 +258,10 @@ def draw_scar(
     """Draw one scar.
 
     Args:
-        rng: the only source of chance.
-        prevalence: ``"clinical"`` draws a disease and a pattern typical of it (an infarct in a coronary territory,
-            lateral subepicardial myocarditis, septal mid-wall fibrosis, …); ``"uniform"`` draws one to three
-            neighbouring walls, neighbouring levels and a depth with equal chance, without an aetiology, like the
+        prevalence: ``"clinical"`` draws a disease and its typical pattern. ``"uniform"`` draws one
+            to three neighbouring walls, neighbouring levels and a depth with equal chance, like the
             paper's controller of wall, depth and slice [P]; its distribution is our choice [O].
         aetiology: with ``"clinical"``, the disease to draw (``LAD`` … ``amyloid``).
-
-    Raises:
-        InputError: unknown ``prevalence`` or ``aetiology``.
     """
     if prevalence == "uniform":
         first, count = int(rng.integers(6)), int(rng.integers(1, 4))
@@ -405,31 +272,25 @@ def draw_scar(
     if prevalence != "clinical":
         raise InputError("prevalence", f"unknown value {prevalence!r}", "use clinical or uniform")
     if aetiology is None:
-        aetiology = _pick(
-            rng, ", ".join(f"{name} {disease[0]}" for name, disease in _DISEASES.items())
-        )[0]
-    elif aetiology not in _DISEASES:
-        raise InputError(
-            "aetiology", f"cannot draw {aetiology!r}", f"use one of {', '.join(_DISEASES)}, or None"
-        )
-    walls, levels, depth, pattern = (_pick(rng, choices) for choices in _DISEASES[aetiology][1:])
-    scar = Scar(
-        walls, levels, depth[0], aetiology=aetiology, pattern=pattern[0] if pattern else None
+        aetiology = _pick(rng, "disease")[0]
+    elif aetiology not in _DISEASES["walls"]:
+        remedy = f"use one of {', '.join(_DISEASES['walls'])}, or None"
+        raise InputError("aetiology", f"cannot draw {aetiology!r}", remedy)
+    walls, levels, depth, pattern = (
+        _pick(rng, aspect, aetiology) for aspect in ("walls", "levels", "depth", "pattern")
     )
-    stated = (
-        scar
-        if rng.random() < 0.7
-        else replace(scar, aetiology="ischaemic" if scar.ischaemic else "non-ischaemic")
-    )
-    return _draw_details(rng, stated)
+    if rng.random() >= 0.7:  # some reports do not name the disease
+        aetiology = "ischaemic" if aetiology in ISCHAEMIC else "non-ischaemic"
+    scar = Scar(walls, levels, depth[0], aetiology=aetiology, pattern="".join(pattern) or None)
+    return _draw_details(rng, scar)
 
 
 def draw_findings(
     rng: np.random.Generator, prevalence: str = "clinical", positive: float = 1.0
 ) -> Findings:
-    """Draw the findings of a study: one scar in most, two or three in some, none with chance ``1 - positive``.
+    """Draw the findings of a study: no scar with chance ``1 - positive``, else one to three.
 
-    Scars of one study share no segment; in the clinical setting they are all infarcts or all not.
+    Scars of one study share no segment. All of them are infarcts, or none is.
     """
     if rng.random() >= positive:
         return Findings()
@@ -439,7 +300,7 @@ def draw_findings(
         if len(scars) == wanted:
             break
         other = draw_scar(rng, prevalence)
-        taken = frozenset().union(*(scar.segments for scar in scars))
-        if not taken & other.segments and other.ischaemic == scars[0].ischaemic:
+        overlap = Findings(tuple(scars)).segments & other.segments
+        if not overlap and other.ischaemic == scars[0].ischaemic:
             scars.append(other)
     return Findings(tuple(scars))

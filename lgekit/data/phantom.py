@@ -352,7 +352,9 @@ def sample_heart(
             core = here & (depth < scar.core.ravel()[at]) & (depth > 0.12)
             amount = scar.density.ravel()[at[here]]
             level = signals[np.nonzero(here)[0]]
-            value[here] = level[:, HEART_MUSCLE] + amount * (level[:, SCAR_TISSUE] - level[:, HEART_MUSCLE])
+            value[here] = level[:, HEART_MUSCLE] + amount * (
+                level[:, SCAR_TISSUE] - level[:, HEART_MUSCLE]
+            )
             value[core] = signals[np.nonzero(core)[0], NO_REFLOW_TISSUE]
             is_scar |= here
             is_core |= core

@@ -1,25 +1,25 @@
-"""The texts that a network learns from, and the prompts that read it."""
+"""The texts that a network is trained on, and the prompts for its zero-shot scores."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
-from lgekit.findings import LEVELS, WALLS, Findings, Scar
+from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
 from lgekit.reports.reader import lge_statement, read_report
-from lgekit.reports.writer import canonical_text, prompts
+from lgekit.reports.writer import PHRASES, canonical_text, upper_first
 
 KINDS = ("presence", "wall", "level", "depth")
 
 
 def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
-    """Texts that say what a report says; the first is the fullest (the caption), training draws among all.
+    """Return the training texts of a report: the fullest (the caption), and others.
 
     Args:
-        report: a CMR report.
-        mode: ``report``: as it stands. ``lge_statement``: what it says about enhancement. ``findings`` [O]: what
-            `read_report` finds in it, in fixed words: in full, and its walls, levels and depths one by one, so that
-            studies share texts and every prompt of `prompt_sets` is a text that was learned. Nothing but the report
-            is used.
+        mode: ``report``: the whole report. ``lge_statement``: its sentences on enhancement.
+            ``findings`` [O]: what `read_report` finds, in fixed words: all of it, and each wall,
+            level and depth alone. So studies share texts, and every prompt of `prompt_sets` is
+            a training text.
     """
     if mode == "report":
         return (report.strip(),)
@@ -28,37 +28,37 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     found = read_report(report)
     if not found.present:
         return (canonical_text(found),)
-    plain = tuple(
-        replace(scar, transmurality=None, circumference=None, aetiology=None)
-        for scar in found.scars
-    )
-    full = canonical_text(Findings(plain))
+    unstated: dict[str, Any] = {"transmurality": None, "circumference": None, "aetiology": None}
+    plain = Findings(tuple(replace(scar, **unstated) for scar in found.scars))
     walls = tuple(wall for wall in WALLS if wall in found.walls)
     levels = tuple(level for level in LEVELS if any(level in scar.levels for scar in found.scars))
-    depths = tuple(dict.fromkeys(scar.depth for scar in found.scars if scar.depth))
-    texts = [
-        full,
-        *(say(walls=(wall,)) for wall in walls),
-        *(say(levels=(level,)) for level in levels),
-    ]
-    texts += [say(walls=walls)] * bool(walls) + [say(levels=levels)] * bool(levels)
-    return tuple(dict.fromkeys(texts + [say(depth=depth) for depth in depths]))
+    parts: list[dict[str, Any]] = [{"walls": (wall,)} for wall in walls]
+    parts += [{"levels": (level,)} for level in levels]
+    parts += [{"walls": walls}] if walls else []
+    parts += [{"levels": levels}] if levels else []
+    parts += [{"depth": scar.depth} for scar in found.scars if scar.depth]
+    texts = [canonical_text(plain), *(_one_scar(**part) for part in parts)]
+    return tuple(dict.fromkeys(texts))
 
 
-def say(**fields) -> str:
-    """One scar in fixed words, e.g. ``walls=("inferior",)``."""
+def _one_scar(**fields) -> str:
     return canonical_text(Findings((Scar(**fields),)))
 
 
 def prompt_sets(mode: str = "findings") -> dict[str, dict[str, list[str]]]:
-    """Prompts by kind (presence, wall, level, depth) and label, in the words that the mode trains on."""
-    if mode != "findings":
-        return {kind: prompts(kind) for kind in KINDS}
-    sets: dict[str, dict[str, list[str]]] = {
-        kind: {label: [] for label in prompts(kind)} for kind in KINDS[1:]
-    }
-    sets["wall"] = {wall: [say(walls=(wall,))] for wall in WALLS}
-    sets["level"] = {level: [say(levels=(level,))] for level in LEVELS}
-    sets["depth"] = {depth: [say(depth=depth)] for depth in sets["depth"]}
-    positive = [text for texts in sets["wall"].values() for text in texts]
-    return {"presence": {"positive": positive, "negative": [canonical_text(Findings())]}, **sets}
+    """Return prompts by kind (`KINDS`) and label, in the words of the mode's training texts."""
+    labels = {"wall": WALLS, "level": LEVELS, "depth": DEPTHS}
+    sets: dict[str, dict[str, list[str]]] = {}
+    if mode == "findings":
+        for kind, field in (("wall", "walls"), ("level", "levels"), ("depth", "depth")):
+            sets[kind] = {name: [_one_scar(**{field: name})] for name in labels[kind]}
+        positive = [text for texts in sets["wall"].values() for text in texts]
+        presence = {"positive": positive, "negative": [canonical_text(Findings())]}
+        return {"presence": presence, **sets}
+    lists = PHRASES["lists"]
+    sets["presence"] = {label: list(texts) for label, texts in lists["presence_prompts"].items()}
+    for kind, names in labels.items():
+        texts = lists[f"{kind}_prompts"]
+        sets[kind] = {name: [upper_first(text.format(name)) for text in texts] for name in names}
+    sets["level"]["apex"] = list(lists["apex_prompts"])
+    return sets
