@@ -824,10 +824,10 @@ def check_options(options: dict) -> PhantomOptions:
         return PhantomOptions(**options)
     except ValidationError as error:
         first = error.errors()[0]
-        problem = f"{first['msg']} (found {first['input']!r})"
         known = ", ".join(field.name for field in fields(PhantomOptions))
-        remedy = f"The options are {known}."
-        raise InputError(f"phantom option {first['loc'][0]}", problem, remedy) from None
+        remedy = f"{first['msg']}. The options are {known}."
+        name, value = first["loc"][0], first["input"]
+        raise InputError(f"phantom option {name}", f"found {value!r}", remedy) from None
 
 
 def phantom_study(index: int, seed: int, *, report_noise: float = 0.0, **options) -> Study:
