@@ -1,6 +1,4 @@
-"""Every data set's tree, written small, is read with the right codes, ids, patients and landmarks."""
-
-from __future__ import annotations
+"""Public data sets, written small: codes, ids, patients, landmarks; and the real ones if there."""
 
 from pathlib import Path
 
@@ -15,9 +13,8 @@ from lgekit.errors import InputError
 from lgekit.segmentation.train import landmark_row, locate_hearts
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-needs_data = pytest.mark.skipif(
-    not DATA.is_dir(), reason="real studies (../shared/data) are not on this machine"
-)
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="real studies are not on this machine")
+MYOPS = {1: 500, 2: 200, 3: 2221, 5: 600}
 
 
 def recoded(labels: np.ndarray, codes: dict[int, int]) -> np.ndarray:
@@ -27,15 +24,12 @@ def recoded(labels: np.ndarray, codes: dict[int, int]) -> np.ndarray:
     return out
 
 
-def test_emidec_layout(tmp_path):
+def test_emidec(tmp_path):
     root = write_emidec(tmp_path)
-    save(
-        root / "Case_101" / "Images" / "Case_101.nii.gz", picture(ring())
-    )  # the official test set has no Contours
+    save(root / "Case_101" / "Images" / "Case_101.nii.gz", picture(ring()))  # of the test set
     (root / "Case N001.txt").write_bytes("Sex :  F\nÂge : 61\n".encode("latin-1"))
-    (root / "rvip.csv").write_text(
-        "case,anterior_rvip_deg,inferior_rvip_deg,septum_mid_deg,confidence\nCase_P002,290,-170,,medium\n"
-    )
+    columns = "case,anterior_rvip_deg,inferior_rvip_deg,septum_mid_deg,confidence"
+    (root / "rvip.csv").write_text(f"{columns}\nCase_P002,290,-170,,medium\n")
     cohort = read_cohort(f"emidec:{root}")
     assert cohort.manifest["study_id"].tolist() == ["Case_101", "Case_N001", "Case_P002"]
     assert cohort.manifest["scar"].tolist() == [None, False, True]
@@ -49,7 +43,7 @@ def test_emidec_layout(tmp_path):
     assert set(np.unique(ill.label_map)) == {0, 1, 2, 3}
 
 
-def test_emidec_two_copies_of_one_patient_stay_together(tmp_path):
+def test_two_copies_of_one_emidec_patient_stay_together(tmp_path):
     cohort = read_cohort(f"emidec:{write_emidec(tmp_path, ('Case_P059', 'Case_P072'))}")
     assert set(cohort.manifest["patient_id"]) == {"Case_P059"}
     assert cohort.manifest["split"].nunique() == 1
@@ -61,13 +55,12 @@ def test_contradictory_headers_give_one_warning_for_the_cohort(tmp_path):
         save(path, picture(ring(), number), SPACING, affine=np.eye(4))  # as in official files
     with pytest.warns(GridWarning, match="the same in 1 more studies") as caught:
         cohort = read_cohort(f"emidec:{root}")
-    assert len(caught) == 1
-    assert np.allclose(cohort.studies[0].spacing_mm, SPACING)
+    assert len(caught) == 1 and np.allclose(cohort.studies[0].spacing_mm, SPACING)
     assert check_cohort(f"emidec:{root}") == []
 
 
-def test_acdc_layout_has_no_findings_and_no_reports(tmp_path):
-    labels = ring(scar=False)
+def test_acdc_has_landmarks_but_neither_findings_nor_reports(tmp_path):
+    labels = ring((72, 84, 4), scar=False, scale=3)
     frame = tmp_path / "training" / "patient001" / "patient001_frame01.nii.gz"
     save(frame, picture(labels))
     save(frame.with_name("patient001_frame01_gt.nii.gz"), recoded(labels, {5: 1, 2: 2, 1: 3}))
@@ -75,37 +68,13 @@ def test_acdc_layout_has_no_findings_and_no_reports(tmp_path):
     (study,) = read_cohort(f"acdc:{tmp_path}").studies
     assert np.array_equal(study.label_map, labels)
     assert study["patient_id"] == "patient001" and study["study_id"] == "patient001_frame01"
-    assert (
-        study["findings"] is None and study["report"] == ""
-    )  # cine shows no scar, present or absent
-
-
-def test_acdc_landmarks_come_from_the_rv_label(tmp_path):
-    labels = ring((72, 84, 4), scar=False, scale=3)
-    frame = tmp_path / "patient001" / "patient001_frame01.nii.gz"
-    save(frame, picture(labels))
-    save(frame.with_name("patient001_frame01_gt.nii.gz"), recoded(labels, {5: 1, 2: 2, 1: 3}))
-    (study,) = read_cohort(f"acdc:{tmp_path}").studies
-    landmarks = study["landmarks"]  # the RV lies to the left, and the stack is not mirrored
+    assert study["findings"] is None and study["report"] == ""  # cine does not show scar
+    landmarks = study["landmarks"]  # the RV is at the left, and the stack is not mirrored
     assert 90 < landmarks.anterior_rvip_deg < 180 < landmarks.inferior_rvip_deg < 270
     assert not landmarks.mirrored and landmarks.confidence > 0.5
 
 
-def test_what_the_rv_label_tells_of_the_landmarks_is_written_down(tmp_path):
-    """`lgekit standardize` turns by the RV label where landmarks are not known; landmarks.csv must say by which."""
-    labels = ring((72, 84, 4), scale=3)
-    save(tmp_path / "Case1" / "Case1_LGE.nii.gz", picture(labels))
-    save(tmp_path / "Case1" / "Case1_gd.nii.gz", recoded(labels, {1: 500, 2: 200, 3: 2221, 5: 600}))
-    (study,) = locate_hearts(read_cohort(f"myops:{tmp_path}")).studies
-    row = landmark_row(study, StandardizeShortAxis(32)(study))
-    assert (
-        row["located_by"] == "given"
-        and np.isfinite([row["anterior_rvip_deg"], row["inferior_rvip_deg"]]).all()
-    )
-    assert row["turned"] and 0 < row["confidence"] <= 0.5
-
-
-def test_mnms_layouts(tmp_path):
+def test_mnms_frames_come_from_the_table_or_from_the_labels(tmp_path):
     labels = ring(scar=False)
     theirs = recoded(labels, {1: 1, 2: 2, 5: 3})
     cine = np.stack([picture(labels, seed) for seed in range(4)], axis=-1)
@@ -116,15 +85,14 @@ def test_mnms_layouts(tmp_path):
     save(tmp_path / "dataset" / "001" / "001_SA_ED.nii.gz", cine[..., 0])
     save(tmp_path / "dataset" / "001" / "001_SA_ED_gt.nii.gz", theirs)
     save(tmp_path / "dataset" / "001" / "001_LA_ED.nii.gz", cine[..., 0])
-    cohort = read_cohort(f"mnms:{tmp_path}")
-    assert sorted(cohort.manifest["study_id"]) == ["001_SA_ED", "A1_sa_ED", "A1_sa_ES"]
-    for study in cohort.studies:
-        assert np.array_equal(study.label_map, labels)
-    frames = {study["study_id"]: study.pixels for study in cohort.studies}
-    assert np.array_equal(frames["A1_sa_ES"], cine[..., 3])
+    studies = {study["study_id"]: study for study in read_cohort(f"mnms:{tmp_path}").studies}
+    assert sorted(studies) == ["001_SA_ED", "A1_sa_ED", "A1_sa_ES"]
+    assert all(np.array_equal(study.label_map, labels) for study in studies.values())
+    assert np.array_equal(studies["A1_sa_ES"].pixels, cine[..., 3])
+    assert studies["001_SA_ED"]["patient_id"] == "001"
     (tmp_path / "info.csv").write_text("External code,Vendor,ED,ES\nA1,X,3,1\n")
-    frames = {study["study_id"]: study.pixels for study in read_cohort(f"mnms:{tmp_path}").studies}
-    assert np.array_equal(frames["A1_sa_ED"], cine[..., 3])
+    studies = {study["study_id"]: study for study in read_cohort(f"mnms:{tmp_path}").studies}
+    assert np.array_equal(studies["A1_sa_ED"].pixels, cine[..., 3])
 
 
 @pytest.mark.parametrize(
@@ -134,10 +102,10 @@ def test_mnms_layouts(tmp_path):
         ("Case3001/Case3001_LGE.nii.gz", "Case3001/Case3001_gd.nii.gz"),
     ],
 )
-def test_myops_layouts(tmp_path, image, mask):
+def test_myops(tmp_path, image, mask):
     labels = ring()
-    theirs = recoded(labels, {1: 500, 2: 200, 3: 2221, 5: 600})
-    theirs[12, 21] = 1220  # oedema: myocardium on LGE
+    theirs = recoded(labels, MYOPS)
+    theirs[12, 21] = 1220  # oedema is myocardium on LGE
     assert (labels[12, 21] == 2).all()
     save(tmp_path / image, picture(labels))
     save(tmp_path / image.replace("DE", "T2").replace("LGE", "T2"), picture(labels))
@@ -145,64 +113,61 @@ def test_myops_layouts(tmp_path, image, mask):
     (study,) = read_cohort(f"myops:{tmp_path}").studies
     assert np.array_equal(study.label_map, labels)
     assert study["findings"].present and study["report_source"] == "masks"
-    assert (
-        study["landmarks"] is None
-    )  # an axial header is nominal: anterior and inferior cannot be told apart
+    assert study["landmarks"] is None  # an axial header does not tell anterior from inferior
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-def test_landmarks_come_from_the_rv_where_the_affine_tells_which_is_which(tmp_path, mirrored):
+def test_the_affine_tells_which_insertion_point_is_anterior(tmp_path, mirrored):
     labels = ring((72, 84, 4), scale=3)
-    towards_base = np.array([-0.7, -0.6, 0.4]) / np.linalg.norm(
-        [-0.7, -0.6, 0.4]
-    )  # seen from the apex
-    right = np.cross([0, 0, 1.0], towards_base)
+    to_base = np.array([-0.7, -0.6, 0.4]) / np.linalg.norm([-0.7, -0.6, 0.4])
+    right = np.cross([0, 0, 1.0], to_base)
     right /= np.linalg.norm(right)
-    down = np.cross(towards_base, right) * (-1 if mirrored else 1)
+    down = np.cross(to_base, right) * (-1 if mirrored else 1)
     affine = np.eye(4)
-    affine[:3, :3] = np.stack([right, down, towards_base], axis=1) * SPACING
+    affine[:3, :3] = np.stack([right, down, to_base], axis=1) * SPACING
     save(tmp_path / "Case1" / "Case1_LGE.nii.gz", picture(labels), affine=affine)
-    theirs = recoded(labels, {1: 500, 2: 200, 3: 2221, 5: 600})
-    save(tmp_path / "Case1" / "Case1_gd.nii.gz", theirs, affine=affine)
+    save(tmp_path / "Case1" / "Case1_gd.nii.gz", recoded(labels, MYOPS), affine=affine)
     (study,) = read_cohort(f"myops:{tmp_path}").studies
-    landmarks = study["landmarks"]
-    upper, lower = 90 < landmarks.anterior_rvip_deg < 180, 180 < landmarks.anterior_rvip_deg < 270
-    assert (
-        lower if mirrored else upper
-    ) and landmarks.mirrored is mirrored  # the RV lies to the left
-    assert study["findings"].walls  # so that the walls can be named
+    landmarks = study["landmarks"]  # the RV is at the left
+    low = 180 if mirrored else 90
+    assert low < landmarks.anterior_rvip_deg < low + 90 and landmarks.mirrored is mirrored
+    assert study["findings"].walls
 
 
-def test_bids_layout_with_lookup_table(tmp_path):
-    labels = ring()
-    anat = tmp_path / "sub-01" / "anat"
+def test_standardize_reports_landmarks_from_the_rv_label(tmp_path):
+    labels = ring((72, 84, 4), scale=3)
+    save(tmp_path / "Case1" / "Case1_LGE.nii.gz", picture(labels))
+    save(tmp_path / "Case1" / "Case1_gd.nii.gz", recoded(labels, MYOPS))
+    (study,) = locate_hearts(read_cohort(f"myops:{tmp_path}")).studies
+    row = landmark_row(study, StandardizeShortAxis(32)(study))
+    assert row["located_by"] == "given" and row["turned"] and 0 < row["confidence"] <= 0.5
+    assert np.isfinite([row["anterior_rvip_deg"], row["inferior_rvip_deg"]]).all()
+
+
+def test_bids_with_lookup_table(tmp_path):
+    labels, derived = ring(), tmp_path / "derivatives" / "hand"
+    anat, segmentation = tmp_path / "sub-01" / "anat", derived / "sub-01" / "anat"
     save(anat / "sub-01_acq-LGE_T1w.nii.gz", picture(labels))
     save(anat / "sub-01_T1w.nii.gz", picture(labels))
-    seg = tmp_path / "derivatives" / "hand"
-    save(
-        seg / "sub-01" / "anat" / "sub-01_acq-LGE_dseg.nii.gz",
-        recoded(labels, {1: 10, 2: 20, 3: 30, 5: 40}),
-    )
-    (seg / "dseg.tsv").write_text(
-        "index\tname\n10\tLV cavity\n20\tmyocardium\n30\tscar\n40\tRV cavity\n"
-    )
-    (tmp_path / "participants.tsv").write_text(
-        "participant_id\treport\tsplit\nsub-01\tLateral scar.\ttest\n"
-    )
+    theirs = recoded(labels, {1: 10, 2: 20, 3: 30, 5: 40})
+    save(segmentation / "sub-01_acq-LGE_dseg.nii.gz", theirs)
+    codes = "index\tname\n10\tLV cavity\n20\tmyocardium\n30\tscar\n40\tRV cavity\n"
+    (derived / "dseg.tsv").write_text(codes)
+    people = "participant_id\treport\tsplit\nsub-01\tLateral scar.\ttest\n"
+    (tmp_path / "participants.tsv").write_text(people)
     (study,) = read_cohort(f"bids:{tmp_path}").studies
     assert np.array_equal(study.label_map, labels)
     assert study["patient_id"] == "sub-01" and study["split"] == "test"
     assert (study["report"], study["report_source"]) == ("Lateral scar.", "clinical")
-    (seg / "dseg.tsv").write_text("index\tname\n10\tventricle\n")
+    (derived / "dseg.tsv").write_text("index\tname\n10\tventricle\n")
     with pytest.raises(InputError, match="unknown label 10 'ventricle'"):
         read_cohort(f"bids:{tmp_path}")
 
 
-def test_reports_written_from_masks_do_not_change_with_the_cohort_around_them(tmp_path):
+def test_reports_written_from_masks_do_not_depend_on_the_rest_of_the_cohort(tmp_path):
     few = read_cohort(f"emidec:{write_emidec(tmp_path / 'a')}")
-    many = read_cohort(
-        f"emidec:{write_emidec(tmp_path / 'b', ('Case_P001', 'Case_N001', 'Case_P002'))}"
-    )
+    names = ("Case_P001", "Case_N001", "Case_P002")
+    many = read_cohort(f"emidec:{write_emidec(tmp_path / 'b', names)}")
     reports = many.manifest.set_index("study_id")["report"]
     for study in few.studies:
         assert study["report"] and study["report"] == reports[study["study_id"]]
@@ -222,7 +187,7 @@ def test_real_emidec_cohort():
 @needs_data
 def test_real_acdc_cohort():
     spec = f"acdc:{DATA / 'acdc'}"
-    copies = check_cohort(spec)  # both frames of a patient stand under another one's name too
+    copies = check_cohort(spec)  # the frames of one patient are stored under two names
     assert [copy.study_id for copy in copies] == ["patient076_frame01", "patient076_frame12"]
     assert all("patient074" in copy.problem for copy in copies)
     with pytest.warns(UserWarning, match="counted as patient patient074"):
@@ -230,6 +195,5 @@ def test_real_acdc_cohort():
     assert len(cohort) == 120 and cohort.manifest["patient_id"].nunique() == 59
     assert cohort.manifest.groupby("patient_id")["split"].nunique().max() == 1
     assert not any(study["landmarks"].mirrored for study in cohort.studies)
-    study = cohort.studies[0]
-    volumes = np.bincount(study.label_map.ravel(), minlength=6)
-    assert volumes[1] and volumes[2] and volumes[5] and not volumes[3] and not volumes[4]
+    volumes = np.bincount(cohort.studies[0].label_map.ravel(), minlength=6)
+    assert volumes[[1, 2, 5]].all() and not volumes[[3, 4]].any()
