@@ -1,4 +1,4 @@
-"""Read and check NIfTI volumes; what a reader lists of a study before it is read."""
+"""Read and check NIfTI volumes, and make studies of them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+import torch
+import torchio as tio
 from nibabel.imageglobals import logger
 from nibabel.openers import ImageOpener
 
 from lgekit.errors import InputError
 from lgekit.findings import Findings
-from lgekit.study import Landmarks
+from lgekit.study import Landmarks, Study
 
 IN_PLANE_MM = (0.1, 10.0)  # plausible sizes of a pixel
 SLICE_MM = (0.1, 40.0)  # and of slice thickness + gap
@@ -186,26 +188,17 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
     return volume
 
 
-def slice_axis(volume: Volume) -> int:
-    """The axis along which slices are stacked: the only one of length 1, or the largest spacing.
+def axis_order(volume: Volume) -> list[int]:
+    """The stored axes with the slice axis last: the only one of length 1, or the largest spacing.
 
-    Axis 2 wins a tie, as most writers put the slices last.
+    The third axis wins a tie, as most writers put the slices last.
     """
     shape = () if volume.array is None else volume.array.shape
     single = [axis for axis, length in enumerate(shape) if length == 1]
-    if len(single) == 1:
-        return single[0]
     spacing = volume.spacing
-    return 2 if spacing[2] >= 0.999 * spacing.max() else int(np.argmax(spacing))
-
-
-def to_study_axes(volume: Volume, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Move the slice axis last: array ``(X, Y, slices)`` and affine ``(4, 4)``."""
-    assert volume.array is not None
-    order = [index for index in range(3) if index != axis] + [axis]
-    affine = volume.affine.copy()
-    affine[:, :3] = volume.affine[:, order]
-    return np.transpose(volume.array, order), affine
+    last = 2 if spacing[2] >= 0.999 * spacing.max() else int(np.argmax(spacing))
+    last = single[0] if len(single) == 1 else last
+    return [axis for axis in range(3) if axis != last] + [last]
 
 
 def storage_mirrored(affine: np.ndarray) -> bool | None:
@@ -227,7 +220,7 @@ def check_image(volume: Volume) -> None:
     """Add the faults that only an image can have: an implausible spacing, or no contrast."""
     if volume.array is None:
         return
-    spacing, axis = volume.header_spacing, slice_axis(volume)
+    spacing, axis = volume.header_spacing, axis_order(volume)[2]
     low, high = np.transpose([SLICE_MM if index == axis else IN_PLANE_MM for index in range(3)])
     shown = np.round(spacing, 4).tolist()
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
@@ -276,3 +269,34 @@ def recode(volume: Volume, codes: Mapping[int, int], image: Volume) -> np.ndarra
     for code in found:
         internal[volume.array == code] = codes[int(code)]
     return internal
+
+
+def read_study(
+    entry: Entry, images_only: bool = False
+) -> tuple[Study | None, list[Fault], list[UserWarning]]:
+    """Read a study as its files have it, or None with its faults; and the notes on its image."""
+    image = entry.image()
+    check_image(image)
+    faults, labels = image.faults, None
+    if entry.labels is not None and not images_only:
+        mask = entry.labels()
+        labels = recode(mask, entry.codes, image)
+        faults = faults + mask.faults
+    if faults or image.array is None:
+        return None, [Fault.of(entry.study_id, fault) for fault in faults], image.notes
+    fields = {key: getattr(entry, key) for key in ("study_id", "patient_id", "split")}
+    fields |= image.fields
+    if not images_only:
+        source = entry.report_source or ("clinical" if entry.report else "none")
+        fields |= {"report": entry.report, "report_source": source, "landmarks": entry.landmarks}
+        fields |= {"findings": entry.findings, **entry.fields}
+    order = axis_order(image)
+
+    def in_order(array: np.ndarray, dtype: type) -> dict[str, Any]:
+        tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(order), dtype=dtype))
+        return {"tensor": tensor[None], "affine": image.affine[:, [*order, 3]]}
+
+    fields["image"] = tio.ScalarImage(**in_order(image.array, np.float32))
+    if labels is not None:
+        fields["labels"] = tio.LabelMap(**in_order(labels, np.uint8))
+    return Study(**fields), [], image.notes

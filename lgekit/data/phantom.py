@@ -8,7 +8,7 @@ apex). No code is shared with RandomScar (:mod:`lgekit.scars`), so that the phan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import NamedTuple
 
 import numpy as np
@@ -33,6 +33,9 @@ from lgekit.study import (
     split_of,
 )
 
+Array = np.ndarray
+Rng = np.random.Generator
+
 # ---- the heart ----
 
 ANGLES = 360  # one degree a step in every table over the circumference
@@ -40,17 +43,16 @@ TURN = 2 * np.pi
 THETA = (np.arange(ANGLES, dtype=np.float32) * np.float32(TURN / ANGLES)).astype(np.float32)
 # Between AHA segments 1 and 2 (Cerqueira et al., Circulation 2002;105:539).
 ANTERIOR_RVIP = np.deg2rad(120.0)
-# The RV is widest towards its acute margin, 10–18° inferior of the septum's middle in 60 ACDC
-# patients.
+# The RV is widest inferior of the septum's middle, by 10–18° in 60 ACDC patients.
 RV_LEAN = 0.3
 
 
-def angle_between(angle: np.ndarray | float, reference: np.ndarray | float) -> np.ndarray:
+def angle_between(angle: Array | float, reference: Array | float) -> Array:
     """Signed difference of two angles in radians, in [-π, π)."""
     return (np.asarray(angle) - reference + np.pi) % TURN - np.pi
 
 
-def ripple(rng: np.random.Generator, amplitude: float, orders=range(2, 7)) -> np.ndarray:
+def ripple(rng: Rng, amplitude: float, orders=range(2, 7)) -> Array:
     """A smooth random function of the angle, ``(ANGLES,)``, mean 0, SD about ``amplitude``."""
     wave = np.zeros(ANGLES)
     for order in orders:
@@ -66,19 +68,17 @@ class Heart:
         dilated: by how much the heart is wider, as after an infarct.
     """
 
-    def __init__(self, rng: np.random.Generator, dilated: float = 0.0) -> None:
+    def __init__(self, rng: Rng, dilated: float = 0.0) -> None:
         # Base to apex: 80–100 in adults (Kawel-Boehm et al., J Cardiovasc Magn Reson 2020;22:87).
         self.length = float(np.clip(rng.normal(80, 7), 64, 98))
         self.wall = float(np.clip(rng.normal(9.0, 1.2), 6.5, 13.0))  # thickness at the base
         self.wall += rng.uniform(2, 5) if rng.random() < 0.12 else 0.0  # hypertrophy
-        self.radius = (
-            float(np.clip(rng.normal(33, 2.5), 27, 40)) + dilated
-        )  # epicardial, at the base
+        # Epicardial radius at the base.
+        self.radius = float(np.clip(rng.normal(33, 2.5), 27, 40)) + dilated
         fat = np.clip(rng.gamma(2.0, 1.2) * (1 + ripple(rng, 0.6, range(1, 6))), 0.2, 12)
         self.inferior_rvip = float(np.deg2rad(np.clip(rng.normal(238, 10), 210, 262)))
         for groove in (ANTERIOR_RVIP, self.inferior_rvip):  # fat fills the grooves at the RV
-            bump = np.exp(-((angle_between(THETA, groove) / 0.22) ** 2))
-            fat = fat + rng.uniform(2, 9) * bump
+            fat = fat + rng.uniform(2, 9) * np.exp(-((angle_between(THETA, groove) / 0.22) ** 2))
         self.fat = fat
         oval = 0.04 * abs(rng.normal()) * np.cos(2 * (THETA - rng.uniform(0, np.pi)))
         # Papillary muscles: angle, first and last level, radius, and distance from the endocardium
@@ -97,25 +97,23 @@ class Heart:
         self.rv_level = float(rng.uniform(0.78, 0.98))  # where the RV ends
         # The innermost layer, of which a share is blood. The wall's label includes it, because
         # contours are drawn smoothly through it.
-        self.trabeculae = np.clip(
-            rng.uniform(1.0, 2.4) * (1 + ripple(rng, 0.5, range(1, 10))), 0, 4
-        )
+        trabeculae = rng.uniform(1.0, 2.4) * (1 + ripple(rng, 0.5, range(1, 10)))
+        self.trabeculae = np.clip(trabeculae, 0, 4)
         self.trabecular_blood = np.float32(rng.uniform(0.4, 0.9))
 
-    def insertion_points(self, level: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    def insertion_points(self, level: Array | float) -> tuple[Array, Array]:
         """Angles of the anterior and the inferior insertion point at a level."""
         turn = self.twist * (np.asarray(level) - 0.5)
         return ANTERIOR_RVIP + turn, self.inferior_rvip + turn
 
-    def contours(self, z, thinning: np.ndarray | float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    def contours(self, z, thinning: Array | float = 0.0) -> tuple[Array, Array]:
         """Radii of endocardium and epicardium, truncated ellipsoids, ``(len(z), ANGLES)`` float32.
 
-        Above the base (z < 0) the wall is the thin one of the atrium. Past the apex both radii are
-        0.
+        Above the base (z < 0) the wall is the thin one of the atrium. Past the apex both are 0.
 
         Args:
             z: mm below the base.
-            thinning: share of the wall lost to an old infarct, 0–1, ``(len(z), ANGLES)``.
+            thinning: share of the wall lost to an old infarct, ``(len(z), ANGLES)``.
         """
         z = np.asarray(z, dtype=np.float32)[:, None]
         level = np.clip(z / self.length, 0, 1)
@@ -128,7 +126,7 @@ class Heart:
         cavity = np.maximum(epicardium - wall, 0) * (inner_level < 1)
         return cavity.astype(np.float32), epicardium.astype(np.float32)
 
-    def right_ventricle(self, z: np.ndarray, epicardium: np.ndarray) -> np.ndarray:
+    def right_ventricle(self, z: Array, epicardium: Array) -> Array:
         """Outer radius of the RV, ``(len(z), ANGLES)`` float32: the epicardium where none is."""
         level = np.asarray(z, dtype=np.float32)[:, None] / self.length
         anterior, inferior = self.insertion_points(level)
@@ -146,14 +144,11 @@ AIR, LUNG, FAT, MUSCLE, LIVER, BLOOD = range(6)
 STOMACH, HEART_MUSCLE, PAPILLARY, RV_BLOOD, SCAR_TISSUE, NO_REFLOW_TISSUE = range(6, 12)
 
 
-def draw_chest(
-    rng: np.random.Generator, heart: Heart, x: np.ndarray, v: np.ndarray, levels: np.ndarray
-) -> np.ndarray:
-    """Draw the tissues around the heart as a short-axis view has them, ``(slices, X, Y)`` uint8.
+def draw_chest(rng: Rng, heart: Heart, x: Array, v: Array, levels: Array) -> Array:
+    """Draw the tissues around the heart, as a short-axis view has them, ``(slices, X, Y)`` uint8.
 
-    Chest wall at the upper left, lung at the side, liver and stomach below the diaphragm,
-    descending aorta. ``x`` and ``v`` are pixel centres in the heart frame, ``(X, Y)`` float32;
-    ``levels`` are those of the slices.
+    Chest wall at the upper left, lung at the side, liver and stomach below the diaphragm, aorta.
+    ``x`` and ``v`` are pixel centres, ``(X, Y)`` float32; ``levels`` are those of the slices.
     """
     front = np.deg2rad(rng.normal(128, 12))  # direction of the chest wall, seen from the LV
     half_depth, half_width = rng.uniform(95, 115), rng.uniform(125, 160)
@@ -216,23 +211,25 @@ PATTERNS = {
 }
 
 
-@dataclass(frozen=True)
 class ScarMap:
-    """Scar over the wall: tables ``(z, ANGLES)`` float32. Depth is 0 endocardium … 1 epicardium."""
+    """Scar over the wall: tables ``(z, ANGLES)``. Depth is 0 endocardium … 1 epicardium."""
 
-    inner: np.ndarray  # depth where scar begins
-    outer: np.ndarray  # and where it ends; no scar where outer <= inner
-    core: np.ndarray  # depth to which no-reflow reaches from 0.12 on; none where <= 0.12
-    density: np.ndarray  # share of the scar's extra extracellular volume (heterogeneity, grey zone)
-    thinning: np.ndarray  # share of the wall that is lost
-    aetiology: str  # one of `findings.AETIOLOGIES`: the artery, or the disease
+    def __init__(
+        self, inner: Array, outer: Array, core: Array, density: Array, thinning: Array, cause: str
+    ) -> None:
+        self.inner = inner.astype(np.float32)  # depth where scar begins
+        self.outer = outer.astype(np.float32)  # and where it ends; no scar where outer <= inner
+        self.core = core.astype(np.float32)  # no-reflow from depth 0.12 to here
+        self.density = density.astype(np.float32)  # share of the scar's extra ECV (grey zone)
+        self.thinning = thinning.astype(np.float32)  # share of the wall that is lost
+        self.aetiology = cause  # one of `findings.AETIOLOGIES`: the artery, or the disease
 
-    def thickness(self) -> np.ndarray:
+    def thickness(self) -> Array:
         """Share of the wall that is scar, ``(z, ANGLES)``."""
         return np.clip(np.minimum(self.outer, 1) - np.maximum(self.inner, 0), 0, 1)
 
 
-def wall_noise(rng: np.random.Generator, level: np.ndarray) -> np.ndarray:
+def wall_noise(rng: Rng, level: Array) -> Array:
     """A smooth random field over the wall, ``(len(level), ANGLES)``, about unit variance."""
     field = np.zeros((len(level), ANGLES), dtype=np.float32)
     power = 0.0
@@ -245,9 +242,7 @@ def wall_noise(rng: np.random.Generator, level: np.ndarray) -> np.ndarray:
     return field / np.float32(np.sqrt(power))
 
 
-def wavefront_scar(
-    rng: np.random.Generator, level: np.ndarray, artery: str | None = None
-) -> ScarMap:
+def wavefront_scar(rng: Rng, level: Array, artery: str | None = None) -> ScarMap:
     """Draw an infarct: a wavefront from the endocardium in the bed of an artery (None: any)."""
     names = list(TERRITORIES)
     artery = artery or names[rng.choice(3, p=[TERRITORIES[name][2] for name in names])]
@@ -275,26 +270,17 @@ def wavefront_scar(
         core = np.where(inner_bed, rng.uniform(0.35, 0.75) * np.minimum(reach, 1), 0)
     thinning = (0 if acute else rng.uniform(0.05, 0.4)) * np.minimum(reach, 1) ** 1.5
     density = np.clip(rng.uniform(0.9, 1.05) + 0.1 * wall_noise(rng, level), 0.3, 1.0)
-    return ScarMap(
-        inner=np.full_like(reach, -0.05) + 1.05 * (reach <= 0),
-        outer=reach,
-        core=core.astype(np.float32),
-        density=density.astype(np.float32),
-        thinning=thinning.astype(np.float32),
-        aetiology=artery,
-    )
+    inner = np.full_like(reach, -0.05) + 1.05 * (reach <= 0)
+    return ScarMap(inner, reach, core, density, thinning, artery)
 
 
-def patch_scar(
-    rng: np.random.Generator, level: np.ndarray, heart: Heart, pattern: str | None = None
-) -> ScarMap:
+def patch_scar(rng: Rng, level: Array, heart: Heart, pattern: str | None = None) -> ScarMap:
     """Draw a non-ischaemic scar, one of ``PATTERNS``, as ellipsoids in angle, level and depth."""
     if pattern is None:
         shares = [share for share, _ in PATTERNS.values()]
         pattern = list(PATTERNS)[rng.choice(len(PATTERNS), p=shares)]
     anterior, inferior = np.deg2rad(120), heart.inferior_rvip
-    # Each ellipsoid: angle, half-width, half-height (in levels), depth and thickness (shares of the
-    # wall).
+    # Ellipsoids: angle, half-width, half-height (in levels), depth and thickness (0–1).
     if pattern == "septal stripe":
         angle = (anterior + inferior) / 2 + rng.normal(0, 0.2)
         spots = [(angle, rng.uniform(0.35, 0.85), rng.uniform(0.2, 0.5), 0.5, 0.17)]
@@ -304,10 +290,9 @@ def patch_scar(
     elif pattern == "insertion points":
         spots = [(anterior + 0.1, 0.2, 0.35, 0.6, 0.3), (inferior - 0.1, 0.22, 0.35, 0.6, 0.3)]
     else:
-        count = rng.integers(2, 5)
-        spots = [
-            (rng.uniform(0, TURN), rng.uniform(0.15, 0.35), 0.2, 0.5, 0.25) for _ in range(count)
-        ]
+        spots = []
+        for _ in range(rng.integers(2, 5)):
+            spots.append((rng.uniform(0, TURN), rng.uniform(0.15, 0.35), 0.2, 0.5, 0.25))
     row = level[:, None].astype(np.float32)
     inner = np.ones((len(level), ANGLES), dtype=np.float32)
     outer = np.zeros_like(inner)
@@ -320,19 +305,11 @@ def patch_scar(
         inner = np.where(half > 0.05, np.minimum(inner, depth - half), inner)
         outer = np.where(half > 0.05, np.maximum(outer, depth + half), outer)
     density = np.clip(rng.uniform(0.5, 0.9) + 0.12 * wall_noise(rng, level), 0.2, 1.0)
-    return ScarMap(
-        inner=inner.astype(np.float32),
-        outer=outer.astype(np.float32),
-        core=np.zeros_like(inner),
-        density=density.astype(np.float32),
-        thinning=np.zeros_like(inner),
-        aetiology=PATTERNS[pattern][1],
-    )
+    nothing = np.zeros_like(inner)
+    return ScarMap(inner, outer, nothing, density, nothing, PATTERNS[pattern][1])
 
 
-def draw_scars(
-    rng: np.random.Generator, level: np.ndarray, heart: Heart, ischaemic_share: float
-) -> list[ScarMap]:
+def draw_scars(rng: Rng, level: Array, heart: Heart, ischaemic_share: float) -> list[ScarMap]:
     """Draw the scars of one diseased heart: mostly one; one infarct in eight has a second one.
 
     Draw again where all are too small for anyone to outline (1 % of the wall or less).
@@ -354,33 +331,25 @@ T1_NATIVE_MYOCARDIUM, T1_NATIVE_BLOOD = 1070.0, 1580.0  # ms
 ECV_REMOTE, ECV_SCAR = 0.254, 0.685  # extracellular volume fractions
 
 
-def t1_after_contrast(ecv, t1_blood) -> np.ndarray:
+def t1_after_contrast(ecv, t1_blood) -> Array:
     """T1 (ms) of myocardium with this extracellular volume when blood has ``t1_blood`` (ms)."""
     delta_blood = 1 / np.asarray(t1_blood) - 1 / T1_NATIVE_BLOOD
     return 1 / (1 / T1_NATIVE_MYOCARDIUM + np.asarray(ecv) / (1 - HAEMATOCRIT) * delta_blood)
 
 
-def inversion_recovery(t1, inversion_time) -> np.ndarray:
+def inversion_recovery(t1, inversion_time) -> Array:
     """Longitudinal magnetisation ``1 − 2·exp(−TI/T1)``, both times in ms (long repetition time)."""
     return 1 - 2 * np.exp(-np.asarray(inversion_time) / np.asarray(t1))
 
 
 class Scanner:
-    """Settings and imperfections of one examination at random; arrays are ``(slices,)``.
+    """Settings and imperfections of one examination at random; arrays are ``(slices,)``."""
 
-    Args:
-        rng: source of randomness.
-        levels: of the slices; the T1 of blood drifts along them, as contrast washes out during the
-            scan.
-        magnitude_share: probability of a magnitude reconstruction.
-    """
-
-    def __init__(
-        self, rng: np.random.Generator, levels: np.ndarray, magnitude_share: float
-    ) -> None:
+    def __init__(self, rng: Rng, levels: Array, magnitude_share: float) -> None:
         count = len(levels)
         self.ecv_scar = float(np.clip(rng.normal(ECV_SCAR, 0.07), 0.50, 0.85))
-        t1_blood = float(np.clip(rng.normal(400, 65), 280, 560))  # ms
+        # T1 of blood (ms): contrast washes out while the slices are acquired in order.
+        t1_blood = float(np.clip(rng.normal(400, 65), 280, 560))
         t1_blood = t1_blood * (1 + 0.07 * (0.5 - levels) * rng.choice([-1, 1]))
         self.t1_blood = t1_blood * (1 + 0.01 * rng.normal(size=count))
         self.ecv_remote = float(np.clip(rng.normal(ECV_REMOTE, 0.025), 0.2, 0.33))
@@ -407,7 +376,7 @@ class Scanner:
         self.tissue_gain = rng.normal(1, 0.1, size=12)  # proton density outside the heart
 
 
-def tissue_signal(scanner: Scanner) -> np.ndarray:
+def tissue_signal(scanner: Scanner) -> Array:
     """Signed signal of every tissue in every slice, ``(slices, 12)`` float32."""
     t1, inversion_time = scanner.t1_blood, scanner.inversion_time
     ecv = {
@@ -431,7 +400,7 @@ def tissue_signal(scanner: Scanner) -> np.ndarray:
     return signal * gain.astype(np.float32)
 
 
-def smooth_field(rng: np.random.Generator, shape: tuple[int, ...], knots: int) -> np.ndarray:
+def smooth_field(rng: Rng, shape: tuple[int, ...], knots: int) -> Array:
     """A random field of unit variance in each slice, float32, bilinear between knots."""
     coarse = rng.standard_normal((shape[0], knots, knots), dtype=np.float32)
     weights = []
@@ -445,14 +414,7 @@ def smooth_field(rng: np.random.Generator, shape: tuple[int, ...], knots: int) -
     return np.matmul(np.matmul(weights[0], coarse), weights[1].T) * np.float32(1.5)
 
 
-def acquire(
-    rng: np.random.Generator,
-    signal: np.ndarray,
-    body: np.ndarray,
-    x: np.ndarray,
-    v: np.ndarray,
-    scanner: Scanner,
-) -> np.ndarray:
+def acquire(rng: Rng, signal: Array, body: Array, x: Array, v: Array, scanner: Scanner) -> Array:
     """Simulate the image of a signal: coil bias, truncated k-space, ghosts, noise, reconstruction.
 
     ``signal`` is signed and ``body`` is proton density (0 air … 1 tissue), both ``(slices, X, Y)``
@@ -503,23 +465,23 @@ ZERO = 1024  # value of no signal in a phase-sensitive image, as scanners store 
 class Sampled(NamedTuple):
     """The heart in the ``P`` pixels around it, each ``(slices, P)``."""
 
-    covered: np.ndarray  # share of the voxel that is heart or its fat; the rest is chest
-    signal: np.ndarray  # signal of that share
-    labels: np.ndarray  # codes as in `lgekit.study`
-    angle: np.ndarray  # radians in the heart frame
-    depth: np.ndarray  # 0 endocardium … 1 epicardium
+    covered: Array  # share of the voxel that is heart or its fat; the rest is chest
+    signal: Array  # signal of that share
+    labels: Array  # codes as in `lgekit.study`
+    angle: Array  # radians in the heart frame
+    depth: Array  # 0 endocardium … 1 epicardium
 
 
 def sample_heart(
     heart: Heart,
     scars: list[ScarMap],
-    z: np.ndarray,
-    shift: np.ndarray,
-    right: np.ndarray,
-    down: np.ndarray,
+    z: Array,
+    shift: Array,
+    right: Array,
+    down: Array,
     mm: float,
-    to_heart: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]],
-    signals: np.ndarray,
+    to_heart: Callable[[Array, Array], tuple[Array, Array]],
+    signals: Array,
 ) -> Sampled:
     """Average signal and tissue over 2 × 2 points of every pixel and three planes of every slice.
 
@@ -594,9 +556,7 @@ def sample_heart(
     return Sampled(total["covered"], total["signal"], labels, first_angle, middle_depth)
 
 
-def _papillary(
-    heart: Heart, z: np.ndarray, cavity: np.ndarray, x: np.ndarray, v: np.ndarray
-) -> np.ndarray:
+def _papillary(heart: Heart, z: Array, cavity: Array, x: Array, v: Array) -> Array:
     """Points inside a papillary muscle, ``(slices, points)`` bool."""
     inside = np.zeros(x.shape, dtype=bool)
     for angle, first, last, size, inset in heart.papillary:
@@ -613,9 +573,8 @@ class PhantomOptions:
     """What a phantom cohort is made of."""
 
     pixels: int = Field(default=128, ge=48, le=512)  # width and height of the image
-    slices: int | None = Field(
-        default=None, ge=3, le=40
-    )  # None: enough for the heart, and 0–2 more
+    # Number of slices; None draws enough for the heart, and up to two more.
+    slices: int | None = Field(default=None, ge=3, le=40)
     prevalence: float = Field(default=0.5, ge=0, le=1)  # share of studies with scar
     ischaemic_share: float = Field(default=0.8, ge=0, le=1)  # share of infarcts among those
     magnitude_share: float = Field(default=0.2, ge=0, le=1)  # the rest are phase-sensitive
@@ -624,14 +583,14 @@ class PhantomOptions:
 class Rendered(NamedTuple):
     """One study as arrays and plain values, ready to be cached."""
 
-    image: np.ndarray  # (X, Y, slices) float32, whole numbers as a scanner stores them
-    labels: np.ndarray  # (X, Y, slices) uint8, codes as in `lgekit.study`
+    image: Array  # (X, Y, slices) float32, whole numbers as a scanner stores them
+    labels: Array  # (X, Y, slices) uint8, codes as in `lgekit.study`
     spacing: tuple[float, float, float]  # mm
     rvip_deg: tuple[float, float]  # insertion points in the stored orientation
     scars: tuple[Scar, ...]
 
 
-def study_rng(seed: int, index: int, stream: int = 0) -> np.random.Generator:
+def study_rng(seed: int, index: int, stream: int = 0) -> Rng:
     """The generator of one study, independent of what else is rendered, and by which process."""
     return np.random.default_rng(np.random.SeedSequence((seed, index, stream)))
 
@@ -664,7 +623,7 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
     flip = np.float32(-1 if mirrored else 1)
 
-    def to_heart(right: np.ndarray, down: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def to_heart(right: Array, down: Array) -> tuple[Array, Array]:
         """Stored mm (right, down) → heart frame (x, v up)."""
         right, up = flip * (right - np.float32(offset[0])), -(down - np.float32(offset[1]))
         return cos * right - sin * up, sin * right + cos * up
@@ -673,8 +632,7 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     chest = draw_chest(rng, heart, x, v, slice_levels)
     signals = tissue_signal(scanner)
     reach = heart.radius + 12
-    around = (x > -reach - heart.rv_width) & (x < reach) & (np.abs(v) < reach)
-    near = np.flatnonzero(around)
+    near = np.flatnonzero((x > -reach - heart.rv_width) & (x < reach) & (np.abs(v) < reach))
     right, down = grid[near // options.pixels], grid[near % options.pixels]
     sampled = sample_heart(heart, scars, z, shift, right, down, mm, to_heart, signals)
     flat_chest = chest.reshape(count, -1)  # (slices, pixels²)
@@ -688,10 +646,8 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     image = np.rint(image * np.float32(rng.uniform(300, 800)))
     image = np.clip(image + (PEDESTAL if scanner.magnitude else ZERO), 0, 4095)
     order = slice(None, None, -1) if rng.random() < 0.5 else slice(None)
-    image, labels = (
-        np.ascontiguousarray(np.moveaxis(stack[order], 0, 2))
-        for stack in (image, labels.reshape(chest.shape))
-    )
+    image, labels = image[order], labels.reshape(chest.shape)[order]
+    image, labels = (np.ascontiguousarray(np.moveaxis(one, 0, 2)) for one in (image, labels))
     points = np.rad2deg(heart.insertion_points(LANDMARK_LEVEL))
     stored = (points - np.rad2deg(turn)) % 360
     anterior, inferior = map(float, (180 - stored) % 360 if mirrored else stored)
@@ -699,7 +655,7 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     return Rendered(image.astype(np.float32), labels, (mm, mm, step), (anterior, inferior), found)
 
 
-def thirds(labels: np.ndarray) -> np.ndarray:
+def thirds(labels: Array) -> Array:
     """Third of the LV of each slice: 0 basal, 1 mid, 2 apical, 3 closed apex, -1 outside."""
     inside = np.flatnonzero(((labels != BACKGROUND) & (labels != RV)).any(1))
     third = np.full(len(labels), -1)
@@ -713,8 +669,7 @@ def describe_scars(
 ) -> tuple[Scar, ...]:
     """Put the scars of a study into words; empty where no voxel is scar.
 
-    ``scars`` are the maps, for the aetiology. A segment is affected from ``minimum_share`` of its
-    wall on.
+    ``scars`` tell the aetiology. A segment is affected from ``minimum_share`` of its wall on.
     """
     labels = sampled.labels
     is_wall = np.isin(labels, (MYOCARDIUM, SCAR, NO_REFLOW))
@@ -732,15 +687,14 @@ def describe_scars(
     rings = affected[:3] if affected[:3].any() else affected  # the apex has no walls
     within = np.minimum((3 * sampled.depth[is_wall]).astype(int), 2)  # third of the thickness
     sector = 3 * (rows * 60 + (degrees // 6).astype(int)) + within
-    size = 180 * len(labels)
     found = []
     for region in _neighbours(rings.any(0)):
         chosen = np.isin(wall, region)
         counts = [
-            np.bincount(sector[mask], minlength=size).reshape(-1, 3)
+            np.bincount(sector[mask], minlength=180 * len(labels)).reshape(-1, 3)
             for mask in (chosen, chosen & scar)
         ]
-        depth, transmurality = _depth_in_words(*counts)
+        depth, transmurality = _depth_in_words(counts[0], counts[1])
         found.append(
             Scar(
                 walls=tuple(WALLS[number] for number in region),
@@ -754,11 +708,10 @@ def describe_scars(
     return tuple(found)
 
 
-def _depth_in_words(wall: np.ndarray, scar: np.ndarray) -> tuple[str, float]:
+def _depth_in_words(wall: Array, scar: Array) -> tuple[str, float]:
     """Name a scar's depth, and give its transmurality, from voxel counts, ``(sectors, thirds)``.
 
-    A mid-wall scar spares both borders. An infarct includes the subendocardium (doi
-    10.1093/eurheartj/ehi258).
+    Mid-wall spares both borders; infarcts hold the subendocardium (10.1093/eurheartj/ehi258).
     """
     share = scar.sum(1) / np.maximum(wall.sum(1), 1)
     transmurality = float((share**2).sum() / share.sum())
@@ -770,7 +723,7 @@ def _depth_in_words(wall: np.ndarray, scar: np.ndarray) -> tuple[str, float]:
     return ("subendocardial" if inner >= outer else "subepicardial"), transmurality
 
 
-def _neighbours(walls: np.ndarray) -> list[list[int]]:
+def _neighbours(walls: Array) -> list[list[int]]:
     """Group affected walls, ``(6,)`` bool, into runs of neighbours around the circle."""
     if walls.all():
         return [list(range(6))]
@@ -810,7 +763,7 @@ def render_chunk(start: int, stop: int, seed: int, options: PhantomOptions, vers
     return images, labels, rows
 
 
-def unpack_chunk(images: np.ndarray, labels: np.ndarray, rows: list[tuple]) -> Iterator[Rendered]:
+def unpack_chunk(images: Array, labels: Array, rows: list[tuple]) -> Iterator[Rendered]:
     """The studies of a chunk, as views of its arrays."""
     ends = np.cumsum([np.prod(row[0]) for row in rows])[:-1]
     parts = zip(np.split(images, ends), np.split(labels, ends), rows, strict=True)
@@ -841,9 +794,7 @@ def phantom_study(index: int, seed: int, *, report_noise: float = 0.0, **options
 
     Returns:
         Image ``(1, X, Y, slices)`` float32 (phase-sensitive images have an offset, as scanners
-        store them), labels with RV, exact ``landmarks`` in the stored orientation, exact
-        ``findings`` (by the conventions of ``anatomy.segments.findings_from_labels``), ``report``
-        and ``split``.
+        store them), labels with RV, report, and exact landmarks and findings.
 
     Raises:
         InputError: an unknown option, or a value out of range.
@@ -879,9 +830,9 @@ def phantom_cohort(
         remedy = "Give a whole number of at least 1."
         raise InputError("phantom option studies", f"{studies!r}", remedy)
     if not 0 <= report_noise <= 1:
-        remedy = "Give a share from 0 to 1."
-        raise InputError("phantom option report_noise", f"{report_noise!r}", remedy)
-    version = code_version("data", "anatomy", "reports")
+        name = "phantom option report_noise"
+        raise InputError(name, f"{report_noise!r}", "Give a share from 0 to 1.")
+    version = code_version("data")
     starts = range(0, studies, CHUNK)
     render = memory().cache(render_chunk).call_and_shelve
     workers = workers or (1 if len(starts) == 1 else -1)

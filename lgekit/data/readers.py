@@ -13,8 +13,6 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-import torch
-import torchio as tio
 
 from lgekit.data.manifest import INTERNAL_CODES, manifest, parse_landmarks, read_table
 from lgekit.data.nifti import (
@@ -23,13 +21,10 @@ from lgekit.data.nifti import (
     GridWarning,
     Listing,
     SliceGapWarning,
-    check_image,
     folder,
     read_nifti,
-    recode,
-    slice_axis,
+    read_study,
     storage_mirrored,
-    to_study_axes,
 )
 from lgekit.errors import InputError
 from lgekit.study import (
@@ -410,7 +405,7 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
     studies: list[Study] = []
     notes: list[UserWarning] = []
     for entry in entries:
-        study, faults, own_notes = _read_study(entry, images_only)
+        study, faults, own_notes = read_study(entry, images_only)
         if study is None:
             raise faults[0]
         studies.append(study)
@@ -442,7 +437,7 @@ def check_cohort(spec: str) -> list[Fault]:
                 faults.append(item)
                 continue
             entries.append(item)
-            study, found, notes = _read_study(item)
+            study, found, notes = read_study(item)
             faults += found
             for gap in (note for note in notes if isinstance(note, SliceGapWarning)):
                 remedy = "Export the series again with all its slices"
@@ -456,38 +451,6 @@ def check_cohort(spec: str) -> list[Fault]:
     except InputError as error:
         faults.append(Fault.of("", error))
     return faults + _faults_between(entries)
-
-
-def _read_study(
-    entry: Entry, images_only: bool = False
-) -> tuple[Study | None, list[Fault], list[UserWarning]]:
-    """A study as its files have it, or None with its faults; and the notes on its image."""
-    image = entry.image()
-    check_image(image)
-    faults, internal = image.faults, None
-    if entry.labels is not None and not images_only:
-        mask = entry.labels()
-        internal = recode(mask, entry.codes, image)
-        faults = faults + mask.faults
-    if faults or image.array is None:
-        return None, [Fault.of(entry.study_id, fault) for fault in faults], image.notes
-    fields = {key: getattr(entry, key) for key in ("study_id", "patient_id", "split")}
-    fields |= image.fields
-    if not images_only:
-        source = entry.report_source or ("clinical" if entry.report else "none")
-        fields |= {"report": entry.report, "report_source": source, "landmarks": entry.landmarks}
-        fields |= {"findings": entry.findings, **entry.fields}
-    axis = slice_axis(image)
-    array, affine = to_study_axes(image, axis)
-    fields["image"] = tio.ScalarImage(tensor=_tensor(array, np.float32), affine=affine)
-    if internal is not None:
-        array, _ = to_study_axes(replace(image, array=internal), axis)
-        fields["labels"] = tio.LabelMap(tensor=_tensor(array, np.uint8), affine=affine)
-    return Study(**fields), [], image.notes
-
-
-def _tensor(array: np.ndarray, dtype: type) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))[None]
 
 
 def _faults_between(entries: list[Entry]) -> list[Fault]:
