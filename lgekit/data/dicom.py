@@ -22,13 +22,10 @@ from lgekit.errors import InputError
 # A row of reports.csv names its images by one of these. They are dropped after grouping.
 IDENTIFYING = ("SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID")
 # All that is read of a file before its pixels.
-HEADER = (
-    """
+HEADER = """
     SOPClassUID Modality ImageType BurnedInAnnotation NumberOfFrames SamplesPerPixel Rows Columns
-    PixelSpacing SliceThickness ImagePositionPatient ImageOrientationPatient
-""".split()
-    + list(IDENTIFYING)
-)
+    PixelSpacing SliceThickness ImagePositionPatient ImageOrientationPatient SeriesInstanceUID
+    StudyInstanceUID AccessionNumber PatientID""".split()
 GAP_TOLERANCE = 0.1  # share of the median gap by which gaps may differ
 Series = list[tuple[Path, Dataset]]
 
@@ -105,14 +102,10 @@ def _read_reports(
     root: Path, all_series: dict[str, Series]
 ) -> tuple[dict[str, tuple[str, str]], list[Fault]]:
     """Report and ``report_source`` of each series, and the table's faults, which name no person."""
-    files = sorted(root.iterdir())
-    tables = [file for file in files if file.name.lower() == "reports.csv" and file.is_file()]
+    tables = [file for file in sorted(root.iterdir()) if file.name.lower() == "reports.csv"]
     if not tables:
         return {}, []
     table = tables[0]
-    if len(tables) > 1:
-        problem = f"there is a second table of reports, {table.name}"
-        return {}, [Fault("", tables[1], problem, "Keep one of the two", truth_only=True)]
     try:
         rows = read_table(table, ("report",))
     except InputError as error:
@@ -127,15 +120,14 @@ def _read_reports(
         remedy = f"Give it one of {', '.join(IDENTIFYING)}"
         return {}, [Fault("", table, problem, remedy, truth_only=True)]
     key = keys[0]
+    series_of: dict[str, list[str]] = defaultdict(list)
+    for uid, files in all_series.items():
+        series_of[str(files[0][1].get(key, ""))].append(uid)
     reports: dict[str, tuple[str, str]] = {}
     faults = []
     for number, row in enumerate(rows, 2):
         where, source = f"{table}, row {number}", row.get("report_source", "")
-        own = [
-            uid
-            for uid, files in all_series.items()
-            if row[key] and str(files[0][1].get(key, "")) == row[key]
-        ]
+        own = series_of[row[key]] if row[key] else []
         try:
             if not own:
                 remedy = "Correct it, or remove the row"

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 from pandas.errors import EmptyDataError, ParserError
 
-from lgekit.data.nifti import Entry, Fault, Listing, read_nifti
+from lgekit.data.nifti import Fault, Listing, nifti_entry
 from lgekit.errors import InputError
 from lgekit.findings import Findings
 from lgekit.study import LABEL_NAMES, Cohort, Landmarks, Study
@@ -198,16 +198,9 @@ def _study(row: dict[str, str], table: Path, where: str, any_report: bool) -> Li
             parsed[key] = parse()
         except InputError as error:
             yield Fault.of(name, error, truth_only=True)
-    yield Entry(
-        study_id=name,
-        patient_id=cells["patient_id"] or name,
-        image=partial(read_nifti, table.parent / cells["image"]),
-        labels=partial(read_nifti, table.parent / labels) if labels else None,
-        codes=INTERNAL_CODES,
-        report_source=source,
-        split=cells["split"],
-        **parsed,
-    )
+    image, mask = table.parent / cells["image"], table.parent / labels if labels else None
+    parsed |= {"report_source": source, "split": cells["split"]}
+    yield nifti_entry(name, cells["patient_id"] or name, image, mask, INTERNAL_CODES, **parsed)
 
 
 def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ class Fault(InputError):
         super().__init__(where, problem, remedy)
         self.study_id, self.truth_only = study_id, truth_only
 
-    def __reduce__(self):
+    def __reduce__(self):  # else pickle would call the class with the one message
         return type(self), (self.study_id, self.where, self.problem, self.remedy, self.truth_only)
 
     @classmethod
@@ -186,6 +187,20 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         remedy = "Replace them, or export the file again"
         volume.fault(f"has {bad} voxels that are NaN or infinite", remedy)
     return volume
+
+
+def nifti_entry(
+    study_id: str,
+    patient_id: str,
+    image: Path,
+    mask: Path | None,
+    codes: Mapping[int, int],
+    frame: int | None = None,
+    **further: Any,
+) -> Entry:
+    """List a study of an image file and, if there is one, a mask file."""
+    labels = partial(read_nifti, mask, frame) if mask else None
+    return Entry(study_id, patient_id, partial(read_nifti, image, frame), labels, codes, **further)
 
 
 def axis_order(volume: Volume) -> list[int]:

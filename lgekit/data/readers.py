@@ -8,7 +8,6 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -22,7 +21,7 @@ from lgekit.data.nifti import (
     Listing,
     SliceGapWarning,
     folder,
-    read_nifti,
+    nifti_entry,
     read_study,
     storage_mirrored,
 )
@@ -100,15 +99,9 @@ def emidec(path: str) -> Listing:
             if (text := place / f"{name.replace('_', ' ')}.txt").is_file():
                 pairs = (line.partition(":") for line in text.read_text("latin-1").splitlines())
                 facts = {key.strip(): value.strip() for key, colon, value in pairs if colon}
-        yield Entry(
-            study_id=name,
-            patient_id=EMIDEC_SAME_PATIENT.get(name, name),
-            image=partial(read_nifti, image),
-            labels=partial(read_nifti, mask) if mask else None,
-            codes=EMIDEC_CODES,
-            landmarks=landmarks.get(name),
-            fields={"clinical": facts} if facts else {},
-        )
+        patient, known = EMIDEC_SAME_PATIENT.get(name, name), landmarks.get(name)
+        fields = {"clinical": facts} if facts else {}
+        yield nifti_entry(name, patient, image, mask, EMIDEC_CODES, landmarks=known, fields=fields)
 
 
 def _one_nifti(where: Path, name: str) -> Path | None:
@@ -142,15 +135,14 @@ def _cine(
     image: Path, patient: str, codes: Mapping[int, int], frame: int | None = None, phase: str = ""
 ) -> Entry:
     """A frame of a cine data set, with its label map ``…_gt.nii``."""
-    mask = image.with_name(image.name.replace(".nii", "_gt.nii"))
-    return Entry(
-        study_id=image.name.split(".nii")[0] + phase,
-        patient_id=patient,
-        image=partial(read_nifti, image, frame),
-        labels=partial(read_nifti, mask, frame) if mask.is_file() else None,
-        codes=codes,
-        scar_labelled=False,
-    )
+    mask = _cine_mask(image)
+    name = image.name.split(".nii")[0] + phase
+    found = mask if mask.is_file() else None
+    return nifti_entry(name, patient, image, found, codes, frame, scar_labelled=False)
+
+
+def _cine_mask(image: Path) -> Path:
+    return image.with_name(image.name.replace(".nii", "_gt.nii"))
 
 
 def mnms(path: str) -> Listing:
@@ -190,8 +182,7 @@ def mnms(path: str) -> Listing:
 def _labelled_frames(image: Path) -> tuple[int, ...]:
     """The first two frames with labels of an image's 4-D label file; end-diastole is the first."""
     try:
-        mask = image.with_name(image.name.replace(".nii", "_gt.nii"))
-        array = np.asanyarray(nib.Nifti1Image.from_filename(mask).dataobj)
+        array = np.asanyarray(nib.Nifti1Image.from_filename(_cine_mask(image)).dataobj)
     except Exception:  # missing or damaged: reported as unknown frames
         return ()
     return tuple(np.flatnonzero(array.any(axis=(0, 1, 2)))[:2].tolist()) if array.ndim == 4 else ()
@@ -211,8 +202,7 @@ def myops(path: str) -> Listing:
         if re.search(r"_(DE|LGE)\.nii", image.name):
             name = re.split(r"_(?:DE|LGE)\.nii", image.name)[0]
             without_image.pop(name, None)
-            labels = partial(read_nifti, masks[name]) if name in masks else None
-            yield Entry(name, name, partial(read_nifti, image), labels, MYOPS_CODES)
+            yield nifti_entry(name, name, image, masks.get(name), MYOPS_CODES)
     for name, mask in sorted(without_image.items()):
         remedy = "Put the LGE image (…_DE.nii.gz or …_LGE.nii.gz) into the folder"
         yield Fault(name, mask, "a mask without its LGE image", remedy, truth_only=True)
@@ -251,11 +241,9 @@ def bids(path: str) -> Listing:
         if len(own) > 1:
             remedy = "Keep one *_dseg file for each image"
             yield Fault(name, own[1], "a second mask for the same image", remedy, truth_only=True)
-        labels = partial(read_nifti, own[0]) if own else None
-        cells = people.get(patient, {})
+        mask, cells = own[0] if own else None, people.get(patient, {})
         report, split = cells.get("report", ""), cells.get("split", "")
-        read_image = partial(read_nifti, image)
-        yield Entry(name, patient, read_image, labels, codes, report=report, split=split)
+        yield nifti_entry(name, patient, image, mask, codes, report=report, split=split)
 
 
 def _dseg_codes(table: Path) -> dict[int, int]:
@@ -270,7 +258,7 @@ def _dseg_codes(table: Path) -> dict[int, int]:
 
 
 def _dicom(path: str) -> Listing:
-    from lgekit.data.dicom import dicom  # pydicom is only loaded where needed
+    from lgekit.data.dicom import dicom  # loads pydicom
 
     return dicom(path)
 

@@ -6,7 +6,6 @@ from cohort_files import SPACING, patch_header, picture, ring, save
 
 from lgekit.data import nifti
 from lgekit.data.manifest import INTERNAL_CODES
-from lgekit.data.readers import EMIDEC_CODES
 
 
 @pytest.fixture
@@ -46,26 +45,12 @@ def test_slice_axis_of_isotropic_and_of_single_slice_volumes(read):
     assert nifti.axis_order(read(picture(ring())[:, :1], (1.5, 1.0, 1.0)))[2] == 1
 
 
-def test_header_fields_are_read_past_nibabels_repairs(tmp_path):
-    path = save(tmp_path / "a.nii", picture(ring()))
-    patch_header(path, "pixdim", [1, 1.5, 0, 10, 1, 0, 0, 0])
-    volume = nifti.read_nifti(path)
-    nifti.check_image(volume)
-    assert [one.problem for one in volume.faults] == ["spacing [1.5, 0.0, 10.0] mm is not positive"]
-    path = save(tmp_path / "b.nii", picture(ring()), (1500.0, 1250.0, 10000.0))
+def test_units_of_the_header_are_read(tmp_path):
+    path = save(tmp_path / "a.nii", picture(ring()), (1500.0, 1250.0, 10000.0))
     patch_header(path, "xyzt_units", 3)  # µm
     volume = nifti.read_nifti(path)
     nifti.check_image(volume)
     assert not volume.faults and np.allclose(volume.spacing, SPACING)
-
-
-def test_one_file_can_have_several_faults(read):
-    image = picture(ring()).astype(np.float32)
-    image[3, 3, 1] = np.nan
-    volume = read(image, (500.0, 1.0, 10.0))
-    nifti.check_image(volume)
-    first, second = (fault.problem for fault in volume.faults)
-    assert "1 voxels that are NaN" in first and "absurd" in second
 
 
 def test_frame_of_a_cine_file(tmp_path):
@@ -75,15 +60,12 @@ def test_frame_of_a_cine_file(tmp_path):
     assert "no frame 3" in nifti.read_nifti(path, 3).faults[0].problem
 
 
-def test_recode_leaves_its_input_alone_and_names_an_unknown_code(read):
+def test_recode_leaves_its_input_alone(read):
     labels = ring()
-    image = read(picture(labels))
     mask = read(labels.astype(np.float32), name="m.nii.gz")
     before = mask.array.copy()
-    assert np.array_equal(nifti.recode(mask, INTERNAL_CODES, image), labels)
+    assert np.array_equal(nifti.recode(mask, INTERNAL_CODES, read(picture(labels))), labels)
     assert np.array_equal(mask.array, before)
-    assert nifti.recode(mask, EMIDEC_CODES, image) is None
-    assert "unknown label code 5" in mask.faults[0].problem and "m.nii.gz" in str(mask.faults[0])
 
 
 def test_a_turned_mask_is_refused_only_where_both_headers_can_be_trusted(read):
