@@ -191,9 +191,11 @@ def _labelled_frames(image: Path) -> tuple[int, ...]:
 def myops(path: str) -> Listing:
     """MyoPS 2020 (Li et al., Medical Image Analysis 2023) and MyoPS++ (CARE): the LGE images::
 
-    train25/myops_training_101_DE.nii.gz   train25_myops_gd/myops_training_101_gd.nii.gz
-    test20/myops_test_201_DE.nii.gz
-    Case3001/Case3001_LGE.nii.gz           Case3001/Case3001_gd.nii.gz
+        train25/myops_training_101_DE.nii.gz   train25_myops_gd/myops_training_101_gd.nii.gz
+        test20/myops_test_201_DE.nii.gz
+        Case3001/Case3001_LGE.nii.gz           Case3001/Case3001_gd.nii.gz
+
+    Other sequences are ignored.
     """
     root = folder(path)
     masks = {file.name.split("_gd.nii")[0]: file for file in sorted(root.glob("**/*_gd.nii*"))}
