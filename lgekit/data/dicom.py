@@ -106,6 +106,9 @@ def _read_reports(
     if not tables:
         return {}, []
     table = tables[0]
+    if len(tables) > 1:
+        problem = f"there is a second table of reports, {table.name}"
+        return {}, [Fault("", tables[1], problem, "Keep one of the two", truth_only=True)]
     try:
         rows = read_table(table, ("report",))
     except InputError as error:
@@ -211,7 +214,7 @@ def _fill(volume: Volume, name: str, files: Series) -> Volume:
         except Exception as error:  # a damaged file can raise anything
             volume.where = str(file)
             problem = f"pixels cannot be read ({type(error).__name__})"
-            remedy = "Copy the file again; if it is compressed, decompress it (gdcmconv --raw)"
+            remedy = "Copy the file again; decompress it if need be (gdcmconv --raw, dcmdjpeg)"
             return volume.fault(problem, remedy)
     volume.array = np.stack(slices, axis=-1).astype(np.float32)
     row_mm, column_mm = map(float, first.PixelSpacing)  # distances between rows, between columns

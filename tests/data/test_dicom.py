@@ -175,6 +175,9 @@ def test_reports_are_joined_by_an_id_that_is_not_kept(export, key, ids):
     stored = pickle.dumps((list(list_entries(spec)), [dict(study) for study in cohort.studies]))
     assert not any(name.encode() in stored for name in ids)
     assert not read_cohort(spec, images_only=True).manifest["report"].any()
+    (export / "reports.csv").write_text("PatientID,report\n")
+    (fault,) = check_cohort(spec)
+    assert "second table of reports" in fault.problem and fault.truth_only
 
 
 @pytest.mark.parametrize(
