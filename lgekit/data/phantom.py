@@ -1,13 +1,12 @@
 """The digital LGE phantom: hearts and scars at random, a simulated acquisition, exact ground truth.
 
-The heart frame has its origin on the long axis, x to the right and v up (in mm), the septum to the
-left, and angles counter-clockwise in radians from x. Levels run from 0 (base) to 1 (epicardial
-apex). No code is shared with RandomScar (:mod:`lgekit.scars`), so that the phantom can test it.
+The heart frame has its origin on the long axis, x right and v up (mm), the septum left, and angles
+counter-clockwise from x (radians). Levels run from 0 (base) to 1 (epicardial apex). The phantom
+shares no code with RandomScar, so that it can test it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ import numpy as np
 from joblib import Parallel, delayed
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
-from scipy import fft
+from scipy import fft, ndimage
 
 from lgekit.cache import code_version, memory
 from lgekit.errors import InputError
@@ -27,6 +26,7 @@ from lgekit.study import (
     NO_REFLOW,
     RV,
     SCAR,
+    WALL_CODES,
     Cohort,
     Landmarks,
     Study,
@@ -63,9 +63,7 @@ def ripple(rng: Rng, amplitude: float, orders=range(2, 7)) -> Array:
 class Heart:
     """One heart at random, without scar; lengths in mm, tables over the angle ``(ANGLES,)``.
 
-    Args:
-        rng: source of randomness.
-        dilated: by how much the heart is wider, as after an infarct.
+    ``dilated`` is by how much it is wider, as after an infarct.
     """
 
     def __init__(self, rng: Rng, dilated: float = 0.0) -> None:
@@ -83,12 +81,10 @@ class Heart:
         oval = 0.04 * abs(rng.normal()) * np.cos(2 * (THETA - rng.uniform(0, np.pi)))
         # Papillary muscles: angle, first and last level, radius, and distance from the endocardium
         # as a share of the cavity's radius.
-        papillary = []
-        for centre in (35, 285):
-            angle = np.deg2rad(rng.normal(centre, 10))
-            first, last = rng.uniform(0.25, 0.4), rng.uniform(0.6, 0.8)
-            papillary.append((angle, first, last, rng.uniform(3.5, 6.5), rng.uniform(0.1, 0.35)))
-        self.papillary = np.array(papillary)
+        low, high = (0.25, 0.6, 3.5, 0.1), (0.4, 0.8, 6.5, 0.35)
+        self.papillary = [
+            (np.deg2rad(rng.normal(centre, 10)), *rng.uniform(low, high)) for centre in (35, 285)
+        ]
         self.twist = float(np.deg2rad(rng.normal(0, 12)))  # of the insertion points per level
         self.outline = oval + ripple(rng, 0.015)  # relative ripple of both contours
         self.endocardium = ripple(rng, 0.03, range(2, 12))  # and of the inner one alone
@@ -107,13 +103,10 @@ class Heart:
         return ANTERIOR_RVIP + turn, self.inferior_rvip + turn
 
     def contours(self, z, thinning: Array | float = 0.0) -> tuple[Array, Array]:
-        """Radii of endocardium and epicardium, truncated ellipsoids, ``(len(z), ANGLES)`` float32.
+        """Radii of endocardium and epicardium at ``z`` mm below the base, ``(len(z), ANGLES)``.
 
-        Above the base (z < 0) the wall is the thin one of the atrium. Past the apex both are 0.
-
-        Args:
-            z: mm below the base.
-            thinning: share of the wall lost to an old infarct, ``(len(z), ANGLES)``.
+        They are truncated ellipsoids with a thin wall above the base (the atrium), and 0 past the
+        apex. ``thinning`` is the share of the wall that an old infarct lost.
         """
         z = np.asarray(z, dtype=np.float32)[:, None]
         level = np.clip(z / self.length, 0, 1)
@@ -125,6 +118,17 @@ class Heart:
         wall = np.where(z < 0, np.maximum(2.0, wall * (1 + z / 8)), wall) * (1 - thinning)
         cavity = np.maximum(epicardium - wall, 0) * (inner_level < 1)
         return cavity.astype(np.float32), epicardium.astype(np.float32)
+
+    def in_papillary(self, z: Array, cavity: Array, x: Array, v: Array) -> Array:
+        """Whether points are inside a papillary muscle, ``(slices, points)`` bool."""
+        inside = np.zeros(x.shape, dtype=bool)
+        for angle, first, last, size, inset in self.papillary:
+            rows = np.flatnonzero((z > first * self.length) & (z < last * self.length))
+            distance = cavity[rows, int(np.rad2deg(angle)) % ANGLES] * (1 - inset)
+            away_x = x[rows] - (distance * np.cos(angle)).astype(np.float32)[:, None]
+            away_v = v[rows] - (distance * np.sin(angle)).astype(np.float32)[:, None]
+            inside[rows] |= away_x**2 + away_v**2 < size**2
+        return inside
 
     def right_ventricle(self, z: Array, epicardium: Array) -> Array:
         """Outer radius of the RV, ``(len(z), ANGLES)`` float32: the epicardium where none is."""
@@ -145,9 +149,8 @@ STOMACH, HEART_MUSCLE, PAPILLARY, RV_BLOOD, SCAR_TISSUE, NO_REFLOW_TISSUE = rang
 
 
 def draw_chest(rng: Rng, heart: Heart, x: Array, v: Array, levels: Array) -> Array:
-    """Draw the tissues around the heart, as a short-axis view has them, ``(slices, X, Y)`` uint8.
+    """Draw the tissues around the heart as in a short-axis view, ``(slices, X, Y)`` uint8.
 
-    Chest wall at the upper left, lung at the side, liver and stomach below the diaphragm, aorta.
     ``x`` and ``v`` are pixel centres, ``(X, Y)`` float32; ``levels`` are those of the slices.
     """
     front = np.deg2rad(rng.normal(128, 12))  # direction of the chest wall, seen from the LV
@@ -212,17 +215,19 @@ PATTERNS = {
 
 
 class ScarMap:
-    """Scar over the wall: tables ``(z, ANGLES)``. Depth is 0 endocardium … 1 epicardium."""
+    """Scar over the wall, tables ``(z, ANGLES)`` float32; depth is 0 endocardium … 1 epicardium.
+
+    Scar runs from depth ``inner`` to ``outer``, no-reflow from 0.12 to ``core``. ``density`` is the
+    share of the scar's extra ECV, ``thinning`` the share of the wall that is lost, and
+    ``aetiology`` the artery or the disease.
+    """
 
     def __init__(
         self, inner: Array, outer: Array, core: Array, density: Array, thinning: Array, cause: str
     ) -> None:
-        self.inner = inner.astype(np.float32)  # depth where scar begins
-        self.outer = outer.astype(np.float32)  # and where it ends; no scar where outer <= inner
-        self.core = core.astype(np.float32)  # no-reflow from depth 0.12 to here
-        self.density = density.astype(np.float32)  # share of the scar's extra ECV (grey zone)
-        self.thinning = thinning.astype(np.float32)  # share of the wall that is lost
-        self.aetiology = cause  # one of `findings.AETIOLOGIES`: the artery, or the disease
+        tables = (table.astype(np.float32) for table in (inner, outer, core, density, thinning))
+        self.inner, self.outer, self.core, self.density, self.thinning = tables
+        self.aetiology = cause
 
     def thickness(self) -> Array:
         """Share of the wall that is scar, ``(z, ANGLES)``."""
@@ -232,14 +237,12 @@ class ScarMap:
 def wall_noise(rng: Rng, level: Array) -> Array:
     """A smooth random field over the wall, ``(len(level), ANGLES)``, about unit variance."""
     field = np.zeros((len(level), ANGLES), dtype=np.float32)
-    power = 0.0
-    for order in range(1, 9):
-        weight = 1 / np.sqrt(order)
-        power += weight**2 / 2
+    orders = range(1, 9)
+    for order in orders:
         along = rng.normal(0, order * 1.2) * TURN * level[:, None] / 2
         wave = np.cos(order * THETA[None] + along + rng.uniform(0, TURN))
-        field += (weight * wave).astype(np.float32)
-    return field / np.float32(np.sqrt(power))
+        field += (1 / np.sqrt(order) * wave).astype(np.float32)
+    return field / np.float32(np.sqrt(sum(0.5 / order for order in orders)))
 
 
 def wavefront_scar(rng: Rng, level: Array, artery: str | None = None) -> ScarMap:
@@ -310,17 +313,14 @@ def patch_scar(rng: Rng, level: Array, heart: Heart, pattern: str | None = None)
 
 
 def draw_scars(rng: Rng, level: Array, heart: Heart, ischaemic_share: float) -> list[ScarMap]:
-    """Draw the scars of one diseased heart: mostly one; one infarct in eight has a second one.
-
-    Draw again where all are too small for anyone to outline (1 % of the wall or less).
-    """
+    """Draw the scars of one diseased heart; one infarct in eight has a second one."""
     inside = (level > 0.05) & (level < 0.95)
     while True:
         if rng.random() >= ischaemic_share:
             scars = [patch_scar(rng, level, heart)]
         else:
             scars = [wavefront_scar(rng, level) for _ in range(1 + (rng.random() < 0.12))]
-        if max(float(scar.thickness()[inside].mean()) for scar in scars) > 0.01:
+        if max(scar.thickness()[inside].mean() for scar in scars) > 0.01:  # else nobody outlines it
             return scars
 
 
@@ -373,31 +373,23 @@ class Scanner:
         self.magnitude = bool(rng.random() < magnitude_share)  # else phase-sensitive
         self.texture = float(rng.uniform(0.03, 0.08))  # relative SD
         self.fat_t1 = float(np.clip(rng.normal(300, 30), 220, 380))
-        self.tissue_gain = rng.normal(1, 0.1, size=12)  # proton density outside the heart
+        self.tissue_gain = rng.normal(1, 0.1, size=12)  # proton density, 1 in the heart
+        self.tissue_gain[[BLOOD, *range(HEART_MUSCLE, NO_REFLOW_TISSUE + 1)]] = 1
 
 
 def tissue_signal(scanner: Scanner) -> Array:
     """Signed signal of every tissue in every slice, ``(slices, 12)`` float32."""
     t1, inversion_time = scanner.t1_blood, scanner.inversion_time
-    ecv = {
-        HEART_MUSCLE: scanner.ecv_remote,
-        PAPILLARY: scanner.ecv_remote + 0.02,
-        MUSCLE: 0.16,
-        LIVER: 0.36,
-        STOMACH: 0.22,
-        SCAR_TISSUE: scanner.ecv_scar,
-        NO_REFLOW_TISSUE: 0.13,
-        LUNG: 0.40,
-    }
+    remote = scanner.ecv_remote
+    ecv = {HEART_MUSCLE: remote, PAPILLARY: remote + 0.02, SCAR_TISSUE: scanner.ecv_scar}
+    ecv |= {NO_REFLOW_TISSUE: 0.13, MUSCLE: 0.16, LIVER: 0.36, STOMACH: 0.22, LUNG: 0.40}
     signal = np.zeros((len(t1), 12), dtype=np.float32)
     for code, volume in ecv.items():
         signal[:, code] = inversion_recovery(t1_after_contrast(volume, t1), inversion_time)
     signal[:, [BLOOD, RV_BLOOD]] = inversion_recovery(t1, inversion_time)[:, None]
     signal[:, FAT] = inversion_recovery(scanner.fat_t1, inversion_time)
     signal[:, LUNG] *= 0.15  # proton density of lung
-    gain = scanner.tissue_gain.copy()
-    gain[[HEART_MUSCLE, SCAR_TISSUE, NO_REFLOW_TISSUE, PAPILLARY, BLOOD, RV_BLOOD]] = 1
-    return signal * gain.astype(np.float32)
+    return signal * scanner.tissue_gain.astype(np.float32)
 
 
 def smooth_field(rng: Rng, shape: tuple[int, ...], knots: int) -> Array:
@@ -406,19 +398,16 @@ def smooth_field(rng: Rng, shape: tuple[int, ...], knots: int) -> Array:
     weights = []
     for size in shape[1:]:
         position = np.linspace(0, knots - 1, size, dtype=np.float32)
-        low = np.minimum(position.astype(int), knots - 2)
-        weight = np.zeros((size, knots), dtype=np.float32)
-        weight[np.arange(size), low] = 1 - (position - low)
-        weight[np.arange(size), low + 1] = position - low
-        weights.append(weight)
-    return np.matmul(np.matmul(weights[0], coarse), weights[1].T) * np.float32(1.5)
+        distance = np.abs(position[:, None] - np.arange(knots))
+        weights.append(np.maximum(1 - distance, 0).astype(np.float32))
+    return weights[0] @ coarse @ weights[1].T * np.float32(1.5)
 
 
 def acquire(rng: Rng, signal: Array, body: Array, x: Array, v: Array, scanner: Scanner) -> Array:
     """Simulate the image of a signal: coil bias, truncated k-space, ghosts, noise, reconstruction.
 
     ``signal`` is signed and ``body`` is proton density (0 air … 1 tissue), both ``(slices, X, Y)``
-    float32 as is the result; ``x`` and ``v`` are pixel centres in the heart frame, ``(X, Y)``.
+    float32. ``x`` and ``v`` are pixel centres in the heart frame, ``(X, Y)``.
     """
     slices, size_x, size_y = signal.shape
     front = (-0.57 * x + 0.82 * v) / 100  # towards the anterior coil
@@ -473,31 +462,17 @@ class Sampled(NamedTuple):
 
 
 def sample_heart(
-    heart: Heart,
-    scars: list[ScarMap],
-    z: Array,
-    shift: Array,
-    right: Array,
-    down: Array,
-    mm: float,
-    to_heart: Callable[[Array, Array], tuple[Array, Array]],
-    signals: Array,
+    heart: Heart, scars: list[ScarMap], z: Array, x: Array, v: Array, signals: Array
 ) -> Sampled:
     """Average signal and tissue over 2 × 2 points of every pixel and three planes of every slice.
 
     Args:
         heart, scars: the anatomy; the tables of ``scars`` have the rows ``z``.
         z: heights, mm below the base, ``(slices × 3 × 4,)``.
-        shift: displacement of each slice, mm in the heart frame, ``(slices, 2)``.
-        right, down, mm: pixel centres in the stored image, ``(P,)``, and pixel size.
-        to_heart: stored mm → heart frame.
+        x, v: the points in the heart frame, mm, ``(slices, 4 × P)`` float32.
         signals: of each tissue in each slice, ``(slices, 12)``.
     """
-    slices, planes = len(shift), len(PLANES)
-    quarter = np.float32(mm / 4) * np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]], dtype=np.float32)
-    x, v = to_heart((right + quarter[0][:, None]).ravel(), (down + quarter[1][:, None]).ravel())
-    x = x[None] - shift[:, :1].astype(np.float32)
-    v = v[None] - shift[:, 1:].astype(np.float32)
+    slices, planes, pixels = len(x), len(PLANES), x.shape[1] // 4
     radius, angle = np.hypot(x, v), np.arctan2(v, x)
     column = angle * np.float32(ANGLES / TURN) + np.float32(ANGLES + 0.5)
     column = column.astype(np.int32) % ANGLES
@@ -508,13 +483,11 @@ def sample_heart(
     outside = np.maximum(epicardium, np.where(has_rv, right_ventricle + RV_WALL, 0))
     fat = outside + heart.fat.astype(np.float32)
     row = np.arange(slices, dtype=np.int32)[:, None]
-    quarter_row = np.repeat(np.arange(4, dtype=np.int32), len(right))  # height of each point
+    quarter = np.repeat(np.arange(4, dtype=np.int32), pixels)  # each point has its own height
     trabeculae = heart.trabeculae.astype(np.float32)[column]
-    shape = (slices, 4, -1)
-    names = ("covered", "signal", "cavity", "wall", "rv", "scar", "core")
-    total = {name: np.zeros((slices, len(right)), dtype=np.float32) for name in names}
+    total = np.zeros((7, slices, pixels), dtype=np.float32)
     for plane in range(planes):
-        at = ((row * planes + plane) * 4 + quarter_row) * ANGLES + column
+        at = ((row * planes + plane) * 4 + quarter) * ANGLES + column
         inner, outer = cavity.ravel()[at], epicardium.ravel()[at]
         in_cavity, in_lv = radius < inner, radius < outer
         in_wall = in_lv & ~in_cavity
@@ -522,9 +495,8 @@ def sample_heart(
         kind = np.where(radius < outside.ravel()[at], MUSCLE, FAT).astype(np.int32)
         kind[in_rv], kind[in_wall], kind[in_cavity] = RV_BLOOD, HEART_MUSCLE, BLOOD
         middle = slice(plane * 4, None, planes * 4)
-        kind[in_cavity & _papillary(heart, z[middle], cavity[middle], x, v)] = PAPILLARY
-        is_scar = np.zeros(in_wall.shape, dtype=bool)
-        is_core = is_scar.copy()
+        kind[in_cavity & heart.in_papillary(z[middle], cavity[middle], x, v)] = PAPILLARY
+        is_scar, is_core = np.zeros((2, *x.shape), dtype=bool)
         depth = (radius - inner) / np.maximum(outer - inner, np.float32(0.5))
         value = signals.ravel()[row * signals.shape[1] + kind]
         for scar in scars:
@@ -540,32 +512,18 @@ def sample_heart(
         value[rim] += heart.trabecular_blood * (signals[np.nonzero(rim)[0], BLOOD] - value[rim])
         covered = radius < fat.ravel()[at]
         ventricle = (z[middle] >= 0)[:, None]  # the atrium, above the base, carries no label
-        labelled = (in_cavity, in_wall, in_rv, is_scar, is_core)
-        parts = (covered, value * covered, *(part & ventricle for part in labelled))
-        for name, part in zip(names, parts, strict=True):
-            total[name] += part.reshape(shape).sum(1, dtype=np.float32) * (PROFILE[plane] / 4)
+        labelled = [part & ventricle for part in (in_cavity, in_wall, in_rv, is_scar, is_core)]
+        parts = np.stack([covered, value * covered, *labelled]).reshape(7, slices, 4, pixels)
+        total += parts.sum(2) * (PROFILE[plane] / 4)
         if plane == planes // 2:
-            middle_depth = depth.reshape(shape).mean(1)
-    rest = 1 - total["cavity"] - total["wall"] - total["rv"]
-    stack = np.stack([rest, total["cavity"], total["wall"], total["rv"]])
+            middle_depth = depth.reshape(slices, 4, pixels).mean(1)
+    covered, signal, blood, wall, rv, scarred, no_reflow = total
+    stack = np.stack([1 - blood - wall - rv, blood, wall, rv])
     labels = np.array([BACKGROUND, CAVITY, MYOCARDIUM, RV], dtype=np.uint8)[stack.argmax(0)]
-    scarred = (labels == MYOCARDIUM) & (total["scar"] >= 0.5 * total["wall"])
-    labels[scarred] = SCAR
-    labels[scarred & (total["core"] > 0.5 * total["scar"])] = NO_REFLOW
-    first_angle = angle.reshape(shape)[:, 0]
-    return Sampled(total["covered"], total["signal"], labels, first_angle, middle_depth)
-
-
-def _papillary(heart: Heart, z: Array, cavity: Array, x: Array, v: Array) -> Array:
-    """Points inside a papillary muscle, ``(slices, points)`` bool."""
-    inside = np.zeros(x.shape, dtype=bool)
-    for angle, first, last, size, inset in heart.papillary:
-        rows = np.flatnonzero((z > first * heart.length) & (z < last * heart.length))
-        distance = cavity[rows, int(np.rad2deg(angle)) % ANGLES] * (1 - inset)
-        away_x = x[rows] - (distance * np.cos(angle)).astype(np.float32)[:, None]
-        away_v = v[rows] - (distance * np.sin(angle)).astype(np.float32)[:, None]
-        inside[rows] |= away_x**2 + away_v**2 < size**2
-    return inside
+    is_scar = (labels == MYOCARDIUM) & (scarred >= 0.5 * wall)
+    labels[is_scar] = SCAR
+    labels[is_scar & (no_reflow > 0.5 * scarred)] = NO_REFLOW
+    return Sampled(covered, signal, labels, angle[:, :pixels], middle_depth)
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -591,8 +549,8 @@ class Rendered(NamedTuple):
 
 
 def study_rng(seed: int, index: int, stream: int = 0) -> Rng:
-    """The generator of one study, independent of what else is rendered, and by which process."""
-    return np.random.default_rng(np.random.SeedSequence((seed, index, stream)))
+    """The generator of one study, independent of the other studies."""
+    return np.random.default_rng((seed, index, stream))
 
 
 def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
@@ -616,7 +574,7 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     mm = float(rng.uniform(1.5, 2.0)) * 128 / options.pixels
     offset = rng.normal(0, 8, size=2)
     drift = rng.normal(0, 3, size=2) * ((middles[:, None] - heart.length / 2) / heart.length)
-    shift = rng.normal(0, 1.3, size=(count, 2)) + drift
+    shift = (rng.normal(0, 1.3, size=(count, 2)) + drift).astype(np.float32)  # of each slice
     slice_levels = middles / heart.length
     scanner = Scanner(rng, np.clip(slice_levels, 0, 1), options.magnitude_share)
     grid = (np.arange(options.pixels, dtype=np.float32) - (options.pixels - 1) / 2) * mm
@@ -633,8 +591,12 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     signals = tissue_signal(scanner)
     reach = heart.radius + 12
     near = np.flatnonzero((x > -reach - heart.rv_width) & (x < reach) & (np.abs(v) < reach))
-    right, down = grid[near // options.pixels], grid[near % options.pixels]
-    sampled = sample_heart(heart, scars, z, shift, right, down, mm, to_heart, signals)
+    quarter = np.float32(mm / 4) * np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]], dtype=np.float32)
+    right = grid[near // options.pixels] + quarter[0][:, None]  # (4 points, pixels)
+    down = grid[near % options.pixels] + quarter[1][:, None]
+    near_x, near_v = to_heart(right.ravel(), down.ravel())
+    near_x, near_v = near_x - shift[:, :1], near_v - shift[:, 1:]  # (slices, 4 × pixels)
+    sampled = sample_heart(heart, scars, z, near_x, near_v, signals)
     flat_chest = chest.reshape(count, -1)  # (slices, pixels²)
     signal = np.take_along_axis(signals, flat_chest.astype(np.intp), axis=1)
     signal[:, near] = signal[:, near] * (1 - sampled.covered) + sampled.signal
@@ -645,23 +607,16 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     image = acquire(rng, signal.reshape(chest.shape), body.reshape(chest.shape), x, v, scanner)
     image = np.rint(image * np.float32(rng.uniform(300, 800)))
     image = np.clip(image + (PEDESTAL if scanner.magnitude else ZERO), 0, 4095)
-    order = slice(None, None, -1) if rng.random() < 0.5 else slice(None)
-    image, labels = image[order], labels.reshape(chest.shape)[order]
-    image, labels = (np.ascontiguousarray(np.moveaxis(one, 0, 2)) for one in (image, labels))
+    order = -1 if rng.random() < 0.5 else 1
+    image, labels = (
+        np.ascontiguousarray(np.moveaxis(stack[::order], 0, 2))
+        for stack in (image, labels.reshape(chest.shape))
+    )
     points = np.rad2deg(heart.insertion_points(LANDMARK_LEVEL))
     stored = (points - np.rad2deg(turn)) % 360
     anterior, inferior = map(float, (180 - stored) % 360 if mirrored else stored)
     found = describe_scars(sampled, scars, points[0])
     return Rendered(image.astype(np.float32), labels, (mm, mm, step), (anterior, inferior), found)
-
-
-def thirds(labels: Array) -> Array:
-    """Third of the LV of each slice: 0 basal, 1 mid, 2 apical, 3 closed apex, -1 outside."""
-    inside = np.flatnonzero(((labels != BACKGROUND) & (labels != RV)).any(1))
-    third = np.full(len(labels), -1)
-    third[inside] = 3 * (np.arange(len(inside)) + 0.5) // max(len(inside), 1)
-    third[~(labels == CAVITY).any(1) & (third == 2)] = 3
-    return third
 
 
 def describe_scars(
@@ -672,39 +627,36 @@ def describe_scars(
     ``scars`` tell the aetiology. A segment is affected from ``minimum_share`` of its wall on.
     """
     labels = sampled.labels
-    is_wall = np.isin(labels, (MYOCARDIUM, SCAR, NO_REFLOW))
-    rows = np.nonzero(is_wall)[0]
-    codes = labels[is_wall]
+    is_wall = np.isin(labels, WALL_CODES)
+    rows, codes = np.nonzero(is_wall)[0], labels[is_wall]
     scar = codes != MYOCARDIUM
     if not scar.any():
         return ()
+    with_cavity = (labels == CAVITY).any(1)
+    inside = np.flatnonzero(is_wall.any(1) | with_cavity)
+    level = np.full(len(labels), -1)  # 0 basal, 1 mid, 2 apical, 3 closed apex
+    level[inside] = 3 * (np.arange(len(inside)) + 0.5) // len(inside)
+    level[~with_cavity & (level == 2)] = 3
     degrees = (np.rad2deg(sampled.angle[is_wall]) - anterior_deg + 120) % 360
     wall = ((degrees - 60) % 360 // 60).astype(int)
-    cell = thirds(labels)[rows] * 6 + wall
-    voxels, scarred = np.bincount(cell, minlength=24), np.bincount(cell, weights=scar, minlength=24)
+    segment = level[rows] * 6 + wall
+    voxels, scarred = (np.bincount(segment[mask], minlength=24) for mask in (codes > 0, scar))
     share = (scarred / np.maximum(voxels, 1)).reshape(4, 6)
     affected = share >= min(minimum_share, share.max())
     rings = affected[:3] if affected[:3].any() else affected  # the apex has no walls
     within = np.minimum((3 * sampled.depth[is_wall]).astype(int), 2)  # third of the thickness
-    sector = 3 * (rows * 60 + (degrees // 6).astype(int)) + within
+    cell = 3 * (rows * 60 + (degrees // 6).astype(int)) + within
     found = []
     for region in _neighbours(rings.any(0)):
-        chosen = np.isin(wall, region)
-        counts = [
-            np.bincount(sector[mask], minlength=180 * len(labels)).reshape(-1, 3)
-            for mask in (chosen, chosen & scar)
-        ]
-        depth, transmurality = _depth_in_words(counts[0], counts[1])
-        found.append(
-            Scar(
-                walls=tuple(WALLS[number] for number in region),
-                levels=tuple(LEVELS[t] for t in range(4) if affected[t, region].any()),
-                depth=depth,
-                transmurality=max(1, round(100 * transmurality)),
-                aetiology=_cause(scars, region, anterior_deg),
-                no_reflow=bool((codes[chosen] == NO_REFLOW).any()),
-            )
-        )
+        chosen, cells = np.isin(wall, region), 180 * len(labels)
+        counts = (np.bincount(cell[mask], minlength=cells) for mask in (chosen, chosen & scar))
+        depth, transmurality = _depth_in_words(*(count.reshape(-1, 3) for count in counts))
+        names = tuple(WALLS[number] for number in region)
+        levels = tuple(LEVELS[third] for third in range(4) if affected[third, region].any())
+        percent = max(1, round(100 * transmurality))
+        cause = _cause(scars, region, anterior_deg)
+        no_reflow = bool((codes[chosen] == NO_REFLOW).any())
+        found.append(Scar(names, levels, depth, percent, aetiology=cause, no_reflow=no_reflow))
     return tuple(found)
 
 
@@ -728,13 +680,9 @@ def _neighbours(walls: Array) -> list[list[int]]:
     if walls.all():
         return [list(range(6))]
     first = int(np.flatnonzero(~walls)[0])
-    runs: list[list[int]] = [[]]
-    for number in np.roll(np.arange(6), -first):
-        if walls[number]:
-            runs[-1].append(int(number))
-        else:
-            runs.append([])
-    return [sorted(run) for run in runs if run]
+    numbers, count = ndimage.label(np.roll(walls, -first))
+    numbers = np.roll(numbers, first)
+    return [np.flatnonzero(numbers == run).tolist() for run in range(1, count + 1)]
 
 
 def _cause(scars: list[ScarMap], region: list[int], anterior_deg: float) -> str:
@@ -759,16 +707,8 @@ def render_chunk(start: int, stop: int, seed: int, options: PhantomOptions, vers
     studies = [render_study(index, seed, options) for index in range(start, stop)]
     images = np.concatenate([study.image.ravel() for study in studies])
     labels = np.concatenate([study.labels.ravel() for study in studies])
-    rows = [(one.image.shape, one.spacing, one.rvip_deg, one.scars) for one in studies]
-    return images, labels, rows
-
-
-def unpack_chunk(images: Array, labels: Array, rows: list[tuple]) -> Iterator[Rendered]:
-    """The studies of a chunk, as views of its arrays."""
-    ends = np.cumsum([np.prod(row[0]) for row in rows])[:-1]
-    parts = zip(np.split(images, ends), np.split(labels, ends), rows, strict=True)
-    for image, label, (shape, spacing, rvip_deg, scars) in parts:
-        yield Rendered(image.reshape(shape), label.reshape(shape), spacing, rvip_deg, scars)
+    rest = [(study.image.shape, study[2:]) for study in studies]
+    return images, labels, rest
 
 
 def check_options(options: dict) -> PhantomOptions:
@@ -784,21 +724,7 @@ def check_options(options: dict) -> PhantomOptions:
 
 
 def phantom_study(index: int, seed: int, *, report_noise: float = 0.0, **options) -> Study:
-    """Make one study of a phantom cohort.
-
-    Args:
-        index: number of the study in its cohort, from 0.
-        seed: seed of the cohort.
-        report_noise: share of reports with an omission or an error.
-        options: see :class:`PhantomOptions`.
-
-    Returns:
-        Image ``(1, X, Y, slices)`` float32 (phase-sensitive images have an offset, as scanners
-        store them), labels with RV, report, and exact landmarks and findings.
-
-    Raises:
-        InputError: an unknown option, or a value out of range.
-    """
+    """Make study ``index`` of the phantom cohort ``seed`` (see :func:`phantom_cohort`)."""
     return _study(render_study(index, seed, check_options(options)), index, seed, report_noise)
 
 
@@ -810,16 +736,15 @@ def phantom_cohort(
     workers: int | None = None,
     **options,
 ) -> Cohort:
-    """Make a phantom cohort: rendered once, then read from the cache (:func:`lgekit.cache.memory`).
+    """Make a phantom cohort. It is rendered once, then memory-mapped from the cache.
 
-    Study ``i`` of a seed is the same in a cohort of any size, made by any number of workers. Images
-    are memory-mapped from the cache, so that a cohort takes memory only for what is looked at.
+    A study has an image ``(1, X, Y, slices)`` float32 (phase-sensitive ones have an offset, as from
+    a scanner), labels with RV, a report, and exact landmarks and findings. Study ``i`` of a seed is
+    the same in a cohort of any size, made by any number of workers.
 
     Args:
-        studies: number of studies.
-        seed: another seed gives other hearts.
         report_noise: share of reports with an omission or an error.
-        workers: processes; None takes one for each core, and a single one for small cohorts.
+        workers: processes; None: one for each core, or a single one for a small cohort.
         options: ``prevalence``, ``pixels``, ``slices``, … (:class:`PhantomOptions`).
 
     Raises:
@@ -840,8 +765,13 @@ def phantom_cohort(
         delayed(render)(start, min(start + CHUNK, studies), seed, checked, version)
         for start in starts
     )
-    rendered = [study for chunk in chunks for study in unpack_chunk(*chunk.get())]
-    made = [_study(one, index, seed, report_noise) for index, one in enumerate(rendered)]
+    made: list[Study] = []
+    for images, labels, rest in (chunk.get() for chunk in chunks):
+        ends = np.cumsum([np.prod(shape) for shape, _ in rest])[:-1]
+        parts = zip(np.split(images, ends), np.split(labels, ends), rest, strict=True)
+        for image, label, (shape, facts) in parts:
+            one = Rendered(image.reshape(shape), label.reshape(shape), *facts)
+            made.append(_study(one, len(made), seed, report_noise))
     return Cohort(made, f"phantom:studies={studies},seed={seed}")
 
 

@@ -218,10 +218,13 @@ def test_partial_volume_keeps_the_volume_of_blood():
     areas = 0.5 * (heart.contours(z)[0].astype(float) ** 2).sum(1) * np.deg2rad(1)
     area = np.average(areas, weights=np.repeat(phantom.PROFILE, 4))
     for mm in (1.0, 2.5):
-        grid = np.arange(-60, 60, mm, dtype=np.float32)
-        right, down = (axis.ravel() for axis in np.meshgrid(grid, grid))
-        still, upright = np.zeros((1, 2)), lambda right, down: (right, -down)
-        sampled = phantom.sample_heart(heart, [], z, still, right, down, mm, upright, signals)
+        grid = np.arange(-60, 60, mm / 2, dtype=np.float32)
+        x, v = np.meshgrid(grid, grid)
+        x, v = (
+            np.stack([side[i::2, j::2].ravel() for i in (0, 1) for j in (0, 1)]).reshape(1, -1)
+            for side in (x, v)
+        )
+        sampled = phantom.sample_heart(heart, [], z, x, v, signals)
         assert sampled.signal.sum() * mm**2 == pytest.approx(area, rel=0.02)
         assert ((sampled.signal > 0.05) & (sampled.signal < 0.95)).any()
         assert set(np.unique(sampled.labels[sampled.signal > 0.95])) == {CAVITY}
