@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import UID
 
-from lgekit.data.manifest import misspelt_columns, parse_report, read_table
+from lgekit.data.manifest import misspelt_columns, optional_rows, parse_report
 from lgekit.data.nifti import Entry, Fault, Listing, SliceGapWarning, Volume, folder
 from lgekit.errors import InputError
 
@@ -85,16 +85,16 @@ def _read_header(file: Path) -> Dataset | Fault | None:
             with file.open("rb") as stream:
                 if stream.read(132)[128:] != b"DICM":
                     return None
-        return Fault("", file, f"not a readable DICOM file ({type(error).__name__})", remedy)
+        return Fault(file, f"not a readable DICOM file ({type(error).__name__})", remedy)
     if "Rows" not in header:
         # Reports, presentation states and vendors' own classes (unknown names) have no pixels.
         uid = header.get("SOPClassUID", "") or header.file_meta.get("MediaStorageSOPClassUID", "")
         if not uid or "Image Storage" in UID(str(uid)).name:
-            return Fault("", file, "ends within its header: an image was cut off", remedy)
+            return Fault(file, "ends within its header: an image was cut off", remedy)
         return None
     if not header.get("SeriesInstanceUID", ""):
         remedy = "Export the series again from the archive"
-        return Fault("", file, "has no SeriesInstanceUID", remedy)
+        return Fault(file, "has no SeriesInstanceUID", remedy)
     return header
 
 
@@ -108,56 +108,49 @@ def _read_reports(
     table = tables[0]
     if len(tables) > 1:
         problem = f"there is a second table of reports, {table.name}"
-        return {}, [Fault("", tables[1], problem, "Keep one of the two", truth_only=True)]
-    try:
-        rows = read_table(table, ("report",))
-    except InputError as error:
-        return {}, [Fault.of("", error, truth_only=True)]
+        return {}, [Fault(tables[1], problem, "Keep one of the two", truth_only=True)]
+    rows, faults = optional_rows(table, ("report",))
+    if faults:
+        return {}, faults
     keys = [key for key in IDENTIFYING if key in rows[0]]
     known = ["report", "report_source", *(() if keys else IDENTIFYING)]
     others = [column for column in rows[0] if column not in keys]
-    if misspelt := list(misspelt_columns(table, others, known)):
-        return {}, misspelt
+    if faults := list(misspelt_columns(table, others, known)):
+        return {}, faults
     if len(keys) != 1:
         problem = f"{len(keys)} of its columns say which images a report is of"
         remedy = f"Give it one of {', '.join(IDENTIFYING)}"
-        return {}, [Fault("", table, problem, remedy, truth_only=True)]
-    key = keys[0]
+        return {}, [Fault(table, problem, remedy, truth_only=True)]
     series_of: dict[str, list[str]] = defaultdict(list)
     for uid, files in all_series.items():
-        series_of[str(files[0][1].get(key, ""))].append(uid)
+        series_of[str(files[0][1].get(keys[0], ""))].append(uid)
+    series_of.pop("", None)
     reports: dict[str, tuple[str, str]] = {}
-    faults = []
     for number, row in enumerate(rows, 2):
         where, source = f"{table}, row {number}", row.get("report_source", "")
-        own = series_of[row[key]] if row[key] else []
+        own = series_of[row[keys[0]]]
         try:
-            if not own:
+            if not own or any(uid in reports for uid in own):
+                none = f"no image has this {keys[0]}"
+                problem = "these images have a report already" if own else none
                 remedy = "Correct it, or remove the row"
-                raise InputError(where, f"no image has this {key}", remedy)
-            if any(uid in reports for uid in own):
-                remedy = "Keep one row for each of them"
-                raise InputError(where, "these images have a report already", remedy)
+                raise InputError(where, problem, remedy)
             text = parse_report(row["report"], table, source, True, where)
             reports |= dict.fromkeys(own, (text, source))
         except InputError as error:
-            faults.append(Fault.of("", error, truth_only=True))
+            faults.append(Fault.of(error, truth_only=True))
     for uid in sorted(all_series.keys() - reports.keys(), key=short_hash):
         place, problem = all_series[uid][0][0].parent, "no row of reports.csv is of these images"
         remedy = "Add a row (report_source none: no report), or remove the series from the folder"
-        faults.append(Fault(f"series_{short_hash(uid)}", place, problem, remedy, truth_only=True))
+        faults.append(Fault(place, problem, remedy, f"series_{short_hash(uid)}", truth_only=True))
     return reports, faults
 
 
 def read_series(name: str, files: Series) -> Volume:
     """Read one series as ``(columns, rows, slices)``: the axes run right, down, along the normal.
 
-    Own geometry, because `highdicom` refuses a series with a gap that differs by 0.3 mm or without
-    a FrameOfReferenceUID, and SimpleITK averages unequal gaps.
-
-    Args:
-        name: neutral name of the study, for messages.
-        files: its files with their headers, in any order.
+    No library does: highdicom refuses series without a FrameOfReferenceUID or with a gap that
+    differs by 0.3 mm, and SimpleITK averages unequal gaps. ``name`` is for messages.
     """
     volume = Volume(f"{name} ({files[0][0].parent})")
     psir = [item for item in files if _is_psir(item[1])]
@@ -204,7 +197,7 @@ def _fill(volume: Volume, name: str, files: Series) -> Volume:
         # Without the folder, whose name may be a person's; only `lgekit check` shows that.
         shown = np.round(gaps, 2).tolist()
         message = f"{name}: gaps between slices are unequal {shown} mm; {gap:.2f} mm is used"
-        volume.notes.append(SliceGapWarning(message, volume.where))
+        volume.notes.append(SliceGapWarning(message))
     slices = []
     for file in (files[index][0] for index in order):
         try:

@@ -11,8 +11,8 @@ from __future__ import annotations
 import difflib
 import io
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pandas as pd
-from pandas.errors import EmptyDataError, ParserError
+from pandas.errors import ParserError
 
+from lgekit.cache import replacing_folder
 from lgekit.data.nifti import Fault, Listing, nifti_entry
 from lgekit.errors import InputError
 from lgekit.findings import Findings
@@ -37,24 +38,27 @@ SYNONYMS = {
 }
 
 
-def read_table(path: Path, required: tuple[str, ...], delimiter: str = ",") -> list[dict[str, str]]:
-    """Read the rows of a UTF-8 table with a header as stripped text, so that ids like 001 survive.
+def read_text(path: Path, what: str) -> str:
+    """Read a UTF-8 file, which messages call ``what``."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problem = f"{what} is not UTF-8 (byte {error.start})"
+        raise InputError(path, problem, f"Save {what} as UTF-8") from error
+    except OSError as error:
+        problem = f"{what} cannot be read ({error.strerror})"
+        raise InputError(path, problem, "Put the file there, or correct the path") from error
 
-    Raises:
-        InputError: missing or unreadable file, missing column, a row too long, no rows.
-    """
+
+def read_table(path: Path, required: tuple[str, ...], delimiter: str = ",") -> list[dict[str, str]]:
+    """Read the rows of a UTF-8 table with a header, as stripped text: an id like 001 survives."""
     if not path.is_file():
         raise InputError(path, "there is no such file", "Give the path of the table")
+    text = read_text(path, "the table")
+    options = {"header": None, "dtype": str, "keep_default_na": False, "na_filter": False}
     try:
-        text = io.StringIO(path.read_bytes().decode("utf-8-sig"))
-        options = {"header": None, "dtype": str, "keep_default_na": False, "na_filter": False}
-        cells = pd.read_csv(text, sep=delimiter, **options)
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8 (byte {error.start})"
-        raise InputError(path, problem, "Save the table as UTF-8") from error
-    except EmptyDataError:
-        cells = pd.DataFrame([[""]])
-    except (ParserError, OSError) as error:
+        cells = pd.read_csv(io.StringIO(text if text.strip() else '""'), sep=delimiter, **options)
+    except ParserError as error:
         remedy = "Save the table again as CSV in UTF-8; quote fields that hold commas or quotes"
         problem = f"not a readable table ({str(error).rpartition('C error: ')[2].strip()})"
         raise InputError(path, problem, remedy) from error
@@ -71,27 +75,27 @@ def read_table(path: Path, required: tuple[str, ...], delimiter: str = ",") -> l
     return cells[1:].set_axis(columns, axis=1).to_dict("records")
 
 
-def misspelt_columns(table: Path, columns: Iterable[str], known: Sequence[str]) -> Iterator[Fault]:
-    """A fault for each column that is probably a misspelt one; other columns are the user's own.
+def optional_rows(
+    table: Path, required: tuple[str, ...], delimiter: str = ","
+) -> tuple[list[dict[str, str]], list[Fault]]:
+    """Rows of a table that may be missing, and its fault, which concerns no image."""
+    try:
+        return read_table(table, required, delimiter) if table.is_file() else [], []
+    except InputError as error:
+        return [], [Fault.of(error, truth_only=True)]
 
-    Args:
-        table: the file, for the message.
-        columns: its header.
-        known: the names that are read.
-    """
 
-    def plain(name: str) -> str:
-        return name.lower().translate(str.maketrans("", "", "_- "))
-
-    columns = list(columns)
-    spellings = {plain(name): name for name in known}
+def misspelt_columns(table: Path, columns: Sequence[str], known: Sequence[str]) -> Iterator[Fault]:
+    """A fault for each column that is probably a misspelt known one; others are the user's own."""
+    plain = {name: re.sub("[-_ ]", "", name.lower()) for name in (*columns, *known)}
+    spellings = {plain[name]: name for name in known}
     spellings |= {word: name for word, name in SYNONYMS.items() if name in known}
     for column in (name for name in columns if name not in known):
         close = difflib.get_close_matches(column.lower(), known, 1, 0.8)
-        meant = spellings.get(plain(column), close[0] if close else None)
+        meant = spellings.get(plain[column], close[0] if close else None)
         if meant and meant not in columns:
             remedy = f"Did you mean {meant!r}? Rename the column, or give it another name"
-            yield Fault("", table, f"unknown column {column!r}", remedy, truth_only=True)
+            yield Fault(table, f"unknown column {column!r}", remedy, truth_only=True)
 
 
 def parse_landmarks(anterior: str, inferior: str, confidence: object, where: str) -> Landmarks:
@@ -102,26 +106,16 @@ def parse_landmarks(anterior: str, inferior: str, confidence: object, where: str
         if np.isinf(angles).any() or not 0 <= sure <= 1:
             raise ValueError
     except ValueError as error:
-        cells = f"angles {anterior!r}, {inferior!r} with confidence {confidence!r}"
-        remedy = (
-            "Give angles in degrees, and high, medium or low (in a manifest: a number from 0 to 1)"
-        )
-        raise InputError(where, f"{cells} are not landmarks", remedy) from error
+        problem = f"{anterior!r}, {inferior!r} with confidence {confidence!r} are not landmarks"
+        remedy = "Give degrees, and high, medium or low (in a manifest: a number from 0 to 1)"
+        raise InputError(where, problem, remedy) from error
     return Landmarks(angles[0], angles[1], sure)
 
 
 def parse_report(cell: str, table: Path, source: str, any_report: bool, where: str) -> str:
-    """The report that a cell of a table holds or names.
+    """The report in a cell of a table, or in the ``.txt`` file that it names.
 
-    Args:
-        cell: the text, or the path of a UTF-8 file from the table's folder that ends in ``.txt``.
-        table: the table's file.
-        source: the row's ``report_source``; may be empty.
-        any_report: whether other studies have a report, so that an empty cell needs a reason.
-        where: file and row, for messages.
-
-    Raises:
-        InputError: unknown source, no report and no reason, or a file that cannot be read.
+    An empty cell needs a reason, its ``report_source``, if ``any_report`` of the table is given.
     """
     if source and source not in REPORT_SOURCES:
         remedy = f"Use one of {', '.join(REPORT_SOURCES)}"
@@ -133,28 +127,11 @@ def parse_report(cell: str, table: Path, source: str, any_report: bool, where: s
     if not cell.lower().endswith(".txt") or "\n" in cell:
         return cell
     file = table.parent / cell
-    try:
-        text = file.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        problem = f"report is not UTF-8 (byte {error.start})"
-        raise InputError(file, problem, "Save the report as UTF-8") from error
-    except OSError as error:
-        remedy = "Put the file there, or correct the path"
-        raise InputError(file, f"report cannot be read ({where})", remedy) from error
+    text = read_text(file, "the report").replace("\r\n", "\n").strip()
     if not text:
         remedy = "Write the report, or clear the cell and set report_source to none"
         raise InputError(file, "report is empty", remedy)
     return text
-
-
-def parse_findings(cell: str, where: str) -> Findings:
-    """Findings from JSON."""
-    try:
-        return Findings.from_json(cell)
-    except (InputError, TypeError) as error:
-        problem = getattr(error, "problem", str(error))
-        remedy = 'Write [] for none, or [{"walls": ["inferior"]}]'
-        raise InputError(f"{where}, findings", problem, remedy) from error
 
 
 def manifest(path: str) -> Listing:
@@ -163,55 +140,52 @@ def manifest(path: str) -> Listing:
     if table.is_dir():
         raise InputError(table, "is a folder", f"Give the file: manifest:{table / 'manifest.csv'}")
     rows = read_table(table, ("study_id", "image"))
-    yield from misspelt_columns(table, rows[0], COLUMNS + LANDMARK_COLUMNS)
+    known = COLUMNS + LANDMARK_COLUMNS
+    yield from misspelt_columns(table, list(rows[0]), known)
     any_report = any(row.get("report") for row in rows)
     for number, row in enumerate(rows, 2):
-        yield from _study(row, table, f"{table}, row {number}", any_report)
+        cells = dict.fromkeys(known, "") | row
+        yield from _study(cells, table, f"{table}, row {number}", any_report)
 
 
 def _study(row: dict[str, str], table: Path, where: str, any_report: bool) -> Listing:
     """The study of a row, and the faults of the row."""
-    name = row["study_id"]
-    cells = dict.fromkeys(COLUMNS + LANDMARK_COLUMNS, "") | row
-    if not name or name[0] == "." or any(one in '/\\:*?"<>|' or ord(one) < 32 for one in name):
-        problem = f"study_id {name!r} cannot name a file"
-        yield Fault(name, where, problem, "Use letters, digits, - and _")
-        return
-    if not cells["image"]:
+    name, source = row["study_id"], row["report_source"]
+    if not name or name[0] == "." or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
+        remedy = "Use letters, digits, - and _"
+        yield Fault(where, f"study_id {name!r} cannot name a file", remedy, name)
+    elif not row["image"]:
         remedy = "Write the path of the study's NIfTI file, relative to the table"
-        yield Fault(name, f"{where}, image", "image is empty", remedy)
-        return
-    anterior, inferior, confidence = (cells[column] for column in LANDMARK_COLUMNS)
-    source, labels = cells["report_source"], cells["labels"]
-    parsers: dict[str, Callable[[], Any]] = {
-        "report": partial(parse_report, cells["report"], table, source, any_report, where)
-    }
-    if anterior or inferior:
-        parsers["landmarks"] = partial(
-            parse_landmarks, anterior, inferior, confidence or 1.0, where
-        )
-    if cells["findings"]:
-        parsers["findings"] = partial(parse_findings, cells["findings"], where)
-    parsed: dict[str, Any] = {}
-    for key, parse in parsers.items():
-        try:
-            parsed[key] = parse()
-        except InputError as error:
-            yield Fault.of(name, error, truth_only=True)
-    image, mask = table.parent / cells["image"], table.parent / labels if labels else None
-    parsed |= {"report_source": source, "split": cells["split"]}
-    yield nifti_entry(name, cells["patient_id"] or name, image, mask, INTERNAL_CODES, **parsed)
+        yield Fault(f"{where}, image", "image is empty", remedy, name)
+    else:
+        anterior, inferior, confidence = (row[column] for column in LANDMARK_COLUMNS)
+        parsers: dict[str, Callable[[], object]] = {
+            "report": partial(parse_report, row["report"], table, source, any_report, where)
+        }
+        if anterior or inferior:
+            angles = anterior, inferior
+            parsers["landmarks"] = partial(parse_landmarks, *angles, confidence or 1.0, where)
+        if row["findings"]:
+            parsers["findings"] = partial(Findings.from_json, row["findings"])
+        parsed: dict[str, Any] = {}
+        for key, parse in parsers.items():
+            try:
+                parsed[key] = parse()
+            except InputError as error:
+                place = f"{where}, findings" if key == "findings" else error.where
+                yield Fault(place, error.problem, error.remedy, name, truth_only=True)
+        mask = table.parent / row["labels"] if row["labels"] else None
+        parsed |= {"report_source": source, "split": row["split"], "codes": INTERNAL_CODES}
+        patient = row["patient_id"] or name
+        image = table.parent / row["image"]
+        yield nifti_entry(image, mask, study_id=name, patient_id=patient, **parsed)
 
 
 def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:
     """Write a cohort as ``images/*.nii.gz``, ``labels/*.nii.gz`` and ``manifest.csv``.
 
-    The folder is written whole or not at all. ``read_cohort("manifest:OUT_DIR/manifest.csv")``
-    gives the same studies back, with splits, landmarks and findings.
-
-    Args:
-        cohort: any cohort.
-        out_dir: a folder that does not exist yet or is empty.
+    The new or empty folder is written whole or not at all. ``read_cohort`` of the manifest gives
+    the same studies back, with splits, landmarks and findings.
 
     Returns:
         The path of ``manifest.csv``.
@@ -221,24 +195,20 @@ def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:
     """
     target = Path(out_dir).expanduser()
     ids = pd.Series([study["study_id"] for study in cohort.studies])
-    if ids.duplicated().any():
-        twice = ids[ids.duplicated()].iloc[0]
+    for twice in ids[ids.duplicated()]:
         raise InputError(twice, "two studies have this id", "Give every study its own id")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         remedy = "Give a new folder, or empty this one first"
         raise InputError(target, "is not an empty folder", remedy)
-    part = target.absolute().parent / f".{target.name}.partial-{os.getpid()}"
     try:
-        part.mkdir(parents=True)
-        rows = [_write_study(study, part) for study in cohort.studies]
-        table = pd.DataFrame(rows, columns=COLUMNS + LANDMARK_COLUMNS)
-        table.to_csv(part / "manifest.csv", index=False, lineterminator="\r\n")
-        os.replace(part, target)
+        with replacing_folder(target) as part:
+            part.mkdir()
+            rows = [_write_study(study, part) for study in cohort.studies]
+            table = pd.DataFrame(rows, columns=COLUMNS + LANDMARK_COLUMNS)
+            table.to_csv(part / "manifest.csv", index=False, lineterminator="\r\n")
     except OSError as error:
         problem = f"cannot be written ({error.strerror})"
         raise InputError(target, problem, "Give a folder you may write to") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return target / "manifest.csv"
 
 

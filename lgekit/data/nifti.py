@@ -19,8 +19,7 @@ from lgekit.errors import InputError
 from lgekit.findings import Findings
 from lgekit.study import Landmarks, Study
 
-IN_PLANE_MM = (0.1, 10.0)  # plausible sizes of a pixel
-SLICE_MM = (0.1, 40.0)  # and of slice thickness + gap
+SMALLEST_MM, LARGEST_MM = 0.1, (10.0, 10.0, 40.0)  # plausible spacing; slice + gap is last
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI-1: unknown (taken as mm), m, mm, µm
 
 
@@ -29,38 +28,26 @@ class GridWarning(UserWarning):
 
 
 class SliceGapWarning(UserWarning):
-    """The gaps between slices are unequal: one slice may be missing. ``lgekit check`` lists it.
-
-    Attributes:
-        where: the series with its folder, which the message leaves out.
-    """
-
-    def __init__(self, message: str, where: str) -> None:
-        super().__init__(message)
-        self.where = where
+    """The gaps between slices are unequal: one slice may be missing. ``lgekit check`` lists it."""
 
 
 class Fault(InputError):
     """Something wrong with one study or, where ``study_id`` is empty, with the cohort.
 
     Attributes:
-        truth_only: the image is sound, and only labels, report, split or landmarks are wrong.
-            Predictions, which read none of these, still work.
+        truth_only: only labels, report, split or landmarks are wrong, which no prediction reads.
     """
 
     def __init__(
-        self, study_id: str, where: object, problem: str, remedy: str, truth_only: bool = False
+        self, where: object, problem: str, remedy: str, study_id: str = "", truth_only: bool = False
     ) -> None:
         super().__init__(where, problem, remedy)
         self.study_id, self.truth_only = study_id, truth_only
 
-    def __reduce__(self):  # else pickle would call the class with the one message
-        return type(self), (self.study_id, self.where, self.problem, self.remedy, self.truth_only)
-
     @classmethod
-    def of(cls, study_id: str, error: InputError, truth_only: bool = False) -> Fault:
+    def of(cls, error: InputError, study_id: str = "", truth_only: bool = False) -> Fault:
         """Assign an error to its study."""
-        return cls(study_id, error.where, error.problem, error.remedy, truth_only)
+        return cls(error.where, error.problem, error.remedy, study_id, truth_only)
 
 
 @dataclass
@@ -83,37 +70,27 @@ class Volume:
 
     def fault(self, problem: str, remedy: str) -> Volume:
         """Add a fault."""
-        self.faults.append(Fault("", self.where, problem, remedy))
+        self.faults.append(Fault(self.where, problem, remedy))
         return self
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A study that a reader has listed and not yet read.
-
-    Attributes:
-        image, labels: functions that read the image and the label map; None: no label map.
-        codes: data set's label code → internal code.
-        scar_labelled: whether a label map without scar means a study without scar (not in cine).
-        mirrored: how the data set stores its stacks where the header does not tell; None: unknown.
-        report_source: ``clinical``, ``masks``, ``phantom`` or ``none``. If empty, a report is
-            clinical, and a missing one is written from the masks.
-        fields: further keys of the study.
-    """
+    """A study that a reader has listed and not yet read."""
 
     study_id: str
     patient_id: str
     image: Callable[[], Volume]
     labels: Callable[[], Volume] | None = None
-    codes: Mapping[int, int] = field(default_factory=dict)
-    scar_labelled: bool = True
+    codes: Mapping[int, int] = field(default_factory=dict)  # data set's label → internal code
+    scar_labelled: bool = True  # a label map without scar means no scar (not in cine)
     report: str = ""
-    report_source: str = ""
+    report_source: str = ""  # empty: a report is clinical, a missing one is written from the masks
     split: str = ""
     landmarks: Landmarks | None = None
-    mirrored: bool | None = None
+    mirrored: bool | None = None  # storage of the stack if the header does not tell; None: unknown
     findings: Findings | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)
+    fields: Mapping[str, Any] = field(default_factory=dict)  # further keys of the study
 
 
 Listing = Iterator[Entry | Fault]
@@ -132,12 +109,7 @@ def folder(path: str) -> Path:
 
 
 def read_nifti(path: Path, frame: int | None = None) -> Volume:
-    """Read a NIfTI file and list its faults. Never raises for what is in the file.
-
-    Args:
-        path: ``.nii`` or ``.nii.gz``.
-        frame: of a cine file ``(A, B, C, frames)``, from 0; None expects a 3-D file.
-    """
+    """Read a NIfTI file and list its faults; ``frame`` (from 0) is of a 4-D cine file."""
     volume = Volume(str(path))
     if not path.is_file():
         return volume.fault("there is no such file", "Put the file there, or correct the path")
@@ -148,11 +120,9 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         image = nib.Nifti1Image.from_filename(path)
         array = np.asanyarray(image.dataobj)
     except Exception as error:  # a damaged file can raise anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return volume.fault(
-            f"cannot be read as NIfTI ({reason})",
-            "Copy or export the file again: it is cut short or not a NIfTI file",
-        )
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        remedy = "Copy or export the file again: it is cut short or not a NIfTI file"
+        return volume.fault(f"cannot be read as NIfTI ({reason})", remedy)
     finally:
         logger.disabled = False
     if frame is not None and array.ndim == 4:
@@ -189,18 +159,10 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
     return volume
 
 
-def nifti_entry(
-    study_id: str,
-    patient_id: str,
-    image: Path,
-    mask: Path | None,
-    codes: Mapping[int, int],
-    frame: int | None = None,
-    **further: Any,
-) -> Entry:
-    """List a study of an image file and, if there is one, a mask file."""
+def nifti_entry(image: Path, mask: Path | None, frame: int | None = None, **facts: Any) -> Entry:
+    """List a study of an image file and, if there is one, a mask file. ``facts`` are of `Entry`."""
     labels = partial(read_nifti, mask, frame) if mask else None
-    return Entry(study_id, patient_id, partial(read_nifti, image, frame), labels, codes, **further)
+    return Entry(image=partial(read_nifti, image, frame), labels=labels, **facts)
 
 
 def axis_order(volume: Volume) -> list[int]:
@@ -209,21 +171,16 @@ def axis_order(volume: Volume) -> list[int]:
     The third axis wins a tie, as most writers put the slices last.
     """
     shape = () if volume.array is None else volume.array.shape
-    single = [axis for axis, length in enumerate(shape) if length == 1]
-    spacing = volume.spacing
-    last = 2 if spacing[2] >= 0.999 * spacing.max() else int(np.argmax(spacing))
-    last = single[0] if len(single) == 1 else last
+    spacing = volume.spacing * [1, 1, 1.001]
+    last = shape.index(1) if shape.count(1) == 1 else int(np.argmax(spacing))
     return [axis for axis in range(3) if axis != last] + [last]
 
 
 def storage_mirrored(affine: np.ndarray) -> bool | None:
-    """Whether a short-axis stack is stored mirrored; None where the affine does not tell.
+    """Whether a short-axis stack with this affine (RAS+) is stored mirrored.
 
     The standard display looks from the apex to the base, which is to the patient's right, behind
-    and above. An affine more than 45° away from that, such as an axial one, is nominal.
-
-    Args:
-        affine: of a study, RAS+; its first axis runs right and its second down on the screen.
+    and above. An affine more than 45° away from that, such as an axial one, does not tell: None.
     """
     into_screen = np.cross(affine[:3, 0], affine[:3, 1])
     to_base = np.array([-0.65, -0.65, 0.4])  # a typical long axis: 45° to the left, 25° down
@@ -235,34 +192,27 @@ def check_image(volume: Volume) -> None:
     """Add the faults that only an image can have: an implausible spacing, or no contrast."""
     if volume.array is None:
         return
-    spacing, axis = volume.header_spacing, axis_order(volume)[2]
-    low, high = np.transpose([SLICE_MM if index == axis else IN_PLANE_MM for index in range(3)])
-    shown = np.round(spacing, 4).tolist()
-    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        problem = f"spacing {shown} mm is not positive"
-        volume.fault(problem, "Write the true spacing into pixdim")
-    elif ((spacing < low) | (spacing > high)).any():
-        limits = f"{IN_PLANE_MM} mm in plane, {SLICE_MM} mm between slices"
-        problem = f"spacing {shown} mm is absurd"
-        volume.fault(problem, f"Write the true spacing into pixdim: {limits}")
+    in_order = volume.header_spacing[axis_order(volume)]
+    shown = f"spacing {np.round(volume.header_spacing, 4).tolist()} mm"
+    remedy = "Write the true spacing into pixdim"
+    if not (np.isfinite(in_order).all() and (in_order > 0).all()):
+        volume.fault(f"{shown} is not positive", remedy)
+    elif (in_order < SMALLEST_MM).any() or (in_order > LARGEST_MM).any():
+        limits = [f"{SMALLEST_MM} to {largest} mm" for largest in LARGEST_MM[1:]]
+        remedy += f": {limits[0]} in plane, {limits[1]} between slices"
+        volume.fault(f"{shown} is absurd", remedy)
     if volume.array.min() == volume.array.max():
         problem = f"every voxel is {volume.array.flat[0]}"
         volume.fault(problem, "Export the image again: it is empty")
 
 
 def recode(volume: Volume, codes: Mapping[int, int], image: Volume) -> np.ndarray | None:
-    """Label map in the internal codes, uint8, in file order; None with a fault if it is unusable.
-
-    Args:
-        volume: label map as stored.
-        codes: data set's code → internal code.
-        image: the image that it belongs to.
-    """
+    """Label map of an image in the internal codes, uint8, in file order; None if it has a fault."""
     if volume.array is None or not np.isfinite(volume.array).all():
         return None
     resample = "Resample the mask onto the image's grid"
-    found = np.unique(volume.array)
-    unknown = [value.item() for value in found if value.item() not in codes]
+    found = np.unique(volume.array).tolist()
+    unknown = [code for code in found if code not in codes]
     if image.array is not None and volume.array.shape != image.array.shape:
         shapes = f"mask of shape {volume.array.shape} on an image of shape {image.array.shape}"
         volume.fault(f"{shapes} ({image.where})", resample)
@@ -270,7 +220,7 @@ def recode(volume: Volume, codes: Mapping[int, int], image: Volume) -> np.ndarra
         known = ", ".join(map(str, codes))
         remedy = f"Codes of this data set: {known}. Recode the mask"
         volume.fault(f"unknown label code {unknown[0]}", remedy)
-    elif found.tolist() == [0]:
+    elif found == [0]:
         remedy = "Draw the mask, or remove the file to read the study without labels"
         volume.fault("the mask is empty", remedy)
     elif volume.trusted and image.trusted:
@@ -282,14 +232,12 @@ def recode(volume: Volume, codes: Mapping[int, int], image: Volume) -> np.ndarra
         return None
     internal = np.zeros(volume.array.shape, np.uint8)
     for code in found:
-        internal[volume.array == code] = codes[int(code)]
+        internal[volume.array == code] = codes[code]
     return internal
 
 
-def read_study(
-    entry: Entry, images_only: bool = False
-) -> tuple[Study | None, list[Fault], list[UserWarning]]:
-    """Read a study as its files have it, or None with its faults; and the notes on its image."""
+def read_study(entry: Entry, images_only: bool = False) -> tuple[Study | None, list[Fault], Volume]:
+    """Read a study as its files have it, or None with its faults; and the image with its notes."""
     image = entry.image()
     check_image(image)
     faults, labels = image.faults, None
@@ -298,20 +246,20 @@ def read_study(
         labels = recode(mask, entry.codes, image)
         faults = faults + mask.faults
     if faults or image.array is None:
-        return None, [Fault.of(entry.study_id, fault) for fault in faults], image.notes
-    fields = {key: getattr(entry, key) for key in ("study_id", "patient_id", "split")}
-    fields |= image.fields
+        return None, [Fault.of(fault, entry.study_id) for fault in faults], image
+    names = ["study_id", "patient_id", "split"]
+    names += [] if images_only else ["report", "landmarks", "findings"]
+    fields = image.fields | {name: getattr(entry, name) for name in names}
     if not images_only:
         source = entry.report_source or ("clinical" if entry.report else "none")
-        fields |= {"report": entry.report, "report_source": source, "landmarks": entry.landmarks}
-        fields |= {"findings": entry.findings, **entry.fields}
+        fields |= {"report_source": source, **entry.fields}
     order = axis_order(image)
-
-    def in_order(array: np.ndarray, dtype: type) -> dict[str, Any]:
-        tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(order), dtype=dtype))
-        return {"tensor": tensor[None], "affine": image.affine[:, [*order, 3]]}
-
-    fields["image"] = tio.ScalarImage(**in_order(image.array, np.float32))
+    kinds: dict[str, tuple[type[tio.Image], np.ndarray, type]] = {
+        "image": (tio.ScalarImage, image.array, np.float32)
+    }
     if labels is not None:
-        fields["labels"] = tio.LabelMap(**in_order(labels, np.uint8))
-    return Study(**fields), [], image.notes
+        kinds["labels"] = (tio.LabelMap, labels, np.uint8)
+    for name, (kind, array, dtype) in kinds.items():
+        tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(order), dtype=dtype))
+        fields[name] = kind(tensor=tensor[None], affine=image.affine[:, [*order, 3]])
+    return Study(**fields), [], image

@@ -6,25 +6,22 @@ import hashlib
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from lgekit.data.manifest import INTERNAL_CODES, manifest, parse_landmarks, read_table
-from lgekit.data.nifti import (
-    Entry,
-    Fault,
-    GridWarning,
-    Listing,
-    SliceGapWarning,
-    folder,
-    nifti_entry,
-    read_study,
-    storage_mirrored,
+from lgekit.data import nifti
+from lgekit.data.manifest import (
+    INTERNAL_CODES,
+    manifest,
+    optional_rows,
+    parse_landmarks,
+    read_table,
 )
+from lgekit.data.nifti import Entry, Fault, Listing, folder, nifti_entry
 from lgekit.errors import InputError
 from lgekit.study import (
     BACKGROUND,
@@ -63,17 +60,13 @@ def emidec(path: str) -> Listing:
         Case P001.txt      optional, here or in the case's folder; latin-1
         rvip.csv           optional: case,anterior_rvip_deg,inferior_rvip_deg,confidence
 
-    The clinical text tells who is ill. It is kept in ``study["clinical"]`` for display, and never
-    used for prediction.
+    The clinical text says who is ill. It is kept in ``study["clinical"]`` for display only.
     """
     root = folder(path)
     landmarks: dict[str, Landmarks] = {}
     table, columns = root / "rvip.csv", ("case", "anterior_rvip_deg", "inferior_rvip_deg")
-    try:
-        rows = read_table(table, columns) if table.is_file() else []
-    except InputError as error:
-        rows = []
-        yield Fault.of("", error, truth_only=True)
+    rows, faults = optional_rows(table, columns)
+    yield from faults
     for row in rows:
         case, anterior, inferior = (row[column] for column in columns)
         confidence = RVIP_CONFIDENCE.get(row.get("confidence", "high"), float("nan"))
@@ -81,7 +74,7 @@ def emidec(path: str) -> Listing:
             where = f"{table}, {case}"
             landmarks[case] = parse_landmarks(anterior, inferior, confidence, where)
         except InputError as error:
-            yield Fault.of(case, error, truth_only=True)
+            yield Fault.of(error, case, truth_only=True)
     for case_dir in sorted(root.iterdir()):
         images, contours, name = case_dir / "Images", case_dir / "Contours", case_dir.name
         if not case_dir.is_dir() or not (name.startswith("Case") or images.is_dir()):
@@ -89,28 +82,26 @@ def emidec(path: str) -> Listing:
         image = _one_nifti(images, name)
         if image is None:
             remedy = f"Put {name}.nii.gz into the Images folder"
-            yield Fault(name, images, "holds no image of this case", remedy)
+            yield Fault(images, "holds no image of this case", remedy, name)
             continue
         mask = _one_nifti(contours, name)
         if mask is None and contours.is_dir():
             mask = contours / image.name  # reported as missing
-        facts: dict[str, str] = {}
+        facts: dict[str, Any] = {"study_id": name, "codes": EMIDEC_CODES}
+        facts |= {"patient_id": EMIDEC_SAME_PATIENT.get(name, name)}
         for place in (case_dir, root):
             if (text := place / f"{name.replace('_', ' ')}.txt").is_file():
                 pairs = (line.partition(":") for line in text.read_text("latin-1").splitlines())
-                facts = {key.strip(): value.strip() for key, colon, value in pairs if colon}
-        patient, known = EMIDEC_SAME_PATIENT.get(name, name), landmarks.get(name)
-        fields = {"clinical": facts} if facts else {}
-        yield nifti_entry(name, patient, image, mask, EMIDEC_CODES, landmarks=known, fields=fields)
+                clinical = {key.strip(): value.strip() for key, colon, value in pairs if colon}
+                facts["fields"] = {"clinical": clinical}
+        yield nifti_entry(image, mask, landmarks=landmarks.get(name), **facts)
 
 
 def _one_nifti(where: Path, name: str) -> Path | None:
     """The NIfTI file of this name in a folder, or the only one there."""
     files = sorted(where.glob("*.nii*"))
-    named = [file for file in files if file.name in (f"{name}.nii.gz", f"{name}.nii")]
-    if named or len(files) == 1:
-        return (named or files)[0]
-    return None
+    named = [file for file in files if file.name.split(".nii")[0] == name]
+    return (named or files)[0] if named or len(files) == 1 else None
 
 
 def acdc(path: str) -> Listing:
@@ -126,19 +117,16 @@ def acdc(path: str) -> Listing:
         frames = [one for one in patient.glob("*_frame*.nii*") if "_gt.nii" not in one.name]
         if not frames:
             remedy = "Copy the patient's folder again: patient001_frame01.nii.gz and its _gt file"
-            yield Fault(patient.name, patient, "holds no frame", remedy)
+            yield Fault(patient, "holds no frame", remedy, patient.name)
         for frame in sorted(frames):
-            yield replace(_cine(frame, patient.name, ACDC_CODES), mirrored=False)
+            yield _cine(frame, codes=ACDC_CODES, mirrored=False)
 
 
-def _cine(
-    image: Path, patient: str, codes: Mapping[int, int], frame: int | None = None, phase: str = ""
-) -> Entry:
-    """A frame of a cine data set, with its label map ``…_gt.nii``."""
-    mask = _cine_mask(image)
-    name = image.name.split(".nii")[0] + phase
-    found = mask if mask.is_file() else None
-    return nifti_entry(name, patient, image, found, codes, frame, scar_labelled=False)
+def _cine(image: Path, frame: int | None = None, phase: str = "", **facts: Any) -> Entry:
+    """A frame of a cine data set in its patient's folder."""
+    mask, name = _cine_mask(image), image.name.split(".nii")[0] + phase
+    facts |= {"study_id": name, "patient_id": image.parent.name, "scar_labelled": False}
+    return nifti_entry(image, mask if mask.is_file() else None, frame, **facts)
 
 
 def _cine_mask(image: Path) -> Path:
@@ -166,17 +154,17 @@ def mnms(path: str) -> Listing:
     for image in sorted(root.glob("**/*.nii*")):
         if not re.search(r"_SA(_E[DS])?\.nii", image.name, re.I):
             continue
-        patient, name = image.parent.name, image.name.split(".nii")[0]
+        name = image.name.split(".nii")[0]
         if not name.lower().endswith("_sa"):
-            yield _cine(image, patient, MNMS_CODES)
+            yield _cine(image, codes=MNMS_CODES)
             continue
-        numbers = frames.get(patient) or _labelled_frames(image)
+        numbers = frames.get(image.parent.name) or _labelled_frames(image)
         if not numbers:
             problem = "which frames are end-diastole and end-systole is not known"
             remedy = "Put the data set's table (External code, ED, ES) next to the patients"
-            yield Fault(name, image, problem, remedy)
+            yield Fault(image, problem, remedy, name)
         for phase, number in zip(("_ED", "_ES"), numbers, strict=False):
-            yield _cine(image, patient, MNMS_CODES, number, phase)
+            yield _cine(image, number, phase, codes=MNMS_CODES)
 
 
 def _labelled_frames(image: Path) -> tuple[int, ...]:
@@ -199,15 +187,14 @@ def myops(path: str) -> Listing:
     """
     root = folder(path)
     masks = {file.name.split("_gd.nii")[0]: file for file in sorted(root.glob("**/*_gd.nii*"))}
-    without_image = dict(masks)
     for image in sorted(root.glob("**/*.nii*")):
-        if re.search(r"_(DE|LGE)\.nii", image.name):
-            name = re.split(r"_(?:DE|LGE)\.nii", image.name)[0]
-            without_image.pop(name, None)
-            yield nifti_entry(name, name, image, masks.get(name), MYOPS_CODES)
-    for name, mask in sorted(without_image.items()):
+        name, *rest = re.split(r"_(?:DE|LGE)\.nii", image.name)
+        if rest:
+            mask = masks.pop(name, None)
+            yield nifti_entry(image, mask, study_id=name, patient_id=name, codes=MYOPS_CODES)
+    for name, mask in sorted(masks.items()):
         remedy = "Put the LGE image (…_DE.nii.gz or …_LGE.nii.gz) into the folder"
-        yield Fault(name, mask, "a mask without its LGE image", remedy, truth_only=True)
+        yield Fault(mask, "a mask without its LGE image", remedy, name, truth_only=True)
 
 
 def bids(path: str) -> Listing:
@@ -220,19 +207,20 @@ def bids(path: str) -> Listing:
 
     Without ``dseg.tsv`` the masks are in the internal codes.
     """
-    root = folder(path)
-    people, codes = {}, INTERNAL_CODES
-    try:
-        if (table := root / "participants.tsv").is_file():
-            rows = read_table(table, ("participant_id",), "\t")
-            people = {row["participant_id"]: row for row in rows}
-    except InputError as error:
-        yield Fault.of("", error, truth_only=True)
+    root, codes = folder(path), INTERNAL_CODES
+    rows, faults = optional_rows(root / "participants.tsv", ("participant_id",), "\t")
+    people = {row["participant_id"]: row for row in rows}
     for table in sorted(root.glob("derivatives/*/dseg.tsv")):
-        try:
-            codes = _dseg_codes(table)
-        except InputError as error:
-            yield Fault.of("", error, truth_only=True)
+        rows, more = optional_rows(table, ("index", "name"), "\t")
+        faults, codes = faults + more, {0: BACKGROUND}
+        for row in rows:
+            if row["name"] in LABEL_NAMES and row["index"].isdigit():
+                codes[int(row["index"])] = LABEL_NAMES.index(row["name"])
+            else:
+                problem = f"unknown label {row['index']} {row['name']!r}"
+                remedy = f"Use these names: {', '.join(LABEL_NAMES)}"
+                faults.append(Fault(table, problem, remedy, truth_only=True))
+    yield from faults
     masks = sorted(root.glob("derivatives/**/*_dseg.nii*"))
     for image in sorted(root.glob("sub-*/**/*.nii*")):
         if "lge" not in image.name.lower():
@@ -242,21 +230,11 @@ def bids(path: str) -> Listing:
         own = [mask for mask in masks if mask.name.startswith(f"{stem}_")]
         if len(own) > 1:
             remedy = "Keep one *_dseg file for each image"
-            yield Fault(name, own[1], "a second mask for the same image", remedy, truth_only=True)
-        mask, cells = own[0] if own else None, people.get(patient, {})
-        report, split = cells.get("report", ""), cells.get("split", "")
-        yield nifti_entry(name, patient, image, mask, codes, report=report, split=split)
-
-
-def _dseg_codes(table: Path) -> dict[int, int]:
-    """Codes from a BIDS lookup table."""
-    codes = {0: BACKGROUND}
-    for row in read_table(table, ("index", "name"), "\t"):
-        if row["name"] not in LABEL_NAMES or not row["index"].isdigit():
-            problem = f"unknown label {row['index']} {row['name']!r}"
-            raise InputError(table, problem, f"Use these names: {', '.join(LABEL_NAMES)}")
-        codes[int(row["index"])] = LABEL_NAMES.index(row["name"])
-    return codes
+            yield Fault(own[1], "a second mask for the same image", remedy, name, truth_only=True)
+        person = people.get(patient, {})
+        cells: dict[str, Any] = {key: person.get(key, "") for key in ("report", "split")}
+        mask = own[0] if own else None
+        yield nifti_entry(image, mask, study_id=name, patient_id=patient, codes=codes, **cells)
 
 
 def _dicom(path: str) -> Listing:
@@ -286,7 +264,7 @@ EXPECTED = {
 
 # ---- SPECs ----
 
-KINDS = ("phantom", "emidec", "acdc", "myops", "mnms", "bids", "dicom", "manifest")
+KINDS = ("phantom", *READERS)
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
@@ -321,7 +299,6 @@ def pretraining_specs(spec: str, asked: str = "auto", root: Path = Path()) -> li
     """Further cohorts with masks for the heart network of a cohort.
 
     Args:
-        spec: of the cohort.
         asked: SPECs separated by spaces; ``none``; or ``auto``: the public cine set ACDC, where a
             folder ``acdc`` is next to the cohort's own folder.
         root: the folder that paths in SPECs start from.
@@ -334,38 +311,56 @@ def pretraining_specs(spec: str, asked: str = "auto", root: Path = Path()) -> li
     return [f"acdc:{sibling}"] if found else []
 
 
-def phantom_options(rest: str) -> dict[str, object]:
+def phantom_options(rest: str) -> dict[str, Any]:
     """Parse the options of ``phantom:studies=200,seed=1``."""
-    spec = f"phantom:{rest}"
     parsers = {"studies": int, "seed": int, "report_noise": float, "workers": int}
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     for part in filter(None, (piece.strip() for piece in rest.split(","))):
-        name, equals, text = part.partition("=")
-        if name not in parsers or not equals or name in options:
+        name, _, text = part.partition("=")
+        remedy = f"Options: {', '.join(parsers)}; write name=value, separated by commas"
+        if name not in parsers or name in options:
             problem = f"{part!r} is not an option of the phantom, or is given twice"
-            remedy = f"Options: {', '.join(parsers)}; write name=value, separated by commas"
-            raise InputError(spec, problem, remedy)
+            raise InputError(f"phantom:{rest}", problem, remedy)
         try:
             options[name] = parsers[name](text)
         except ValueError:
-            problem = f"{name}={text} is not of type {parsers[name].__name__}"
-            raise InputError(spec, problem, "Write it as in phantom:studies=200,seed=1") from None
+            problem = f"{part} is not of type {parsers[name].__name__}"
+            raise InputError(f"phantom:{rest}", problem, remedy) from None
     return options
 
 
-# ---- reading ----
-
-
-def list_entries(spec: str) -> Listing:
-    """List the studies of a SPEC before they are read, and the faults of the layout."""
+def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
+    """List the studies of a SPEC before they are read, and the faults of layout, ids and splits."""
     kind, rest = parse_spec(spec)
-    empty = True
-    for item in READERS[kind](rest):
-        empty = False
-        yield item
-    if empty:
-        remedy = f"Expected in that folder: {EXPECTED.get(kind, 'rows')}"
-        raise InputError(spec, "no study found there", remedy)
+    entries: list[Entry] = []
+    faults: list[Fault] = []
+    try:
+        for item in READERS[kind](rest):
+            entries += [item] if isinstance(item, Entry) else []
+            faults += [item] if isinstance(item, Fault) else []
+        if not entries and not faults:
+            remedy = f"Expected in that folder: {EXPECTED.get(kind, 'rows')}"
+            raise InputError(spec, "no study found there", remedy)
+    except InputError as error:
+        faults.append(Fault.of(error))
+    for name, count in Counter(entry.study_id for entry in entries).items():
+        if count > 1:
+            remedy = "Give every study its own study_id"
+            faults.append(Fault(name, f"{count} studies have this id", remedy, name))
+    splits: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        if entry.split in SPLITS:
+            splits[entry.patient_id].add(entry.split)
+        elif entry.split:
+            name, problem = entry.study_id, f"unknown split {entry.split!r}"
+            remedy = f"Use {', '.join(SPLITS)}, or leave it empty"
+            faults.append(Fault(f"{name}, split", problem, remedy, name, truth_only=True))
+    for patient, names in splits.items():
+        if len(names) > 1:
+            problem = f"is in {len(names)} splits: {', '.join(sorted(names))}"
+            remedy = "Put all studies of a patient into one split"
+            faults.append(Fault(f"patient {patient}", problem, remedy, truth_only=True))
+    return entries, faults
 
 
 def read_cohort(spec: str, images_only: bool = False) -> Cohort:
@@ -382,29 +377,35 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
     if kind == "phantom":
         from lgekit.data.phantom import phantom_cohort
 
-        cohort = phantom_cohort(**phantom_options(rest))  # type: ignore[arg-type]
+        cohort = phantom_cohort(**phantom_options(rest))
         if not images_only:
             return cohort
         keys = ("image", "study_id", "patient_id", "split")
         return Cohort([Study(**{key: one[key] for key in keys}) for one in cohort.studies], spec)
-    items = list(list_entries(spec))
-    entries = [item for item in items if isinstance(item, Entry)]
-    for fault in [item for item in items if isinstance(item, Fault)] + _faults_between(entries):
+    entries, faults = list_studies(spec)
+    for fault in faults:
         if not (images_only and fault.truth_only):
             raise fault
     studies: list[Study] = []
     notes: list[UserWarning] = []
     for entry in entries:
-        study, faults, own_notes = read_study(entry, images_only)
+        study, faults, image = nifti.read_study(entry, images_only)
         if study is None:
             raise faults[0]
         studies.append(study)
-        notes += own_notes
+        notes += image.notes
     if not images_only:
         drawn = scar_is_drawn(entries, studies)
         for study, entry in zip(studies, entries, strict=True):
             complete(study, entry, drawn)
-    _warn(notes + join_copies(studies))
+    for study, owner in copies(studies):
+        name, patient, kept = study["study_id"], study["patient_id"], owner["patient_id"]
+        copy = f"{name}: the same image as {owner['study_id']}; counted as patient {kept}"
+        notes.append(UserWarning(copy))
+        for other in studies:
+            if other["patient_id"] == patient:
+                other["patient_id"] = kept
+    _warn(notes)
     _assign_splits(studies)
     return Cohort(studies, spec)
 
@@ -418,78 +419,43 @@ def check_cohort(spec: str) -> list[Fault]:
     if parse_spec(spec)[0] == "phantom":
         read_cohort(spec)
         return []
-    faults: list[Fault] = []
-    entries: list[Entry] = []
-    owners: dict[str, tuple[str, str]] = {}  # image → study and patient that had it first
-    try:
-        for item in list_entries(spec):
-            if isinstance(item, Fault):
-                faults.append(item)
-                continue
-            entries.append(item)
-            study, found, notes = read_study(item)
-            faults += found
-            for gap in (note for note in notes if isinstance(note, SliceGapWarning)):
-                remedy = "Export the series again with all its slices"
-                faults.append(Fault(item.study_id, gap.where, str(gap), remedy))
-            if study is not None:
-                name, patient = item.study_id, item.patient_id
-                owner, owner_patient = owners.setdefault(image_digest(study), (name, patient))
-                if owner_patient != patient:
-                    problem = f"the same image as {owner} of patient {owner_patient}"
-                    faults.append(Fault(name, name, problem, COPY_REMEDY, truth_only=True))
-    except InputError as error:
-        faults.append(Fault.of("", error))
-    return faults + _faults_between(entries)
-
-
-def _faults_between(entries: list[Entry]) -> list[Fault]:
-    """Duplicate ids, unknown splits, and patients in several splits."""
-    faults = []
-    for name, count in Counter(entry.study_id for entry in entries).items():
-        if count > 1:
-            remedy = "Give every study its own study_id"
-            faults.append(Fault(name, name, f"{count} studies have this id", remedy))
-    splits: dict[str, set[str]] = defaultdict(set)
+    entries, faults = list_studies(spec)
+    studies: list[Study] = []
     for entry in entries:
-        if entry.split in SPLITS:
-            splits[entry.patient_id].add(entry.split)
-        elif entry.split:
-            name, problem = entry.study_id, f"unknown split {entry.split!r}"
-            remedy = f"Use {', '.join(SPLITS)}, or leave it empty"
-            faults.append(Fault(name, f"{name}, split", problem, remedy, truth_only=True))
-    for patient, names in splits.items():
-        if len(names) > 1:
-            problem = f"is in {len(names)} splits: {', '.join(sorted(names))}"
-            remedy = "Put all studies of a patient into one split"
-            faults.append(Fault("", f"patient {patient}", problem, remedy, truth_only=True))
+        study, found, image = nifti.read_study(entry)
+        studies += [study] if study is not None else []
+        for gap in (note for note in image.notes if isinstance(note, nifti.SliceGapWarning)):
+            remedy = "Export the series again with all its slices"
+            found.append(Fault(image.where, str(gap), remedy, entry.study_id))
+        faults += found
+    for study, owner in copies(studies):
+        name, patient = study["study_id"], owner["patient_id"]
+        problem = f"the same image as {owner['study_id']} of patient {patient}"
+        remedy = "Remove one of the two, or give both the same patient_id (reading does)"
+        faults.append(Fault(name, problem, remedy, name, truth_only=True))
     return faults
 
 
 def scar_is_drawn(entries: list[Entry], studies: list[Study]) -> bool:
     """Whether a mask without scar means a heart without scar.
 
-    It does not where some report describes scar and no mask has any: only the heart was outlined.
+    It does not if some report describes scar and no mask has any: only the heart was outlined.
     """
     from lgekit.reports.reader import read_report, states_enhancement
 
-    reports = [one.report for one in entries if one.report and one.report_source != "masks"]
-    outlined = any(entry.labels is not None and entry.scar_labelled for entry in entries)
-    if not outlined or not any(
-        states_enhancement(report) and read_report(report).present for report in reports
-    ):
+    if not any(entry.labels is not None and entry.scar_labelled for entry in entries):
         return True
     masks = (study.label_map for study in studies)
-    return any(np.isin(mask, (SCAR, NO_REFLOW)).any() for mask in masks if mask is not None)
+    if any(mask is not None and np.isin(mask, (SCAR, NO_REFLOW)).any() for mask in masks):
+        return True
+    reports = (one.report for one in entries if one.report and one.report_source != "masks")
+    return not any(states_enhancement(text) and read_report(text).present for text in reports)
 
 
 def complete(study: Study, entry: Entry, drawn: bool) -> None:
     """Derive, in place, landmarks from an RV label, findings, and a report from the masks.
 
-    Args:
-        study: as read.
-        entry: that it was read from.
-        drawn: whether scar is drawn in the cohort's masks (`scar_is_drawn`); else reports tell it.
+    ``drawn`` is whether the cohort's masks show scar (:func:`scar_is_drawn`), else reports do.
     """
     from lgekit.anatomy.segments import findings_from_labels, insertion_points
     from lgekit.reports.reader import read_report, states_enhancement
@@ -497,17 +463,16 @@ def complete(study: Study, entry: Entry, drawn: bool) -> None:
 
     labels = study.label_map
     if labels is not None and study["landmarks"] is None and (labels == RV).any():
-        mirrored = storage_mirrored(study["image"].affine)
+        mirrored = nifti.storage_mirrored(study["image"].affine)
         mirrored = entry.mirrored if mirrored is None else mirrored
         if mirrored is not None:  # else anterior and inferior cannot be told apart
             landmarks = insertion_points(labels, study.spacing_mm, mirrored=mirrored)
             study["landmarks"] = landmarks if landmarks.confidence > 0 else None
-    if study["findings"] is None and entry.report_source != "none":
-        if labels is not None and entry.scar_labelled and drawn:
+    if study["findings"] is None and labels is not None and drawn:
+        if entry.scar_labelled and entry.report_source != "none":
             study["findings"] = findings_from_labels(study)
-    if study["findings"] is None and (labels is None or not drawn):
-        if entry.report and states_enhancement(entry.report):  # else it stays unknown
-            study["findings"] = read_report(entry.report)
+    elif study["findings"] is None and entry.report and states_enhancement(entry.report):
+        study["findings"] = read_report(entry.report)  # if it says nothing: unknown
     wanted = entry.report_source in ("masks", "") and not entry.report
     if wanted and study["findings"] is not None:
         rng = np.random.default_rng(int(hash_unit(study["study_id"]) * 2**53))
@@ -515,65 +480,46 @@ def complete(study: Study, entry: Entry, drawn: bool) -> None:
 
 
 def _warn(notes: list[UserWarning]) -> None:
-    """Show each note once; of the contradictory headers, which come by the hundred, one."""
-    grids = [note for note in notes if isinstance(note, GridWarning)]
-    for note in notes:
-        if not isinstance(note, GridWarning):
-            warnings.warn(note, stacklevel=3)
-    if grids:
-        more = f" (and the same in {len(grids) - 1} more studies)" if len(grids) > 1 else ""
-        warnings.warn(f"{grids[0]}{more}", GridWarning, stacklevel=3)
+    """Show each note; of the contradictory headers, which come by the hundred, the first one."""
+    grids = [note for note in notes if isinstance(note, nifti.GridWarning)]
+    if len(grids) > 1:
+        text = f"{grids[0]} (and the same in {len(grids) - 1} more studies)"
+        grids = [nifti.GridWarning(text)]
+    for note in [note for note in notes if not isinstance(note, nifti.GridWarning)] + grids[:1]:
+        warnings.warn(note, stacklevel=3)
 
 
 def _assign_splits(studies: list[Study]) -> None:
     """Give studies without a split their patient's, or one from the hash of the patient's id."""
     given = {study["patient_id"]: study["split"] for study in studies if study["split"]}
-    present: dict[str, bool | None] = {}
+    known: dict[str, list[bool]] = defaultdict(list)
     for study in studies:
-        found = study["findings"].present if study["findings"] is not None else None
-        earlier = present.get(study["patient_id"])
-        present[study["patient_id"]] = found if earlier is None else earlier or bool(found)
+        if study["findings"] is not None:
+            known[study["patient_id"]].append(study["findings"].present)
     for study in studies:
         patient = study["patient_id"]
-        study["split"] = given.get(patient) or split_of(patient, present[patient])
+        present = any(known[patient]) if known[patient] else None
+        study["split"] = given.get(patient) or split_of(patient, present)
 
 
 # ---- copies of an image ----
 
-COPY_REMEDY = (
-    "Remove one of the two, or give both the same patient_id (reading counts them as one patient)"
-)
-
 
 def image_digest(study: Study) -> str:
     """32 hex digits of an image's values and shape."""
-    pixels = study.pixels
-    content = repr(pixels.shape).encode() + pixels.tobytes()
+    content = repr(study.pixels.shape).encode() + study.pixels.tobytes()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def join_copies(studies: list[Study]) -> list[UserWarning]:
-    """Give patients with the same image the first one's ``patient_id``; a warning for each copy."""
+def copies(studies: list[Study]) -> list[tuple[Study, Study]]:
+    """Pairs of a study and an earlier one of another patient with the same image."""
     owners: dict[str, Study] = {}
-    notes = []
-    for study in studies:
-        owner = owners.setdefault(image_digest(study), study)
-        name, kept, patient = study["study_id"], owner["patient_id"], study["patient_id"]
-        if patient != kept:
-            copy = f"{name}: the same image as {owner['study_id']}; counted as patient {kept}"
-            notes.append(UserWarning(copy))
-            for other in studies:
-                if other["patient_id"] == patient:
-                    other["patient_id"] = kept
-    return notes
+    pairs = [(study, owners.setdefault(image_digest(study), study)) for study in studies]
+    return [(one, other) for one, other in pairs if one["patient_id"] != other["patient_id"]]
 
 
 def refuse_shared(cohort: Cohort, further: Sequence[Cohort]) -> None:
-    """Refuse cohorts for pretraining that hold an image of the cohort: its test masks would leak.
-
-    Raises:
-        InputError: naming the first such study.
-    """
+    """Raise InputError if a cohort for pretraining has an image of the cohort: masks would leak."""
     own = {image_digest(study): study["study_id"] for study in cohort.studies}
     for other in further:
         for study in other.studies:

@@ -9,7 +9,7 @@ import pytest
 from cohort_files import SECRETS, picture, ring, write_dicom
 
 from lgekit.data.nifti import SliceGapWarning
-from lgekit.data.readers import check_cohort, list_entries, read_cohort
+from lgekit.data.readers import check_cohort, list_studies, read_cohort
 from lgekit.errors import InputError
 
 ARRAY = picture(ring())
@@ -33,7 +33,7 @@ def test_nothing_that_identifies_a_person_is_kept(tmp_path):
     write_dicom(tmp_path, ARRAY, HEIGHTS, series="1.2.826.0.1.99887766")
     cohort = read_cohort(f"dicom:{tmp_path}")
     kept = repr(cohort.manifest.to_dict()) + repr(dict(cohort.studies[0]))
-    entries = list(list_entries(f"dicom:{tmp_path}"))
+    entries = list_studies(f"dicom:{tmp_path}")
     stored = pickle.dumps((entries, [dict(study) for study in cohort.studies]))
     for secret in [*SECRETS.values(), "99887766", "Doe", "Jane"]:
         assert secret not in kept and secret.encode() not in stored
@@ -172,7 +172,7 @@ def test_reports_are_joined_by_an_id_that_is_not_kept(export, key, ids):
     assert sorted(cohort.manifest["scar"].astype(bool)) == [False, True, True]
     assert set(cohort.manifest["report_source"]) == {"clinical"}
     assert len({study["patient_id"] for study in cohort.studies if study["report"] == SCAR}) == 1
-    stored = pickle.dumps((list(list_entries(spec)), [dict(study) for study in cohort.studies]))
+    stored = pickle.dumps((list_studies(spec), [dict(study) for study in cohort.studies]))
     assert not any(name.encode() in stored for name in ids)
     assert not read_cohort(spec, images_only=True).manifest["report"].any()
     (export / "reports.csv").write_text("PatientID,report\n")
