@@ -40,7 +40,7 @@ Rng = np.random.Generator
 
 ANGLES = 360  # one degree a step in every table over the circumference
 TURN = 2 * np.pi
-THETA = (np.arange(ANGLES, dtype=np.float32) * np.float32(TURN / ANGLES)).astype(np.float32)
+THETA = np.arange(ANGLES, dtype=np.float32) * np.float32(TURN / ANGLES)
 # Between AHA segments 1 and 2 (Cerqueira et al., Circulation 2002;105:539).
 ANTERIOR_RVIP = np.deg2rad(120.0)
 # The RV is widest inferior of the septum's middle, by 10–18° in 60 ACDC patients.
@@ -97,7 +97,7 @@ class Heart:
         self.trabeculae = np.clip(trabeculae, 0, 4)
         self.trabecular_blood = np.float32(rng.uniform(0.4, 0.9))
 
-    def insertion_points(self, level: Array | float) -> tuple[Array, Array]:
+    def insertion_points(self, level) -> tuple[Array, Array]:
         """Angles of the anterior and the inferior insertion point at a level."""
         turn = self.twist * (np.asarray(level) - 0.5)
         return ANTERIOR_RVIP + turn, self.inferior_rvip + turn
@@ -264,7 +264,6 @@ def wavefront_scar(rng: Rng, level: Array, artery: str | None = None) -> ScarMap
     bed = bed + rng.uniform(0.1, 0.25) * wall_noise(rng, level)
     front = rng.uniform(0.52, 1.2)  # how far the front went outwards before flow came back
     reach = np.clip(front * np.clip(2.5 * bed, 0, 1) ** 0.7, 0, 1.0).astype(np.float32)
-    reach[bed <= 0] = 0
     reach = np.where(reach > 0.92, 1.05, reach)
     acute = rng.random() < 0.65
     core = np.zeros_like(reach)
@@ -279,9 +278,8 @@ def wavefront_scar(rng: Rng, level: Array, artery: str | None = None) -> ScarMap
 
 def patch_scar(rng: Rng, level: Array, heart: Heart, pattern: str | None = None) -> ScarMap:
     """Draw a non-ischaemic scar, one of ``PATTERNS``, as ellipsoids in angle, level and depth."""
-    if pattern is None:
-        shares = [share for share, _ in PATTERNS.values()]
-        pattern = list(PATTERNS)[rng.choice(len(PATTERNS), p=shares)]
+    names = list(PATTERNS)
+    pattern = pattern or names[rng.choice(4, p=[PATTERNS[name][0] for name in names])]
     anterior, inferior = np.deg2rad(120), heart.inferior_rvip
     # Ellipsoids: angle, half-width, half-height (in levels), depth and thickness (0–1).
     if pattern == "septal stripe":
@@ -293,9 +291,10 @@ def patch_scar(rng: Rng, level: Array, heart: Heart, pattern: str | None = None)
     elif pattern == "insertion points":
         spots = [(anterior + 0.1, 0.2, 0.35, 0.6, 0.3), (inferior - 0.1, 0.22, 0.35, 0.6, 0.3)]
     else:
-        spots = []
-        for _ in range(rng.integers(2, 5)):
-            spots.append((rng.uniform(0, TURN), rng.uniform(0.15, 0.35), 0.2, 0.5, 0.25))
+        spots = [
+            (rng.uniform(0, TURN), rng.uniform(0.15, 0.35), 0.2, 0.5, 0.25)
+            for _ in range(rng.integers(2, 5))
+        ]
     row = level[:, None].astype(np.float32)
     inner = np.ones((len(level), ANGLES), dtype=np.float32)
     outer = np.zeros_like(inner)
@@ -451,26 +450,19 @@ PEDESTAL = 128  # added to a magnitude image, so that no slice's level is cut of
 ZERO = 1024  # value of no signal in a phase-sensitive image, as scanners store it with an offset
 
 
-class Sampled(NamedTuple):
-    """The heart in the ``P`` pixels around it, each ``(slices, P)``."""
-
-    covered: Array  # share of the voxel that is heart or its fat; the rest is chest
-    signal: Array  # signal of that share
-    labels: Array  # codes as in `lgekit.study`
-    angle: Array  # radians in the heart frame
-    depth: Array  # 0 endocardium … 1 epicardium
-
-
 def sample_heart(
     heart: Heart, scars: list[ScarMap], z: Array, x: Array, v: Array, signals: Array
-) -> Sampled:
+) -> tuple[Array, Array, Array, Array, Array]:
     """Average signal and tissue over 2 × 2 points of every pixel and three planes of every slice.
 
     Args:
-        heart, scars: the anatomy; the tables of ``scars`` have the rows ``z``.
-        z: heights, mm below the base, ``(slices × 3 × 4,)``.
+        z: heights, mm below the base, ``(slices × 3 × 4,)``; those of the tables of ``scars``.
         x, v: the points in the heart frame, mm, ``(slices, 4 × P)`` float32.
         signals: of each tissue in each slice, ``(slices, 12)``.
+
+    Returns:
+        Each ``(slices, P)``: the share of the voxel that is heart or its fat, the signal of that
+        share, label, angle (radians), and depth in the wall (0 endocardium … 1 epicardium).
     """
     slices, planes, pixels = len(x), len(PLANES), x.shape[1] // 4
     radius, angle = np.hypot(x, v), np.arctan2(v, x)
@@ -523,7 +515,7 @@ def sample_heart(
     is_scar = (labels == MYOCARDIUM) & (scarred >= 0.5 * wall)
     labels[is_scar] = SCAR
     labels[is_scar & (no_reflow > 0.5 * scarred)] = NO_REFLOW
-    return Sampled(covered, signal, labels, angle[:, :pixels], middle_depth)
+    return covered, signal, labels, angle[:, :pixels], middle_depth
 
 
 @checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
@@ -548,14 +540,9 @@ class Rendered(NamedTuple):
     scars: tuple[Scar, ...]
 
 
-def study_rng(seed: int, index: int, stream: int = 0) -> Rng:
-    """The generator of one study, independent of the other studies."""
-    return np.random.default_rng((seed, index, stream))
-
-
 def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     """Render one study of the cohort ``seed``."""
-    rng = study_rng(seed, index)
+    rng = np.random.default_rng((seed, index, 0))  # independent of the other studies
     present = rng.random() < options.prevalence
     heart = Heart(rng, dilated=float(rng.gamma(1.5, 1.0)) if present else 0.0)
     extra = int(rng.integers(0, 3))
@@ -597,13 +584,14 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     near_x, near_v = to_heart(right.ravel(), down.ravel())
     near_x, near_v = near_x - shift[:, :1], near_v - shift[:, 1:]  # (slices, 4 × pixels)
     sampled = sample_heart(heart, scars, z, near_x, near_v, signals)
+    covered, heart_signal, heart_labels, angle, depth = sampled
     flat_chest = chest.reshape(count, -1)  # (slices, pixels²)
     signal = np.take_along_axis(signals, flat_chest.astype(np.intp), axis=1)
-    signal[:, near] = signal[:, near] * (1 - sampled.covered) + sampled.signal
+    signal[:, near] = signal[:, near] * (1 - covered) + heart_signal
     body = np.array([0, 0.15] + [1] * 10, dtype=np.float32)[flat_chest]
-    body[:, near] = np.maximum(body[:, near], sampled.covered)
+    body[:, near] = np.maximum(body[:, near], covered)
     labels = np.zeros_like(flat_chest)
-    labels[:, near] = sampled.labels
+    labels[:, near] = heart_labels
     image = acquire(rng, signal.reshape(chest.shape), body.reshape(chest.shape), x, v, scanner)
     image = np.rint(image * np.float32(rng.uniform(300, 800)))
     image = np.clip(image + (PEDESTAL if scanner.magnitude else ZERO), 0, 4095)
@@ -615,18 +603,17 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     points = np.rad2deg(heart.insertion_points(LANDMARK_LEVEL))
     stored = (points - np.rad2deg(turn)) % 360
     anterior, inferior = map(float, (180 - stored) % 360 if mirrored else stored)
-    found = describe_scars(sampled, scars, points[0])
+    found = describe_scars(heart_labels, angle, depth, scars, points[0])
     return Rendered(image.astype(np.float32), labels, (mm, mm, step), (anterior, inferior), found)
 
 
 def describe_scars(
-    sampled: Sampled, scars: list[ScarMap], anterior_deg: float, minimum_share: float = 0.1
+    labels: Array, angle: Array, depth: Array, scars: list[ScarMap], anterior_deg: float
 ) -> tuple[Scar, ...]:
-    """Put the scars of a study into words; empty where no voxel is scar.
+    """Put the scars of a study into words, from tables ``(slices, pixels)``.
 
-    ``scars`` tell the aetiology. A segment is affected from ``minimum_share`` of its wall on.
+    A segment is affected from a tenth of its wall on. ``scars`` tell the aetiology.
     """
-    labels = sampled.labels
     is_wall = np.isin(labels, WALL_CODES)
     rows, codes = np.nonzero(is_wall)[0], labels[is_wall]
     scar = codes != MYOCARDIUM
@@ -637,26 +624,26 @@ def describe_scars(
     level = np.full(len(labels), -1)  # 0 basal, 1 mid, 2 apical, 3 closed apex
     level[inside] = 3 * (np.arange(len(inside)) + 0.5) // len(inside)
     level[~with_cavity & (level == 2)] = 3
-    degrees = (np.rad2deg(sampled.angle[is_wall]) - anterior_deg + 120) % 360
+    degrees = (np.rad2deg(angle[is_wall]) - anterior_deg + 120) % 360
     wall = ((degrees - 60) % 360 // 60).astype(int)
     segment = level[rows] * 6 + wall
     voxels, scarred = (np.bincount(segment[mask], minlength=24) for mask in (codes > 0, scar))
     share = (scarred / np.maximum(voxels, 1)).reshape(4, 6)
-    affected = share >= min(minimum_share, share.max())
+    affected = share >= min(0.1, share.max())
     rings = affected[:3] if affected[:3].any() else affected  # the apex has no walls
-    within = np.minimum((3 * sampled.depth[is_wall]).astype(int), 2)  # third of the thickness
+    within = np.minimum((3 * depth[is_wall]).astype(int), 2)  # third of the thickness
     cell = 3 * (rows * 60 + (degrees // 6).astype(int)) + within
     found = []
     for region in _neighbours(rings.any(0)):
         chosen, cells = np.isin(wall, region), 180 * len(labels)
         counts = (np.bincount(cell[mask], minlength=cells) for mask in (chosen, chosen & scar))
-        depth, transmurality = _depth_in_words(*(count.reshape(-1, 3) for count in counts))
-        names = tuple(WALLS[number] for number in region)
+        name, transmurality = _depth_in_words(*(count.reshape(-1, 3) for count in counts))
+        walls = tuple(WALLS[number] for number in region)
         levels = tuple(LEVELS[third] for third in range(4) if affected[third, region].any())
         percent = max(1, round(100 * transmurality))
         cause = _cause(scars, region, anterior_deg)
         no_reflow = bool((codes[chosen] == NO_REFLOW).any())
-        found.append(Scar(names, levels, depth, percent, aetiology=cause, no_reflow=no_reflow))
+        found.append(Scar(walls, levels, name, percent, aetiology=cause, no_reflow=no_reflow))
     return tuple(found)
 
 
@@ -779,7 +766,7 @@ def _study(rendered: Rendered, index: int, seed: int, report_noise: float) -> St
     """Make a study, and its report here: new wording needs no new images."""
     from lgekit.reports.writer import corrupt_findings, write_report
 
-    rng = study_rng(seed, index, stream=1)
+    rng = np.random.default_rng((seed, index, 1))
     findings = Findings(rendered.scars)
     study_id = f"Phantom_{seed}_{index:05d}"
     reported = corrupt_findings(findings, rng, report_noise) if report_noise else findings

@@ -431,7 +431,7 @@ def check_cohort(spec: str) -> list[Fault]:
     for study, owner in copies(studies):
         name, patient = study["study_id"], owner["patient_id"]
         problem = f"the same image as {owner['study_id']} of patient {patient}"
-        remedy = "Remove one of the two, or give both the same patient_id (reading does)"
+        remedy = "Remove one of the two, or give both the same patient_id, as reading does"
         faults.append(Fault(name, problem, remedy, name, truth_only=True))
     return faults
 
