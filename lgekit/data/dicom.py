@@ -22,10 +22,8 @@ from lgekit.errors import InputError
 # A row of reports.csv names its images by one of these. They are dropped after grouping.
 IDENTIFYING = ("SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID")
 # All that is read of a file before its pixels.
-HEADER = """
-    SOPClassUID Modality ImageType BurnedInAnnotation NumberOfFrames SamplesPerPixel Rows Columns
-    PixelSpacing SliceThickness ImagePositionPatient ImageOrientationPatient SeriesInstanceUID
-    StudyInstanceUID AccessionNumber PatientID""".split()
+HEADER = """SOPClassUID Modality ImageType BurnedInAnnotation NumberOfFrames SamplesPerPixel Rows
+    Columns PixelSpacing SliceThickness ImagePositionPatient ImageOrientationPatient""".split()
 GAP_TOLERANCE = 0.1  # share of the median gap by which gaps may differ
 Series = list[tuple[Path, Dataset]]
 
@@ -76,7 +74,9 @@ def _read_header(file: Path) -> Dataset | Fault | None:
     remedy = "Copy the file again, or remove it"
     try:
         with disable_value_validation():  # its warnings would show values, such as UIDs, in logs
-            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=HEADER)
+            header = pydicom.dcmread(
+                file, stop_before_pixels=True, specific_tags=[*HEADER, *IDENTIFYING]
+            )
             for tag in list(header.keys()):
                 with suppress(Exception):  # reported where the element is used
                     header[tag]  # noqa: B018 (elements are parsed at the first look)
@@ -153,18 +153,17 @@ def read_series(name: str, files: Series) -> Volume:
     differs by 0.3 mm, and SimpleITK averages unequal gaps. ``name`` is for messages.
     """
     volume = Volume(f"{name} ({files[0][0].parent})")
-    psir = [item for item in files if _is_psir(item[1])]
+    psir = []
+    for file, header in files:
+        kinds = {str(value).upper() for value in header.get("ImageType", [])}
+        if any("PSIR" in kind or kind in ("R", "REAL") for kind in kinds):
+            psir.append((file, header))
     volume.fields["contrast"] = "psir" if psir else "magnitude"
     try:
         return _fill(volume, name, psir or files)
     except (ValueError, TypeError, AttributeError) as error:
         problem = f"a geometry field is malformed ({type(error).__name__})"
         return volume.fault(problem, "Export the series again")
-
-
-def _is_psir(header: Dataset) -> bool:
-    kinds = {str(value).upper() for value in header.get("ImageType", [])}
-    return any("PSIR" in kind or kind in ("R", "REAL") for kind in kinds)
 
 
 def _fill(volume: Volume, name: str, files: Series) -> Volume:
@@ -184,8 +183,6 @@ def _fill(volume: Volume, name: str, files: Series) -> Volume:
     if any((header.Rows, header.Columns) != (first.Rows, first.Columns) for _, header in files):
         remedy = "Remove this series from the folder, or export it again"
         return volume.fault("slices have different sizes", remedy)
-    if not np.isfinite(positions).all():
-        return volume.fault("a position is not a number", "Export the series again")
     heights = np.array([position @ normal for position in positions])
     order = np.argsort(heights, kind="stable")
     gaps = np.diff(heights[order])

@@ -14,13 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from lgekit.data import nifti
-from lgekit.data.manifest import (
-    INTERNAL_CODES,
-    manifest,
-    optional_rows,
-    parse_landmarks,
-    read_table,
-)
+from lgekit.data.manifest import INTERNAL_CODES, manifest, optional_rows, parse_landmarks
 from lgekit.data.nifti import Entry, Fault, Listing, folder, nifti_entry
 from lgekit.errors import InputError
 from lgekit.study import (
@@ -75,9 +69,9 @@ def emidec(path: str) -> Listing:
             landmarks[case] = parse_landmarks(anterior, inferior, confidence, where)
         except InputError as error:
             yield Fault.of(error, case, truth_only=True)
-    for case_dir in sorted(root.iterdir()):
+    for case_dir in sorted(root.glob("*/")):
         images, contours, name = case_dir / "Images", case_dir / "Contours", case_dir.name
-        if not case_dir.is_dir() or not (name.startswith("Case") or images.is_dir()):
+        if not (name.startswith("Case") or images.is_dir()):
             continue
         image = _one_nifti(images, name)
         if image is None:
@@ -113,7 +107,7 @@ def acdc(path: str) -> Listing:
     The header is nominal, but no stack is mirrored, so that the RV label gives both insertion
     points.
     """
-    for patient in sorted(one for one in folder(path).glob("**/patient[0-9]*") if one.is_dir()):
+    for patient in sorted(folder(path).glob("**/patient[0-9]*/")):
         frames = [one for one in patient.glob("*_frame*.nii*") if "_gt.nii" not in one.name]
         if not frames:
             remedy = "Copy the patient's folder again: patient001_frame01.nii.gz and its _gt file"
@@ -148,7 +142,9 @@ def mnms(path: str) -> Listing:
         with table.open(encoding="utf-8", errors="replace") as stream:
             if "External code" not in stream.readline():
                 continue
-        for row in read_table(table, ("External code", "ED", "ES")):
+        rows, faults = optional_rows(table, ("External code", "ED", "ES"))
+        yield from faults
+        for row in rows:
             if row["ED"].isdigit() and row["ES"].isdigit():
                 frames[row["External code"]] = (int(row["ED"]), int(row["ES"]))
     for image in sorted(root.glob("**/*.nii*")):
@@ -243,15 +239,9 @@ def _dicom(path: str) -> Listing:
     return dicom(path)
 
 
-READERS: dict[str, Callable[[str], Listing]] = {
-    "emidec": emidec,
-    "acdc": acdc,
-    "myops": myops,
-    "mnms": mnms,
-    "bids": bids,
-    "dicom": _dicom,
-    "manifest": manifest,
-}
+READERS: dict[str, Callable[[str], Listing]]
+READERS = {"emidec": emidec, "acdc": acdc, "myops": myops, "mnms": mnms, "bids": bids}
+READERS |= {"dicom": _dicom, "manifest": manifest}
 # One file that each reader looks for, for the message where it finds none.
 EXPECTED = {
     "emidec": "Case_P001/Images/Case_P001.nii.gz",

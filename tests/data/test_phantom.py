@@ -1,7 +1,6 @@
 """The phantom: known physics, ground truth that agrees with measuring it, reproducibility."""
 
-import ast
-from collections import defaultdict
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from lgekit.data.phantom import phantom_cohort, phantom_study
 from lgekit.errors import InputError
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR
 
-SMALL = {"slices": 6, "pixels": 64}
+SMALL = {"slices": 3, "pixels": 48}
 LEVEL = np.linspace(0, 1, 40)
 
 
@@ -28,27 +27,11 @@ def studies():
     return [phantom_study(index, 7, prevalence=0.7) for index in range(16)]
 
 
-def test_the_phantom_and_random_scar_share_no_code():
-    """RandomScar is tested on the phantom; they only share the ground floor and the words."""
-    root = Path(lgekit.__file__).parent
-    imports = defaultdict(set)
-    for file in root.rglob("*.py"):
-        module = ".".join(file.relative_to(root.parent).with_suffix("").parts)
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lgekit"):
-                names = {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-                imports[module] |= names
-
-    def reach(modules):
-        found, new = set(), set(modules)
-        while new:
-            found |= new
-            new = set().union(*(imports[module] for module in new)) - found
-        return found
-
-    painters = {module for module in imports if module.startswith("lgekit.scars")}
-    assert painters and not painters & reach({"lgekit.data.phantom"})
-    assert "lgekit.data.phantom" not in reach(painters)
+@pytest.mark.parametrize(("room", "other"), [("data", "scars"), ("scars", "data")])
+def test_the_phantom_and_random_scar_share_no_code(room, other):
+    """RandomScar is tested on the phantom."""
+    code = [file.read_text() for file in (Path(lgekit.__file__).parent / room).glob("*.py")]
+    assert code and not re.search(rf"^\s*(from|import) lgekit\.{other}", "\n".join(code), re.M)
 
 
 def test_contrast_physics_matches_published_values():
@@ -66,14 +49,12 @@ def test_acquisition_keeps_a_constant_and_adds_noise():
     scanner.noise = scanner.ghost = scanner.texture = scanner.loss_spread = 0.0
     scanner.coil = scanner.offset = scanner.inversion_loss = np.zeros(3)
     scanner.gain = np.ones(3)
-    flat = np.full((3, 48, 40), 0.25, np.float32)
-    x = np.zeros((48, 40), np.float32)
-    image = phantom.acquire(rng, flat, np.ones_like(flat), x, x, scanner)
-    assert image == pytest.approx(flat, abs=1e-5)
+    flat, x = np.full((3, 48, 40), 0.25, np.float32), np.zeros((48, 40), np.float32)
+    assert phantom.acquire(rng, flat, flat * 4, x, x, scanner) == pytest.approx(flat, abs=1e-5)
     scanner.noise = 0.05
-    noisy = phantom.acquire(rng, flat, np.ones_like(flat), x, x, scanner) - flat
-    assert 0.02 < noisy.std() < 0.05  # less than 0.05: part of k-space is not acquired
-    assert abs(noisy.mean()) < 0.005
+    noise = phantom.acquire(rng, flat, flat * 4, x, x, scanner) - flat
+    assert 0.02 < noise.std() < 0.05  # less than 0.05: part of k-space is not acquired
+    assert abs(noise.mean()) < 0.005
 
 
 def test_heart_is_a_closed_ellipsoid_with_an_rv_between_the_insertion_points():
@@ -110,6 +91,7 @@ def test_non_ischaemic_scar_spares_the_endocardium(pattern):
 
 
 def test_studies_are_complete_and_stored_in_many_orientations(studies):
+    brighter, base_first = [], set()
     for study in studies:
         labels = study.label_map
         assert study.pixels.dtype == np.float32 and labels.dtype == np.uint8
@@ -118,23 +100,19 @@ def test_studies_are_complete_and_stored_in_many_orientations(studies):
         assert study["findings"].present == bool(np.isin(labels, (SCAR, NO_REFLOW)).any())
         assert study["report"] and study["report_source"] == "phantom" and study["split"]
         assert study.spacing_mm[2] == pytest.approx(10) and 1.5 <= study.spacing_mm[0] <= 2
-    assert {study["findings"].present for study in studies} == {True, False}
-    mirrored = {study["landmarks"].mirrored for study in studies}
-    quarter = {int(study["landmarks"].anterior_rvip_deg // 90) for study in studies}
-    areas = [np.isin(study.label_map, (1, 2, 3, 4)).sum((0, 1)) for study in studies]
-    base_first = {bool(a[: len(a) // 2].sum() > a[-(len(a) // 2) :].sum()) for a in areas}
-    assert mirrored == base_first == {True, False} and len(quarter) == 4
-    large = [study for study in studies if (study.label_map == SCAR).sum() > 50]
-    brighter = [
-        study.pixels[study.label_map == SCAR].mean()
-        > study.pixels[study.label_map == MYOCARDIUM].mean()
-        for study in large
-    ]
+        if (labels == SCAR).sum() > 50:
+            scar, wall = (study.pixels[labels == code].mean() for code in (SCAR, MYOCARDIUM))
+            brighter.append(scar > wall)
+        area = (labels == CAVITY).sum((0, 1))
+        base_first.add(bool(area[: len(area) // 2].sum() > area.sum() / 2))
     assert np.mean(brighter) > 0.9
+    assert {study["findings"].present for study in studies} == {True, False}
+    assert {study["landmarks"].mirrored for study in studies} == base_first == {True, False}
+    assert len({study["landmarks"].anterior_rvip_deg // 90 for study in studies}) == 4
 
 
 def test_landmarks_and_findings_agree_with_measuring_them(studies):
-    common = union = 0
+    common = union = scars = same_depth = 0
     for study in studies:
         truth = study["landmarks"]
         measured = insertion_points(study.label_map, study.spacing_mm, mirrored=truth.mirrored)
@@ -145,35 +123,24 @@ def test_landmarks_and_findings_agree_with_measuring_them(studies):
         assert any(s.no_reflow for s in truth.scars) == any(s.no_reflow for s in measured.scars)
         common += len(truth.walls & measured.walls)
         union += len(truth.walls | measured.walls)
-    assert common / union > 0.85
-
-
-def test_depth_agrees_with_measuring_it_and_infarcts_hold_the_subendocardium():
-    same = scars = 0
-    for index in range(30):
-        study = phantom_study(index, 0, prevalence=1.0, pixels=96)
-        truth, measured = study["findings"].scars, findings_from_labels(study).scars
-        inner = ("subendocardial", "transmural")
-        assert all(scar.depth in inner for scar in truth if scar.ischaemic)
-        if len(truth) == len(measured):
-            for one, other in zip(truth, measured, strict=True):
-                scars += 1
-                same += one.depth == other.depth
+        infarcts = [scar for scar in truth.scars if scar.ischaemic]
+        assert all(scar.depth in ("subendocardial", "transmural") for scar in infarcts)
+        if len(truth.scars) == len(measured.scars):
+            for one, other in zip(truth.scars, measured.scars, strict=True):
+                scars, same_depth = scars + 1, same_depth + (one.depth == other.depth)
                 assert abs(one.transmurality - other.transmurality) < 10
-    assert scars > 20 and same / scars > 0.9
+    assert common / union > 0.85 and scars > 6 and same_depth / scars > 0.8
 
 
 def test_same_seed_gives_the_same_bytes_with_any_number_of_workers(monkeypatch):
     monkeypatch.setenv("LGEKIT_CACHE", "")  # no cache: both are rendered
     monkeypatch.setattr(phantom, "CHUNK", 4)
-    small = {"pixels": 48, "slices": 3}
-    one = phantom_cohort(6, 3, workers=1, **small)
-    two = phantom_cohort(6, 3, workers=2, **small)
-    assert one.fingerprint == two.fingerprint
-    single = phantom_study(5, 3, report_noise=0.1, **small)
+    one = phantom_cohort(6, 3, workers=1, **SMALL)
+    assert one.fingerprint == phantom_cohort(6, 3, workers=2, **SMALL).fingerprint
+    single = phantom_study(5, 3, report_noise=0.1, **SMALL)
     assert np.array_equal(single.pixels, one.studies[5].pixels)
     assert single["report"] == one.studies[5]["report"]
-    assert phantom_cohort(2, 4, **small).fingerprint != phantom_cohort(2, 3, **small).fingerprint
+    assert phantom_cohort(2, 4, **SMALL).fingerprint != phantom_cohort(2, 3, **SMALL).fingerprint
 
 
 def test_second_call_reads_the_cache_and_changes_do_not_reach_it(tmp_path):
@@ -194,12 +161,10 @@ def test_prevalence_is_the_share_of_scar(prevalence, scars):
     [
         ({"prevalance": 0.5}, "prevalance.*prevalence"),
         ({"prevalence": 1.5}, "1.5"),
-        ({"prevalence": True}, "True"),
         ({"pixels": "128"}, "'128'"),
         ({"pixels": 8}, "8.*48"),
         ({"slices": 0}, "slices"),
-        ({"studies": 0}, "at least 1"),
-        ({"studies": 2.5}, "2.5"),
+        ({"studies": 2.5}, "2.5.*at least 1"),
         ({"report_noise": 2}, "from 0 to 1"),
     ],
 )
@@ -211,20 +176,17 @@ def test_bad_options_are_refused(options, says):
 def test_partial_volume_keeps_the_volume_of_blood():
     """The signal of blood, summed over a slice, is the cavity's area, however coarse the pixels."""
     heart = phantom.Heart(np.random.default_rng(5))
-    heart.papillary, heart.trabecular_blood = np.empty((0, 5)), np.float32(0)
+    heart.papillary, heart.trabecular_blood = [], np.float32(0)
     signals = np.zeros((1, 12), np.float32)
     signals[:, phantom.BLOOD] = 1
     z = (40 + phantom.PLANES[:, None] + phantom.INTERLEAVE).ravel()
     areas = 0.5 * (heart.contours(z)[0].astype(float) ** 2).sum(1) * np.deg2rad(1)
     area = np.average(areas, weights=np.repeat(phantom.PROFILE, 4))
     for mm in (1.0, 2.5):
-        grid = np.arange(-60, 60, mm / 2, dtype=np.float32)
-        x, v = np.meshgrid(grid, grid)
-        x, v = (
-            np.stack([side[i::2, j::2].ravel() for i in (0, 1) for j in (0, 1)]).reshape(1, -1)
-            for side in (x, v)
-        )
-        _, signal, codes, *_ = phantom.sample_heart(heart, [], z, x, v, signals)
+        points = np.mgrid[-60:60:mm, -60:60:mm].reshape(2, 1, -1)
+        x, v = points + mm / 4 * np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]])[:, :, None]
+        points = (side.reshape(1, -1).astype(np.float32) for side in (x, v))
+        _, signal, codes, *_ = phantom.sample_heart(heart, [], z, *points, signals)
         assert signal.sum() * mm**2 == pytest.approx(area, rel=0.02)
         assert ((signal > 0.05) & (signal < 0.95)).any()
         assert set(np.unique(codes[signal > 0.95])) == {CAVITY}
