@@ -152,49 +152,47 @@ def read_series(name: str, files: Series) -> Volume:
     No library does: highdicom refuses series without a FrameOfReferenceUID or with a gap that
     differs by 0.3 mm, and SimpleITK averages unequal gaps. ``name`` is for messages.
     """
-    volume = Volume(f"{name} ({files[0][0].parent})")
-    psir = []
+    where, psir = f"{name} ({files[0][0].parent})", []
     for file, header in files:
         kinds = {str(value).upper() for value in header.get("ImageType", [])}
         if any("PSIR" in kind or kind in ("R", "REAL") for kind in kinds):
             psir.append((file, header))
-    volume.fields["contrast"] = "psir" if psir else "magnitude"
+    files, contrast = psir or files, "psir" if psir else "magnitude"
+    first = files[0][1]
     try:
-        return _fill(volume, name, psir or files)
+        for file, header in files:
+            if unusable := _why_unusable(header):
+                raise InputError(file, *unusable)
+        axes = np.array([header.ImageOrientationPatient for _, header in files], float)
+        positions = np.array([header.ImagePositionPatient for _, header in files], float)
+        thickness = float(first.get("SliceThickness") or 0)
+        row_mm, column_mm = map(float, first.PixelSpacing)  # between rows, between columns
+    except InputError:
+        raise
     except (ValueError, TypeError, AttributeError) as error:
         problem = f"a geometry field is malformed ({type(error).__name__})"
-        return volume.fault(problem, "Export the series again")
-
-
-def _fill(volume: Volume, name: str, files: Series) -> Volume:
-    """Order the slices of a series and read them into the volume."""
-    for file, header in files:
-        if unusable := _why_unusable(header):
-            volume.where = str(file)
-            return volume.fault(*unusable)
-    first = files[0][1]
-    axes = np.array([header.ImageOrientationPatient for _, header in files], float)
-    positions = np.array([header.ImagePositionPatient for _, header in files], float)
+        raise InputError(where, problem, "Export the series again") from error
     right, down = axes[0].reshape(2, 3)
     normal = np.cross(right, down)
+    remedy = "Remove this series from the folder, or export it again"
     if not np.allclose(axes, axes[0], atol=1e-3):
-        remedy = "Remove this series from the folder"
-        return volume.fault("slices are not parallel: a localizer?", remedy)
-    if any((header.Rows, header.Columns) != (first.Rows, first.Columns) for _, header in files):
-        remedy = "Remove this series from the folder, or export it again"
-        return volume.fault("slices have different sizes", remedy)
+        raise InputError(where, "slices are not parallel: a localizer?", remedy)
+    if len({(header.Rows, header.Columns) for _, header in files}) > 1:
+        raise InputError(where, "slices have different sizes", remedy)
     heights = np.array([position @ normal for position in positions])
     order = np.argsort(heights, kind="stable")
     gaps = np.diff(heights[order])
     if same := int((gaps < 0.01).sum()):
         problem = f"{same} slices are at the position of another: a cine or mapping series?"
-        return volume.fault(problem, "Keep the one LGE image of each slice in the series")
-    gap = float(np.median(gaps)) if len(gaps) else float(first.get("SliceThickness") or 0)
+        remedy = "Keep the one LGE image of each slice in the series"
+        raise InputError(where, problem, remedy)
+    gap = float(np.median(gaps)) if len(gaps) else thickness
+    notes: list[UserWarning] = []
     if (np.abs(gaps - gap) > GAP_TOLERANCE * gap).any():
         # Without the folder, whose name may be a person's; only `lgekit check` shows that.
         shown = np.round(gaps, 2).tolist()
         message = f"{name}: gaps between slices are unequal {shown} mm; {gap:.2f} mm is used"
-        volume.notes.append(SliceGapWarning(message))
+        notes.append(SliceGapWarning(message))
     slices = []
     for file in (files[index][0] for index in order):
         try:
@@ -202,19 +200,15 @@ def _fill(volume: Volume, name: str, files: Series) -> Volume:
                 data = pydicom.dcmread(file)
                 slices.append(apply_modality_lut(data.pixel_array, data).T)  # PSIR is signed
         except Exception as error:  # a damaged file can raise anything
-            volume.where = str(file)
             problem = f"pixels cannot be read ({type(error).__name__})"
             remedy = "Copy the file again; decompress it if need be (gdcmconv --raw, dcmdjpeg)"
-            return volume.fault(problem, remedy)
-    volume.array = np.stack(slices, axis=-1).astype(np.float32)
-    row_mm, column_mm = map(float, first.PixelSpacing)  # distances between rows, between columns
-    spacing = volume.header_spacing = np.array([column_mm, row_mm, gap])
-    volume.affine[:3, :3] = np.stack([right, down, normal], axis=1)
-    volume.affine[:3, :3] *= np.where(spacing > 0, spacing, 1)
-    volume.affine[:3, 3] = positions[order[0]]
-    volume.affine[:2] *= -1  # DICOM's axes point left and back, NIfTI's right and front
-    volume.trusted = True
-    return volume
+            raise InputError(file, problem, remedy) from error
+    array = np.stack(slices, axis=-1).astype(np.float32)
+    spacing, affine = np.array([column_mm, row_mm, gap]), np.eye(4)
+    affine[:3, :3] = np.stack([right, down, normal], axis=1) * np.where(spacing > 0, spacing, 1)
+    affine[:3, 3] = positions[order[0]]
+    affine[:2] *= -1  # DICOM's axes point left and back, NIfTI's right and front
+    return Volume(where, array, affine, spacing, True, notes, {"contrast": contrast})
 
 
 def _why_unusable(header: Dataset) -> tuple[str, str] | None:

@@ -52,14 +52,13 @@ class Fault(InputError):
 
 @dataclass
 class Volume:
-    """A volume as stored; usable if there are no faults."""
+    """A volume as stored."""
 
     where: str
-    array: np.ndarray | None = None  # (A, B, C) in file order
-    affine: np.ndarray = field(default_factory=lambda: np.eye(4))  # mm, RAS+; 1 for a bad spacing
-    header_spacing: np.ndarray = field(default_factory=lambda: np.ones(3))  # mm, as in the header
-    trusted: bool = False  # whether the header's directions mean something
-    faults: list[Fault] = field(default_factory=list)
+    array: np.ndarray  # (A, B, C) in file order
+    affine: np.ndarray  # mm, RAS+; 1 mm for a bad spacing
+    header_spacing: np.ndarray  # mm, (3,), as in the header
+    trusted: bool  # whether the header's directions mean something
     notes: list[UserWarning] = field(default_factory=list)  # oddities that could be resolved
     fields: dict[str, Any] = field(default_factory=dict)  # further keys of the study
 
@@ -67,11 +66,6 @@ class Volume:
     def spacing(self) -> np.ndarray:
         """Millimetres along the three stored axes, ``(3,)``."""
         return np.linalg.norm(self.affine[:3, :3], axis=0)
-
-    def fault(self, problem: str, remedy: str) -> Volume:
-        """Add a fault."""
-        self.faults.append(Fault(self.where, problem, remedy))
-        return self
 
 
 @dataclass(frozen=True)
@@ -109,10 +103,9 @@ def folder(path: str) -> Path:
 
 
 def read_nifti(path: Path, frame: int | None = None) -> Volume:
-    """Read a NIfTI file and list its faults; ``frame`` (from 0) is of a 4-D cine file."""
-    volume = Volume(str(path))
+    """Read a NIfTI file, or a ``frame`` (from 0) of a 4-D one. Raises InputError if unusable."""
     if not path.is_file():
-        return volume.fault("there is no such file", "Put the file there, or correct the path")
+        raise InputError(path, "there is no such file", "Put the file there, or correct the path")
     try:
         with ImageOpener(str(path)) as stream:  # nibabel's loader turns a spacing of 0 into 1
             header = nib.Nifti1Header.from_fileobj(stream, check=False)
@@ -120,28 +113,29 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         image = nib.Nifti1Image.from_filename(path)
         array = np.asanyarray(image.dataobj)
     except Exception as error:  # a damaged file can raise anything
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        problem = (
+            f"cannot be read as NIfTI ({str(error).splitlines()[0] if str(error) else error!r})"
+        )
         remedy = "Copy or export the file again: it is cut short or not a NIfTI file"
-        return volume.fault(f"cannot be read as NIfTI ({reason})", remedy)
+        raise InputError(path, problem, remedy) from error
     finally:
         logger.disabled = False
     if frame is not None and array.ndim == 4:
         if frame >= array.shape[3]:
             problem = f"has {array.shape[3]} frames, no frame {frame}"
-            return volume.fault(problem, "Correct the frame (from 0)")
+            raise InputError(path, problem, "Correct the frame (from 0)")
         array = array[..., frame]
-    if array.ndim != 3:
-        problem = f"has {array.ndim} dimensions {array.shape}"
-        return volume.fault(problem, "Give one 3-D stack of slices per file")
-    if array.dtype.kind not in "buif" or 0 in array.shape:
-        problem = f"holds {array.dtype} of shape {array.shape}"
-        return volume.fault(problem, "Give a stack of real grey values")
-    volume.array = array
+    if array.ndim != 3 or array.dtype.kind not in "buif" or 0 in array.shape:
+        problem = f"has {array.ndim} dimensions {array.shape} of {array.dtype}"
+        raise InputError(path, problem, "Give one 3-D stack of grey values per file")
+    if bad := int(array.size - np.isfinite(array).sum()):
+        remedy = "Replace them, or export the file again"
+        raise InputError(path, f"has {bad} voxels that are NaN or infinite", remedy)
     pixdim = header["pixdim"][1:4]
     spacing = pixdim.astype(float) * UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
-    volume.header_spacing = spacing
     lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
     coded = bool(header["sform_code"] or header["qform_code"])
+    volume = Volume(str(path), array, np.eye(4), spacing, trusted=False)
     if np.isfinite(image.affine).all() and (lengths > 0).all():
         directions = image.affine[:3, :3] / lengths
         if abs(np.linalg.det(directions)) > 0.9:  # orthogonal within a few degrees
@@ -153,9 +147,6 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         shown = [np.round(values, 3).tolist() for values in (spacing, lengths)]
         message = f"{path}: pixdim says {shown[0]} mm, the affine {shown[1]} mm; pixdim is used"
         volume.notes.append(GridWarning(message))
-    if bad := int(array.size - np.isfinite(array).sum()):
-        remedy = "Replace them, or export the file again"
-        volume.fault(f"has {bad} voxels that are NaN or infinite", remedy)
     return volume
 
 
@@ -170,8 +161,7 @@ def axis_order(volume: Volume) -> list[int]:
 
     The third axis wins a tie, as most writers put the slices last.
     """
-    shape = () if volume.array is None else volume.array.shape
-    spacing = volume.spacing * [1, 1, 1.001]
+    shape, spacing = volume.array.shape, volume.spacing * [1, 1, 1.001]
     last = shape.index(1) if shape.count(1) == 1 else int(np.argmax(spacing))
     return [axis for axis in range(3) if axis != last] + [last]
 
@@ -189,77 +179,66 @@ def storage_mirrored(affine: np.ndarray) -> bool | None:
 
 
 def check_image(volume: Volume) -> None:
-    """Add the faults that only an image can have: an implausible spacing, or no contrast."""
-    if volume.array is None:
-        return
-    in_order = volume.header_spacing[axis_order(volume)]
+    """Raise InputError if an image has an implausible spacing, or no contrast."""
+    spacing = volume.header_spacing[axis_order(volume)]
     shown = f"spacing {np.round(volume.header_spacing, 4).tolist()} mm"
-    remedy = "Write the true spacing into pixdim"
-    if not (np.isfinite(in_order).all() and (in_order > 0).all()):
-        volume.fault(f"{shown} is not positive", remedy)
-    elif (in_order < SMALLEST_MM).any() or (in_order > LARGEST_MM).any():
-        limits = [f"{SMALLEST_MM} to {largest} mm" for largest in LARGEST_MM[1:]]
-        remedy += f": {limits[0]} in plane, {limits[1]} between slices"
-        volume.fault(f"{shown} is absurd", remedy)
+    limits = [f"{SMALLEST_MM} to {largest} mm" for largest in LARGEST_MM[1:]]
+    remedy = f"Write the true spacing into pixdim: {limits[0]} in plane, {limits[1]} between slices"
+    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
+        raise InputError(volume.where, f"{shown} is not positive", remedy)
+    if (spacing < SMALLEST_MM).any() or (spacing > LARGEST_MM).any():
+        raise InputError(volume.where, f"{shown} is absurd", remedy)
     if volume.array.min() == volume.array.max():
         problem = f"every voxel is {volume.array.flat[0]}"
-        volume.fault(problem, "Export the image again: it is empty")
+        raise InputError(volume.where, problem, "Export the image again: it is empty")
 
 
-def recode(volume: Volume, codes: Mapping[int, int], image: Volume) -> np.ndarray | None:
-    """Label map of an image in the internal codes, uint8, in file order; None if it has a fault."""
-    if volume.array is None or not np.isfinite(volume.array).all():
-        return None
-    resample = "Resample the mask onto the image's grid"
-    found = np.unique(volume.array).tolist()
+def recode(mask: Volume, codes: Mapping[int, int], image: Volume) -> np.ndarray:
+    """Label map of an image in the internal codes, uint8, in file order.
+
+    Raises InputError if it does not fit the image, is empty, or has an unknown code.
+    """
+    remedy = "Resample the mask onto the image's grid"
+    found = np.unique(mask.array).tolist()
     unknown = [code for code in found if code not in codes]
-    if image.array is not None and volume.array.shape != image.array.shape:
-        shapes = f"mask of shape {volume.array.shape} on an image of shape {image.array.shape}"
-        volume.fault(f"{shapes} ({image.where})", resample)
+    directions = [volume.affine[:3, :3] / volume.spacing for volume in (mask, image)]
+    turned = (directions[0] * directions[1]).sum(axis=0).min() < 0.95  # more than about 18°
+    problem = ""
+    if mask.array.shape != image.array.shape:
+        problem = f"mask of shape {mask.array.shape} on an image of shape {image.array.shape}"
     elif unknown:
-        known = ", ".join(map(str, codes))
-        remedy = f"Codes of this data set: {known}. Recode the mask"
-        volume.fault(f"unknown label code {unknown[0]}", remedy)
+        problem = f"unknown label code {unknown[0]}"
+        remedy = f"Codes of this data set: {', '.join(map(str, codes))}. Recode the mask"
     elif found == [0]:
+        problem = "the mask is empty"
         remedy = "Draw the mask, or remove the file to read the study without labels"
-        volume.fault("the mask is empty", remedy)
-    elif volume.trusted and image.trusted:
-        directions = [one.affine[:3, :3] / one.spacing for one in (volume, image)]
-        if (directions[0] * directions[1]).sum(axis=0).min() < 0.95:  # more than about 18° apart
-            problem = f"mask stored in another orientation than its image ({image.where})"
-            volume.fault(problem, resample)
-    if volume.faults:
-        return None
-    internal = np.zeros(volume.array.shape, np.uint8)
+    elif turned and mask.trusted and image.trusted:
+        problem = f"mask stored in another orientation than its image ({image.where})"
+    if problem:
+        raise InputError(mask.where, problem, remedy)
+    internal = np.zeros(mask.array.shape, np.uint8)
     for code in found:
-        internal[volume.array == code] = codes[code]
+        internal[mask.array == code] = codes[code]
     return internal
 
 
-def read_study(entry: Entry, images_only: bool = False) -> tuple[Study | None, list[Fault], Volume]:
-    """Read a study as its files have it, or None with its faults; and the image with its notes."""
+def read_study(entry: Entry, images_only: bool = False) -> tuple[Study, Volume]:
+    """Read a study as its files have it, and its image as stored. Raises InputError if unusable."""
     image = entry.image()
     check_image(image)
-    faults, labels = image.faults, None
-    if entry.labels is not None and not images_only:
-        mask = entry.labels()
-        labels = recode(mask, entry.codes, image)
-        faults = faults + mask.faults
-    if faults or image.array is None:
-        return None, [Fault.of(fault, entry.study_id) for fault in faults], image
     names = ["study_id", "patient_id", "split"]
     names += [] if images_only else ["report", "landmarks", "findings"]
     fields = image.fields | {name: getattr(entry, name) for name in names}
+    kinds: dict[str, tuple[type[tio.Image], np.ndarray, type]]
+    kinds = {"image": (tio.ScalarImage, image.array, np.float32)}
     if not images_only:
         source = entry.report_source or ("clinical" if entry.report else "none")
         fields |= {"report_source": source, **entry.fields}
+        if entry.labels is not None:
+            labels = recode(entry.labels(), entry.codes, image)
+            kinds["labels"] = (tio.LabelMap, labels, np.uint8)
     order = axis_order(image)
-    kinds: dict[str, tuple[type[tio.Image], np.ndarray, type]] = {
-        "image": (tio.ScalarImage, image.array, np.float32)
-    }
-    if labels is not None:
-        kinds["labels"] = (tio.LabelMap, labels, np.uint8)
     for name, (kind, array, dtype) in kinds.items():
         tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(order), dtype=dtype))
         fields[name] = kind(tensor=tensor[None], affine=image.affine[:, [*order, 3]])
-    return Study(**fields), [], image
+    return Study(**fields), image

@@ -379,9 +379,7 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
     studies: list[Study] = []
     notes: list[UserWarning] = []
     for entry in entries:
-        study, faults, image = nifti.read_study(entry, images_only)
-        if study is None:
-            raise faults[0]
+        study, image = nifti.read_study(entry, images_only)
         studies.append(study)
         notes += image.notes
     if not images_only:
@@ -401,7 +399,7 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
 
 
 def check_cohort(spec: str) -> list[Fault]:
-    """Read a whole cohort and list every fault; it can be used if the list is empty.
+    """Read a whole cohort and list its faults, of each study's files the first one.
 
     Raises:
         InputError: only where the SPEC itself is wrong (unknown kind, wrong option of the phantom).
@@ -412,12 +410,15 @@ def check_cohort(spec: str) -> list[Fault]:
     entries, faults = list_studies(spec)
     studies: list[Study] = []
     for entry in entries:
-        study, found, image = nifti.read_study(entry)
-        studies += [study] if study is not None else []
+        try:
+            study, image = nifti.read_study(entry)
+        except InputError as error:
+            faults.append(Fault.of(error, entry.study_id))
+            continue
+        studies.append(study)
         for gap in (note for note in image.notes if isinstance(note, nifti.SliceGapWarning)):
             remedy = "Export the series again with all its slices"
-            found.append(Fault(image.where, str(gap), remedy, entry.study_id))
-        faults += found
+            faults.append(Fault(image.where, str(gap), remedy, entry.study_id))
     for study, owner in copies(studies):
         name, patient = study["study_id"], owner["patient_id"]
         problem = f"the same image as {owner['study_id']} of patient {patient}"
