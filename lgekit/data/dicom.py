@@ -106,35 +106,34 @@ def _read_reports(
     if not tables:
         return {}, []
     table = tables[0]
+    rows, faults = optional_rows(table, ("report",))
+    columns = list(rows[0]) if rows else []
+    keys = [key for key in IDENTIFYING if key in columns]
+    known = ["report", "report_source", *(() if keys else IDENTIFYING)]
+    faults += misspelt_columns(table, [name for name in columns if name not in keys], known)
     if len(tables) > 1:
         problem = f"there is a second table of reports, {table.name}"
-        return {}, [Fault(tables[1], problem, "Keep one of the two", truth_only=True)]
-    rows, faults = optional_rows(table, ("report",))
-    if faults:
-        return {}, faults
-    keys = [key for key in IDENTIFYING if key in rows[0]]
-    known = ["report", "report_source", *(() if keys else IDENTIFYING)]
-    others = [column for column in rows[0] if column not in keys]
-    if faults := list(misspelt_columns(table, others, known)):
-        return {}, faults
-    if len(keys) != 1:
+        faults.append(Fault(tables[1], problem, "Keep one of the two", truth_only=True))
+    elif len(keys) != 1 and not faults:
         problem = f"{len(keys)} of its columns say which images a report is of"
         remedy = f"Give it one of {', '.join(IDENTIFYING)}"
-        return {}, [Fault(table, problem, remedy, truth_only=True)]
-    series_of: dict[str, list[str]] = defaultdict(list)
+        faults.append(Fault(table, problem, remedy, truth_only=True))
+    if faults:
+        return {}, faults
+    key, series_of = keys[0], defaultdict(list)
     for uid, files in all_series.items():
-        series_of[str(files[0][1].get(keys[0], ""))].append(uid)
+        series_of[str(files[0][1].get(key, ""))].append(uid)
     series_of.pop("", None)
     reports: dict[str, tuple[str, str]] = {}
     for number, row in enumerate(rows, 2):
         where, source = f"{table}, row {number}", row.get("report_source", "")
-        own = series_of[row[keys[0]]]
+        own = series_of[row[key]]
         try:
             if not own or any(uid in reports for uid in own):
-                none = f"no image has this {keys[0]}"
-                problem = "these images have a report already" if own else none
-                remedy = "Correct it, or remove the row"
-                raise InputError(where, problem, remedy)
+                problem = (
+                    "these images have a report already" if own else f"no image has this {key}"
+                )
+                raise InputError(where, problem, "Correct it, or remove the row")
             text = parse_report(row["report"], table, source, True, where)
             reports |= dict.fromkeys(own, (text, source))
         except InputError as error:
@@ -177,15 +176,14 @@ def read_series(name: str, files: Series) -> Volume:
     remedy = "Remove this series from the folder, or export it again"
     if not np.allclose(axes, axes[0], atol=1e-3):
         raise InputError(where, "slices are not parallel: a localizer?", remedy)
-    if len({(header.Rows, header.Columns) for _, header in files}) > 1:
+    if len({(header.Rows, header.get("Columns")) for _, header in files}) > 1:
         raise InputError(where, "slices have different sizes", remedy)
     heights = np.array([position @ normal for position in positions])
     order = np.argsort(heights, kind="stable")
     gaps = np.diff(heights[order])
     if same := int((gaps < 0.01).sum()):
         problem = f"{same} slices are at the position of another: a cine or mapping series?"
-        remedy = "Keep the one LGE image of each slice in the series"
-        raise InputError(where, problem, remedy)
+        raise InputError(where, problem, "Keep only the LGE image of each slice in the series")
     gap = float(np.median(gaps)) if len(gaps) else thickness
     notes: list[UserWarning] = []
     if (np.abs(gaps - gap) > GAP_TOLERANCE * gap).any():

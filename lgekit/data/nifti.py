@@ -92,13 +92,11 @@ Listing = Iterator[Entry | Fault]
 
 def folder(path: str) -> Path:
     """The folder of a SPEC. Raises InputError if there is none."""
-    if not path.strip():
-        remedy = "Write it after the colon, as in emidec:data/emidec"
-        raise InputError("SPEC", "the path is empty", remedy)
     root = Path(path).expanduser()
-    if not root.is_dir():
-        problem = "is a file" if root.exists() else "there is no such folder"
-        raise InputError(root, problem, "Give the folder that holds the studies")
+    if not path.strip() or not root.is_dir():
+        problem = "is a file" if root.is_file() else "there is no such folder"
+        remedy = "Give the folder that holds the studies, as in emidec:data/emidec"
+        raise InputError(path or "SPEC", problem, remedy)
     return root
 
 

@@ -346,13 +346,13 @@ class Scanner:
 
     def __init__(self, rng: Rng, levels: Array, magnitude_share: float) -> None:
         count = len(levels)
-        self.ecv_scar = float(np.clip(rng.normal(ECV_SCAR, 0.07), 0.50, 0.85))
+        ecv_scar = float(np.clip(rng.normal(ECV_SCAR, 0.07), 0.50, 0.85))
         # T1 of blood (ms): contrast washes out while the slices are acquired in order.
         t1_blood = float(np.clip(rng.normal(400, 65), 280, 560))
         t1_blood = t1_blood * (1 + 0.07 * (0.5 - levels) * rng.choice([-1, 1]))
         self.t1_blood = t1_blood * (1 + 0.01 * rng.normal(size=count))
-        self.ecv_remote = float(np.clip(rng.normal(ECV_REMOTE, 0.025), 0.2, 0.33))
-        null = float(np.median(t1_after_contrast(self.ecv_remote, self.t1_blood))) * np.log(2)
+        ecv_remote = float(np.clip(rng.normal(ECV_REMOTE, 0.025), 0.2, 0.33))
+        null = float(np.median(t1_after_contrast(ecv_remote, self.t1_blood))) * np.log(2)
         self.inversion_time = null * rng.normal(1.0, 0.06) * (1 + 0.04 * rng.normal(size=count))
         # SD in each of the two channels, relative to M0 at the middle of the field.
         self.noise = float(np.exp(rng.normal(np.log(0.024), 0.35)))
@@ -371,24 +371,19 @@ class Scanner:
         self.loss_spread = float(rng.uniform(0.03, 0.10))  # its SD over the slice
         self.magnitude = bool(rng.random() < magnitude_share)  # else phase-sensitive
         self.texture = float(rng.uniform(0.03, 0.08))  # relative SD
-        self.fat_t1 = float(np.clip(rng.normal(300, 30), 220, 380))
-        self.tissue_gain = rng.normal(1, 0.1, size=12)  # proton density, 1 in the heart
-        self.tissue_gain[[BLOOD, *range(HEART_MUSCLE, NO_REFLOW_TISSUE + 1)]] = 1
-
-
-def tissue_signal(scanner: Scanner) -> Array:
-    """Signed signal of every tissue in every slice, ``(slices, 12)`` float32."""
-    t1, inversion_time = scanner.t1_blood, scanner.inversion_time
-    remote = scanner.ecv_remote
-    ecv = {HEART_MUSCLE: remote, PAPILLARY: remote + 0.02, SCAR_TISSUE: scanner.ecv_scar}
-    ecv |= {NO_REFLOW_TISSUE: 0.13, MUSCLE: 0.16, LIVER: 0.36, STOMACH: 0.22, LUNG: 0.40}
-    signal = np.zeros((len(t1), 12), dtype=np.float32)
-    for code, volume in ecv.items():
-        signal[:, code] = inversion_recovery(t1_after_contrast(volume, t1), inversion_time)
-    signal[:, [BLOOD, RV_BLOOD]] = inversion_recovery(t1, inversion_time)[:, None]
-    signal[:, FAT] = inversion_recovery(scanner.fat_t1, inversion_time)
-    signal[:, LUNG] *= 0.15  # proton density of lung
-    return signal * scanner.tissue_gain.astype(np.float32)
+        # Signed signal of every tissue, (slices, 12).
+        t1, time, remote = self.t1_blood, self.inversion_time, ecv_remote
+        ecv = {HEART_MUSCLE: remote, PAPILLARY: remote + 0.02, SCAR_TISSUE: ecv_scar}
+        ecv |= {NO_REFLOW_TISSUE: 0.13, MUSCLE: 0.16, LIVER: 0.36, STOMACH: 0.22, LUNG: 0.40}
+        signals = np.zeros((count, 12), dtype=np.float32)
+        for code, volume in ecv.items():
+            signals[:, code] = inversion_recovery(t1_after_contrast(volume, t1), time)
+        signals[:, [BLOOD, RV_BLOOD]] = inversion_recovery(t1, time)[:, None]
+        signals[:, FAT] = inversion_recovery(np.clip(rng.normal(300, 30), 220, 380), time)
+        density = rng.normal(1, 0.1, size=12)  # of protons
+        density[[BLOOD, *range(HEART_MUSCLE, NO_REFLOW_TISSUE + 1)]] = 1
+        signals[:, LUNG] *= 0.15
+        self.signals = signals * density.astype(np.float32)
 
 
 def smooth_field(rng: Rng, shape: tuple[int, ...], knots: int) -> Array:
@@ -575,7 +570,7 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
 
     x, v = to_heart(grid[:, None], grid[None, :])
     chest = draw_chest(rng, heart, x, v, slice_levels)
-    signals = tissue_signal(scanner)
+    signals = scanner.signals
     reach = heart.radius + 12
     near = np.flatnonzero((x > -reach - heart.rv_width) & (x < reach) & (np.abs(v) < reach))
     quarter = np.float32(mm / 4) * np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]], dtype=np.float32)

@@ -322,17 +322,15 @@ def phantom_options(rest: str) -> dict[str, Any]:
 def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
     """List the studies of a SPEC before they are read, and the faults of layout, ids and splits."""
     kind, rest = parse_spec(spec)
-    entries: list[Entry] = []
-    faults: list[Fault] = []
     try:
-        for item in READERS[kind](rest):
-            entries += [item] if isinstance(item, Entry) else []
-            faults += [item] if isinstance(item, Fault) else []
-        if not entries and not faults:
+        items = list(READERS[kind](rest))
+        if not items:
             remedy = f"Expected in that folder: {EXPECTED.get(kind, 'rows')}"
             raise InputError(spec, "no study found there", remedy)
     except InputError as error:
-        faults.append(Fault.of(error))
+        items = [Fault.of(error)]
+    entries = [item for item in items if isinstance(item, Entry)]
+    faults = [item for item in items if isinstance(item, Fault)]
     for name, count in Counter(entry.study_id for entry in entries).items():
         if count > 1:
             remedy = "Give every study its own study_id"

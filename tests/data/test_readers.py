@@ -27,7 +27,7 @@ from lgekit.workbook import Session
     [
         ("emidek:data", "names no kind of cohort.*emidec"),
         ("mine.csv", "names no kind of cohort.*manifest:mine.csv"),
-        ("emidec:", "path is empty"),
+        ("emidec:", "no such folder"),
         ("acdc:nowhere", "no such folder"),
         ("manifest:nowhere.csv", "no such file"),
         ("phantom:studis=3", "studis=3.*studies"),
