@@ -117,7 +117,6 @@ def test_files_without_pixels_of_their_own_are_ignored(tmp_path, kind, modality)
         ({"NumberOfFrames": 4}, "multi-frame"),
         ({"SamplesPerPixel": 3}, "colour"),
         ({"ImagePositionPatient": None}, "no usable ImagePositionPatient"),
-        ({"ImageOrientationPatient": [1, 0, 0]}, "no usable ImageOrientationPatient"),
         ({"PixelSpacing": [0, 0]}, "not positive"),
         ({"ImagePositionPatient": [0, 0, 0]}, "position of another"),
         ({"BitsAllocated": 32, "BitsStored": 32, "HighBit": 31}, "pixels cannot be read"),
@@ -184,7 +183,7 @@ def test_reports_are_joined_by_an_id_that_is_not_kept(export, key, ids):
         ("PatientID,report\nP-017,x\nP-018,y\nP-018,z", ["have a report already"]),
         ("PatientID,report,report_sorce\nP-017,x,\nP-018,,none", ["unknown column 'report_sorce'"]),
         ("patient_id,report\nP-017,x\nP-018,y", ["unknown column 'patient_id'"]),
-        ("PatientID,report,accession_number,Sex\nP-017,x,1,F\nP-018,y,2,M", []),
+        ("PatientID,report,accession_number,report_source\nP-017,x,1,\nP-018,,2,none", []),
     ],
 )
 def test_faults_of_the_table_of_reports_name_rows_and_nobody(export, table, problems):

@@ -118,7 +118,7 @@ def test_the_users_own_columns_are_ignored(tmp_path):
 
 
 def test_a_report_is_text_a_file_or_missing_for_a_stated_reason(tmp_path):
-    rows = [row | {"report_source": ""} for row in write_own(tmp_path)]
+    rows = write_own(tmp_path)
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "s0.txt").write_text(REPORT + "\n", encoding="utf-8")
     rows[0]["report"] = "texts/s0.txt"

@@ -30,15 +30,11 @@ def test_a_consistent_header_keeps_its_directions(read):
     assert np.allclose(volume.affine, affine) and volume.trusted and not volume.notes
 
 
-@pytest.mark.parametrize("axis", [0, 1, 2])
-def test_slice_axis_has_the_largest_spacing(read, axis):
-    order = [0, 1]
-    order.insert(axis, 2)
+@pytest.mark.parametrize("order", [(2, 0, 1), (0, 2, 1), (0, 1, 2)])
+def test_slice_axis_has_the_largest_spacing(read, order):
     image = picture(ring())
     volume = read(image.transpose(order), tuple(SPACING[index] for index in order))
-    assert nifti.axis_order(volume)[2] == axis
-    array = volume.array.transpose(nifti.axis_order(volume))
-    assert np.array_equal(array, image)
+    assert np.array_equal(volume.array.transpose(nifti.axis_order(volume)), image)
 
 
 def test_slice_axis_of_isotropic_and_of_single_slice_volumes(read):

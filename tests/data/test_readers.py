@@ -1,7 +1,6 @@
 """SPECs, faults of bad input with their remedies, what a prediction may see, and who tells scar."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from cohort_files import (
     SPACING,
@@ -18,7 +17,6 @@ from command_line import lgekit
 from lgekit.data import readers
 from lgekit.data.readers import check_cohort, pretraining_specs, read_cohort, split_specs
 from lgekit.errors import InputError
-from lgekit.findings import WALLS
 from lgekit.workbook import Session
 
 
@@ -55,9 +53,7 @@ def test_specs_are_split_where_a_kind_begins():
 
 
 def test_a_phantom_spec_passes_its_options_on():
-    cohort = read_cohort("phantom:studies=3,seed=4")
-    assert len(cohort) == 3
-    assert cohort.fingerprint == read_cohort("phantom:seed=4,studies=3").fingerprint
+    assert len(read_cohort("phantom:studies=3,seed=4")) == 3
     alone = read_cohort("phantom:studies=3,seed=4", images_only=True)
     assert alone.studies[0].label_map is None and not alone.manifest["report"].any()
     assert alone.manifest["scar"].isna().all()
@@ -104,16 +100,12 @@ def pixdim(*values):
     return lambda root, rows: patch_header(root / "s1.nii", "pixdim", field)
 
 
-def file(name, content):
-    return lambda root, rows: (root / name).write_bytes(content)
+def content(name, change):
+    return lambda root, rows: (root / name).write_bytes(change((root / name).read_bytes()))
 
 
 def missing(name):
     return lambda root, rows: (root / name).unlink()
-
-
-def cut(name):
-    return lambda root, rows: (root / name).write_bytes((root / name).read_bytes()[:2000])
 
 
 def row(**cells):
@@ -124,46 +116,29 @@ def rename(old, new):
     return lambda root, rows: write_table(root, [one | {new: one.pop(old)} for one in rows])
 
 
-def text_file(content):
-    def spoil(root, rows):
-        (root / "s1.txt").write_bytes(content)
-        row(report="s1.txt")(root, rows)
-
-    return spoil
-
-
 UPPER_WALL = '[{"walls": ["upper"], "levels": [], "depth": "mid-wall"}]'
 SPOILED = {
     "image missing": (missing("s1.nii"), "no such file"),
-    "image is a folder": (row(image="."), "no such file"),
-    "image cut short": (cut("s1.nii"), "cannot be read as NIfTI"),
-    "image is text": (file("s1.nii", b"patient,age\n" * 99), "cannot be read as NIfTI"),
+    "image cut short": (content("s1.nii", lambda data: data[:2000]), "cannot be read as NIfTI"),
+    "image is text": (content("s1.nii", lambda _: b"text " * 99), "cannot be read as NIfTI"),
     "image 4-D": (image(lambda a: np.stack([a, a], -1)), "4 dimensions (24, 28, 4, 2)"),
-    "image 2-D": (image(lambda a: a[..., 0], (1.5, 1.25, 1.0)), "2 dimensions"),
     "image NaN": (image(voxel(np.nan)), "1 voxels that are NaN or infinite"),
-    "image infinite": (image(voxel(-np.inf)), "1 voxels that are NaN or infinite"),
     "image constant": (image(lambda a: a * 0 + 7), "every voxel is 7"),
     "image complex": (image(lambda a: a.astype(np.complex64)), "complex64"),
     "spacing zero": (pixdim(1.5, 0, 10), "not positive"),
-    "spacing negative": (pixdim(-1.5, 1.25, 10), "not positive"),
     "spacing NaN": (pixdim(1.5, np.nan, 10), "not positive"),
     "spacing absurdly large": (image(lambda a: a, (1.5, 1.25, 1000.0)), "absurd"),
-    "spacing absurdly small": (image(lambda a: a, (0.0015, 0.00125, 0.01)), "absurd"),
     "mask missing": (missing("s1_mask.nii"), "no such file"),
     "mask of another shape": (mask(lambda a: a[:-1]), "shape (23, 28, 4) on an image of shape (24"),
-    "mask 4-D": (mask(lambda a: a[..., None].repeat(2, -1)), "4 dimensions"),
     "mask unknown code": (mask(voxel(9)), "unknown label code 9"),
     "mask between codes": (mask(voxel(1.5)), "unknown label code 1.5"),
     "mask NaN": (mask(voxel(np.nan)), "NaN"),
     "mask empty": (mask(lambda a: a * 0), "the mask is empty"),
     "mask turned": (mask(lambda a: a, affine=np.diag([1.5, -1.25, 10, 1])), "another orientation"),
     "report empty": (row(report="  "), "report is empty"),
-    "report file empty": (text_file(b" \n"), "report is empty"),
-    "report file not UTF-8": (text_file("Narbe für".encode("latin-1")), "not UTF-8"),
     "report file missing": (row(report="nowhere.txt"), "report cannot be read"),
     "table not UTF-8": (row(report="\udcfc"), "not UTF-8"),
     "study id twice": (row(study_id="s0"), "2 studies have this id"),
-    "study id empty": (row(study_id=""), "cannot name a file"),
     "study id a path": (row(study_id="../s1"), "cannot name a file"),
     "image cell empty": (row(image=""), "image is empty"),
     "patient in two splits": (row(patient_id="s0"), "2 splits: train, validation"),
@@ -175,10 +150,12 @@ SPOILED = {
     "confidence above 1": (row(anterior_rvip_deg="9", rvip_confidence="66"), "not landmarks"),
     "column missing": (rename("image", "picture"), "column 'image' is missing"),
     "column twice": (rename("split", "report "), "two columns have the same name"),
-    "table empty": (file("manifest.csv", b""), "column 'study_id' is missing"),
-    "table without rows": (file("manifest.csv", b"study_id,image\n"), "has no rows"),
-    "row too long": (file("manifest.csv", b"study_id,image\ns0,s0.nii,x\n"), "in line 2, saw 3"),
-    "table not closed": (file("manifest.csv", b'study_id,image\ns0,"s0.nii\n'), "not a readable"),
+    "table empty": (content("manifest.csv", lambda _: b""), "column 'study_id' is missing"),
+    "table without rows": (
+        content("manifest.csv", lambda data: data[: data.index(b"\n")]),
+        "has no rows",
+    ),
+    "table not closed": (content("manifest.csv", lambda data: data + b's4,"s4'), "not a readable"),
 }
 
 
@@ -197,21 +174,24 @@ def test_bad_input_is_found_by_check_and_by_reading(tmp_path, kind):
         assert len(read_cohort(spec, images_only=True)) == 3
 
 
-RVIP = "case,anterior_rvip_deg,inferior_rvip_deg,confidence\n"
+RVIP = "case,anterior_rvip_deg,inferior_rvip_deg,confidence\nCase_P002,"
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("lost", "rvip", "words"),
     [
-        (missing("Case_P002/Images/Case_P002.nii.gz"), "holds no image"),
-        (missing("Case_P002/Contours/Case_P002.nii.gz"), "no such file"),
-        (file("rvip.csv", b"case,angle\nCase_P002,3\n"), "'anterior_rvip_deg' is missing"),
-        (file("rvip.csv", f"{RVIP}Case_P002,x,1,high\n".encode()), "not landmarks"),
-        (file("rvip.csv", f"{RVIP}Case_P002,2,1,sure\n".encode()), "not landmarks"),
+        ("Images/Case_P002.nii.gz", f"{RVIP}2,1,low", "holds no image"),
+        ("Contours/Case_P002.nii.gz", f"{RVIP}2,1,low", "no such file"),
+        ("", "case,angle\nCase_P002,3\n", "'anterior_rvip_deg' is missing"),
+        ("", f"{RVIP}x,1,high", "not landmarks"),
+        ("", f"{RVIP}2,1,sure", "not landmarks"),
     ],
 )
-def test_a_malformed_emidec_folder(tmp_path, spoil, words):
-    spoil(write_emidec(tmp_path), None)
+def test_a_malformed_emidec_folder(tmp_path, lost, rvip, words):
+    write_emidec(tmp_path)
+    (tmp_path / "rvip.csv").write_text(rvip)
+    if lost:
+        (tmp_path / "Case_P002" / lost).unlink()
     (fault,) = check_cohort(f"emidec:{tmp_path}")
     assert words in fault.problem and fault.remedy
 
@@ -291,25 +271,9 @@ def test_reports_overrule_masks_that_only_outline_the_heart(tmp_path):
 
 @pytest.mark.parametrize(
     ("reports", "scar", "found"),
-    [
-        ([ILL, WELL, ILL], {1}, [False, True, False]),  # scar is drawn somewhere
-        (["Kein LGE.", WELL, WELL], set(), [False, False, False]),  # no scar in English
-        (["", "", ""], set(), [None, None, None]),
-    ],
+    [([ILL, WELL, ILL], {1}, [False, True, False]), (["Kein LGE.", WELL], (), [False, False])],
 )
 def test_otherwise_the_masks_tell_scar(tmp_path, reports, scar, found):
     spec = outlined(tmp_path, reports, scar)
     findings = [study["findings"] for study in read_cohort(spec).studies]
     assert [one.present if one else None for one in findings] == found
-
-
-def test_a_score_against_reports_has_no_score_for_slices(tmp_path):
-    spec = outlined(tmp_path, [ILL, WELL, ILL, WELL])
-    table = pd.DataFrame({"study_id": [f"s{n}" for n in range(4)], "p_lge": [0.7, 0.2, 0.7, 0.2]})
-    table = table.assign(**{f"p_{wall}": 0.5 for wall in WALLS}, caption="")
-    table["slice_weights"] = "[0.1, 0.2, 0.3, 0.4]"
-    table.to_csv(tmp_path / "out.csv", index=False)
-    done = lgekit("score", tmp_path / "out.csv", spec)
-    assert done.returncode == 0, done.stderr
-    shown = dict(line.split()[:2] for line in done.stdout.splitlines() if line.startswith("auc"))
-    assert float(shown["auc"]) == 1 and "auc_slices" not in shown
