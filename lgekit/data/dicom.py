@@ -1,4 +1,4 @@
-"""Read DICOM series. Nothing that identifies a person leaves this module."""
+"""Read DICOM series. Nothing that identifies a person leaves this module, not even in errors."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def read_series(name: str, files: Series) -> Volume:
         raise
     except (ValueError, TypeError, AttributeError) as error:
         problem = f"a geometry field is malformed ({type(error).__name__})"
-        raise InputError(where, problem, "Export the series again") from error
+        raise InputError(where, problem, "Export the series again") from None
     right, down = axes[0].reshape(2, 3)
     normal = np.cross(right, down)
     remedy = "Remove this series from the folder, or export it again"
@@ -200,7 +200,7 @@ def read_series(name: str, files: Series) -> Volume:
         except Exception as error:  # a damaged file can raise anything
             problem = f"pixels cannot be read ({type(error).__name__})"
             remedy = "Copy the file again; decompress it if need be (gdcmconv --raw, dcmdjpeg)"
-            raise InputError(file, problem, remedy) from error
+            raise InputError(file, problem, remedy) from None
     array = np.stack(slices, axis=-1).astype(np.float32)
     spacing, affine = np.array([column_mm, row_mm, gap]), np.eye(4)
     affine[:3, :3] = np.stack([right, down, normal], axis=1) * np.where(spacing > 0, spacing, 1)

@@ -15,8 +15,7 @@ REPORT = 'LGE: "transmural", inferior.\nSecond line, with commas; – and ünico
 
 
 def two_studies() -> Cohort:
-    levels = ("basal", "mid")
-    scar = Scar(("inferior",), levels, depth="transmural", transmurality=80, no_reflow=True)
+    scar = Scar(("inferior",), ("basal", "mid"), "transmural", 80, no_reflow=True)
     known = {"patient_id": "p", "report": REPORT, "report_source": "clinical", "split": "test"}
     known |= {"findings": Findings((scar,)), "landmarks": Landmarks(211.5, float("nan"), 0.66)}
     full = Study.from_arrays("001", picture(ring()) + 0.25, SPACING, ring(), **known)
@@ -133,8 +132,8 @@ def test_a_report_is_text_a_file_or_missing_for_a_stated_reason(tmp_path):
 def test_a_patient_has_one_split_and_adding_studies_moves_nobody(tmp_path):
     rows = write_own(tmp_path, 8)
     rows[1] |= {"patient_id": "s0", "split": ""}
-    cohort = read_cohort(f"manifest:{write_table(tmp_path, rows[:3])}")
-    assert cohort.studies[1]["split"] == cohort.studies[0]["split"] == "train"
+    splits = read_cohort(f"manifest:{write_table(tmp_path, rows[:3])}").manifest["split"]
+    assert splits.tolist() == ["train", "train", "test"]
     rows = [row | {"split": "", "patient_id": ""} for row in rows]
     few = read_cohort(f"manifest:{write_table(tmp_path, rows[:4])}").manifest["split"].tolist()
     many = read_cohort(f"manifest:{write_table(tmp_path, rows)}").manifest["split"].tolist()
