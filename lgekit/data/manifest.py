@@ -174,11 +174,10 @@ def _study(row: dict[str, str], table: Path, where: str, any_report: bool) -> Li
             except InputError as error:
                 place = f"{where}, findings" if key == "findings" else error.where
                 yield Fault(place, error.problem, error.remedy, name, truth_only=True)
-        mask = table.parent / row["labels"] if row["labels"] else None
         parsed |= {"report_source": source, "split": row["split"], "codes": INTERNAL_CODES}
-        patient = row["patient_id"] or name
-        image = table.parent / row["image"]
-        yield nifti_entry(image, mask, study_id=name, patient_id=patient, **parsed)
+        parsed |= {"study_id": name, "patient_id": row["patient_id"] or name}
+        mask = table.parent / row["labels"] if row["labels"] else None
+        yield nifti_entry(table.parent / row["image"], mask, **parsed)
 
 
 def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:

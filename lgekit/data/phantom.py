@@ -591,10 +591,8 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     image = np.rint(image * np.float32(rng.uniform(300, 800)))
     image = np.clip(image + (PEDESTAL if scanner.magnitude else ZERO), 0, 4095)
     order = -1 if rng.random() < 0.5 else 1
-    image, labels = (
-        np.ascontiguousarray(np.moveaxis(stack[::order], 0, 2))
-        for stack in (image, labels.reshape(chest.shape))
-    )
+    stacks = (stack.reshape(chest.shape)[::order] for stack in (image, labels))
+    image, labels = (np.ascontiguousarray(np.moveaxis(stack, 0, 2)) for stack in stacks)
     points = np.rad2deg(heart.insertion_points(LANDMARK_LEVEL))
     stored = (points - np.rad2deg(turn)) % 360
     anterior, inferior = map(float, (180 - stored) % 360 if mirrored else stored)
@@ -732,14 +730,13 @@ def phantom_cohort(
     Raises:
         InputError: an unknown option, or a value out of range.
     """
-    checked = check_options(options)
+    checked, version = check_options(options), code_version("data")
     if isinstance(studies, bool) or not isinstance(studies, int) or studies < 1:
         remedy = "Give a whole number of at least 1."
         raise InputError("phantom option studies", f"{studies!r}", remedy)
     if not 0 <= report_noise <= 1:
-        name = "phantom option report_noise"
-        raise InputError(name, f"{report_noise!r}", "Give a share from 0 to 1.")
-    version = code_version("data")
+        remedy = "Give a share from 0 to 1."
+        raise InputError("phantom option report_noise", f"{report_noise!r}", remedy)
     starts = range(0, studies, CHUNK)
     render = memory().cache(render_chunk).call_and_shelve
     workers = workers or (1 if len(starts) == 1 else -1)
