@@ -179,6 +179,8 @@ def read_series(name: str, files: Series) -> Volume:
     if len({(header.Rows, header.get("Columns")) for _, header in files}) > 1:
         raise InputError(where, "slices have different sizes", remedy)
     heights = np.array([position @ normal for position in positions])
+    if not np.isfinite(heights).all():
+        raise InputError(where, "a slice position is not a number", remedy)
     order = np.argsort(heights, kind="stable")
     gaps = np.diff(heights[order])
     if same := int((gaps < 0.01).sum()):
