@@ -50,6 +50,26 @@ def code_version(*rooms: str) -> str:
     return digest.hexdigest()[:16]
 
 
+@contextlib.contextmanager
+def replacing_folder(path: str | Path) -> Iterator[Path]:
+    """Write a folder completely or not at all: yield a new path, renamed to ``path`` at the end.
+
+    If the folder exists (empty), the new content is moved into it, as a shell may be inside.
+    """
+    from tempfile import TemporaryDirectory
+
+    path = Path(path).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+        part = Path(temporary) / path.name
+        yield part
+        if path.exists():
+            for entry in part.iterdir():
+                entry.rename(path / entry.name)
+        else:
+            part.rename(path)
+
+
 def memory() -> Memory:
     """Open the library's cache: the folder ``LGEKIT_CACHE``, or ``~/.cache/lgekit`` if it is unset.
 

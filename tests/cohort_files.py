@@ -1,23 +1,21 @@
-"""Small cohorts on disk for the readers' tests: a ring of myocardium around a cavity, in every data set's layout."""
+"""Write small cohorts for tests: a ring of myocardium around a cavity."""
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+import pandas as pd
+from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 SPACING = (1.5, 1.25, 10.0)
 
 
 def ring(shape=(24, 28, 4), scar: bool = True, scale: float = 1.0) -> np.ndarray:
-    """Labels in the internal codes: cavity, myocardium, an arc of scar in all slices, an RV to the left of it."""
-    x, y = np.meshgrid(
-        np.arange(shape[0]) / scale - 12, np.arange(shape[1]) / scale - 14, indexing="ij"
-    )
+    """Labels in the internal codes: cavity, myocardium, scar in all slices, an RV to the left."""
+    x, y = np.mgrid[: shape[0], : shape[1]] / scale - np.array([12, 14])[:, None, None]
     radius = np.hypot(x * SPACING[0], y * SPACING[1])
     plane = np.where(radius < 6, 1, np.where(radius < 11, 2, 0))
     if scar:
@@ -44,7 +42,7 @@ def save(path: Path, array: np.ndarray, spacing=SPACING, affine=None) -> Path:
 
 
 def patch_header(path: Path, field: str, value) -> None:
-    """Overwrite a field of the header of an uncompressed NIfTI file, past every check of nibabel's."""
+    """Overwrite a field in the header of an uncompressed NIfTI file without nibabel's checks."""
     data = bytearray(path.read_bytes())
     header = nib.Nifti1Header(bytes(data[:348]), check=False)
     header[field] = value
@@ -53,7 +51,7 @@ def patch_header(path: Path, field: str, value) -> None:
 
 
 def write_emidec(root: Path, cases=("Case_N001", "Case_P002")) -> Path:
-    """EMIDEC's layout: no RV code."""
+    """Write a cohort in EMIDEC's layout, which has no RV code."""
     for number, case in enumerate(cases):
         labels = ring(scar="_P" in case)
         labels[labels == 5] = 0
@@ -63,109 +61,74 @@ def write_emidec(root: Path, cases=("Case_N001", "Case_P002")) -> Path:
 
 
 def write_table(root: Path, rows: list[dict[str, str]]) -> Path:
-    """A manifest.csv with the columns of its rows."""
-    root.mkdir(parents=True, exist_ok=True)
-    with (root / "manifest.csv").open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.DictWriter(stream, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    """Write a manifest.csv with the columns of the rows."""
+    pd.DataFrame(rows).to_csv(root / "manifest.csv", index=False, errors="surrogateescape")
     return root / "manifest.csv"
 
 
 def write_own(root: Path, studies: int = 3) -> list[dict[str, str]]:
-    """Files of a user's own cohort, uncompressed, and the rows of its manifest.csv."""
+    """Write a user's own cohort, uncompressed, and return the rows of its manifest.csv."""
     rows = []
     for number in range(studies):
         name = f"s{number}"
         labels = ring(scar=number % 2 == 0)
         save(root / f"{name}.nii", picture(labels, number))
         save(root / f"{name}_mask.nii", labels)
+        ill = "Subendocardial enhancement of the inferior wall."
         row = {"study_id": name, "image": f"{name}.nii", "labels": f"{name}_mask.nii"}
-        report = (
-            "No late enhancement."
-            if number % 2
-            else "Subendocardial enhancement of the inferior wall."
-        )
-        rows.append(
-            row
-            | {
-                "report": report,
-                "split": ("train", "validation", "test")[number % 3],
-                "patient_id": name,
-            }
-        )
+        row |= {"report": "No late enhancement." if number % 2 else ill}
+        row |= {"split": ("train", "validation", "test")[number % 3], "patient_id": name}
+        rows.append(row)
     write_table(root, rows)
     return rows
 
 
-# What a scanner writes of a person: none of it may leave the DICOM reader.
-SECRETS = {
-    "PatientName": "Doe^Jane",
-    "PatientID": "HOSP-778812",
-    "PatientBirthDate": "19610423",
-    "InstitutionName": "St Elsewhere",
-    "ReferringPhysicianName": "Strange^Stephen",
+# Identifying elements that a scanner writes. None may leave the DICOM reader.
+SECRETS = {"PatientName": "Doe^Jane", "PatientID": "HOSP-778812", "PatientBirthDate": "19610423"}
+SECRETS |= {"InstitutionName": "St Elsewhere", "ReferringPhysicianName": "Strange^Stephen"}
+SECRETS |= {
     "StudyDate": "20240517",
     "AccessionNumber": "ACC-99123",
-    "StudyDescription": "Cardiac MR of Mrs Doe",
     "ImageComments": "call 555-0199",
-    "DeviceSerialNumber": "SN-40404",
 }
+SECRETS |= {"StudyDescription": "Cardiac MR of Mrs Doe", "DeviceSerialNumber": "SN-40404"}
+# Elements of every file. SliceLocation and InstanceNumber are wrong.
+DICOM = {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.4", "Modality": "MR", "PixelSpacing": [1.25, 1.5]}
+DICOM |= {"ImageType": ["ORIGINAL", "PRIMARY", "M", "NORM"], "SliceThickness": 8.0}
+DICOM |= {"SliceLocation": 0.0, "InstanceNumber": 1, "PhotometricInterpretation": "MONOCHROME2"}
+DICOM |= {"SamplesPerPixel": 1, "PixelRepresentation": 0, "BitsAllocated": 16, "BitsStored": 16}
+DICOM |= {"HighBit": 15}
 
 
 def write_dicom(
     folder: Path,
     array: np.ndarray,
-    positions: list[float],
+    positions,
     right=(0.0, 0.8, -0.6),
     down=(1.0, 0.0, 0.0),
-    series: str = "",
     **fields,
 ) -> list[Path]:
-    """Write ``(columns, rows, slices)`` as one series; ``positions`` are mm along the normal, fields overwrite."""
+    """Write ``(columns, rows, slices)`` as one series.
+
+    ``positions`` are mm along the normal. ``fields`` overwrite elements; None removes one.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    series, study = series or generate_uid(), generate_uid()
-    normal = np.cross(right, down)
+    uids = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
     paths = []
     for number, height in enumerate(positions):
         meta = FileMetaDataset()
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.4"
+        meta.MediaStorageSOPClassUID = DICOM["SOPClassUID"]
         meta.MediaStorageSOPInstanceUID = generate_uid()
         path = folder / f"IM{len(list(folder.iterdir())):04d}"
         data = FileDataset(str(path), {}, file_meta=meta, preamble=b"\0" * 128)
-        tags = SECRETS | {
-            "SOPClassUID": meta.MediaStorageSOPClassUID,
-            "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-            "SeriesInstanceUID": series,
-            "StudyInstanceUID": study,
-            "Modality": "MR",
-            "ImageType": ["ORIGINAL", "PRIMARY", "M", "NORM"],
-            "Rows": array.shape[1],
-            "Columns": array.shape[0],
-            "PixelSpacing": [1.25, 1.5],
-            "SliceThickness": 8.0,
-            "SliceLocation": float(-number),  # runs the wrong way, and with the wrong gap
-            "InstanceNumber": 1,
-            "ImageOrientationPatient": [*right, *down],
-            "ImagePositionPatient": [
-                float(value) for value in np.array([5.0, -3.0, 2.0]) + height * normal
-            ],
-            "SamplesPerPixel": 1,
-            "PhotometricInterpretation": "MONOCHROME2",
-            "BitsAllocated": 16,
-            "BitsStored": 16,
-            "HighBit": 15,
-            "PixelRepresentation": 0,
-        }
-        for key, value in (tags | fields).items():
+        place = np.array([5.0, -3.0, 2.0]) + height * np.cross(right, down)
+        tags = {"Rows": array.shape[1], "Columns": array.shape[0], "SOPInstanceUID": generate_uid()}
+        tags |= {"ImageOrientationPatient": [*right, *down], "ImagePositionPatient": place.tolist()}
+        for key, value in (SECRETS | DICOM | uids | tags | fields).items():
             if value is not None:
                 setattr(data, key, value)
         data.PixelData = array[:, :, number].T.astype(np.uint16).tobytes()
-        _save_dicom(data, path)
+        data.save_as(path, enforce_file_format=True)
         paths.append(path)
     return paths
-
-
-def _save_dicom(data: Dataset, path: Path) -> None:
-    data.save_as(path, enforce_file_format=True)

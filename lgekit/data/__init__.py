@@ -1,0 +1,1 @@
+"""Cohorts: readers of public and own data, and the phantom."""

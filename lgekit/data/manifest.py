@@ -1,158 +1,190 @@
-"""Cohorts as a manifest.csv."""
+"""Tables: read and write a cohort as a manifest.csv, and what its cells mean.
+
+Columns: ``study_id`` and ``image`` (a path from the table's folder), and optionally ``labels`` (a
+path), ``report`` (the text, or the path of a ``.txt`` file), ``split``, ``patient_id``,
+``report_source``, ``findings`` (JSON), ``anterior_rvip_deg``, ``inferior_rvip_deg`` and
+``rvip_confidence``. Other columns are ignored.
+"""
 
 from __future__ import annotations
 
-import csv
-import math
+import difflib
+import io
 import os
-import shutil
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
+from pandas.errors import ParserError
 
-from lgekit.data.nifti import Entry, Fault, misspelt_columns, read_nifti
-from lgekit.data.public import INTERNAL_CODES, Listing, parse_landmarks, read_table
+from lgekit.cache import replacing_folder
+from lgekit.data.nifti import Fault, Listing, nifti_entry
 from lgekit.errors import InputError
 from lgekit.findings import Findings
-from lgekit.study import Cohort, Landmarks, Study
+from lgekit.study import LABEL_NAMES, Cohort, Landmarks, Study
 
-COLUMNS = (
-    "study_id",
-    "image",
-    "labels",
-    "report",
-    "split",
-    "patient_id",
-    "report_source",
-    "findings",
-)
-LANDMARK_COLUMNS = ("anterior_rvip_deg", "inferior_rvip_deg", "rvip_confidence")
+COLUMNS = "study_id image labels report split patient_id report_source findings".split()
+LANDMARK_COLUMNS = ["anterior_rvip_deg", "inferior_rvip_deg", "rvip_confidence"]
 REPORT_SOURCES = ("clinical", "masks", "phantom", "none")
+INTERNAL_CODES = {code: code for code in range(len(LABEL_NAMES))}
+SYNONYMS = {
+    **dict.fromkeys(("mask", "masks", "segmentation", "segmentations", "label"), "labels"),
+    **dict.fromkeys(("patient", "subjectid"), "patient_id"),
+}
+
+
+def read_text(path: Path, what: str) -> str:
+    """Read a UTF-8 file, which messages call ``what``."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        problem = f"{what} is not UTF-8 (byte {error.start})"
+        raise InputError(path, problem, f"Save {what} as UTF-8") from error
+    except OSError as error:
+        problem = f"{what} cannot be read ({error.strerror})"
+        raise InputError(path, problem, "Put the file there, or correct the path") from error
+
+
+def read_table(path: Path, required: tuple[str, ...], delimiter: str = ",") -> list[dict[str, str]]:
+    """Read the rows of a UTF-8 table with a header, as stripped text: an id like 001 survives."""
+    if not path.is_file():
+        raise InputError(path, "there is no such file", "Give the path of the table")
+    text = read_text(path, "the table")
+    options = {"header": None, "dtype": str, "keep_default_na": False, "na_filter": False}
+    try:
+        cells = pd.read_csv(io.StringIO(text if text.strip() else '""'), sep=delimiter, **options)
+    except ParserError as error:
+        remedy = "Save the table again as CSV in UTF-8; quote fields that hold commas or quotes"
+        problem = f"not a readable table ({str(error).rpartition('C error: ')[2].strip()})"
+        raise InputError(path, problem, remedy) from error
+    cells = cells.fillna("").map(str.strip)
+    columns = cells.iloc[0].tolist()
+    if missing := [name for name in required if name not in columns]:
+        problem = f"column {missing[0]!r} is missing (found: {', '.join(columns) or 'nothing'})"
+        remedy = f"Name the columns {', '.join(required)} and separate them by {delimiter!r}"
+        raise InputError(path, problem, remedy)
+    if len(set(columns)) < len(columns):
+        raise InputError(path, "two columns have the same name", "Rename or remove one")
+    if len(cells) == 1:
+        raise InputError(path, "has no rows", "Add one row for each study")
+    return cells[1:].set_axis(columns, axis=1).to_dict("records")
+
+
+def optional_rows(
+    table: Path, required: tuple[str, ...], delimiter: str = ","
+) -> tuple[list[dict[str, str]], list[Fault]]:
+    """Rows of a table that may be missing, and its fault, which concerns no image."""
+    try:
+        return read_table(table, required, delimiter) if table.is_file() else [], []
+    except InputError as error:
+        return [], [Fault.of(error, truth_only=True)]
+
+
+def misspelt_columns(table: Path, columns: Sequence[str], known: Sequence[str]) -> Iterator[Fault]:
+    """A fault for each column that is probably a misspelt known one; others are the user's own."""
+    plain = {name: re.sub("[-_ ]", "", name.lower()) for name in (*columns, *known)}
+    spellings = {plain[name]: name for name in known}
+    spellings |= {word: name for word, name in SYNONYMS.items() if name in known}
+    for column in (name for name in columns if name not in known):
+        close = difflib.get_close_matches(column.lower(), known, 1, 0.8)
+        meant = spellings.get(plain[column], close[0] if close else None)
+        if meant and meant not in columns:
+            remedy = f"Did you mean {meant!r}? Rename the column, or give it another name"
+            yield Fault(table, f"unknown column {column!r}", remedy, truth_only=True)
+
+
+def parse_landmarks(anterior: str, inferior: str, confidence: object, where: str) -> Landmarks:
+    """Landmarks from two angles (degrees; empty: unknown) and a confidence from 0 to 1."""
+    try:
+        angles = [float(text) % 360 if text else float("nan") for text in (anterior, inferior)]
+        sure = float(str(confidence))
+        if np.isinf(angles).any() or not 0 <= sure <= 1:
+            raise ValueError
+    except ValueError as error:
+        problem = f"{anterior!r}, {inferior!r} with confidence {confidence!r} are not landmarks"
+        remedy = "Give degrees, and high, medium or low (in a manifest: a number from 0 to 1)"
+        raise InputError(where, problem, remedy) from error
+    return Landmarks(angles[0], angles[1], sure)
+
+
+def parse_report(cell: str, table: Path, source: str, any_report: bool, where: str) -> str:
+    """The report in a cell of a table, or in the ``.txt`` file that it names.
+
+    An empty cell needs a reason, its ``report_source``, if ``any_report`` of the table is given.
+    """
+    if source and source not in REPORT_SOURCES:
+        remedy = f"Use one of {', '.join(REPORT_SOURCES)}"
+        raise InputError(where, f"unknown report_source {source!r}", remedy)
+    if any_report and not cell and source not in ("none", "masks"):
+        problem = "report is empty, while other studies have one"
+        remedy = "Write the report, or set report_source: none (no report) or masks (from the mask)"
+        raise InputError(f"{where}, report", problem, remedy)
+    if not cell.lower().endswith(".txt") or "\n" in cell:
+        return cell
+    file = table.parent / cell
+    text = read_text(file, "the report").replace("\r\n", "\n").strip()
+    if not text:
+        remedy = "Write the report, or clear the cell and set report_source to none"
+        raise InputError(file, "report is empty", remedy)
+    return text
 
 
 def manifest(path: str) -> Listing:
-    """List the studies of a ``manifest.csv``; see the module's table of columns."""
+    """List the studies of a ``manifest.csv``, and the faults of its rows."""
     table = Path(path).expanduser()
     if table.is_dir():
         raise InputError(table, "is a folder", f"Give the file: manifest:{table / 'manifest.csv'}")
     rows = read_table(table, ("study_id", "image"))
-    yield from misspelt_columns(table, rows[0], COLUMNS + LANDMARK_COLUMNS)
+    known = COLUMNS + LANDMARK_COLUMNS
+    yield from misspelt_columns(table, list(rows[0]), known)
     any_report = any(row.get("report") for row in rows)
     for number, row in enumerate(rows, 2):
-        yield from _study(row, table, f"{table}, row {number}", any_report)
+        cells = dict.fromkeys(known, "") | row
+        yield from _study(cells, table, f"{table}, row {number}", any_report)
 
 
 def _study(row: dict[str, str], table: Path, where: str, any_report: bool) -> Listing:
     """The study of a row, and the faults of the row."""
-    name, image = row["study_id"], row["image"]
-    if (
-        not name
-        or any(character in '/\\:*?"<>|' or ord(character) < 32 for character in name)
-        or name[0] == "."
-    ):
-        yield Fault(
-            name, where, f"study_id {name!r} cannot name a file", "Use letters, digits, - and _"
-        )
-        return
-    if not image:
+    name, source = row["study_id"], row["report_source"]
+    if not name or name[0] == "." or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
+        remedy = "Use letters, digits, - and _"
+        yield Fault(where, f"study_id {name!r} cannot name a file", remedy, name)
+    elif not row["image"]:
         remedy = "Write the path of the study's NIfTI file, relative to the table"
-        yield Fault(name, f"{where}, image", "image is empty", remedy)
-        return
-    faults: list[Fault] = []
-
-    def attempt(parse: Callable[..., Any], *cells: object) -> Any:
-        try:
-            return parse(*cells, where)
-        except InputError as error:
-            faults.append(Fault.of(name, error, truth_only=True))
-
-    source = row.get("report_source", "")
-    report = attempt(report_text, row.get("report", ""), table, source, any_report)
-    angles = [row.get(column, "") for column in LANDMARK_COLUMNS]
-    landmarks = attempt(parse_landmarks, *angles[:2], angles[2] or 1.0) if any(angles[:2]) else None
-    findings = attempt(_findings, row["findings"]) if row.get("findings") else None
-    labels = row.get("labels", "")
-    yield from faults
-    yield Entry(
-        study_id=name,
-        patient_id=row.get("patient_id") or name,
-        image=partial(read_nifti, table.parent / image),
-        labels=partial(read_nifti, table.parent / labels) if labels else None,
-        codes=INTERNAL_CODES,
-        report=report or "",
-        report_source=source,
-        split=row.get("split", ""),
-        landmarks=landmarks,
-        findings=findings,
-    )
-
-
-def report_text(cell: str, table: Path, source: str, any_report: bool, where: str) -> str:
-    """The report that a cell of a table holds or names.
-
-    Args:
-        cell: the text itself or, where it ends in ``.txt``, a UTF-8 file beside the table.
-        table: the table's file.
-        source: the row's ``report_source``; may be empty.
-        any_report: whether other studies have a report, so that an empty cell needs a reason.
-        where: file and row, for messages.
-
-    Raises:
-        InputError: no such source, no report and no reason, or a file that cannot be read.
-    """
-    if source and source not in REPORT_SOURCES:
-        raise InputError(
-            where, f"unknown report_source {source!r}", f"Use one of {', '.join(REPORT_SOURCES)}"
-        )
-    if any_report and not cell and source not in ("none", "masks"):
-        remedy = "Write the report, or state in report_source: none (no report) or masks (written from the mask)"
-        raise InputError(
-            f"{where}, report", "report is empty, while other studies have one", remedy
-        )
-    if not cell.lower().endswith(".txt") or "\n" in cell:
-        return cell
-    file = table.parent / cell
-    try:
-        text = file.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise InputError(
-            file, f"report is not UTF-8 (byte {error.start})", "Save the report as UTF-8"
-        ) from error
-    except OSError as error:
-        raise InputError(
-            file, f"report cannot be read ({where})", "Put the file there, or correct the path"
-        ) from error
-    if not text:
-        raise InputError(
-            file,
-            "report is empty",
-            "Write the report, or clear the cell and set report_source to none",
-        )
-    return text
-
-
-def _findings(cell: str, where: str) -> Findings:
-    try:
-        return Findings.from_json(cell)
-    except (InputError, TypeError) as error:
-        problem = getattr(error, "problem", str(error))
-        raise InputError(
-            f"{where}, findings", problem, 'Write [] for none, or [{"walls": ["inferior"]}]'
-        ) from error
+        yield Fault(f"{where}, image", "image is empty", remedy, name)
+    else:
+        anterior, inferior, confidence = (row[column] for column in LANDMARK_COLUMNS)
+        parsers: dict[str, Callable[[], object]] = {
+            "report": partial(parse_report, row["report"], table, source, any_report, where)
+        }
+        if anterior or inferior:
+            angles = anterior, inferior
+            parsers["landmarks"] = partial(parse_landmarks, *angles, confidence or 1.0, where)
+        if row["findings"]:
+            parsers["findings"] = partial(Findings.from_json, row["findings"])
+        parsed: dict[str, Any] = {}
+        for key, parse in parsers.items():
+            try:
+                parsed[key] = parse()
+            except InputError as error:
+                place = f"{where}, findings" if key == "findings" else error.where
+                yield Fault(place, error.problem, error.remedy, name, truth_only=True)
+        parsed |= {"report_source": source, "split": row["split"], "codes": INTERNAL_CODES}
+        parsed |= {"study_id": name, "patient_id": row["patient_id"] or name}
+        mask = table.parent / row["labels"] if row["labels"] else None
+        yield nifti_entry(table.parent / row["image"], mask, **parsed)
 
 
 def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:
-    """Write a cohort as ``images/*.nii.gz``, ``labels/*.nii.gz`` and ``manifest.csv``: whole or not at all.
+    """Write a cohort as ``images/*.nii.gz``, ``labels/*.nii.gz`` and ``manifest.csv``.
 
-    ``read_cohort("manifest:OUT_DIR/manifest.csv")`` gives the same studies back, with splits, landmarks and findings.
-
-    Args:
-        cohort: any cohort, its labels in the internal codes.
-        out_dir: a folder that does not exist yet or is empty.
+    The new or empty folder is written whole or not at all. ``read_cohort`` of the manifest gives
+    the same studies back, with splits, landmarks and findings.
 
     Returns:
         The path of ``manifest.csv``.
@@ -161,60 +193,40 @@ def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:
         InputError: the folder is not empty or cannot be made, or two studies have the same id.
     """
     target = Path(out_dir).expanduser()
-    ids = [study["study_id"] for study in cohort.studies]
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
+    ids = pd.Series([study["study_id"] for study in cohort.studies])
+    for twice in ids[ids.duplicated()]:
         raise InputError(twice, "two studies have this id", "Give every study its own id")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise InputError(
-            target, "is not an empty folder", "Give a new folder, or empty this one first"
-        )
-    partial_dir = target.absolute().parent / f".{target.name}.partial-{os.getpid()}"
+        remedy = "Give a new folder, or empty this one first"
+        raise InputError(target, "is not an empty folder", remedy)
     try:
-        for name in ("images", "labels"):
-            (partial_dir / name).mkdir(parents=True)
-        rows = [_write_study(study, partial_dir) for study in cohort.studies]
-        columns = [*COLUMNS, *LANDMARK_COLUMNS]
-        with (partial_dir / "manifest.csv").open("w", encoding="utf-8", newline="") as stream:
-            writer = csv.DictWriter(stream, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-        if not any((partial_dir / "labels").iterdir()):
-            (partial_dir / "labels").rmdir()
-        os.replace(partial_dir, target)
+        with replacing_folder(target) as part:
+            part.mkdir()
+            rows = [_write_study(study, part) for study in cohort.studies]
+            table = pd.DataFrame(rows, columns=COLUMNS + LANDMARK_COLUMNS)
+            table.to_csv(part / "manifest.csv", index=False, lineterminator="\r\n")
     except OSError as error:
-        raise InputError(
-            target, f"cannot be written ({error.strerror})", "Give a folder you may write to"
-        ) from error
-    finally:
-        shutil.rmtree(partial_dir, ignore_errors=True)
+        problem = f"cannot be written ({error.strerror})"
+        raise InputError(target, problem, "Give a folder you may write to") from error
     return target / "manifest.csv"
 
 
 def _write_study(study: Study, root: Path) -> dict[str, str]:
     """Write the files of one study and return its row."""
-    row = {
-        key: str(study[key])
-        for key in ("study_id", "patient_id", "split", "report", "report_source")
-    }
-    row["image"] = f"images/{study['study_id']}.nii.gz"
-    _write_nifti(study.pixels.astype(np.float32), study["image"].affine, root / row["image"])
-    if study.label_map is not None:
-        row["labels"] = f"labels/{study['study_id']}.nii.gz"
-        _write_nifti(study.label_map.astype(np.uint8), study["image"].affine, root / row["labels"])
+    keys = ("study_id", "patient_id", "split", "report", "report_source")
+    row = {key: str(study[key]) for key in keys}
+    arrays = {"image": (study.pixels, np.float32), "labels": (study.label_map, np.uint8)}
+    for key, (array, dtype) in arrays.items():
+        if array is not None:
+            row[key] = f"{key.rstrip('s')}s/{study['study_id']}.nii.gz"
+            (root / row[key]).parent.mkdir(exist_ok=True)
+            image = nib.Nifti1Image(array.astype(dtype), study["image"].affine)
+            image.header.set_xyzt_units("mm")
+            image.to_filename(root / row[key])
     if study["findings"] is not None:
         row["findings"] = study["findings"].to_json()
-    if study["landmarks"] is not None:
-        row |= dict(zip(LANDMARK_COLUMNS, _landmark_cells(study["landmarks"]), strict=True))
+    if (landmarks := study["landmarks"]) is not None:
+        angles = (landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg, landmarks.confidence)
+        cells = ("" if np.isnan(value) else repr(float(value)) for value in angles)
+        row |= dict(zip(LANDMARK_COLUMNS, cells, strict=True))
     return row
-
-
-def _landmark_cells(landmarks: Landmarks) -> Iterator[str]:
-    for value in (landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg, landmarks.confidence):
-        yield "" if math.isnan(value) else repr(float(value))
-
-
-def _write_nifti(array: np.ndarray, affine: np.ndarray, path: Path) -> None:
-    image = nib.Nifti1Image(array, affine)
-    image.header.set_xyzt_units("mm")
-    image.to_filename(path)

@@ -1,210 +1,248 @@
-"""Read a cohort from its SPEC."""
+"""Read a cohort from its SPEC ``kind:path``: layouts of public data sets, and what all share."""
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import inspect
 import re
 import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
-import torch
-import torchio as tio
 
-from lgekit.data import public as layouts
-from lgekit.data.manifest import manifest
-from lgekit.data.nifti import (
-    Entry,
-    Fault,
-    GridWarning,
-    SliceGapWarning,
-    Volume,
-    check_image,
-    recode,
-    slice_axis,
-    storage_mirrored,
-    to_study_axes,
-)
-from lgekit.data.public import Listing
+from lgekit.data import nifti
+from lgekit.data.manifest import INTERNAL_CODES, manifest, optional_rows, parse_landmarks
+from lgekit.data.nifti import Entry, Fault, Listing, folder, nifti_entry
 from lgekit.errors import InputError
-from lgekit.study import NO_REFLOW, RV, SCAR, SPLITS, Cohort, Study, hash_unit, split_of
-
-KINDS = ("phantom", "emidec", "acdc", "myops", "mnms", "bids", "dicom", "manifest")
-
-
-def parse_spec(spec: str) -> tuple[str, str]:
-    """Split ``kind:rest``.
-
-    Raises:
-        InputError: no such kind.
-    """
-    kind, colon, rest = str(spec).partition(":")
-    if not colon or kind not in KINDS:
-        kinds = ", ".join(f"{name}:…" for name in KINDS)
-        meant = f"manifest:{spec}, or else one" if str(spec).lower().endswith(".csv") else "one"
-        raise InputError("SPEC", f"{spec!r} names no kind of cohort", f"Write {meant} of {kinds}")
-    return kind, rest
-
-
-def split_specs(text: str) -> list[str]:
-    """SPECs separated by spaces; their paths may hold spaces: a SPEC ends where another kind begins."""
-    return [part for part in re.split(rf"\s+(?=(?:{'|'.join(KINDS)}):)", text.strip()) if part]
-
-
-REMEDY = (
-    "Remove one of the two, or give both the same patient_id (reading counts them as one patient)"
+from lgekit.study import (
+    BACKGROUND,
+    CAVITY,
+    LABEL_NAMES,
+    MYOCARDIUM,
+    NO_REFLOW,
+    RV,
+    SCAR,
+    SPLITS,
+    Cohort,
+    Landmarks,
+    Study,
+    hash_unit,
+    split_of,
 )
 
+# ---- layouts of public data sets ----
 
-class SeenImages:
-    """The images met so far, by digest: study and patient."""
+# Each data set's label code → the internal code. M&Ms has left and right the other way than ACDC.
+EMIDEC_CODES = {0: BACKGROUND, 1: CAVITY, 2: MYOCARDIUM, 3: SCAR, 4: NO_REFLOW}
+ACDC_CODES = {0: BACKGROUND, 1: RV, 2: MYOCARDIUM, 3: CAVITY}
+MNMS_CODES = {0: BACKGROUND, 1: CAVITY, 2: MYOCARDIUM, 3: RV}
+# Oedema (1220) is seen on T2, not on LGE: there it is myocardium.
+MYOPS_CODES = {0: BACKGROUND, 200: MYOCARDIUM, 500: CAVITY, 600: RV, 1220: MYOCARDIUM, 2221: SCAR}
 
-    def __init__(self) -> None:
-        self.owners: dict[str, tuple[str, str]] = {}
-
-    @staticmethod
-    def digest(study: Study) -> str:
-        """32 hex digits of an image's values and shape."""
-        pixels = study.pixels
-        return hashlib.blake2b(
-            repr(pixels.shape).encode() + pixels.tobytes(), digest_size=16
-        ).hexdigest()
-
-    def elsewhere(self, study: Study) -> tuple[str, str] | None:
-        """Study and patient that brought this image, value by value, before; None if nobody or the same patient."""
-        owner = self.owners.setdefault(self.digest(study), (study["study_id"], study["patient_id"]))
-        return owner if owner[1] != study["patient_id"] else None
-
-    def faults(self, study: Study) -> list[Fault]:
-        """The fault of a study whose image another patient has too."""
-        owner = self.elsewhere(study)
-        if owner is None:
-            return []
-        problem = f"the same image as {owner[0]} of patient {owner[1]}"
-        return [Fault(study["study_id"], study["study_id"], problem, REMEDY, truth_only=True)]
+EMIDEC_SAME_PATIENT = {"Case_P072": "Case_P059"}  # a resampled copy
+RVIP_CONFIDENCE = {"high": 1.0, "medium": 0.66, "low": 0.33}
 
 
-def join_copies(studies: list[Study]) -> list[UserWarning]:
-    """Give patients with the same image one ``patient_id``, that of the first; a warning for each such image."""
-    seen, notes = SeenImages(), []
-    for study in studies:
-        owner = seen.elsewhere(study)
-        if owner is None:
+def emidec(path: str) -> Listing:
+    """EMIDEC (Lalande et al., Data 2020, 5(4), 89), training or test set, original or restored::
+
+        Case_P001/Images/Case_P001.nii.gz
+        Case_P001/Contours/Case_P001.nii.gz   optional
+        Case P001.txt      optional, here or in the case's folder; latin-1
+        rvip.csv           optional: case,anterior_rvip_deg,inferior_rvip_deg,confidence
+
+    The clinical text says who is ill. It is kept in ``study["clinical"]`` for display only.
+    """
+    root = folder(path)
+    landmarks: dict[str, Landmarks] = {}
+    table, columns = root / "rvip.csv", ("case", "anterior_rvip_deg", "inferior_rvip_deg")
+    rows, faults = optional_rows(table, columns)
+    yield from faults
+    for row in rows:
+        case, anterior, inferior = (row[column] for column in columns)
+        confidence = RVIP_CONFIDENCE.get(row.get("confidence", "high"), float("nan"))
+        try:
+            where = f"{table}, {case}"
+            landmarks[case] = parse_landmarks(anterior, inferior, confidence, where)
+        except InputError as error:
+            yield Fault.of(error, case, truth_only=True)
+    for case_dir in sorted(root.glob("*/")):
+        images, contours, name = case_dir / "Images", case_dir / "Contours", case_dir.name
+        if not (name.startswith("Case") or images.is_dir()):
             continue
-        notes.append(
-            UserWarning(
-                f"{study['study_id']}: the same image as {owner[0]}; counted as patient {owner[1]}"
-            )
-        )
-        ours = study["patient_id"]
-        for one in studies:
-            if one["patient_id"] == ours:
-                one["patient_id"] = owner[1]
-        names = seen.owners.items()
-        seen.owners = {
-            key: (name, owner[1] if patient == ours else patient) for key, (name, patient) in names
-        }
-    return notes
+        image = _one_nifti(images, name)
+        if image is None:
+            remedy = f"Put {name}.nii.gz into the Images folder"
+            yield Fault(images, "holds no image of this case", remedy, name)
+            continue
+        mask = _one_nifti(contours, name)
+        if mask is None and contours.is_dir():
+            mask = contours / image.name  # reported as missing
+        facts: dict[str, Any] = {"study_id": name, "codes": EMIDEC_CODES}
+        facts |= {"patient_id": EMIDEC_SAME_PATIENT.get(name, name)}
+        for place in (case_dir, root):
+            if (text := place / f"{name.replace('_', ' ')}.txt").is_file():
+                pairs = (line.partition(":") for line in text.read_text("latin-1").splitlines())
+                clinical = {key.strip(): value.strip() for key, colon, value in pairs if colon}
+                facts["fields"] = {"clinical": clinical}
+        yield nifti_entry(image, mask, landmarks=landmarks.get(name), **facts)
 
 
-def refuse_shared(cohort: Cohort, further: Sequence[Cohort]) -> None:
-    """Refuse cohorts for pretraining that hold an image of the cohort itself: its test masks would be learned.
+def _one_nifti(where: Path, name: str) -> Path | None:
+    """The NIfTI file of this name in a folder, or the only one there."""
+    files = sorted(where.glob("*.nii*"))
+    named = [file for file in files if file.name.split(".nii")[0] == name]
+    return (named or files)[0] if named or len(files) == 1 else None
 
-    Raises:
-        InputError: naming the first such study.
+
+def acdc(path: str) -> Listing:
+    """ACDC (Bernard et al., IEEE TMI 2018): cine with RV; both labelled frames are studies::
+
+        [training/|testing/]patient001/patient001_frame01.nii.gz
+        [training/|testing/]patient001/patient001_frame01_gt.nii.gz   optional
+
+    The header is nominal, but no stack is mirrored, so that the RV label gives both insertion
+    points.
     """
-    own = {SeenImages.digest(study): study["study_id"] for study in cohort.studies}
-    for other in further:
-        for study in other.studies:
-            if (name := own.get(SeenImages.digest(study))) is not None:
-                problem = f"its study {study['study_id']} has the image of {name} in {cohort.name}"
-                raise InputError(other.name, problem, "Leave this cohort out of pretrain_on.")
+    for patient in sorted(folder(path).glob("**/patient[0-9]*/")):
+        frames = [one for one in patient.glob("*_frame*.nii*") if "_gt.nii" not in one.name]
+        if not frames:
+            remedy = "Copy the patient's folder again: patient001_frame01.nii.gz and its _gt file"
+            yield Fault(patient, "holds no frame", remedy, patient.name)
+        for frame in sorted(frames):
+            yield _cine(frame, codes=ACDC_CODES, mirrored=False)
 
 
-def mask_of(entry: Entry) -> np.ndarray | None:
-    """The label map of an entry in file order; None where there is none that could be used."""
-    return recode(entry.labels(), entry.codes, Volume("")) if entry.labels is not None else None
+def _cine(image: Path, frame: int | None = None, phase: str = "", **facts: Any) -> Entry:
+    """A frame of a cine data set in its patient's folder."""
+    mask, name = _cine_mask(image), image.name.split(".nii")[0] + phase
+    facts |= {"study_id": name, "patient_id": image.parent.name, "scar_labelled": False}
+    return nifti_entry(image, mask if mask.is_file() else None, frame, **facts)
 
 
-def scar_is_drawn(entries: list[Entry], masks: Iterable[np.ndarray | None]) -> bool:
-    """Whether a mask without scar means a heart without: not where some report speaks of scar and no mask has any, for
-    then only the heart was outlined.
+def _cine_mask(image: Path) -> Path:
+    return image.with_name(image.name.replace(".nii", "_gt.nii"))
 
-    Args:
-        entries: of the whole cohort.
-        masks: in the internal codes, None where there is none; looked at only as far as needed.
+
+def mnms(path: str) -> Listing:
+    """M&Ms (Campello et al., IEEE TMI 2021) and M&Ms-2: cine, end-diastole and end-systole::
+
+        **/A0S9V9/A0S9V9_sa.nii.gz     **/A0S9V9/A0S9V9_sa_gt.nii.gz
+        **/001/001_SA_ED.nii.gz        **/001/001_SA_ED_gt.nii.gz     (and ES: M&Ms-2)
+        *.csv                          optional: External code, ED, ES (frames from 0)
+
+    Without a table the frames of a 4-D file are those that its label file marks.
     """
-    from lgekit.reports.reader import read_report, states_enhancement
+    root = folder(path)
+    frames: dict[str, tuple[int, ...]] = {}
+    for table in sorted(root.glob("**/*.csv")):
+        with table.open(encoding="utf-8", errors="replace") as stream:
+            if "External code" not in stream.readline():
+                continue
+        rows, faults = optional_rows(table, ("External code", "ED", "ES"))
+        yield from faults
+        for row in rows:
+            if row["ED"].isdigit() and row["ES"].isdigit():
+                frames[row["External code"]] = (int(row["ED"]), int(row["ES"]))
+    for image in sorted(root.glob("**/*.nii*")):
+        if not re.search(r"_SA(_E[DS])?\.nii", image.name, re.I):
+            continue
+        name = image.name.split(".nii")[0]
+        if not name.lower().endswith("_sa"):
+            yield _cine(image, codes=MNMS_CODES)
+            continue
+        numbers = frames.get(image.parent.name) or _labelled_frames(image)
+        if not numbers:
+            problem = "which frames are end-diastole and end-systole is not known"
+            remedy = "Put the data set's table (External code, ED, ES) next to the patients"
+            yield Fault(image, problem, remedy, name)
+        for phase, number in zip(("_ED", "_ES"), numbers, strict=False):
+            yield _cine(image, number, phase, codes=MNMS_CODES)
 
-    told = [entry.report for entry in entries if entry.report and entry.report_source != "masks"]
-    outlined = any(entry.labels is not None and entry.scar_labelled for entry in entries)
-    if not (
-        outlined
-        and any(states_enhancement(report) and read_report(report).present for report in told)
-    ):
-        return True
-    return any(bool(np.isin(mask, (SCAR, NO_REFLOW)).any()) for mask in masks if mask is not None)
+
+def _labelled_frames(image: Path) -> tuple[int, ...]:
+    """The first two frames with labels of an image's 4-D label file; end-diastole is the first."""
+    try:
+        array = np.asanyarray(nib.Nifti1Image.from_filename(_cine_mask(image)).dataobj)
+    except Exception:  # missing or damaged: reported as unknown frames
+        return ()
+    return tuple(np.flatnonzero(array.any(axis=(0, 1, 2)))[:2].tolist()) if array.ndim == 4 else ()
 
 
-def complete(study: Study, entry: Entry, drawn: bool) -> None:
-    """Derive what the files do not say: landmarks from an RV label, findings, and a report from the masks.
+def myops(path: str) -> Listing:
+    """MyoPS 2020 (Li et al., Medical Image Analysis 2023) and MyoPS++ (CARE): the LGE images::
 
-    Args:
-        study: as read; changed in place.
-        entry: that it was read from.
-        drawn: whether the cohort's masks tell scar (`scar_is_drawn`); else the reports do.
+        train25/myops_training_101_DE.nii.gz   train25_myops_gd/myops_training_101_gd.nii.gz
+        test20/myops_test_201_DE.nii.gz
+        Case3001/Case3001_LGE.nii.gz           Case3001/Case3001_gd.nii.gz
+
+    Other sequences are ignored.
     """
-    labels = study.label_map
-    if labels is not None and study["landmarks"] is None and (labels == RV).any():
-        mirrored = storage_mirrored(study["image"].affine)
-        mirrored = entry.mirrored if mirrored is None else mirrored
-        if (
-            mirrored is not None
-        ):  # else nothing tells the anterior insertion point from the inferior one
-            from lgekit.anatomy.segments import insertion_points
+    root = folder(path)
+    masks = {file.name.split("_gd.nii")[0]: file for file in sorted(root.glob("**/*_gd.nii*"))}
+    for image in sorted(root.glob("**/*.nii*")):
+        name, *rest = re.split(r"_(?:DE|LGE)\.nii", image.name)
+        if rest:
+            mask = masks.pop(name, None)
+            yield nifti_entry(image, mask, study_id=name, patient_id=name, codes=MYOPS_CODES)
+    for name, mask in sorted(masks.items()):
+        remedy = "Put the LGE image (…_DE.nii.gz or …_LGE.nii.gz) into the folder"
+        yield Fault(mask, "a mask without its LGE image", remedy, name, truth_only=True)
 
-            landmarks = insertion_points(labels, study.spacing_mm, mirrored=mirrored)
-            study["landmarks"] = landmarks if landmarks.confidence > 0 else None
-    masks_tell = labels is not None and entry.scar_labelled and drawn
-    if masks_tell and study["findings"] is None and entry.report_source != "none":
-        from lgekit.anatomy.segments import findings_from_labels
 
-        study["findings"] = findings_from_labels(study)
-    elif (labels is None or not drawn) and study["findings"] is None and entry.report:
-        from lgekit.reports.reader import read_report, states_enhancement
+def bids(path: str) -> Listing:
+    """A BIDS folder: each LGE image (a file whose name says LGE, as in ``acq-LGE``) is a study::
 
-        if states_enhancement(entry.report):  # else it stays unknown
-            study["findings"] = read_report(entry.report)
-    wanted = entry.report_source == "masks" or not entry.report_source
-    if wanted and not entry.report and study["findings"] is not None:
-        from lgekit.reports.writer import write_report
+        participants.tsv                               optional columns: report, split
+        sub-01/[ses-1/]anat/sub-01_acq-LGE_….nii.gz
+        derivatives/*/sub-01/**/sub-01_acq-LGE_…_dseg.nii.gz   optional
+        derivatives/*/dseg.tsv                         optional: index,name (names of lgekit.study)
 
-        rng = np.random.default_rng(int(hash_unit(study["study_id"]) * 2**53))
-        study["report"], study["report_source"] = write_report(study["findings"], rng), "masks"
+    Without ``dseg.tsv`` the masks are in the internal codes.
+    """
+    root, codes = folder(path), INTERNAL_CODES
+    rows, faults = optional_rows(root / "participants.tsv", ("participant_id",), "\t")
+    people = {row["participant_id"]: row for row in rows}
+    for table in sorted(root.glob("derivatives/*/dseg.tsv")):
+        rows, more = optional_rows(table, ("index", "name"), "\t")
+        faults, codes = faults + more, {0: BACKGROUND}
+        for row in rows:
+            if row["name"] in LABEL_NAMES and row["index"].isdigit():
+                codes[int(row["index"])] = LABEL_NAMES.index(row["name"])
+            else:
+                problem = f"unknown label {row['index']} {row['name']!r}"
+                remedy = f"Use these names: {', '.join(LABEL_NAMES)}"
+                faults.append(Fault(table, problem, remedy, truth_only=True))
+    yield from faults
+    masks = sorted(root.glob("derivatives/**/*_dseg.nii*"))
+    for image in sorted(root.glob("sub-*/**/*.nii*")):
+        if "lge" not in image.name.lower():
+            continue
+        name = image.name.split(".nii")[0]
+        patient, stem = name.split("_")[0], name.rpartition("_")[0]  # dseg replaces the suffix
+        own = [mask for mask in masks if mask.name.startswith(f"{stem}_")]
+        if len(own) > 1:
+            remedy = "Keep one *_dseg file for each image"
+            yield Fault(own[1], "a second mask for the same image", remedy, name, truth_only=True)
+        person = people.get(patient, {})
+        cells: dict[str, Any] = {key: person.get(key, "") for key in ("report", "split")}
+        mask = own[0] if own else None
+        yield nifti_entry(image, mask, study_id=name, patient_id=patient, codes=codes, **cells)
 
 
 def _dicom(path: str) -> Listing:
-    from lgekit.data.dicom import dicom
+    from lgekit.data.dicom import dicom  # loads pydicom
 
     return dicom(path)
 
 
-READERS: dict[str, Callable[[str], Listing]] = {
-    "emidec": layouts.emidec,
-    "acdc": layouts.acdc,
-    "myops": layouts.myops,
-    "mnms": layouts.mnms,
-    "bids": layouts.bids,
-    "dicom": _dicom,
-    "manifest": manifest,
-}
-
-# One file that each reader looks for, said where it finds none; the whole trees stand in the readers' docstrings.
+READERS: dict[str, Callable[[str], Listing]]
+READERS = {"emidec": emidec, "acdc": acdc, "myops": myops, "mnms": mnms, "bids": bids}
+READERS |= {"dicom": _dicom, "manifest": manifest}
+# One file that each reader looks for, for the message where it finds none.
 EXPECTED = {
     "emidec": "Case_P001/Images/Case_P001.nii.gz",
     "acdc": "patient001/patient001_frame01.nii.gz",
@@ -214,264 +252,35 @@ EXPECTED = {
     "dicom": "DICOM files of MR images",
 }
 
+# ---- SPECs ----
 
-def phantom_options(rest: str) -> dict[str, object]:
-    """Options of ``phantom:studies=200,seed=1``, checked by name and type against ``phantom_cohort``."""
-    from lgekit.data.phantom import phantom_cohort
-
-    known = {
-        name: p
-        for name, p in inspect.signature(phantom_cohort).parameters.items()
-        if p.kind != p.VAR_KEYWORD
-    }
-    options: dict[str, object] = {}
-    for part in filter(None, (piece.strip() for piece in rest.split(","))):
-        name, equals, text = part.partition("=")
-        if name not in known or not equals or name in options:
-            problem = f"{part!r} is not an option of the phantom, or is given twice"
-            raise InputError(
-                f"phantom:{rest}",
-                problem,
-                f"Options: {', '.join(known)}; write name=value, by commas",
-            )
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = text
-        default = known[name].default
-        if isinstance(default, float) and type(value) is int:
-            value = float(value)
-        if (
-            default is not None
-            and default is not inspect.Parameter.empty
-            and type(value) is not type(default)
-        ):
-            problem = f"{name}={text} is not of type {type(default).__name__}"
-            raise InputError(f"phantom:{rest}", problem, f"Write it as in {name}={default}")
-        options[name] = value
-    studies = options.get("studies", 1)
-    if isinstance(studies, int) and studies < 1:
-        raise InputError(f"phantom:{rest}", f"studies={studies}", "Ask for at least one study")
-    return options
+KINDS = ("phantom", *READERS)
 
 
-def list_entries(spec: str) -> Listing:
-    """Studies of a SPEC before they are read, and the faults of the layout, in a stable order."""
-    kind, rest = parse_spec(spec)
-    count = 0
-    for item in READERS[kind](rest):
-        count += 1
-        yield item
-    if not count:
-        raise InputError(
-            spec, "no study found there", f"Expected in that folder: {EXPECTED.get(kind, 'rows')}"
-        )
+def parse_spec(spec: str) -> tuple[str, str]:
+    """Split ``kind:rest``. Raises InputError for an unknown kind."""
+    kind, colon, rest = str(spec).partition(":")
+    if not colon or kind not in KINDS:
+        kinds = ", ".join(f"{name}:…" for name in KINDS)
+        table = f"manifest:{spec}, or " if str(spec).lower().endswith(".csv") else ""
+        remedy = f"Write {table}one of {kinds}"
+        raise InputError("SPEC", f"{spec!r} names no kind of cohort", remedy)
+    return kind, rest
 
 
-def iterate_studies(spec: str, images_only: bool = False) -> Iterator[Study]:
-    """Read one study after the other; for a cohort too large for memory. Splits that the data lack stay empty.
-
-    Raises:
-        InputError: at the first fault.
-    """
-    if parse_spec(spec)[0] == "phantom":
-        yield from read_cohort(spec, images_only).studies
-        return
-    items = list(list_entries(spec))
-    entries = [item for item in items if isinstance(item, Entry)]
-    drawn = images_only or scar_is_drawn(entries, (mask_of(entry) for entry in entries))
-    for item in items:
-        if isinstance(item, Fault):
-            if images_only and item.truth_only:
-                continue
-            raise item.error()
-        study, faults, notes = _read(item, images_only)
-        if study is None:
-            raise faults[0]
-        _warn(notes)
-        if not images_only:
-            complete(study, item, drawn)
-        yield study
-
-
-def read_cohort(spec: str, images_only: bool = False) -> Cohort:
-    """Read a cohort.
-
-    Args:
-        spec: see the module's first line.
-        images_only: leave out labels, reports, landmarks and findings, and do not even open their files: what a
-            prediction may see.
-
-    Raises:
-        InputError: at the first fault, naming the file or field and the remedy.
-    """
-    kind, rest = parse_spec(spec)
-    if kind == "phantom":
-        from lgekit.data.phantom import phantom_cohort
-
-        cohort = phantom_cohort(**phantom_options(rest))  # type: ignore[arg-type]
-        return (
-            Cohort([_image_alone(study) for study in cohort.studies], spec)
-            if images_only
-            else cohort
-        )
-    items = list(list_entries(spec))
-    entries = [item for item in items if isinstance(item, Entry)]
-    faults = [item for item in items if isinstance(item, Fault)] + _cohort_faults(entries)
-    faults = [fault for fault in faults if not (images_only and fault.truth_only)]
-    if faults:
-        raise faults[0].error()
-    studies: list[Study] = []
-    notes: list[UserWarning] = []
-    for entry in entries:
-        study, errors, own_notes = _read(entry, images_only)
-        if study is None:
-            raise errors[0]
-        studies.append(study)
-        notes += own_notes
-    if not images_only:
-        drawn = scar_is_drawn(entries, (study.label_map for study in studies))
-        for study, entry in zip(studies, entries, strict=True):
-            complete(study, entry, drawn)
-    notes += join_copies(studies)
-    _warn(notes)
-    _assign_splits(studies)
-    return Cohort(studies, spec)
-
-
-def check_cohort(spec: str) -> list[Fault]:
-    """Read a whole cohort and list every fault; an empty list means that it can be used.
-
-    Raises:
-        InputError: only where the SPEC itself is wrong (no such kind, wrong option of the phantom).
-    """
-    if parse_spec(spec)[0] == "phantom":
-        read_cohort(spec)
-        return []
-    faults: list[Fault] = []
-    entries: list[Entry] = []
-    seen = SeenImages()
-    try:
-        for item in list_entries(spec):
-            if isinstance(item, Fault):
-                faults.append(item)
-                continue
-            entries.append(item)
-            study, errors, notes = _read(item)
-            faults += [Fault.of(item.study_id, error) for error in errors]
-            remedy = "Export the series again with all its slices"
-            gaps = [note for note in notes if isinstance(note, SliceGapWarning)]
-            faults += [
-                Fault(item.study_id, gap.where or item.study_id, str(gap), remedy) for gap in gaps
-            ]
-            faults += seen.faults(study) if study is not None else []
-    except InputError as error:
-        faults.append(Fault.of("", error))
-    return faults + _cohort_faults(entries)
-
-
-def _cohort_faults(entries: list[Entry]) -> list[Fault]:
-    """Faults that only show between studies, or in what the table says of them."""
-    faults = []
-    for name, count in Counter(entry.study_id for entry in entries).items():
-        if count > 1:
-            faults.append(
-                Fault(
-                    name, name, f"{count} studies have this id", "Give every study its own study_id"
-                )
-            )
-    splits: dict[str, set[str]] = {}
-    for entry in entries:
-        if entry.split and entry.split not in SPLITS:
-            remedy = f"Use {', '.join(SPLITS)}, or leave it empty"
-            problem = f"unknown split {entry.split!r}"
-            faults.append(
-                Fault(entry.study_id, f"{entry.study_id}, split", problem, remedy, truth_only=True)
-            )
-        elif entry.split:
-            splits.setdefault(entry.patient_id, set()).add(entry.split)
-    for patient, names in splits.items():
-        if len(names) > 1:
-            problem = f"is in {len(names)} splits: {', '.join(sorted(names))}"
-            remedy = "Put all studies of a patient into one split"
-            faults.append(Fault("", f"patient {patient}", problem, remedy, truth_only=True))
-    return faults
-
-
-def _warn(notes: list[UserWarning]) -> None:
-    """Each note once; of the contradictory headers, which come by the hundred, only the first."""
-    grids = [note for note in notes if isinstance(note, GridWarning)]
-    for note in notes:
-        if not isinstance(note, GridWarning):
-            warnings.warn(note, stacklevel=3)
-    if grids:
-        more = f" (and the same in {len(grids) - 1} more studies)" if len(grids) > 1 else ""
-        warnings.warn(f"{grids[0]}{more}", GridWarning, stacklevel=3)
-
-
-def _read(
-    entry: Entry, images_only: bool = False
-) -> tuple[Study | None, list[InputError], list[UserWarning]]:
-    """A study as its files have it, or None with everything that is wrong with them; and the notes on its image."""
-    image = entry.image()
-    check_image(image)
-    faults = list(image.faults)
-    internal = None
-    if entry.labels is not None and not images_only:
-        mask = entry.labels()
-        internal = recode(mask, entry.codes, image)
-        faults += mask.faults
-    if faults or image.array is None:
-        return None, faults, image.notes
-    axis = slice_axis(image)
-    array, affine = to_study_axes(image, axis)
-    fields = {
-        "study_id": entry.study_id,
-        "patient_id": entry.patient_id,
-        "split": entry.split,
-        **image.fields,
-    }
-    if not images_only:
-        source = entry.report_source or ("clinical" if entry.report else "none")
-        fields |= {"report": entry.report, "report_source": source, "landmarks": entry.landmarks}
-        fields |= {"findings": entry.findings, **entry.fields}
-    fields["image"] = tio.ScalarImage(tensor=_tensor(array, np.float32), affine=affine)
-    if internal is not None:
-        array, _ = to_study_axes(replace(image, array=internal), axis)
-        fields["labels"] = tio.LabelMap(tensor=_tensor(array, np.uint8), affine=affine)
-    return Study(**fields), [], image.notes
-
-
-def _tensor(array: np.ndarray, dtype: type) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))[None]
-
-
-def _assign_splits(studies: list[Study]) -> None:
-    """Give studies without a split that of their patient, or one from the hash of the patient's id."""
-    given = {study["patient_id"]: study["split"] for study in studies if study["split"]}
-    present: dict[str, bool | None] = {}
-    for study in studies:
-        found = study["findings"].present if study["findings"] is not None else None
-        before = present.get(study["patient_id"])
-        present[study["patient_id"]] = found if before is None else before or bool(found)
-    for study in studies:
-        patient = study["patient_id"]
-        study["split"] = given.get(patient) or split_of(patient, present[patient])
-
-
-def _image_alone(study: Study) -> Study:
-    keys = ("image", "study_id", "patient_id", "split")
-    return Study(**{key: study[key] for key in keys})
+def split_specs(text: str) -> list[str]:
+    """Split SPECs at spaces. A path may hold spaces: a SPEC ends where another kind begins."""
+    return [part for part in re.split(rf"\s+(?=(?:{'|'.join(KINDS)}):)", text.strip()) if part]
 
 
 def _path(spec: str, root: Path) -> Path | None:
-    """The file or folder that a SPEC names, None where it names none (as ``phantom:…``)."""
+    """The file or folder that a SPEC names; None where it names none (as ``phantom:…``)."""
     kind, _, rest = spec.partition(":")
     return None if kind == "phantom" or not rest else root / Path(rest).expanduser()
 
 
 def missing_path(spec: str, root: Path) -> Path | None:
-    """The path of a SPEC if it is not there."""
+    """The path of a SPEC if it does not exist."""
     path = _path(spec, root)
     return path if path is not None and not path.exists() else None
 
@@ -480,14 +289,229 @@ def pretraining_specs(spec: str, asked: str = "auto", root: Path = Path()) -> li
     """Further cohorts with masks for the heart network of a cohort.
 
     Args:
-        spec: of the cohort.
-        asked: SPECs separated by spaces (paths may hold spaces too); ``none``; or ``auto``: the public cine set ACDC,
-            where a folder ``acdc`` lies beside the cohort's own folder.
+        asked: SPECs separated by spaces; ``none``; or ``auto``: the public cine set ACDC, where a
+            folder ``acdc`` is next to the cohort's own folder.
         root: the folder that paths in SPECs start from.
     """
     if asked != "auto":
         return [] if asked == "none" else split_specs(asked)
     kind, _, path = spec.partition(":")
-    beside = Path(path).parent / "acdc"
-    there = path and kind not in ("phantom", "acdc") and (root / beside.expanduser()).is_dir()
-    return [f"acdc:{beside}"] if there else []
+    sibling = Path(path).parent / "acdc"
+    found = path and kind not in ("phantom", "acdc") and (root / sibling.expanduser()).is_dir()
+    return [f"acdc:{sibling}"] if found else []
+
+
+def phantom_options(rest: str) -> dict[str, Any]:
+    """Parse the options of ``phantom:studies=200,seed=1``."""
+    parsers = {"studies": int, "seed": int, "report_noise": float, "workers": int}
+    options: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in rest.split(","))):
+        name, _, text = part.partition("=")
+        remedy = f"Options: {', '.join(parsers)}; write name=value, separated by commas"
+        if name not in parsers or name in options:
+            problem = f"{part!r} is not an option of the phantom, or is given twice"
+            raise InputError(f"phantom:{rest}", problem, remedy)
+        try:
+            options[name] = parsers[name](text)
+        except ValueError:
+            problem = f"{part} is not of type {parsers[name].__name__}"
+            raise InputError(f"phantom:{rest}", problem, remedy) from None
+    return options
+
+
+def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
+    """List the studies of a SPEC before they are read, and the faults of layout, ids and splits."""
+    kind, rest = parse_spec(spec)
+    try:
+        items = list(READERS[kind](rest))
+        if not items:
+            remedy = f"Expected in that folder: {EXPECTED.get(kind, 'rows')}"
+            raise InputError(spec, "no study found there", remedy)
+    except InputError as error:
+        items = [Fault.of(error)]
+    entries = [item for item in items if isinstance(item, Entry)]
+    faults = [item for item in items if isinstance(item, Fault)]
+    for name, count in Counter(entry.study_id for entry in entries).items():
+        if count > 1:
+            remedy = "Give every study its own study_id"
+            faults.append(Fault(name, f"{count} studies have this id", remedy, name))
+    splits: dict[str, set[str]] = defaultdict(set)
+    for entry in entries:
+        if entry.split in SPLITS:
+            splits[entry.patient_id].add(entry.split)
+        elif entry.split:
+            name, problem = entry.study_id, f"unknown split {entry.split!r}"
+            remedy = f"Use {', '.join(SPLITS)}, or leave it empty"
+            faults.append(Fault(f"{name}, split", problem, remedy, name, truth_only=True))
+    for patient, names in splits.items():
+        if len(names) > 1:
+            problem = f"is in {len(names)} splits: {', '.join(sorted(names))}"
+            remedy = "Put all studies of a patient into one split"
+            faults.append(Fault(f"patient {patient}", problem, remedy, truth_only=True))
+    return entries, faults
+
+
+def read_cohort(spec: str, images_only: bool = False) -> Cohort:
+    """Read a cohort.
+
+    Args:
+        spec: ``kind:path``; see ``KINDS``.
+        images_only: do not open labels, reports, landmarks and findings: what a prediction may see.
+
+    Raises:
+        InputError: at the first fault, naming the file or field and the remedy.
+    """
+    kind, rest = parse_spec(spec)
+    if kind == "phantom":
+        from lgekit.data.phantom import phantom_cohort
+
+        cohort = phantom_cohort(**phantom_options(rest))
+        if not images_only:
+            return cohort
+        keys = ("image", "study_id", "patient_id", "split")
+        return Cohort([Study(**{key: one[key] for key in keys}) for one in cohort.studies], spec)
+    entries, faults = list_studies(spec)
+    for fault in faults:
+        if not (images_only and fault.truth_only):
+            raise fault
+    studies: list[Study] = []
+    notes: list[UserWarning] = []
+    for entry in entries:
+        study, image = nifti.read_study(entry, images_only)
+        studies.append(study)
+        notes += image.notes
+    if not images_only:
+        drawn = scar_is_drawn(entries, studies)
+        for study, entry in zip(studies, entries, strict=True):
+            complete(study, entry, drawn)
+    for study, owner in copies(studies):
+        name, patient, kept = study["study_id"], study["patient_id"], owner["patient_id"]
+        copy = f"{name}: the same image as {owner['study_id']}; counted as patient {kept}"
+        notes.append(UserWarning(copy))
+        for other in studies:
+            if other["patient_id"] == patient:
+                other["patient_id"] = kept
+    _warn(notes)
+    _assign_splits(studies)
+    return Cohort(studies, spec)
+
+
+def check_cohort(spec: str) -> list[Fault]:
+    """Read a whole cohort and list its faults, of each study's files the first one.
+
+    Raises:
+        InputError: only where the SPEC itself is wrong (unknown kind, wrong option of the phantom).
+    """
+    if parse_spec(spec)[0] == "phantom":
+        read_cohort(spec)
+        return []
+    entries, faults = list_studies(spec)
+    studies: list[Study] = []
+    for entry in entries:
+        try:
+            study, image = nifti.read_study(entry)
+        except InputError as error:
+            faults.append(Fault.of(error, entry.study_id))
+            continue
+        studies.append(study)
+        for gap in (note for note in image.notes if isinstance(note, nifti.SliceGapWarning)):
+            remedy = "Export the series again with all its slices"
+            faults.append(Fault(image.where, str(gap), remedy, entry.study_id))
+    for study, owner in copies(studies):
+        name, patient = study["study_id"], owner["patient_id"]
+        problem = f"the same image as {owner['study_id']} of patient {patient}"
+        remedy = "Remove one of the two, or give both the same patient_id, as reading does"
+        faults.append(Fault(name, problem, remedy, name, truth_only=True))
+    return faults
+
+
+def scar_is_drawn(entries: list[Entry], studies: list[Study]) -> bool:
+    """Whether a mask without scar means a heart without scar.
+
+    It does not if some report describes scar and no mask has any: only the heart was outlined.
+    """
+    from lgekit.reports.reader import read_report, states_enhancement
+
+    if not any(entry.labels is not None and entry.scar_labelled for entry in entries):
+        return True
+    masks = (study.label_map for study in studies)
+    if any(mask is not None and np.isin(mask, (SCAR, NO_REFLOW)).any() for mask in masks):
+        return True
+    reports = (one.report for one in entries if one.report and one.report_source != "masks")
+    return not any(states_enhancement(text) and read_report(text).present for text in reports)
+
+
+def complete(study: Study, entry: Entry, drawn: bool) -> None:
+    """Derive, in place, landmarks from an RV label, findings, and a report from the masks.
+
+    ``drawn`` is whether the cohort's masks show scar (:func:`scar_is_drawn`), else reports do.
+    """
+    from lgekit.anatomy.segments import findings_from_labels, insertion_points
+    from lgekit.reports.reader import read_report, states_enhancement
+    from lgekit.reports.writer import write_report
+
+    labels = study.label_map
+    if labels is not None and study["landmarks"] is None and (labels == RV).any():
+        mirrored = nifti.storage_mirrored(study["image"].affine)
+        mirrored = entry.mirrored if mirrored is None else mirrored
+        if mirrored is not None:  # else anterior and inferior cannot be told apart
+            landmarks = insertion_points(labels, study.spacing_mm, mirrored=mirrored)
+            study["landmarks"] = landmarks if landmarks.confidence > 0 else None
+    if study["findings"] is None and labels is not None and drawn:
+        if entry.scar_labelled and entry.report_source != "none":
+            study["findings"] = findings_from_labels(study)
+    elif study["findings"] is None and entry.report and states_enhancement(entry.report):
+        study["findings"] = read_report(entry.report)  # if it says nothing: unknown
+    wanted = entry.report_source in ("masks", "") and not entry.report
+    if wanted and study["findings"] is not None:
+        rng = np.random.default_rng(int(hash_unit(study["study_id"]) * 2**53))
+        study["report"], study["report_source"] = write_report(study["findings"], rng), "masks"
+
+
+def _warn(notes: list[UserWarning]) -> None:
+    """Show each note; of the contradictory headers, which come by the hundred, the first one."""
+    grids = [note for note in notes if isinstance(note, nifti.GridWarning)]
+    if len(grids) > 1:
+        text = f"{grids[0]} (and the same in {len(grids) - 1} more studies)"
+        grids = [nifti.GridWarning(text)]
+    for note in [note for note in notes if not isinstance(note, nifti.GridWarning)] + grids[:1]:
+        warnings.warn(note, stacklevel=3)
+
+
+def _assign_splits(studies: list[Study]) -> None:
+    """Give studies without a split their patient's, or one from the hash of the patient's id."""
+    given = {study["patient_id"]: study["split"] for study in studies if study["split"]}
+    known: dict[str, list[bool]] = defaultdict(list)
+    for study in studies:
+        if study["findings"] is not None:
+            known[study["patient_id"]].append(study["findings"].present)
+    for study in studies:
+        patient = study["patient_id"]
+        present = any(known[patient]) if known[patient] else None
+        study["split"] = given.get(patient) or split_of(patient, present)
+
+
+# ---- copies of an image ----
+
+
+def image_digest(study: Study) -> str:
+    """32 hex digits of an image's values and shape."""
+    content = repr(study.pixels.shape).encode() + study.pixels.tobytes()
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def copies(studies: list[Study]) -> list[tuple[Study, Study]]:
+    """Pairs of a study and an earlier one of another patient with the same image."""
+    owners: dict[str, Study] = {}
+    pairs = [(study, owners.setdefault(image_digest(study), study)) for study in studies]
+    return [(one, other) for one, other in pairs if one["patient_id"] != other["patient_id"]]
+
+
+def refuse_shared(cohort: Cohort, further: Sequence[Cohort]) -> None:
+    """Raise InputError if a cohort for pretraining has an image of the cohort: masks would leak."""
+    own = {image_digest(study): study["study_id"] for study in cohort.studies}
+    for other in further:
+        for study in other.studies:
+            if (name := own.get(image_digest(study))) is not None:
+                problem = f"its study {study['study_id']} has the image of {name} in {cohort.name}"
+                raise InputError(other.name, problem, "Leave this cohort out of pretrain_on.")
