@@ -1,10 +1,9 @@
-"""Slices as the heart network takes them, and their augmentation."""
+"""Slices as the heart network sees them: square grids, crops, angle fields, random appearance."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from math import ceil, floor
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -15,117 +14,115 @@ from lgekit.anatomy.segments import insertion_points
 from lgekit.errors import InputError
 from lgekit.study import CAVITY, MYOCARDIUM, RV, WALL_CODES, Landmarks, Study
 
-CANVAS = 256
+CANVAS = 256  # side of the square grid on which every slice is resampled
 CLASSES = (
-    4  # background, cavity, myocardium (with scar and no-reflow), RV: the network's own codes 0..3
+    4  # background, cavity, myocardium (with scar and no-reflow), RV: the network's codes 0..3
 )
 CLASS_CODES = (0, CAVITY, MYOCARDIUM, RV)
 LV_CLASSES = slice(1, 3)
+ANGLE_CHANNELS = 4  # cosine and sine of the angle from the anterior and the inferior point
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """A study's slices on canvases.
+class SquareSlices:
+    """A study's slices on a square isotropic grid, with coordinates from -1 to 1 (x right, y down).
 
     Attributes:
-        images: ``(S, 1, 256, 256)`` float32 in [0, 1] (0.5th to 99.5th percentile of the study), rows are y.
-        centre_mm: millimetres from the array's corner to the canvas's centre, ``(x, y)``.
-        half_mm: millimetres from the canvas's centre to its edge.
-        spacing: millimetres per pixel, ``(x, y)``.
+        images: ``(S, 1, 256, 256)`` float32; 0 and 1 are the study's percentiles 0.5 and 99.5.
+        centre_mm: ``(2,)`` mm from the corner of the study's array to the square's centre, x and y.
+        half_mm: mm from the square's centre to its edge.
+        spacing: ``(2,)`` mm per pixel of the study, x and y.
         shape: ``(X, Y)`` of the study.
     """
 
     images: Tensor
-    centre_mm: tuple[float, float]
+    centre_mm: np.ndarray
     half_mm: float
-    spacing: tuple[float, float]
+    spacing: np.ndarray
     shape: tuple[int, int]
 
     def resample(self, arrays: Tensor, mode: str) -> Tensor:
-        """``(S, C, Y, X)`` on the study's grid → ``(S, C, 256, 256)``."""
-        theta = torch.zeros(2, 3)
-        for axis in range(2):
-            extent = self.shape[axis] * self.spacing[axis]
-            theta[axis, axis] = 2 * self.half_mm / extent
-            theta[axis, 2] = 2 * self.centre_mm[axis] / extent - 1
-        return _sample_alike(arrays, theta, (CANVAS, CANVAS), mode)
-
-    def view_box(self, centre: Tensor, half_width: float) -> tuple[slice, slice]:
-        """The study's pixels ``(x, y)`` that a plain view covers, one at least."""
-        box = []
-        for count, step, middle, own in zip(
-            self.shape, self.spacing, self.centre_mm, centre.tolist(), strict=True
-        ):
-            edges = [(middle + (own + side * half_width) * self.half_mm) / step for side in (-1, 1)]
-            start = min(max(floor(edges[0]), 0), count - 1)
-            box.append(slice(start, max(min(ceil(edges[1]), count), start + 1)))
-        return box[0], box[1]
+        """Resample ``(S, C, Y, X)`` from the study's grid to ``(S, C, 256, 256)``."""
+        extent = np.array(self.shape) * self.spacing
+        shift = 2 * self.centre_mm / extent - 1
+        return _resample(arrays, 2 * self.half_mm / extent, shift, (CANVAS, CANVAS), mode)
 
     def to_study(
-        self, maps: Tensor, centre: Tensor, half_width: float, box: tuple[slice, slice]
-    ) -> Tensor:
-        """``(S, C, h, h)`` maps of a plain view → ``(S, C, y, x)`` on a box of the study's pixels, zero outside the
-        view."""
-        theta = torch.zeros(2, 3)
-        for axis in range(2):
-            start, stop = (
-                box[axis].start * self.spacing[axis],
-                box[axis].stop * self.spacing[axis],
-            )  # mm
-            theta[axis, axis] = (stop - start) / 2 / self.half_mm / half_width
-            offset = ((start + stop) / 2 - self.centre_mm[axis]) / self.half_mm - float(
-                centre[axis]
-            )
-            theta[axis, 2] = offset / half_width
-        return _sample_alike(
-            maps, theta, (box[1].stop - box[1].start, box[0].stop - box[0].start), "bilinear"
+        self, maps: Tensor, centre: Tensor, half_width: float
+    ) -> tuple[tuple[slice, slice], Tensor]:
+        """Resample maps of an upright crop to the study's pixels.
+
+        Args:
+            maps: ``(S, C, h, h)``.
+            centre: ``(2,)`` of the crop, in square coordinates.
+            half_width: of the crop, in square coordinates.
+
+        Returns:
+            The pixels ``(x, y)`` that the crop covers, at least one, and ``(S, C, y, x)`` for these
+            pixels, zero outside the crop.
+        """
+        middle, count = np.array(centre.tolist()), np.array(self.shape)
+        low, high = (
+            (self.centre_mm + (middle + side * half_width) * self.half_mm) / self.spacing
+            for side in (-1, 1)
         )
+        start = np.clip(np.floor(low), 0, count - 1).astype(int)
+        stop = np.clip(np.ceil(high), start + 1, count).astype(int)
+        first, last = start * self.spacing, stop * self.spacing  # mm
+        scale = (last - first) / 2 / self.half_mm / half_width
+        shift = (((first + last) / 2 - self.centre_mm) / self.half_mm - middle) / half_width
+        width, height = stop - start
+        box = (slice(start[0], stop[0]), slice(start[1], stop[1]))
+        return box, _resample(maps, scale, shift, (height, width), "bilinear")
 
 
-def _sample_alike(arrays: Tensor, theta: Tensor, shape: tuple[int, int], mode: str) -> Tensor:
-    """``(S, C, H, W)`` through one affine map ``(2, 3)``: all slices as channels of one picture, on one grid."""
-    grid = pixel_points(theta[None, :, :2], theta[None, :, 2], *shape)
-    sampled = functional.grid_sample(
-        arrays.flatten(0, 1)[None], grid, mode=mode, align_corners=False
-    )
+def _resample(
+    arrays: Tensor, scale: np.ndarray, shift: np.ndarray, shape: tuple[int, int], mode: str
+) -> Tensor:
+    """Sample all slices ``(S, C, H, W)`` at ``scale * (x, y) + shift``."""
+    axes = torch.diag(torch.tensor(scale, dtype=torch.float32))[None]
+    grid = pixel_points(axes, torch.tensor(shift, dtype=torch.float32)[None], *shape)
+    channels = arrays.flatten(0, 1)[None]
+    sampled = functional.grid_sample(channels, grid, mode=mode, align_corners=False)
     return sampled[0].unflatten(0, arrays.shape[:2])
 
 
-def make_canvas(study: Study) -> Canvas:
-    """Put a study's slices on canvases. Only the ratio of its in-plane spacings is used, not their size."""
+def square_slices(study: Study) -> SquareSlices:
+    """Resample a study's slices, without a border of exact zeros, to a square grid.
+
+    Only the ratio of the in-plane spacings matters, not their size.
+    """
     pixels = study["image"].data[0].float()  # (X, Y, S)
-    spacing = study.spacing_mm
-    filled = (pixels != 0).any(dim=2)
-    start, stop = [0, 0], list(pixels.shape[:2])
-    for axis in range(2):
-        used = filled.any(dim=1 - axis).nonzero().flatten()
-        if len(used):
-            start[axis], stop[axis] = int(used[0]), int(used[-1]) + 1
-    inside = pixels[start[0] : stop[0], start[1] : stop[1]].numpy()
-    low, high = np.percentile(inside[::2, ::2], (0.5, 99.5))
-    centre = tuple((start[axis] + stop[axis]) / 2 * spacing[axis] for axis in range(2))
-    half = max((stop[axis] - start[axis]) / 2 * spacing[axis] for axis in range(2))
-    canvas = Canvas(torch.empty(0), centre, half, spacing[:2], tuple(pixels.shape[:2]))
+    shape, spacing = tuple(pixels.shape[:2]), np.array(study.spacing_mm[:2])
+    start, stop = np.zeros(2, int), np.array(shape)
+    filled = np.argwhere((pixels != 0).any(dim=2).numpy())
+    if len(filled):
+        start, stop = filled.min(0), filled.max(0) + 1
+    inside = pixels[start[0] : stop[0] : 2, start[1] : stop[1] : 2].numpy()
+    low, high = np.percentile(inside, (0.5, 99.5))
+    half_mm = float(((stop - start) / 2 * spacing).max())
+    square = SquareSlices(torch.empty(0), (start + stop) / 2 * spacing, half_mm, spacing, shape)
     scaled = ((pixels - float(low)) / max(float(high - low), 1e-6)).clamp(0, 1)
-    images = canvas.resample(scaled.permute(2, 1, 0)[:, None].contiguous(), "bilinear")
-    return Canvas(images, centre, half, spacing[:2], tuple(pixels.shape[:2]))
+    images = square.resample(scaled.permute(2, 1, 0)[:, None].contiguous(), "bilinear")
+    return replace(square, images=images)
 
 
 @dataclass
 class Slices:
-    """Training slices as tensors of one length ``N``; all coordinates are canvas coordinates.
+    """``N`` training slices, in square coordinates.
 
     Attributes:
         images: ``(N, 256, 256)`` uint8.
         labels: ``(N, 256, 256)`` uint8, the network's codes.
-        centre: ``(N, 2)`` LV centre of the slice (of the study where the slice has no LV).
-        diameter: ``(N,)`` the study's LV diameter: that of a circle as large as its largest epicardial area.
-        insertions: ``(N, 2, 2)`` unit vectors from the LV centre to the anterior and the inferior insertion point.
-        handedness: ``(N,)`` -1 in mirrored studies, 1 elsewhere.
+        centre: ``(N, 2)`` LV centre of the slice, or of the study where the slice shows no LV.
+        diameter: ``(N,)`` of a circle with the study's largest epicardial area.
+        insertions: ``(N, 2, 2)`` unit vectors from the LV centre to the anterior and the inferior
+            insertion point.
+        handedness: ``(N,)`` -1 in mirrored studies, else 1.
         landmark_weight: ``(N,)`` confidence of the landmarks, 0 where unknown.
-        rv_known: ``(N,)`` bool, whether the study's labels tell the RV from the background.
-        cohort: ``(N,)`` int64, the number of the cohort.
-        study: ``(N,)`` int64, the number of the study; its slices follow one another.
+        rv_known: ``(N,)`` bool, whether the study's labels include the RV.
+        cohort: ``(N,)`` int64, number of the cohort.
+        study: ``(N,)`` int64, number of the study; its slices follow each other.
     """
 
     images: Tensor
@@ -143,193 +140,184 @@ class Slices:
         return len(self.images)
 
     def __getitem__(self, index: Tensor) -> Slices:
-        return Slices(*(getattr(self, field.name)[index] for field in fields(self)))
+        return self.apply(lambda tensor: tensor[index])
 
-    def to(self, device: torch.device) -> Slices:
-        """The same slices on another device."""
-        return Slices(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-
-def heart_classes(labels: np.ndarray | Tensor) -> Tensor:
-    """Label map in the internal codes → the network's four classes, uint8; scar and no-reflow are myocardium."""
-    table = torch.zeros(256, dtype=torch.uint8)
-    table[CAVITY], table[RV] = 1, 3
-    table[list(WALL_CODES)] = 2
-    return table[torch.as_tensor(labels).long()]
+    def apply(self, change: Callable[[Tensor], Tensor]) -> Slices:
+        """Apply a function to every tensor."""
+        return Slices(*(change(getattr(self, field.name)) for field in fields(self)))
 
 
-def direction(degrees: float) -> Tensor:
-    """Unit vector ``(2,)`` at an angle (counter-clockwise, y down)."""
-    radians = np.radians(degrees)
-    return torch.tensor([np.cos(radians), -np.sin(radians)], dtype=torch.float32)
+def collect_slices(cohorts: Iterable[Sequence[Study]]) -> Slices:
+    """Collect the slices of all studies that have LV labels.
+
+    Raises:
+        InputError: no study has a label of the left ventricle.
+    """
+    parts: list[Slices] = []
+    for number, cohort in enumerate(cohorts):
+        for study in cohort:
+            labels = study.label_map
+            if labels is not None and np.isin(labels, (CAVITY, *WALL_CODES)).any():
+                parts.append(_study_slices(study, labels, number, len(parts)))
+    if not parts:
+        remedy = "Give a cohort with masks (phantom:, acdc:, emidec:) to train the heart network on"
+        raise InputError("cohorts", "no study has a label of the left ventricle", remedy)
+    return Slices(
+        *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Slices))
+    )
 
 
-def study_slices(study: Study, cohort: int) -> Slices | None:
-    """Training slices of one study, or None where it has no LV label."""
-    labels = study.label_map
-    if labels is None or not np.isin(labels, (CAVITY, *WALL_CODES)).any():
-        return None
-    canvas = make_canvas(study)
-    classes = heart_classes(labels).permute(2, 1, 0)[:, None].float().contiguous()
-    drawn = canvas.resample(classes, "nearest")[:, 0].to(torch.uint8)
-    count, lv = len(drawn), (drawn == 1) | (drawn == 2)
+def _study_slices(study: Study, labels: np.ndarray, cohort: int, number: int) -> Slices:
+    square = square_slices(study)
+    table = np.zeros(256, np.float32)  # the network's class of each label code
+    table[[CAVITY, *WALL_CODES, RV]] = [1, *(2 for _ in WALL_CODES), 3]
+    classes = torch.from_numpy(table[labels]).permute(2, 1, 0)[:, None].contiguous()
+    drawn = square.resample(classes, "nearest")[:, 0].to(torch.uint8)
+    lv = (drawn == 1) | (drawn == 2)
     area = lv.sum((1, 2)).float()
-    axis = (torch.arange(CANVAS) + 0.5) / CANVAS * 2 - 1
-    centre = torch.stack(
-        [lv.sum(1).float() @ axis, lv.sum(2).float() @ axis], dim=1
-    )  # (S, 2), x and y
-    mean = centre.sum(0) / area.sum()
-    centre = torch.where(area[:, None] > 0, centre / area[:, None].clamp(min=1), mean)
+    weighted = torch.stack(
+        [lv.sum(1).float() @ pixel_axis(CANVAS), lv.sum(2).float() @ pixel_axis(CANVAS)], 1
+    )
+    mean = weighted.sum(0) / area.sum()
+    centre = torch.where(area[:, None] > 0, weighted / area[:, None].clamp(min=1), mean)
     diameter = 2 * torch.sqrt(area.max() / torch.pi) * 2 / CANVAS
     rv_known = bool((labels == RV).any())
     landmarks = study["landmarks"]
     if landmarks is None and rv_known:
         landmarks = insertion_points(labels, study.spacing_mm, mirrored=False)
-    known = (
-        landmarks is not None
-        and np.isfinite([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg]).all()
-    )
-    weight = landmarks.confidence if known else 0.0
-    points = [landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg] if known else [0.0, 120.0]
+    if (
+        landmarks is None
+        or not np.isfinite([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg]).all()
+    ):
+        landmarks = Landmarks(0.0, 120.0, 0.0)
+    angles = np.radians([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg])
+    insertions = np.stack([np.cos(angles), -np.sin(angles)], axis=1)
+    count = len(drawn)
     return Slices(
-        images=(canvas.images[:, 0] * 255).round().to(torch.uint8),
+        images=(square.images[:, 0] * 255).round().to(torch.uint8),
         labels=drawn,
         centre=centre,
         diameter=diameter.expand(count),
-        insertions=torch.stack([direction(point) for point in points]).expand(count, 2, 2),
-        handedness=torch.tensor(-1.0 if known and landmarks.mirrored else 1.0).expand(count),
-        landmark_weight=torch.tensor(weight, dtype=torch.float32).expand(count),
+        insertions=torch.tensor(insertions, dtype=torch.float32).expand(count, 2, 2),
+        handedness=torch.tensor(-1.0 if landmarks.mirrored else 1.0).expand(count),
+        landmark_weight=torch.tensor(float(landmarks.confidence)).expand(count),
         rv_known=torch.tensor(rv_known).expand(count),
         cohort=torch.tensor(cohort).expand(count),
-        study=torch.zeros(count, dtype=torch.int64),
+        study=torch.tensor(number).expand(count),
     )
 
 
-def collect_slices(cohorts: Iterable[Sequence[Study]]) -> Slices:
-    """All labelled slices of some cohorts.
-
-    Raises:
-        InputError: none of the studies has a label of the left ventricle.
-    """
-    parts = [
-        study_slices(study, number) for number, cohort in enumerate(cohorts) for study in cohort
-    ]
-    kept = [part for part in parts if part is not None]
-    if not kept:
-        remedy = "Give a cohort with masks (phantom:, acdc:, emidec:) to train the heart network on"
-        raise InputError("cohorts", "no study has a label of the left ventricle", remedy)
-    for number, part in enumerate(kept):
-        part.study = torch.full_like(part.study, number)
-    return Slices(
-        *(torch.cat([getattr(part, field.name) for part in kept]) for field in fields(Slices))
-    )
+def pixel_axis(pixels: int, device: torch.device | None = None) -> Tensor:
+    """Centres of the pixels of a row, from -1 to 1."""
+    return (torch.arange(pixels, device=device) + 0.5) / pixels * 2 - 1
 
 
-def view_coordinates(pixels: int, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors ``(B, 2, h, w)`` and distances ``(B, 1, h, w)`` from ``centre (B, 2)``, in view coordinates."""
-    axis = (torch.arange(pixels, device=centre.device) + 0.5) / pixels * 2 - 1
+def directions(pixels: int, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors ``(B, 2, h, w)`` and distances ``(B, h, w)`` from ``centre (B, 2)`` in crops."""
+    axis = pixel_axis(pixels, centre.device)
     grid = torch.stack([axis.expand(pixels, pixels), axis[:, None].expand(pixels, pixels)])
     offset = grid - centre[:, :, None, None]
-    distance = torch.hypot(offset[:, :1], offset[:, 1:])
-    return offset / distance.clamp(min=1e-6), distance
+    distance = torch.hypot(offset[:, 0], offset[:, 1])
+    return offset / distance.clamp(min=1e-6)[:, None], distance
 
 
-def angle_field(batch: Slices, views: Views, pixels: int) -> tuple[Tensor, Tensor]:
-    """What the network should say about angles in these views.
+def lv_centres(maps: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
+    """LV centres ``(S, 2)`` and areas ``(S,)`` in pixels, from probabilities ``(S, C, h, h)``.
 
-    Returns:
-        ``(B, 4, h, w)`` field: cosine and sine of the anatomical angle from the anterior insertion point, then from the
-        inferior one; ``(B, 1, h, w)`` distance from the LV centre in LV radii.
+    Areas below ``smallest`` are divided by ``smallest``, so that an empty slice gets a centre.
     """
-    unit, distance = view_coordinates(pixels, views.to_view(batch.centre))
-    hand = (batch.handedness * views.handedness)[:, None, None]
-    channels = []
-    for point in range(2):
-        towards = functional.normalize(
-            views.to_view(batch.insertions[:, point], direction=True), dim=1
-        )[:, :, None, None]
-        cosine = (unit * towards).sum(1)
-        # y points down, so counter-clockwise from ``towards`` to ``unit`` is minus the cross product
-        sine = hand * (unit[:, 0] * towards[:, 1] - unit[:, 1] * towards[:, 0])
-        channels += [cosine, sine]
-    scale = torch.linalg.det(views.axes).abs().sqrt() / (batch.diameter / 2)
-    return torch.stack(channels, dim=1), distance * scale[:, None, None, None]
+    left = maps[:, LV_CLASSES].sum(1)
+    axis, area = pixel_axis(left.shape[-1], left.device), left.sum((1, 2))
+    weighted = torch.stack([left.sum(1) @ axis, left.sum(2) @ axis], dim=1)
+    return weighted / area.clamp(min=smallest)[:, None], area
 
 
-def angle_votes(probabilities: Tensor, field: Tensor, centre: Tensor) -> Tensor:
-    """Sums of the angle field over the left ventricle, both handednesses; votes of several slices just add.
+def angle_field(x: Tensor, y: Tensor, insertions: Tensor, handedness: Tensor) -> Tensor:
+    """Cosine and sine of the anatomical angle from the anterior, then from the inferior point.
 
     Args:
-        probabilities: ``(B, 4, h, w)``, of the classes, in plain views.
-        field: ``(B, 4, h, w)``, of the network.
-        centre: ``(B, 2)`` LV centre in view coordinates.
+        x, y: ``(B, h, w)`` unit vectors from the LV centre, y down.
+        insertions: ``(B, 2, 2)`` unit vectors to the two insertion points.
+        handedness: ``(B,)`` -1 where the heart is mirrored, else 1.
 
     Returns:
-        ``(B, 5)`` complex64: right-handed anterior and inferior, mirrored anterior and inferior, and the weight N.
+        ``(B, 4, h, w)``.
     """
-    unit, distance = view_coordinates(field.shape[-1], centre)
-    place = torch.complex(unit[:, 0], -unit[:, 1])  # exp(i t)
-    weight = probabilities[:, LV_CLASSES].sum(1) * distance[:, 0]
-    votes = []
-    for turned in (place.conj(), place):
-        votes += [
-            (weight * torch.complex(field[:, 2 * p], field[:, 2 * p + 1]) * turned).sum((1, 2))
-            for p in range(2)
-        ]
-    return torch.stack([*votes, weight.sum((1, 2)).to(torch.complex64)], dim=1)
+    hand, channels = handedness[:, None, None], []
+    for point in range(2):
+        towards_x, towards_y = insertions[:, point, :, None, None].unbind(1)
+        # y points down, so the sine of the counter-clockwise angle is minus the cross product
+        channels += [x * towards_x + y * towards_y, hand * (x * towards_y - y * towards_x)]
+    return torch.stack(channels, dim=1)
+
+
+def angle_votes(
+    field: Tensor, weight: Tensor, x: Tensor, y: Tensor, over: tuple[int, ...] = (1, 2)
+) -> Tensor:
+    """Add up an angle field over the left ventricle, for a plain and for a mirrored heart.
+
+    Args:
+        field: ``(B, 4, h, w)`` as of `angle_field`.
+        weight: ``(B, h, w)`` of the pixels.
+        x, y: unit vectors from the LV centre, y down, broadcastable to ``weight``.
+        over: axes of ``weight`` to sum over.
+
+    Returns:
+        ``(..., 5)`` complex64: plain anterior and inferior, mirrored anterior and inferior, and the
+        sum of the weights. The votes of slices can be added.
+    """
+    place = torch.complex(x, -y)  # exp(i t)
+    votes = [
+        (weight * torch.complex(field[:, 2 * point], field[:, 2 * point + 1]) * turned).sum(over)
+        for turned in (place.conj(), place)
+        for point in range(2)
+    ]
+    return torch.stack([*votes, weight.sum(over).to(torch.complex64)], dim=-1)
 
 
 def landmarks_from_votes(votes: Tensor) -> Landmarks:
-    """Landmarks from ``(5,)`` summed votes; NaN and confidence 0 where nothing voted."""
-    anterior, inferior, mirrored_anterior, mirrored_inferior, weight = votes.tolist()
-    if weight.real < 1e-6:
+    """Landmarks from ``(5,)`` summed votes; NaN and confidence 0 where the weight is zero."""
+    *points, total = votes.tolist()
+    if total.real < 1e-6:
         return Landmarks(float("nan"), float("nan"), 0.0)
-    plain, mirrored = abs(anterior) + abs(inferior), abs(mirrored_anterior) + abs(mirrored_inferior)
-    points = (
-        np.array([anterior, inferior]).conj()
-        if plain >= mirrored
-        else np.array([mirrored_anterior, mirrored_inferior])
-    )
-    angles = np.degrees(np.angle(points)) % 360
-    confidence = min(abs(plain - mirrored) / (2 * weight.real), 1.0)
-    return Landmarks(float(angles[0]), float(angles[1]), float(confidence))
+    plain, mirrored = abs(points[0]) + abs(points[1]), abs(points[2]) + abs(points[3])
+    best = np.array(points[:2]).conj() if plain >= mirrored else np.array(points[2:])
+    anterior, inferior = (np.degrees(np.angle(best)) % 360).tolist()
+    confidence = min(abs(plain - mirrored) / (2 * total.real), 1.0)
+    return Landmarks(anterior, inferior, float(confidence))
 
 
 @dataclass(frozen=True)
-class Views:
-    """Where square views lie on their square canvases, both in coordinates from -1 to 1 (x right, y down).
-
-    A point ``v`` of view ``i`` lies at ``axes[i] @ v + centre[i]`` on its canvas.
+class Crops:
+    """Square crops of square slices: point ``v`` of crop ``i`` is at ``axes[i] @ v + centre[i]``.
 
     Attributes:
-        axes: ``(B, 2, 2)`` float32; rotation, mirror, stretch and half the view's width, in one matrix.
+        axes: ``(B, 2, 2)`` float32: rotation, mirror, stretch and half the crop's width.
         centre: ``(B, 2)`` float32.
     """
 
     axes: Tensor
     centre: Tensor
 
-    def sample(self, canvases: Tensor, pixels: int, mode: str = "bilinear") -> Tensor:
-        """The views of ``(B, C, H, H)`` canvases as ``(B, C, pixels, pixels)``; zero outside the canvas."""
+    def sample(self, squares: Tensor, pixels: int, mode: str = "bilinear") -> Tensor:
+        """Crop ``(B, C, H, H)`` to ``(B, C, pixels, pixels)``, zero outside the square."""
         grid = pixel_points(self.axes, self.centre, pixels, pixels)
-        return functional.grid_sample(canvases, grid, mode=mode, align_corners=False)
+        return functional.grid_sample(squares, grid, mode=mode, align_corners=False)
 
-    def to_view(self, vectors: Tensor, direction: bool = False) -> Tensor:
-        """Canvas points (or directions, which no shift moves) ``(B, 2)`` in the coordinates of the views."""
-        moved = vectors if direction else vectors - self.centre
-        return torch.linalg.solve(self.axes, moved[:, :, None])[:, :, 0]
+    def to_crop(self, points: Tensor) -> Tensor:
+        """Convert points ``(B, 2)`` from square to crop coordinates."""
+        return torch.linalg.solve(self.axes, (points - self.centre)[:, :, None])[:, :, 0]
 
     @property
     def handedness(self) -> Tensor:
-        """``(B,)``, -1 where the view mirrors its canvas, 1 elsewhere."""
+        """``(B,)``, -1 where the crop is mirrored, else 1."""
         return torch.linalg.det(self.axes).sign()
 
 
 def pixel_points(axes: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
-    """Where the pixels of pictures lie: ``axes (B, 2, 2) @ (x, y) + centre (B, 2)``, as ``(B, height, width, 2)``.
+    """Positions ``(B, height, width, 2)`` of pixels: ``axes (B, 2, 2) @ (x, y) + centre (B, 2)``.
 
-    ``x`` and ``y`` are the pixels' centres on the picture, from -1 to 1. This is `torch.nn.functional.affine_grid`,
-    which multiplies matrices of three columns and takes as long as the sampling itself.
+    Does what `torch.nn.functional.affine_grid` does, in a fraction of the time.
     """
     x, y = (((torch.arange(n, device=axes.device) * 2 + 1) / n - 1) for n in (width, height))
     down = axes[:, :, 1, None] * y + centre[:, :, None]  # (B, 2, height)
@@ -337,56 +325,47 @@ def pixel_points(axes: Tensor, centre: Tensor, height: int, width: int) -> Tenso
     return torch.stack([across[:, i, None] + down[:, i, :, None] for i in range(2)], dim=-1)
 
 
-def plain_views(centre: Tensor, half_width: Tensor) -> Views:
-    """Views neither turned nor mirrored: ``centre (B, 2)`` and ``half_width (B,)`` in canvas coordinates."""
-    return Views(half_width[:, None, None] * torch.eye(2, device=centre.device), centre)
+def upright_crops(centre: Tensor, half_width: Tensor) -> Crops:
+    """Crops without rotation or mirror: ``centre (B, 2)``, ``half_width (B,)``."""
+    return Crops(half_width[:, None, None] * torch.eye(2, device=centre.device), centre)
 
 
 def uniform(low: float, high: float, shape: int | tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Uniform float32 numbers from ``rng``, on its device."""
+    """Draw uniform float32 numbers on the generator's device."""
     return torch.rand(shape, generator=rng, device=rng.device) * (high - low) + low
 
 
-def random_views(
-    centre: Tensor, half_width: Tensor, shift: float, zoom: float, rng: torch.Generator
-) -> Views:
-    """Views turned by any angle, mirrored half the time, stretched by up to 12 %, zoomed and shifted.
+def random_crops(centre: Tensor, half_width: Tensor, rng: torch.Generator) -> Crops:
+    """Crops with any rotation, mirrored half the time, stretched by 12 %, scaled and shifted.
 
     Args:
-        centre: ``(B, 2)``, canvas coordinates.
-        half_width: ``(B,)``, canvas coordinates.
-        shift: the largest shift, as a share of the view's half width.
-        zoom: the largest change of scale, as a natural logarithm.
+        centre: ``(B, 2)``.
+        half_width: ``(B,)``; the scale varies by exp(±0.22) and the shift by 15 % of it.
         rng: on the device of ``centre``.
     """
     count = len(centre)
     turn, stretch = uniform(0, 2 * torch.pi, count, rng), uniform(-0.12, 0.12, count, rng)
     mirror = uniform(0, 1, count, rng).lt(0.5).float() * 2 - 1
-    width = half_width * torch.exp(uniform(-zoom, zoom, count, rng))
+    width = half_width * torch.exp(uniform(-0.22, 0.22, count, rng))
     rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], dim=1).view(-1, 2, 2)
-    # the stretch is along the canvas's axes, which are the storage axes: pixels of unknown shape stretch these
+    # stretch along the storage axes, as a wrong pixel spacing would
     axes = torch.stack([stretch.exp(), (-stretch).exp()], dim=1)[:, :, None] * rotation
-    axes = (
-        axes
-        * torch.stack([mirror, torch.ones_like(mirror)], dim=1)[:, None, :]
-        * width[:, None, None]
-    )
-    return Views(axes, centre + uniform(-shift, shift, (count, 2), rng) * width[:, None])
+    axes = axes * torch.stack([mirror, torch.ones_like(mirror)], dim=1)[:, None, :]
+    shift = uniform(-0.15, 0.15, (count, 2), rng) * width[:, None]
+    return Crops(axes * width[:, None, None], centre + shift)
 
 
 def standardise(images: Tensor) -> Tensor:
-    """Each image of ``(B, 1, H, W)`` with mean 0 and standard deviation 1."""
+    """Give each image of ``(B, C, H, W)`` mean 0 and standard deviation 1."""
     mean, deviation = images.mean((1, 2, 3), keepdim=True), images.std((1, 2, 3), keepdim=True)
     return (images - mean) / (deviation + 1e-3)
 
 
 def vary_appearance(images: Tensor, rng: torch.Generator, share: float = 0.5) -> Tensor:
-    """Change how a share of ``(B, 1, H, W)`` images in [0, 1] look, never where things lie.
+    """Change the contrast of a share of ``(B, C, H, W)`` images in [0, 1], not their geometry.
 
-    A random tone curve (a gamma on a piecewise linear curve, inverted for a tenth of the images: so that bright-blood
-    cine teaches a network that sees late enhancement, where blood, muscle and scar rank otherwise), a smooth bias
-    field, ghosts (faint copies shifted along one axis), motion (blur along one axis), softness and noise. All images
-    at once is too much for a short training: the angle field was then not learned at all in 240 steps (measured).
+    Applies a random tone curve (a tenth of them inverted, because cine and late enhancement rank
+    blood, muscle and scar differently), a bias field, ghosts, motion, blur and noise.
     """
     count, shape = len(images), images.shape[-2:]
 
@@ -401,20 +380,17 @@ def vary_appearance(images: Tensor, rng: torch.Generator, share: float = 0.5) ->
     # tone: x ** gamma, then a curve through six knots whose steps vary up to fourfold
     tone = images.clamp(0, 1) ** torch.exp(strength(-0.7, 0.7))
     steps = torch.exp(uniform(-0.7, 0.7, (count, 5), rng))
-    knots = functional.pad(
-        torch.cumsum(steps / steps.sum(1, keepdim=True), dim=1), (1, 0)
-    )  # (B, 6)
+    knots = functional.pad(torch.cumsum(steps / steps.sum(1, keepdim=True), dim=1), (1, 0))
     position = tone.flatten(1) * 5
     low = position.long().clamp(max=4)
     left, right = knots.gather(1, low), knots.gather(1, low + 1)
     tone = (left + (right - left) * (position - low)).view_as(images)
     tone = tone + strength(1, 1, 0.2) * (1 - 2 * tone)  # inversion
     # coil bias: a smooth field through 3 x 3 random values
-    field = uniform(-0.5, 0.5, (count, 1, 3, 3), rng)
-    tone = tone * torch.exp(
-        functional.interpolate(field, shape, mode="bilinear", align_corners=True)
-    )
-    # ghosts and motion: shifted copies along one axis (one shift a batch, a strength an image)
+    bias = uniform(-0.5, 0.5, (count, 1, 3, 3), rng)
+    bias = functional.interpolate(bias, shape, mode="bilinear", align_corners=True)
+    tone = tone * torch.exp(bias)
+    # ghosts and motion: copies shifted along one axis (one shift per batch, one strength per image)
     axis, period = whole(2, 4), shape[0] // whole(2, 6)
     tone = tone + strength(0, 0.25, 0.25) * (tone.roll(period, axis) - tone)
     tone = tone + strength(0, 0.4, 0.25) * (tone.roll(2, axis) + tone.roll(-2, axis) - 2 * tone)
@@ -427,36 +403,35 @@ def vary_appearance(images: Tensor, rng: torch.Generator, share: float = 0.5) ->
 def invent_appearance(
     images: Tensor, labels: Tensor, share: float, rng: torch.Generator, wrap: bool = False
 ) -> Tensor:
-    """Draw a share of some images anew from their labels.
+    """Replace a share of the images by synthetic ones, generated from their labels as in SynthSeg.
 
     Args:
         images: ``(B, C, H, W)`` float32 in [0, 1]; channels are slices of one heart.
-        labels: ``(B, C, H, W)``, 0 background, 1 cavity, 2 myocardium, 3 RV.
-        share: of the images, 0 to 1; the others stay as they are.
+        labels: ``(B, C, H, W)`` in the network's codes.
+        share: of the images, 0 to 1.
         rng: on the images' device.
-        wrap: whether the last axis is an angle, whose two ends meet.
+        wrap: whether the last axis is a closed angle.
 
     Returns:
         ``(B, C, H, W)`` float32 in [0, 1].
     """
-    chosen = (
-        torch.nonzero(uniform(0, 1, len(images), rng) < share)[:, 0] if share else torch.zeros(0)
-    )
+    if not share:
+        return images
+    chosen = torch.nonzero(uniform(0, 1, len(images), rng) < share)[:, 0]
     if not len(chosen):
         return images
-    everything, images, labels = images, images[chosen], labels[chosen]
-    count, channels, *shape = images.shape
+    originals, images, labels = images, images[chosen], labels[chosen]
+    count, channels, height, width = images.shape
 
     def field(cells: int, kinds: int = 1) -> Tensor:
-        coarse = torch.randn(
-            count * channels, kinds, cells, cells, generator=rng, device=rng.device
-        )
+        """Smooth random fields ``(B, C, kinds, H, W)``."""
+        shape = (count * channels, kinds, cells, cells)
+        coarse = torch.randn(shape, generator=rng, device=rng.device)
         if wrap:
             coarse = torch.cat([coarse, coarse[..., :1]], dim=3)
-        fine = functional.interpolate(
-            coarse, (shape[0], shape[1] + wrap), mode="bilinear", align_corners=True
-        )
-        return fine[..., : shape[1]].view(count, channels, kinds, *shape)
+        size = (height, width + wrap)
+        fine = functional.interpolate(coarse, size, mode="bilinear", align_corners=True)
+        return fine[..., :width].view(count, channels, kinds, height, width)
 
     def each(low: float, high: float) -> Tensor:
         return uniform(low, high, count, rng)[:, None, None, None]
@@ -466,7 +441,7 @@ def invent_appearance(
     tissue[:, 0] *= 0.15
     patches = torch.cat([field(5, 3), 0.9 * field(9, 3)], dim=2).argmax(2)  # (B, C, H, W)
     drawn = tissue.gather(1, patches.flatten(1)).view_as(images)
-    # blood and muscle differ; in three of four hearts blood is the brighter, as in late enhancement and in cine
+    # blood and muscle differ; blood is brighter in three hearts of four
     blood, other = each(0.25, 1), each(0, 1)
     darker = blood * each(0.05, 0.65)
     unlike = torch.where((blood - other).abs() < 0.2, darker, other)
@@ -480,7 +455,6 @@ def invent_appearance(
     noise = torch.randn(images.shape, generator=rng, device=rng.device)
     drawn = drawn * (1 + 0.15 * field(16)[:, :, 0]) + each(0, 0.08) * noise
     drawn = functional.pad(drawn, (1, 1, 0, 0), mode="circular" if wrap else "replicate")
-    drawn = functional.avg_pool2d(
-        functional.pad(drawn, (0, 0, 1, 1), mode="replicate"), 3, stride=1
-    )
-    return everything.index_copy(0, chosen, (images + each(0.6, 1) * (drawn - images)).clamp(0, 1))
+    drawn = functional.pad(drawn, (0, 0, 1, 1), mode="replicate")
+    drawn = functional.avg_pool2d(drawn, 3, stride=1)
+    return originals.index_copy(0, chosen, (images + each(0.6, 1) * (drawn - images)).clamp(0, 1))
