@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,13 +26,13 @@ from lgekit.segmentation.slices import (
     LV_CLASSES,
     SquareSlices,
     angle_votes,
+    crop,
     directions,
     landmarks_from_votes,
     lv_centres,
     pixel_axis,
     square_slices,
     standardise,
-    upright_crops,
 )
 from lgekit.study import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 
@@ -45,33 +45,19 @@ MIDDLE_DIAMETERS = (0.28, 0.4)  # LV diameters that are tried there, square coor
 
 @dataclass(frozen=True)
 class HeartSettings:
-    """Architecture and training of the heart network.
+    """Architecture and training of the heart network."""
 
-    Attributes:
-        encoder: timm name.
-        decoder: channels of the decoder's four blocks, coarse to fine.
-        pixels: side of a crop.
-        heart_view: width of the crop around the heart, in LV diameters.
-        steps: optimiser steps.
-        batch: crops per step.
-        wide_share: share of crops of the whole field of view.
-        learning_rate: peak of the one-cycle schedule.
-        invented: share of training pictures that are generated from their labels.
-        border_channels: of the border network's levels.
-        border_steps: optimiser steps of the border network; 0: none is trained.
-    """
-
-    encoder: str = "regnetx_002"
-    decoder: tuple[int, ...] = (64, 48, 32, 24)
-    pixels: int = 64
-    heart_view: float = 2.5
-    steps: int = 3000
-    batch: int = 8
-    wide_share: float = 0.25
-    learning_rate: float = 2e-3
-    invented: float = 0.0
-    border_channels: tuple[int, ...] = (16, 32, 64, 64)
-    border_steps: int = 700
+    encoder: str = "regnetx_002"  # timm name
+    decoder: tuple[int, ...] = (64, 48, 32, 24)  # channels of its four blocks, coarse to fine
+    pixels: int = 64  # side of a crop
+    heart_view: float = 2.5  # width of the crop around the heart, in LV diameters
+    steps: int = 3000  # of the optimiser
+    batch: int = 8  # crops per step
+    wide_share: float = 0.25  # share of crops of the whole field of view
+    learning_rate: float = 2e-3  # peak of the one-cycle schedule
+    invented: float = 0.0  # share of training pictures that are generated from their labels
+    border_channels: tuple[int, ...] = (16, 32, 64, 64)  # of the border network's levels
+    border_steps: int = 700  # of its optimiser; 0: no border network
 
 
 SIZES = {
@@ -171,21 +157,6 @@ class HeartNetwork(nn.Module):
         self.eval()
 
     @classmethod
-    def from_weights(
-        cls, settings: HeartSettings, weights: Mapping[str, Tensor], trained_on: Sequence[str] = ()
-    ) -> HeartNetwork:
-        """Rebuild a network from its ``state_dict``. Raises RuntimeError where they do not fit."""
-        parts = {tuple(name.split(".")[:2]) for name in weights}
-        kinds = [kind for kind, _ in parts]
-        unets = [build_unet(settings, 0) for _ in range(kinds.count("networks"))]
-        borders = [
-            build_border_network(settings.border_channels, 0) for _ in range(kinds.count("borders"))
-        ]
-        network = cls(settings, unets, trained_on, borders)
-        network.load_state_dict(weights)
-        return network
-
-    @classmethod
     def mean(cls, members: Sequence[HeartNetwork]) -> HeartNetwork:
         """Average heart networks, whose encoders may differ.
 
@@ -238,14 +209,15 @@ class HeartNetwork(nn.Module):
         studies = studies.studies if isinstance(studies, Cohort) else list(studies)
         groups = [studies[start : start + group] for start in range(0, len(studies), group)]
         threads = torch.get_num_threads()
-        if self.device.type == "cpu" and min(threads, len(groups)) > 1:
-            try:
-                with ThreadPoolExecutor(threads, None, torch.set_num_threads, (1,)) as pool:
-                    parts = list(pool.map(self._predict_group, groups))
-            finally:
-                torch.set_num_threads(threads)  # of threads that are started from now on
-        else:
-            parts = list(map(self._predict_group, groups))
+        workers = max(min(threads, len(groups)), 1) if self.device.type == "cpu" else 1
+        inner = threads if workers == 1 else 1
+        try:
+            with ThreadPoolExecutor(
+                workers, initializer=torch.set_num_threads, initargs=(inner,)
+            ) as pool:
+                parts = list(pool.map(self._predict_group, groups))
+        finally:
+            torch.set_num_threads(threads)  # of threads that are started from now on
         return Cohort([study for part in parts for study in part], "predicted")
 
     def _predict_group(self, studies: Sequence[Study]) -> list[Study]:
@@ -313,12 +285,11 @@ class HeartNetwork(nn.Module):
         self, images: Tensor, centres: Tensor, widths: Tensor, counts: list[int]
     ) -> tuple[Tensor, ...]:
         """Maps of one upright crop per study, at ``centres (n, 2)`` with half ``widths (n,)``."""
-        repeats = torch.tensor(counts)
-        crops = upright_crops(
-            centres.repeat_interleave(repeats, 0).to(images.device),
-            widths.repeat_interleave(repeats, 0).to(images.device),
-        )
-        return self.maps(crops.sample(images, self.settings.pixels)).cpu().split(counts)
+        repeats, device = torch.tensor(counts), images.device
+        half = widths.repeat_interleave(repeats, 0).to(device)
+        axes = half[:, None, None] * torch.eye(2, device=device)
+        centre = centres.repeat_interleave(repeats, 0).to(device)
+        return self.maps(crop(images, axes, centre, self.settings.pixels)).cpu().split(counts)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``heart.safetensors`` and ``heart.json`` into a folder (made if absent)."""
@@ -344,13 +315,20 @@ class HeartNetwork(nn.Module):
                 raise InputError(file, "no such file", "Give a folder written by HeartNetwork.save")
         try:
             about = json.loads((folder / "heart.json").read_text())
+            about["settings"].pop("poses", None)  # of older files
             values = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in about["settings"].items()
-                if name != "poses"  # of older files
             }
+            settings = HeartSettings(**values)
             weights = load_file(folder / "heart.safetensors")
-            return cls.from_weights(HeartSettings(**values), weights, about["trained_on"])
+            parts = [kind for kind, _ in {tuple(name.split(".")[:2]) for name in weights}]
+            unets = [build_unet(settings, 0) for _ in range(parts.count("networks"))]
+            channels = settings.border_channels
+            borders = [build_border_network(channels, 0) for _ in range(parts.count("borders"))]
+            network = cls(settings, unets, about["trained_on"], borders)
+            network.load_state_dict(weights)
+            return network
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             remedy = "Fit it again and save it"
             raise InputError(folder, f"not a heart network: {error}", remedy) from error

@@ -92,41 +92,36 @@ def sample_areas(device: torch.device) -> Tensor:
     return (torch.sinh(step) * torch.cosh(step))[:, None]
 
 
-def column_directions(device: torch.device) -> Tensor:
-    """``(angle, 2)`` unit vectors x and y of the columns; they run clockwise, as y points down."""
-    angle = torch.arange(ANGLES, device=device) * (2 * torch.pi / ANGLES)
-    return torch.stack([angle.cos(), angle.sin()], dim=1)
+def column_angles(device: torch.device) -> Tensor:
+    """``(angle,)`` radians of the columns, clockwise on the screen, as y points down."""
+    return torch.arange(ANGLES, device=device) * (2 * torch.pi / ANGLES)
 
 
 def ring_points(
-    centre: Tensor, radius: Tensor, start: Tensor | None = None, mirror: Tensor | None = None
+    centre: Tensor, radius: Tensor, start: Tensor | float = 0.0, mirror: Tensor | float = 1.0
 ) -> Tensor:
     """Positions ``(B, depth, angle, 2)`` of the samples of polar pictures.
 
     Args:
         centre: ``(B, 2)``, x right and y down.
         radius: ``(B,)`` LV radius.
-        start: ``(B,)`` angle of the first column, radians; 0 if None.
-        mirror: ``(B,)`` 1 where the columns run clockwise on the screen, else -1; 1 if None.
+        start: ``(B, 1)`` angle of the first column, radians.
+        mirror: ``(B, 1)`` 1 where the columns run clockwise on the screen, else -1.
     """
-    device = centre.device
-    depth = sample_depths(device)
-    angle = torch.arange(ANGLES, device=device) * (2 * torch.pi / ANGLES)
-    angle = angle.expand(len(centre), ANGLES)
-    angle = angle if mirror is None else angle * mirror[:, None]
-    angle = angle if start is None else angle + start[:, None]
-    unit = torch.stack([angle.cos(), angle.sin()], dim=-1)[:, None]  # (B, 1, angle, 2)
-    return centre[:, None, None] + unit * depth[:, None, None] * radius[:, None, None, None]
+    angle = column_angles(centre.device) * mirror + start
+    unit = torch.stack([angle.cos(), angle.sin()], dim=-1)  # (1 or B, angle, 2)
+    unit = unit.view(-1, 1, ANGLES, 2)
+    depth = sample_depths(centre.device)[:, None, None]
+    return centre[:, None, None] + unit * depth * radius[:, None, None, None]
 
 
 @torch.inference_mode()
 def refine_borders(
     networks: nn.ModuleList, images: Tensor, maps: Tensor, centre: Tensor, half_width: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Draw both ventricles of one study again.
+    """Draw both ventricles of one study again, in polar pictures around what the U-Net drew.
 
-    The slices are unrolled around what the U-Net drew. Those whose new drawing has moved or grown
-    are unrolled once more around it.
+    Slices whose drawing moves or grows by that are unrolled and drawn once more.
 
     Args:
         networks: border networks, whose outputs are averaged.
@@ -135,8 +130,8 @@ def refine_borders(
         centre, half_width: ``(2,)`` and ``()`` of these crops, square coordinates.
 
     Returns:
-        Class probabilities ``(S, 4, 96, 96)``, new within the reach of the polar pictures, and
-        normalised votes ``(5,)`` as of `lgekit.segmentation.slices.angle_votes`.
+        Class probabilities ``(S, 4, 96, 96)``, new where the polar pictures reach, and normalised
+        votes ``(5,)``, see `lgekit.segmentation.slices.angle_votes`.
     """
     device, shape = images.device, (DRAWN, DRAWN)
     maps, centre, half_width = (x.to(device) for x in (maps[:, :CLASSES], centre, half_width))
@@ -190,14 +185,15 @@ def ring_shape(shares: Tensor) -> tuple[Tensor, Tensor]:
     area = shares[:, LV_CLASSES].sum(1) * sample_areas(device)  # times STRETCH dθ: r dr dθ
     arms = area * sample_depths(device)[:, None]
     total = area.sum((1, 2)).clamp(min=1e-6)
-    centroid = arms.sum(1) @ column_directions(device) / total[:, None]
-    return centroid, torch.sqrt(total * STRETCH * 2 / ANGLES)
+    angle = column_angles(device)
+    unit = torch.stack([angle.cos(), angle.sin()], dim=1)
+    return arms.sum(1) @ unit / total[:, None], torch.sqrt(total * STRETCH * 2 / ANGLES)
 
 
 def ring_votes(shares: Tensor, field: Tensor, radius: Tensor) -> Tensor:
     """Normalised votes ``(5,)`` of a study's polar pictures ``(S, …, depth, angle)``."""
-    x, y = column_directions(field.device).T
+    angle = column_angles(field.device)
     arms = sample_areas(field.device) * sample_depths(field.device)[:, None]  # area times distance
     weight = shares[:, LV_CLASSES].sum(1) * arms * radius[:, None, None].pow(3)
-    votes = angle_votes(field, weight, x, y, over=(0, 1, 2)).cpu()
+    votes = angle_votes(field, weight, angle.cos(), angle.sin(), over=(0, 1, 2)).cpu()
     return votes / votes[4].real.clamp(min=1e-6)

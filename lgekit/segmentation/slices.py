@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,21 +26,13 @@ ANGLE_CHANNELS = 4  # cosine and sine of the angle from the anterior and the inf
 
 @dataclass(frozen=True)
 class SquareSlices:
-    """A study's slices on a square isotropic grid, with coordinates from -1 to 1 (x right, y down).
+    """A study's slices on a square isotropic grid; coordinates run from -1 to 1 (y down)."""
 
-    Attributes:
-        images: ``(S, 1, 256, 256)`` float32; 0 and 1 are the study's percentiles 0.5 and 99.5.
-        centre_mm: ``(2,)`` mm from the corner of the study's array to the square's centre, x and y.
-        half_mm: mm from the square's centre to its edge.
-        spacing: ``(2,)`` mm per pixel of the study, x and y.
-        shape: ``(X, Y)`` of the study.
-    """
-
-    images: Tensor
-    centre_mm: np.ndarray
-    half_mm: float
-    spacing: np.ndarray
-    shape: tuple[int, int]
+    images: Tensor  # (S, 1, 256, 256) float32; 0 and 1 are the study's percentiles 0.5 and 99.5
+    centre_mm: np.ndarray  # (2,) from the corner of the study's array to the square's centre
+    half_mm: float  # from the square's centre to its edge
+    spacing: np.ndarray  # (2,) mm per pixel of the study, x and y
+    shape: tuple[int, int]  # (X, Y) of the study
 
     def resample(self, arrays: Tensor, mode: str) -> Tensor:
         """Resample ``(S, C, Y, X)`` from the study's grid to ``(S, C, 256, 256)``."""
@@ -50,16 +43,12 @@ class SquareSlices:
     def to_study(
         self, maps: Tensor, centre: Tensor, half_width: float
     ) -> tuple[tuple[slice, slice], Tensor]:
-        """Resample maps of an upright crop to the study's pixels.
+        """Resample ``(S, C, h, h)`` of an upright crop to the pixels of the study that it covers.
 
-        Args:
-            maps: ``(S, C, h, h)``.
-            centre: ``(2,)`` of the crop, in square coordinates.
-            half_width: of the crop, in square coordinates.
+        ``centre (2,)`` and ``half_width`` of the crop are in square coordinates.
 
         Returns:
-            The pixels ``(x, y)`` that the crop covers, at least one, and ``(S, C, y, x)`` for these
-            pixels, zero outside the crop.
+            These pixels ``(x, y)``, at least one, and ``(S, C, y, x)``, zero outside the crop.
         """
         middle, count = np.array(centre.tolist()), np.array(self.shape)
         low, high = (
@@ -107,44 +96,19 @@ def square_slices(study: Study) -> SquareSlices:
     return replace(square, images=images)
 
 
-@dataclass
-class Slices:
-    """``N`` training slices, in square coordinates.
+class Slices(NamedTuple):
+    """``N`` training slices, in square coordinates. Slices of a study follow each other."""
 
-    Attributes:
-        images: ``(N, 256, 256)`` uint8.
-        labels: ``(N, 256, 256)`` uint8, the network's codes.
-        centre: ``(N, 2)`` LV centre of the slice, or of the study where the slice shows no LV.
-        diameter: ``(N,)`` of a circle with the study's largest epicardial area.
-        insertions: ``(N, 2, 2)`` unit vectors from the LV centre to the anterior and the inferior
-            insertion point.
-        handedness: ``(N,)`` -1 in mirrored studies, else 1.
-        landmark_weight: ``(N,)`` confidence of the landmarks, 0 where unknown.
-        rv_known: ``(N,)`` bool, whether the study's labels include the RV.
-        cohort: ``(N,)`` int64, number of the cohort.
-        study: ``(N,)`` int64, number of the study; its slices follow each other.
-    """
-
-    images: Tensor
-    labels: Tensor
-    centre: Tensor
-    diameter: Tensor
-    insertions: Tensor
-    handedness: Tensor
-    landmark_weight: Tensor
-    rv_known: Tensor
-    cohort: Tensor
-    study: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: Tensor) -> Slices:
-        return self.apply(lambda tensor: tensor[index])
-
-    def apply(self, change: Callable[[Tensor], Tensor]) -> Slices:
-        """Apply a function to every tensor."""
-        return Slices(*(change(getattr(self, field.name)) for field in fields(self)))
+    images: Tensor  # (N, 256, 256) uint8
+    labels: Tensor  # (N, 256, 256) uint8, the network's codes
+    centre: Tensor  # (N, 2) LV centre of the slice, or of the study where the slice shows no LV
+    diameter: Tensor  # (N,) of a circle with the study's largest epicardial area
+    insertions: Tensor  # (N, 2, 2) unit vectors from LV centre to anterior and inferior point
+    handedness: Tensor  # (N,) -1 in mirrored studies, else 1
+    landmark_weight: Tensor  # (N,) confidence of the landmarks, 0 where unknown
+    rv_known: Tensor  # (N,) bool, whether the study's labels include the RV
+    cohort: Tensor  # (N,) int64, number of the cohort
+    study: Tensor  # (N,) int64, number of the study
 
 
 def collect_slices(cohorts: Iterable[Sequence[Study]]) -> Slices:
@@ -162,9 +126,7 @@ def collect_slices(cohorts: Iterable[Sequence[Study]]) -> Slices:
     if not parts:
         remedy = "Give a cohort with masks (phantom:, acdc:, emidec:) to train the heart network on"
         raise InputError("cohorts", "no study has a label of the left ventricle", remedy)
-    return Slices(
-        *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(Slices))
-    )
+    return Slices(*map(torch.cat, zip(*parts, strict=True)))
 
 
 def _study_slices(study: Study, labels: np.ndarray, cohort: int, number: int) -> Slices:
@@ -237,8 +199,7 @@ def angle_field(x: Tensor, y: Tensor, insertions: Tensor, handedness: Tensor) ->
 
     Args:
         x, y: ``(B, h, w)`` unit vectors from the LV centre, y down.
-        insertions: ``(B, 2, 2)`` unit vectors to the two insertion points.
-        handedness: ``(B,)`` -1 where the heart is mirrored, else 1.
+        insertions, handedness: as in `Slices`.
 
     Returns:
         ``(B, 4, h, w)``.
@@ -254,17 +215,16 @@ def angle_field(x: Tensor, y: Tensor, insertions: Tensor, handedness: Tensor) ->
 def angle_votes(
     field: Tensor, weight: Tensor, x: Tensor, y: Tensor, over: tuple[int, ...] = (1, 2)
 ) -> Tensor:
-    """Add up an angle field over the left ventricle, for a plain and for a mirrored heart.
+    """Add up an angle field ``(B, 4, h, w)``, once as a plain and once as a mirrored heart's.
 
     Args:
-        field: ``(B, 4, h, w)`` as of `angle_field`.
+        field, x, y: as in `angle_field`.
         weight: ``(B, h, w)`` of the pixels.
-        x, y: unit vectors from the LV centre, y down, broadcastable to ``weight``.
         over: axes of ``weight`` to sum over.
 
     Returns:
-        ``(..., 5)`` complex64: plain anterior and inferior, mirrored anterior and inferior, and the
-        sum of the weights. The votes of slices can be added.
+        ``(..., 5)`` complex64, which can be added: plain anterior and inferior, mirrored anterior
+        and inferior, sum of the weights.
     """
     place = torch.complex(x, -y)  # exp(i t)
     votes = [
@@ -287,33 +247,6 @@ def landmarks_from_votes(votes: Tensor) -> Landmarks:
     return Landmarks(anterior, inferior, float(confidence))
 
 
-@dataclass(frozen=True)
-class Crops:
-    """Square crops of square slices: point ``v`` of crop ``i`` is at ``axes[i] @ v + centre[i]``.
-
-    Attributes:
-        axes: ``(B, 2, 2)`` float32: rotation, mirror, stretch and half the crop's width.
-        centre: ``(B, 2)`` float32.
-    """
-
-    axes: Tensor
-    centre: Tensor
-
-    def sample(self, squares: Tensor, pixels: int, mode: str = "bilinear") -> Tensor:
-        """Crop ``(B, C, H, H)`` to ``(B, C, pixels, pixels)``, zero outside the square."""
-        grid = pixel_points(self.axes, self.centre, pixels, pixels)
-        return functional.grid_sample(squares, grid, mode=mode, align_corners=False)
-
-    def to_crop(self, points: Tensor) -> Tensor:
-        """Convert points ``(B, 2)`` from square to crop coordinates."""
-        return torch.linalg.solve(self.axes, (points - self.centre)[:, :, None])[:, :, 0]
-
-    @property
-    def handedness(self) -> Tensor:
-        """``(B,)``, -1 where the crop is mirrored, else 1."""
-        return torch.linalg.det(self.axes).sign()
-
-
 def pixel_points(axes: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
     """Positions ``(B, height, width, 2)`` of pixels: ``axes (B, 2, 2) @ (x, y) + centre (B, 2)``.
 
@@ -325,9 +258,15 @@ def pixel_points(axes: Tensor, centre: Tensor, height: int, width: int) -> Tenso
     return torch.stack([across[:, i, None] + down[:, i, :, None] for i in range(2)], dim=-1)
 
 
-def upright_crops(centre: Tensor, half_width: Tensor) -> Crops:
-    """Crops without rotation or mirror: ``centre (B, 2)``, ``half_width (B,)``."""
-    return Crops(half_width[:, None, None] * torch.eye(2, device=centre.device), centre)
+def crop(
+    images: Tensor, axes: Tensor, centre: Tensor, pixels: int, mode: str = "bilinear"
+) -> Tensor:
+    """Crop ``(B, C, H, H)`` to ``(B, C, pixels, pixels)``, zero outside of the images.
+
+    Point ``v`` of a crop is at ``axes (2, 2) @ v + centre (2,)`` of its image, both from -1 to 1.
+    """
+    grid = pixel_points(axes, centre, pixels, pixels)
+    return functional.grid_sample(images, grid, mode=mode, align_corners=False)
 
 
 def uniform(low: float, high: float, shape: int | tuple[int, ...], rng: torch.Generator) -> Tensor:
@@ -335,13 +274,11 @@ def uniform(low: float, high: float, shape: int | tuple[int, ...], rng: torch.Ge
     return torch.rand(shape, generator=rng, device=rng.device) * (high - low) + low
 
 
-def random_crops(centre: Tensor, half_width: Tensor, rng: torch.Generator) -> Crops:
-    """Crops with any rotation, mirrored half the time, stretched by 12 %, scaled and shifted.
+def random_crops(centre: Tensor, half_width: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Turn, mirror, stretch, scale and shift crops with ``centre (B, 2)``, ``half_width (B,)``.
 
-    Args:
-        centre: ``(B, 2)``.
-        half_width: ``(B,)``; the scale varies by exp(±0.22) and the shift by 15 % of it.
-        rng: on the device of ``centre``.
+    Returns:
+        Axes ``(B, 2, 2)`` and centres ``(B, 2)`` for `crop`.
     """
     count = len(centre)
     turn, stretch = uniform(0, 2 * torch.pi, count, rng), uniform(-0.12, 0.12, count, rng)
@@ -352,7 +289,7 @@ def random_crops(centre: Tensor, half_width: Tensor, rng: torch.Generator) -> Cr
     axes = torch.stack([stretch.exp(), (-stretch).exp()], dim=1)[:, :, None] * rotation
     axes = axes * torch.stack([mirror, torch.ones_like(mirror)], dim=1)[:, None, :]
     shift = uniform(-0.15, 0.15, (count, 2), rng) * width[:, None]
-    return Crops(axes * width[:, None, None], centre + shift)
+    return axes * width[:, None, None], centre + shift
 
 
 def standardise(images: Tensor) -> Tensor:

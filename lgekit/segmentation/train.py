@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -35,10 +34,10 @@ from lgekit.segmentation.polar_unet import build_border_network, ring_points, sa
 from lgekit.segmentation.slices import (
     CANVAS,
     CLASSES,
-    Crops,
     Slices,
     angle_field,
     collect_slices,
+    crop,
     directions,
     invent_appearance,
     random_crops,
@@ -74,55 +73,45 @@ def check_encoder(settings: FitSettings) -> None:
             ) from error
 
 
-@dataclass(frozen=True)
-class Examples:
-    """A batch for one of the two networks, and what the network should draw.
+class Examples(NamedTuple):
+    """A batch for one of the two networks, and what the network should draw."""
 
-    Attributes:
-        pictures: ``(B, C, h, w)`` input of the network.
-        classes: ``(B, h, w)`` int64, the network's codes.
-        angles: ``(B, 4, h, w)`` angle field.
-        area: ``(h, 1)`` area of each pixel.
-        angle_weight: ``(h, 1)`` or ``(B, h, w)`` weight of the angle field in the left ventricle.
-        slices: ``B`` slices that the pictures come from.
-        smoothing: pixels that are added to both sides of a Dice coefficient.
-        averaged: number of classes that the sum of the Dice losses is divided by.
-    """
-
-    pictures: Tensor
-    classes: Tensor
-    angles: Tensor
-    area: Tensor
-    angle_weight: Tensor
-    slices: Slices
-    smoothing: float
-    averaged: Tensor | int
+    pictures: Tensor  # (B, C, h, w) input of the network
+    classes: Tensor  # (B, h, w) int64, the network's codes
+    angles: Tensor  # (B, 4, h, w) angle field
+    area: Tensor  # (h, 1) of each pixel
+    angle_weight: Tensor  # (h, 1) or (B, h, w), of the angle field in the left ventricle
+    slices: Slices  # that the pictures come from
+    smoothing: float  # added to both sides of a Dice coefficient
+    averaged: Tensor | int  # number of classes that the sum of the Dice losses is divided by
 
 
 def crop_examples(
     slices: Slices, chosen: Tensor, settings: HeartSettings, rng: torch.Generator
 ) -> Examples:
     """Random crops of ``chosen (B,)`` slices for the U-Net."""
-    batch, pixels = slices[chosen], settings.pixels
-    count, device = len(batch), batch.images.device
+    batch, pixels = Slices(*(tensor[chosen] for tensor in slices)), settings.pixels
+    count, device = len(chosen), chosen.device
     wide = torch.arange(count, device=device) < round(count * settings.wide_share)
     half_width = torch.where(wide, 1.0, batch.diameter * settings.heart_view / 2)
-    crops = random_crops(torch.where(wide[:, None], 0.0, batch.centre), half_width, rng)
-    pictures = crops.sample(batch.images[:, None].float() / 255, pixels)
-    labels = crops.sample(batch.labels[:, None].float(), pixels, "nearest")
+    middle = torch.where(wide[:, None], 0.0, batch.centre)
+    axes, centre = random_crops(middle, half_width, rng)
+    pictures = crop(batch.images[:, None].float() / 255, axes, centre, pixels)
+    labels = crop(batch.labels[:, None].float(), axes, centre, pixels, "nearest")
     pictures = invent_appearance(pictures, labels, settings.invented, rng)
     pictures = standardise(vary_appearance(pictures, rng))
-    unit, distance = directions(pixels, crops.to_crop(batch.centre))
-    turned = torch.linalg.solve(crops.axes, batch.insertions.transpose(1, 2)).transpose(1, 2)
-    insertions = functional.normalize(turned, dim=2)
-    angles = angle_field(unit[:, 0], unit[:, 1], insertions, batch.handedness * crops.handedness)
-    radii = torch.linalg.det(crops.axes).abs().sqrt() / (batch.diameter / 2)
+    # LV centre and insertion points in the crop's coordinates
+    lv_centre = torch.linalg.solve(axes, (batch.centre - centre)[:, :, None])[:, :, 0]
+    turned = torch.linalg.solve(axes, batch.insertions.transpose(1, 2)).transpose(1, 2)
+    insertions, size = functional.normalize(turned, dim=2), torch.linalg.det(axes)
+    unit, distance = directions(pixels, lv_centre)
+    radii = distance * (size.abs().sqrt() / (batch.diameter / 2))[:, None, None]
     return Examples(
         pictures.to(memory_format=torch.channels_last),
         labels[:, 0].long(),
-        angles,
+        angle_field(unit[:, 0], unit[:, 1], insertions, batch.handedness * size.sign()),
         area=torch.ones(1, 1, device=device),
-        angle_weight=(distance * radii[:, None, None]).clamp(max=1.2),
+        angle_weight=radii.clamp(max=1.2),
         slices=batch,
         smoothing=5,
         averaged=2 + batch.rv_known.any(),
@@ -132,26 +121,20 @@ def crop_examples(
 def polar_examples(
     slices: Slices, chosen: Tensor, settings: HeartSettings, rng: torch.Generator
 ) -> Examples:
-    """Polar pictures of ``chosen (B,)`` slices and their neighbours for the border network.
-
-    They are randomly shifted, scaled, turned and mirrored.
-    """
-    batch, count, device = slices[chosen], len(chosen), slices.images.device
+    """Random polar pictures of ``chosen (B,)`` slices with their neighbours, for the border network."""
+    batch, count, device = Slices(*(one[chosen] for one in slices)), len(chosen), chosen.device
     triples = chosen[:, None] + torch.tensor([-1, 0, 1], device=device)
-    triples = triples.clamp(0, len(slices) - 1)
+    triples = triples.clamp(0, len(slices.study) - 1)
     same_study = slices.study[triples] == batch.study[:, None]
     triples = torch.where(same_study, triples, chosen[:, None])  # (B, 3)
     lv_radius = torch.sqrt(_lv(batch.labels).sum((1, 2)) / torch.pi) * 2 / CANVAS
     centre = batch.centre + uniform(-0.18, 0.18, (count, 2), rng) * lv_radius[:, None]
-    mirror = uniform(0, 1, count, rng).lt(0.5).float() * 2 - 1
+    mirror = uniform(0, 1, (count, 1), rng).lt(0.5).float() * 2 - 1
     radius = lv_radius * torch.exp(uniform(-0.25, 0.25, count, rng))
-    points = ring_points(centre, radius, uniform(0, 2 * torch.pi, count, rng), mirror)
-    pictures = functional.grid_sample(
-        slices.images[triples].float() / 255, points, align_corners=False
-    )
-    labels = functional.grid_sample(
-        slices.labels[triples].float(), points, mode="nearest", align_corners=False
-    )
+    points = ring_points(centre, radius, uniform(0, 2 * torch.pi, (count, 1), rng), mirror)
+    images, labels = slices.images[triples].float() / 255, slices.labels[triples].float()
+    pictures = functional.grid_sample(images, points, align_corners=False)
+    labels = functional.grid_sample(labels, points, mode="nearest", align_corners=False)
     pictures = invent_appearance(pictures, labels, settings.invented, rng, wrap=True)
     unit = functional.normalize(points - batch.centre[:, None, None], dim=-1)
     area = sample_areas(device)
@@ -202,53 +185,31 @@ def heart_loss(output: Tensor, examples: Examples) -> Tensor:
     return entropy + overlap / examples.averaged + 0.5 * (weight * error).sum() / len(target)
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """Optimiser steps, slices per step, peak learning rate, and weight decay of AdamW."""
-
-    steps: int
-    batch: int
-    learning_rate: float
-    weight_decay: float
-
-
 def train_network(
     network: nn.Module,
-    make_examples: Callable[[Tensor], Examples],
-    chance: Tensor,
-    schedule: Schedule,
-    rng: torch.Generator,
+    draw_examples: Callable[[], Examples],
+    steps: int,
+    learning_rate: float,
+    weight_decay: float,
     bar: str | None = None,
 ) -> None:
-    """Train the U-Net or the border network in place.
+    """Train the U-Net or the border network in place, with AdamW and a one-cycle schedule.
 
-    Args:
-        network: in training mode.
-        make_examples: makes a batch from the numbers of its slices.
-        chance: ``(N,)`` relative chance of each slice to be drawn.
-        schedule: with a one-cycle learning rate.
-        rng: draws the slices.
-        bar: text of the progress bar; without it, there is no bar.
+    ``bar`` is the text of the progress bar; without it, there is no bar.
     """
-    optimiser = torch.optim.AdamW(
-        network.parameters(), schedule.learning_rate, weight_decay=schedule.weight_decay, fused=True
+    weights = network.parameters()
+    optimiser = torch.optim.AdamW(weights, learning_rate, weight_decay=weight_decay, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, learning_rate, max(steps, 2), pct_start=0.15, cycle_momentum=False
     )
-    rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser,
-        schedule.learning_rate,
-        max(schedule.steps, 2),
-        pct_start=0.15,
-        cycle_momentum=False,
-    )
-    for _ in tqdm(range(schedule.steps), bar, disable=bar is None, leave=False):
-        chosen = torch.multinomial(chance, schedule.batch, replacement=True, generator=rng)
-        examples = make_examples(chosen)
+    for _ in tqdm(range(steps), bar, disable=bar is None, leave=False):
+        examples = draw_examples()
         output = network(examples.pictures)
         loss = heart_loss(output, examples)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
-        rate.step()
+        schedule.step()
         optimiser.zero_grad()
 
 
@@ -291,35 +252,34 @@ def fit_heart_network(
     except TypeError as error:
         remedy = f"Known settings: {', '.join(asdict(settings))}"
         raise InputError("heart network settings", str(error), remedy) from error
-    device = torch.device(device)
     studies = [one.studies if init is None else with_drawn_rv(one.studies, init) for one in cohorts]
-    slices = collect_slices(studies).apply(lambda tensor: tensor.to(device))
+    slices = Slices(*(tensor.to(device) for tensor in collect_slices(studies)))
 
-    def train(network, start, make_examples, usable, schedule, name) -> nn.Module:
-        network = network.to(device)
-        if start is not None:
-            network.load_state_dict(start.state_dict())
+    def train(network, start, make_examples, usable, steps, batch, rate, decay, name):
+        network.to(device).load_state_dict((start or network).state_dict())
         counts = torch.bincount(slices.cohort[usable], minlength=len(cohorts)).clamp(min=1)
         chance = usable * counts[slices.cohort].float() ** -0.75
         rng = torch.Generator(device).manual_seed(seed)
-        make = partial(make_examples, slices, settings=settings, rng=rng)
-        train_network(network, make, chance, schedule, rng, name if progress else None)
+
+        def draw_examples() -> Examples:
+            chosen = torch.multinomial(chance, batch, replacement=True, generator=rng)
+            return make_examples(slices, chosen, settings, rng)
+
+        train_network(network, draw_examples, steps, rate, decay, name if progress else None)
         return network
 
+    unet, borders = build_unet(settings, seed), []
     start = None if init is None else init.networks[0]
     rate = settings.learning_rate / (1 if init is None else 3)
-    schedule = Schedule(settings.steps, settings.batch, rate, 0.01)
-    usable = torch.ones(len(slices), dtype=torch.bool, device=device)
-    unet = train(
-        build_unet(settings, seed), start, crop_examples, usable, schedule, "heart network"
-    )
-    borders = []
+    usable = torch.ones_like(slices.rv_known)
+    about = settings.steps, settings.batch, rate, 0.01, "heart network"
+    train(unet, start, crop_examples, usable, *about)
     if settings.border_steps:
+        borders = [build_border_network(settings.border_channels, seed)]
         start = init.borders[0] if init is not None and len(init.borders) else None
-        network = build_border_network(settings.border_channels, seed)
-        schedule = Schedule(settings.border_steps, 16, 3e-3, 0.02)
         usable = _lv(slices.labels).sum((1, 2)) > SMALLEST
-        borders = [train(network, start, polar_examples, usable, schedule, "border network")]
+        about = settings.border_steps, 16, 3e-3, 0.02, "border network"
+        train(borders[0], start, polar_examples, usable, *about)
     return HeartNetwork(settings, [unet], [cohort.name for cohort in cohorts], borders)
 
 
@@ -352,11 +312,11 @@ def turned_copy(study: Study, degrees: float, mirror: bool) -> Study:
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turn = torch.tensor([[cosine, -sine], [sine, cosine]], dtype=torch.float32)
     axes = margin * turn @ torch.diag(torch.tensor([-1.0 if mirror else 1.0, 1.0]))
-    crops = Crops(axes.expand(count, 2, 2), torch.zeros(count, 2))
+    crops = axes.expand(count, 2, 2), torch.zeros(count, 2)
     fields: dict = {key: value for key, value in study.items() if key not in ("image", "labels")}
     if study.label_map is not None:
         labels = study["labels"].data.permute(3, 0, 2, 1).float().contiguous()
-        turned = crops.sample(square.resample(labels, "nearest"), pixels, "nearest")
+        turned = crop(square.resample(labels, "nearest"), *crops, pixels, "nearest")
         fields["labels"] = turned[:, 0].permute(2, 1, 0).to(torch.uint8)
     known = study["landmarks"]
     if known is not None:
@@ -364,7 +324,7 @@ def turned_copy(study: Study, degrees: float, mirror: bool) -> Study:
         moved = torch.stack([points.cos(), -points.sin()], dim=1) @ torch.linalg.inv(axes).T
         angles = torch.atan2(-moved[:, 1], moved[:, 0]).rad2deg() % 360
         fields["landmarks"] = Landmarks(float(angles[0]), float(angles[1]), known.confidence)
-    image = crops.sample(square.images, pixels)[:, 0].permute(2, 1, 0)
+    image = crop(square.images, *crops, pixels)[:, 0].permute(2, 1, 0)
     side = 2 * square.half_mm / CANVAS
     spacing = (side, side, study.spacing_mm[2])
     return Study.from_arrays(fields.pop("study_id"), image, spacing, **fields)
@@ -487,23 +447,24 @@ def _fitted(
         changes |= {"encoder": settings.encoder, "invented": INVENTED}
     else:  # the base does not know this cohort: undo the third of the rate that `init` would get
         changes |= {"learning_rate": size.learning_rate * 3}
-    trained = memory().cache(_trained_weights, ignore=["cohorts", "init", "progress"])
+    trained = memory().cache(_trained, ignore=["cohorts", "init", "progress"])
     about = key, settings.heart_size, _heart_seed(settings), changes
-    shape, weights = compute_once(trained, *about, cohorts, init, progress)
-    return HeartNetwork.from_weights(shape, weights, [cohort.name for cohort in cohorts])
+    network = compute_once(trained, *about, cohorts, init, progress)
+    network.trained_on = tuple(cohort.name for cohort in cohorts)
+    return network
 
 
-def _trained_weights(
+def _trained(
     key: tuple, size: str, seed: int, changes: dict, cohorts, init, progress
-) -> tuple[HeartSettings, dict[str, Tensor]]:
+) -> HeartNetwork:
     device = accelerator()
-    start = None if init is None else init.to(device)  # it draws missing RV labels
+    start = None if init is None else init.to(device)
     try:
         network = fit_heart_network(cohorts, size, seed, start, progress, device, **changes)
     finally:
         if init is not None:
             init.to("cpu")
-    return network.settings, network.to("cpu").state_dict()
+    return network.to("cpu")
 
 
 def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
