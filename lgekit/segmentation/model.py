@@ -148,7 +148,7 @@ class HeartNetwork(nn.Module):
         self,
         settings: HeartSettings,
         networks: Iterable[nn.Module],
-        trained_on: Sequence[str] = (),
+        trained_on: Iterable[str] = (),
         borders: Iterable[nn.Module] = (),
     ):
         super().__init__()
@@ -167,10 +167,12 @@ class HeartNetwork(nn.Module):
         if len(crops) != 1:
             remedy = "Average networks that were fitted with the same pixels and heart_view"
             raise InputError("heart networks", f"views differ: {sorted(crops)}", remedy)
-        networks = [network for member in members for network in member.networks]
-        names = dict.fromkeys(name for member in members for name in member.trained_on)
-        borders = [network for member in members for network in member.borders]
-        return cls(members[0].settings, networks, tuple(names), borders)
+
+        def everything(name: str) -> list:
+            return [one for member in members for one in getattr(member, name)]
+
+        names = dict.fromkeys(everything("trained_on"))
+        return cls(members[0].settings, everything("networks"), names, everything("borders"))
 
     def encoder_state(self) -> dict[str, Tensor]:
         """Weights of the first U-Net's encoder, for ``build_encoder(settings.encoder)``."""
@@ -355,8 +357,9 @@ def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 def study_votes(maps: Tensor) -> Tensor:
     """Normalised votes ``(5,)`` of a study's upright crops ``(S, 8, h, h)``."""
-    unit, distance = directions(maps.shape[-1], lv_centres(maps, smallest=1e-6)[0])
-    weight = maps[:, LV_CLASSES].sum(1) * distance
+    left = maps[:, LV_CLASSES].sum(1)
+    unit, distance = directions(maps.shape[-1], lv_centres(left, smallest=1e-6)[0])
+    weight = left * distance
     votes = angle_votes(maps[:, CLASSES:], weight, unit[:, 0], unit[:, 1]).sum(0)
     return votes / votes[4].real.clamp(min=1e-6)
 

@@ -139,7 +139,7 @@ def refine_borders(
         maps = functional.interpolate(maps, shape, mode="bilinear", align_corners=False)
     padded = torch.cat([images[:1], images, images[-1:]])[:, 0]
     triples = padded.unfold(0, 3, 1).permute(0, 3, 1, 2)  # (S, 3, 256, 256): slice and neighbours
-    middle, area = lv_centres(maps, smallest=1)
+    middle, area = lv_centres(maps[:, LV_CLASSES].sum(1), smallest=1)
     radius = (torch.sqrt(area / torch.pi) * 2 / DRAWN).clamp(min=2 / DRAWN)
 
     def unroll_and_draw(rows: Tensor | slice) -> tuple[Tensor, Tensor]:

@@ -16,9 +16,7 @@ from lgekit.errors import InputError
 from lgekit.study import CAVITY, MYOCARDIUM, RV, WALL_CODES, Landmarks, Study
 
 CANVAS = 256  # side of the square grid on which every slice is resampled
-CLASSES = (
-    4  # background, cavity, myocardium (with scar and no-reflow), RV: the network's codes 0..3
-)
+CLASSES = 4  # the network's codes: background, cavity, myocardium (with scar, no-reflow), RV
 CLASS_CODES = (0, CAVITY, MYOCARDIUM, RV)
 LV_CLASSES = slice(1, 3)
 ANGLE_CHANNELS = 4  # cosine and sine of the angle from the anterior and the inferior point
@@ -32,13 +30,13 @@ class SquareSlices:
     centre_mm: np.ndarray  # (2,) from the corner of the study's array to the square's centre
     half_mm: float  # from the square's centre to its edge
     spacing: np.ndarray  # (2,) mm per pixel of the study, x and y
-    shape: tuple[int, int]  # (X, Y) of the study
+    shape: np.ndarray  # (2,) pixels of the study, x and y
 
-    def resample(self, arrays: Tensor, mode: str) -> Tensor:
+    def from_study(self, arrays: Tensor, mode: str) -> Tensor:
         """Resample ``(S, C, Y, X)`` from the study's grid to ``(S, C, 256, 256)``."""
-        extent = np.array(self.shape) * self.spacing
-        shift = 2 * self.centre_mm / extent - 1
-        return _resample(arrays, 2 * self.half_mm / extent, shift, (CANVAS, CANVAS), mode)
+        square = self.centre_mm - self.half_mm, self.centre_mm + self.half_mm
+        study = np.zeros(2), self.shape * self.spacing
+        return _resample(arrays, study, square, (CANVAS, CANVAS), mode)
 
     def to_study(
         self, maps: Tensor, centre: Tensor, half_width: float
@@ -50,28 +48,30 @@ class SquareSlices:
         Returns:
             These pixels ``(x, y)``, at least one, and ``(S, C, y, x)``, zero outside the crop.
         """
-        middle, count = np.array(centre.tolist()), np.array(self.shape)
-        low, high = (
-            (self.centre_mm + (middle + side * half_width) * self.half_mm) / self.spacing
-            for side in (-1, 1)
-        )
-        start = np.clip(np.floor(low), 0, count - 1).astype(int)
-        stop = np.clip(np.ceil(high), start + 1, count).astype(int)
-        first, last = start * self.spacing, stop * self.spacing  # mm
-        scale = (last - first) / 2 / self.half_mm / half_width
-        shift = (((first + last) / 2 - self.centre_mm) / self.half_mm - middle) / half_width
+        middle = np.array(centre.tolist())
+        low = self.centre_mm + (middle - half_width) * self.half_mm
+        high = self.centre_mm + (middle + half_width) * self.half_mm
+        start = np.clip(np.floor(low / self.spacing), 0, self.shape - 1).astype(int)
+        stop = np.clip(np.ceil(high / self.spacing), start + 1, self.shape).astype(int)
+        covered = start * self.spacing, stop * self.spacing
         width, height = stop - start
         box = (slice(start[0], stop[0]), slice(start[1], stop[1]))
-        return box, _resample(maps, scale, shift, (height, width), "bilinear")
+        return box, _resample(maps, (low, high), covered, (height, width), "bilinear")
 
 
 def _resample(
-    arrays: Tensor, scale: np.ndarray, shift: np.ndarray, shape: tuple[int, int], mode: str
+    arrays: Tensor,
+    source: tuple[np.ndarray, np.ndarray],
+    target: tuple[np.ndarray, np.ndarray],
+    shape: tuple[int, int],
+    mode: str,
 ) -> Tensor:
-    """Sample all slices ``(S, C, H, W)`` at ``scale * (x, y) + shift``."""
-    axes = torch.diag(torch.tensor(scale, dtype=torch.float32))[None]
-    grid = pixel_points(axes, torch.tensor(shift, dtype=torch.float32)[None], *shape)
-    channels = arrays.flatten(0, 1)[None]
+    """Resample ``(S, C, H, W)`` from one rectangle to another (two corners each, mm)."""
+    size = source[1] - source[0]
+    axes = torch.tensor(np.diag((target[1] - target[0]) / size), dtype=torch.float32)
+    shift = torch.tensor((sum(target) - sum(source)) / size, dtype=torch.float32)
+    channels = arrays.flatten(0, 1)[None]  # all slices share one grid
+    grid = pixel_points(axes[None], shift[None], *shape)
     sampled = functional.grid_sample(channels, grid, mode=mode, align_corners=False)
     return sampled[0].unflatten(0, arrays.shape[:2])
 
@@ -82,17 +82,17 @@ def square_slices(study: Study) -> SquareSlices:
     Only the ratio of the in-plane spacings matters, not their size.
     """
     pixels = study["image"].data[0].float()  # (X, Y, S)
-    shape, spacing = tuple(pixels.shape[:2]), np.array(study.spacing_mm[:2])
-    start, stop = np.zeros(2, int), np.array(shape)
+    shape, spacing = np.array(pixels.shape[:2]), np.array(study.spacing_mm[:2])
+    start, stop = np.zeros(2, int), shape
     filled = np.argwhere((pixels != 0).any(dim=2).numpy())
     if len(filled):
         start, stop = filled.min(0), filled.max(0) + 1
     inside = pixels[start[0] : stop[0] : 2, start[1] : stop[1] : 2].numpy()
-    low, high = np.percentile(inside, (0.5, 99.5))
+    low, high = (float(value) for value in np.percentile(inside, (0.5, 99.5)))
     half_mm = float(((stop - start) / 2 * spacing).max())
     square = SquareSlices(torch.empty(0), (start + stop) / 2 * spacing, half_mm, spacing, shape)
-    scaled = ((pixels - float(low)) / max(float(high - low), 1e-6)).clamp(0, 1)
-    images = square.resample(scaled.permute(2, 1, 0)[:, None].contiguous(), "bilinear")
+    scaled = ((pixels - low) / max(high - low, 1e-6)).clamp(0, 1)
+    images = square.from_study(scaled.permute(2, 1, 0)[:, None].contiguous(), "bilinear")
     return replace(square, images=images)
 
 
@@ -131,26 +131,20 @@ def collect_slices(cohorts: Iterable[Sequence[Study]]) -> Slices:
 
 def _study_slices(study: Study, labels: np.ndarray, cohort: int, number: int) -> Slices:
     square = square_slices(study)
-    table = np.zeros(256, np.float32)  # the network's class of each label code
-    table[[CAVITY, *WALL_CODES, RV]] = [1, *(2 for _ in WALL_CODES), 3]
-    classes = torch.from_numpy(table[labels]).permute(2, 1, 0)[:, None].contiguous()
-    drawn = square.resample(classes, "nearest")[:, 0].to(torch.uint8)
-    lv = (drawn == 1) | (drawn == 2)
-    area = lv.sum((1, 2)).float()
-    weighted = torch.stack(
-        [lv.sum(1).float() @ pixel_axis(CANVAS), lv.sum(2).float() @ pixel_axis(CANVAS)], 1
-    )
-    mean = weighted.sum(0) / area.sum()
-    centre = torch.where(area[:, None] > 0, weighted / area[:, None].clamp(min=1), mean)
+    wall = 2.0 * np.isin(labels, WALL_CODES)
+    codes = (labels == CAVITY) + wall + 3.0 * (labels == RV)
+    classes = torch.from_numpy(codes).float().permute(2, 1, 0)[:, None].contiguous()
+    drawn = square.from_study(classes, "nearest")[:, 0].to(torch.uint8)
+    lv = ((drawn == 1) | (drawn == 2)).float()
+    centre, area = lv_centres(lv, smallest=1)
+    middle, _ = lv_centres(lv.sum(0, keepdim=True), smallest=1)
     diameter = 2 * torch.sqrt(area.max() / torch.pi) * 2 / CANVAS
     rv_known = bool((labels == RV).any())
     landmarks = study["landmarks"]
     if landmarks is None and rv_known:
         landmarks = insertion_points(labels, study.spacing_mm, mirrored=False)
-    if (
-        landmarks is None
-        or not np.isfinite([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg]).all()
-    ):
+    known = landmarks and landmarks.anterior_rvip_deg + landmarks.inferior_rvip_deg
+    if known is None or not np.isfinite(known):
         landmarks = Landmarks(0.0, 120.0, 0.0)
     angles = np.radians([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg])
     insertions = np.stack([np.cos(angles), -np.sin(angles)], axis=1)
@@ -158,7 +152,7 @@ def _study_slices(study: Study, labels: np.ndarray, cohort: int, number: int) ->
     return Slices(
         images=(square.images[:, 0] * 255).round().to(torch.uint8),
         labels=drawn,
-        centre=centre,
+        centre=torch.where(area[:, None] > 0, centre, middle),
         diameter=diameter.expand(count),
         insertions=torch.tensor(insertions, dtype=torch.float32).expand(count, 2, 2),
         handedness=torch.tensor(-1.0 if landmarks.mirrored else 1.0).expand(count),
@@ -183,12 +177,11 @@ def directions(pixels: int, centre: Tensor) -> tuple[Tensor, Tensor]:
     return offset / distance.clamp(min=1e-6)[:, None], distance
 
 
-def lv_centres(maps: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
-    """LV centres ``(S, 2)`` and areas ``(S,)`` in pixels, from probabilities ``(S, C, h, h)``.
+def lv_centres(left: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
+    """Centres ``(S, 2)`` and areas ``(S,)`` in pixels of LV probabilities ``(S, h, h)``.
 
     Areas below ``smallest`` are divided by ``smallest``, so that an empty slice gets a centre.
     """
-    left = maps[:, LV_CLASSES].sum(1)
     axis, area = pixel_axis(left.shape[-1], left.device), left.sum((1, 2))
     weighted = torch.stack([left.sum(1) @ axis, left.sum(2) @ axis], dim=1)
     return weighted / area.clamp(min=smallest)[:, None], area

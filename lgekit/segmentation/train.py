@@ -121,7 +121,7 @@ def crop_examples(
 def polar_examples(
     slices: Slices, chosen: Tensor, settings: HeartSettings, rng: torch.Generator
 ) -> Examples:
-    """Random polar pictures of ``chosen (B,)`` slices with their neighbours, for the border network."""
+    """Random polar pictures of ``chosen (B,)`` slices and their neighbours: border network."""
     batch, count, device = Slices(*(one[chosen] for one in slices)), len(chosen), chosen.device
     triples = chosen[:, None] + torch.tensor([-1, 0, 1], device=device)
     triples = triples.clamp(0, len(slices.study) - 1)
@@ -316,7 +316,7 @@ def turned_copy(study: Study, degrees: float, mirror: bool) -> Study:
     fields: dict = {key: value for key, value in study.items() if key not in ("image", "labels")}
     if study.label_map is not None:
         labels = study["labels"].data.permute(3, 0, 2, 1).float().contiguous()
-        turned = crop(square.resample(labels, "nearest"), *crops, pixels, "nearest")
+        turned = crop(square.from_study(labels, "nearest"), *crops, pixels, "nearest")
         fields["labels"] = turned[:, 0].permute(2, 1, 0).to(torch.uint8)
     known = study["landmarks"]
     if known is not None:
