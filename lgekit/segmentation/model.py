@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -318,7 +319,7 @@ class HeartNetwork(nn.Module):
         try:
             about = json.loads((folder / "heart.json").read_text())
             about["settings"].pop("poses", None)  # of older files
-            values = {
+            values: dict[str, Any] = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in about["settings"].items()
             }

@@ -109,8 +109,7 @@ def ring_points(
         mirror: ``(B, 1)`` 1 where the columns run clockwise on the screen, else -1.
     """
     angle = column_angles(centre.device) * mirror + start
-    unit = torch.stack([angle.cos(), angle.sin()], dim=-1)  # (1 or B, angle, 2)
-    unit = unit.view(-1, 1, ANGLES, 2)
+    unit = torch.stack([angle.cos(), angle.sin()], dim=-1).view(-1, 1, ANGLES, 2)
     depth = sample_depths(centre.device)[:, None, None]
     return centre[:, None, None] + unit * depth * radius[:, None, None, None]
 
@@ -181,11 +180,10 @@ def ring_shape(shares: Tensor) -> tuple[Tensor, Tensor]:
         Centroids ``(B, 2)`` relative to the pictures' centres and radii ``(B,)`` of circles of the
         same area, both in the pictures' LV radii, x right and y down.
     """
-    device = shares.device
-    area = shares[:, LV_CLASSES].sum(1) * sample_areas(device)  # times STRETCH dθ: r dr dθ
-    arms = area * sample_depths(device)[:, None]
+    depth, angle = sample_depths(shares.device)[:, None], column_angles(shares.device)
+    area = shares[:, LV_CLASSES].sum(1) * sample_areas(shares.device)  # r dr dθ / (STRETCH dθ)
+    arms = area * depth
     total = area.sum((1, 2)).clamp(min=1e-6)
-    angle = column_angles(device)
     unit = torch.stack([angle.cos(), angle.sin()], dim=1)
     return arms.sum(1) @ unit / total[:, None], torch.sqrt(total * STRETCH * 2 / ANGLES)
 
