@@ -22,7 +22,13 @@ from lgekit.segmentation.slices import (
 
 DEPTHS, ANGLES = 48, 64  # samples of the polar picture
 OUTER = 3.4  # its outer end, in radii of a circle with the slice's epicardial area
-STRETCH = asinh(OUTER) / DEPTHS  # sample i is at sinh((i + 1/2) STRETCH): dense in the wall
+STRETCH = asinh(OUTER) / DEPTHS
+_STEPS = (torch.arange(DEPTHS) + 0.5) * STRETCH
+SAMPLE_DEPTHS = torch.sinh(_STEPS)[
+    :, None
+]  # (depth, 1) LV radii from the centre; dense in the wall
+SAMPLE_AREAS = torch.sinh(_STEPS)[:, None] * torch.cosh(_STEPS)[:, None]  # (depth, 1), r dr
+COLUMN_ANGLES = torch.arange(ANGLES) * (2 * torch.pi / ANGLES)  # radians, clockwise on the screen
 DRAWN = 96  # side of the maps that are drawn
 UNMOVED = 0.1  # of its radius: a circle that moves and grows by less is not drawn again
 PRESENT = 0.15  # of a study's largest LV area: a slice with less stays as the U-Net drew it
@@ -81,22 +87,6 @@ def build_border_network(channels: Sequence[int], seed: int) -> BorderNetwork:
         return BorderNetwork(channels).to(memory_format=torch.channels_last)
 
 
-def sample_depths(device: torch.device) -> Tensor:
-    """``(depth,)`` distances of the samples from the centre, in LV radii."""
-    return torch.sinh((torch.arange(DEPTHS, device=device) + 0.5) * STRETCH)
-
-
-def sample_areas(device: torch.device) -> Tensor:
-    """``(depth, 1)`` area r dr of each sample; the mean within 1.5 LV radii is near 1."""
-    step = (torch.arange(DEPTHS, device=device) + 0.5) * STRETCH
-    return (torch.sinh(step) * torch.cosh(step))[:, None]
-
-
-def column_angles(device: torch.device) -> Tensor:
-    """``(angle,)`` radians of the columns, clockwise on the screen, as y points down."""
-    return torch.arange(ANGLES, device=device) * (2 * torch.pi / ANGLES)
-
-
 def ring_points(
     centre: Tensor, radius: Tensor, start: Tensor | float = 0.0, mirror: Tensor | float = 1.0
 ) -> Tensor:
@@ -108,9 +98,9 @@ def ring_points(
         start: ``(B, 1)`` angle of the first column, radians.
         mirror: ``(B, 1)`` 1 where the columns run clockwise on the screen, else -1.
     """
-    angle = column_angles(centre.device) * mirror + start
+    angle = COLUMN_ANGLES.to(centre.device) * mirror + start
     unit = torch.stack([angle.cos(), angle.sin()], dim=-1).view(-1, 1, ANGLES, 2)
-    depth = sample_depths(centre.device)[:, None, None]
+    depth = SAMPLE_DEPTHS.to(centre.device)[:, None]
     return centre[:, None, None] + unit * depth * radius[:, None, None, None]
 
 
@@ -180,8 +170,10 @@ def ring_shape(shares: Tensor) -> tuple[Tensor, Tensor]:
         Centroids ``(B, 2)`` relative to the pictures' centres and radii ``(B,)`` of circles of the
         same area, both in the pictures' LV radii, x right and y down.
     """
-    depth, angle = sample_depths(shares.device)[:, None], column_angles(shares.device)
-    area = shares[:, LV_CLASSES].sum(1) * sample_areas(shares.device)  # r dr dθ / (STRETCH dθ)
+    depth, areas, angle = (
+        one.to(shares.device) for one in (SAMPLE_DEPTHS, SAMPLE_AREAS, COLUMN_ANGLES)
+    )
+    area = shares[:, LV_CLASSES].sum(1) * areas
     arms = area * depth
     total = area.sum((1, 2)).clamp(min=1e-6)
     unit = torch.stack([angle.cos(), angle.sin()], dim=1)
@@ -190,8 +182,8 @@ def ring_shape(shares: Tensor) -> tuple[Tensor, Tensor]:
 
 def ring_votes(shares: Tensor, field: Tensor, radius: Tensor) -> Tensor:
     """Normalised votes ``(5,)`` of a study's polar pictures ``(S, …, depth, angle)``."""
-    angle = column_angles(field.device)
-    arms = sample_areas(field.device) * sample_depths(field.device)[:, None]  # area times distance
+    angle = COLUMN_ANGLES.to(field.device)
+    arms = (SAMPLE_AREAS * SAMPLE_DEPTHS).to(field.device)  # area times distance
     weight = shares[:, LV_CLASSES].sum(1) * arms * radius[:, None, None].pow(3)
     votes = angle_votes(field, weight, angle.cos(), angle.sin(), over=(0, 1, 2)).cpu()
     return votes / votes[4].real.clamp(min=1e-6)

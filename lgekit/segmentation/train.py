@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -30,7 +30,7 @@ from lgekit.segmentation.model import (
     build_unet,
     with_prediction,
 )
-from lgekit.segmentation.polar_unet import build_border_network, ring_points, sample_areas
+from lgekit.segmentation.polar_unet import SAMPLE_AREAS, build_border_network, ring_points
 from lgekit.segmentation.slices import (
     CANVAS,
     CLASSES,
@@ -101,10 +101,10 @@ def crop_examples(
     pictures = invent_appearance(pictures, labels, settings.invented, rng)
     pictures = standardise(vary_appearance(pictures, rng))
     # LV centre and insertion points in the crop's coordinates
-    lv_centre = torch.linalg.solve(axes, (batch.centre - centre)[:, :, None])[:, :, 0]
+    lv_middle = torch.linalg.solve(axes, (batch.centre - centre)[:, :, None])[:, :, 0]
     turned = torch.linalg.solve(axes, batch.insertions.transpose(1, 2)).transpose(1, 2)
     insertions, size = functional.normalize(turned, dim=2), torch.linalg.det(axes)
-    unit, distance = directions(pixels, lv_centre)
+    unit, distance = directions(pixels, lv_middle)
     radii = distance * (size.abs().sqrt() / (batch.diameter / 2))[:, None, None]
     return Examples(
         pictures.to(memory_format=torch.channels_last),
@@ -137,7 +137,7 @@ def polar_examples(
     labels = functional.grid_sample(labels, points, mode="nearest", align_corners=False)
     pictures = invent_appearance(pictures, labels, settings.invented, rng, wrap=True)
     unit = functional.normalize(points - batch.centre[:, None, None], dim=-1)
-    area = sample_areas(device)
+    area = SAMPLE_AREAS.to(device)
     return Examples(
         vary_appearance(pictures, rng).contiguous(memory_format=torch.channels_last),
         labels[:, 1].long(),
@@ -376,11 +376,9 @@ def evaluate_heart_network(
 
 
 def weights_fingerprint(network: HeartNetwork) -> str:
-    """Hash a heart network's settings and weights to 16 hex digits."""
-    digest = hashlib.sha256(repr(network.settings).encode())
-    for name, value in sorted(network.state_dict().items()):
-        digest.update(name.encode() + value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """Hash a heart network's settings and weights."""
+    weights = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
+    return joblib.hash((asdict(network.settings), weights))
 
 
 def heart_network(
@@ -439,12 +437,10 @@ def _fitted(
     progress: bool,
 ) -> HeartNetwork:
     """Train on some cohorts, or take the weights from the cache."""
-    # the cohort's fingerprint leaves the landmarks out
-    data = [
-        (one.fingerprint, [repr(study["landmarks"]) for study in one.studies]) for one in cohorts
-    ]
+    landmarks = [repr(study["landmarks"]) for one in cohorts for study in one.studies]
+    data = [one.fingerprint for one in cohorts], landmarks
     start = "" if init is None else weights_fingerprint(init)
-    key = (data, start, code_version("anatomy", "data", "segmentation"))
+    key = data, start, code_version("anatomy", "data", "segmentation")
     size = SIZES[settings.heart_size]
     changes: dict[str, Any] = {"steps": steps, "border_steps": min(steps, size.border_steps)}
     if init is None:  # without a real study of its kind, learn shapes, not the look of phantoms
@@ -473,10 +469,10 @@ def _trained(
 
 def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
     """The cohort with predicted labels and landmarks in place of its own. Cached."""
-    key = cohort.fingerprint, weights_fingerprint(network)
-    located = memory().cache(_located, ignore=["cohort", "network"])
     version = code_version("anatomy", "data", "segmentation")
-    found = compute_once(located, key, version, cohort, network)
+    key = cohort.fingerprint, weights_fingerprint(network), version
+    located = memory().cache(_located, ignore=["cohort", "network"])
+    found = compute_once(located, key, cohort, network)
     studies = [
         with_prediction(study, np.array(labels), landmarks)
         for study, (labels, landmarks) in zip(cohort.studies, found, strict=True)
@@ -485,7 +481,7 @@ def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
 
 
 def _located(
-    key: tuple, version: str, cohort: Cohort, network: HeartNetwork
+    key: tuple, cohort: Cohort, network: HeartNetwork
 ) -> list[tuple[np.ndarray, Landmarks]]:
     before = network.device
     found = network.to(accelerator()).predict_cohort(cohort.studies)

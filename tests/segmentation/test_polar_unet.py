@@ -12,13 +12,13 @@ from lgekit.segmentation.polar_unet import (
     DEPTHS,
     DRAWN,
     OUTER,
+    SAMPLE_AREAS,
+    SAMPLE_DEPTHS,
     STRETCH,
     build_border_network,
     refine_borders,
     ring_points,
     ring_shape,
-    sample_areas,
-    sample_depths,
 )
 from lgekit.segmentation.slices import collect_slices, invent_appearance, landmarks_from_votes
 from lgekit.segmentation.train import fit_heart_network, heart_loss, polar_examples
@@ -26,7 +26,6 @@ from lgekit.study import Cohort
 
 CENTRE, HALF = torch.tensor([0.1, -0.2]), torch.tensor(0.5)
 MIDDLE, RADIUS, INNER = (0.15, 0.1), 0.4, 0.25  # of a ring, in crop coordinates
-CPU = torch.device("cpu")
 
 
 def screen_distance(middle=MIDDLE):
@@ -58,7 +57,7 @@ class AlwaysTheSame(nn.Module):
 
     def __init__(self, inner, anterior, mirrored):
         super().__init__()
-        depth = sample_depths(CPU)
+        depth = SAMPLE_DEPTHS[:, 0]
         rv = (3 * (depth - 1)).clamp(max=1)  # equals the wall at 1 and the surroundings at 2 radii
         logits = 30 * torch.stack([depth - 1, inner - depth, torch.zeros(DEPTHS), rv])
         logits = logits[:, :, None].repeat(1, 1, ANGLES)
@@ -84,15 +83,15 @@ def test_the_output_turns_with_the_picture():
 
 
 def test_areas_of_the_samples_add_up_to_the_disc():
-    assert float(sample_areas(CPU).sum()) * STRETCH == pytest.approx(OUTER**2 / 2, rel=1e-3)
-    steps = sample_depths(CPU).diff()
+    assert float(SAMPLE_AREAS.sum()) * STRETCH == pytest.approx(OUTER**2 / 2, rel=1e-3)
+    steps = SAMPLE_DEPTHS[:, 0].diff()
     assert (steps.diff() > 0).all() and steps[0] < 0.045 and steps[-1] > 0.12
 
 
 def test_ring_points_run_clockwise_on_the_screen_unless_mirrored():
     centre, radius = torch.tensor([[0.2, 0.1]]), torch.tensor([0.4])
     points = ring_points(centre, radius)[0]
-    end = torch.tensor([0.4 * float(sample_depths(CPU)[-1]), 0.0])
+    end = torch.tensor([0.4 * float(SAMPLE_DEPTHS[-1]), 0.0])
     assert torch.allclose(points[-1, 0] - centre[0], end)
     assert points[-1, ANGLES // 4, 1] > centre[0, 1] + 0.5  # y points down
     mirrored = ring_points(centre, radius, 0.0, torch.tensor([[-1.0]]))[0]
