@@ -23,11 +23,9 @@ from lgekit.segmentation.slices import (
 DEPTHS, ANGLES = 48, 64  # samples of the polar picture
 OUTER = 3.4  # its outer end, in radii of a circle with the slice's epicardial area
 STRETCH = asinh(OUTER) / DEPTHS
-_STEPS = (torch.arange(DEPTHS) + 0.5) * STRETCH
-SAMPLE_DEPTHS = torch.sinh(_STEPS)[
-    :, None
-]  # (depth, 1) LV radii from the centre; dense in the wall
-SAMPLE_AREAS = torch.sinh(_STEPS)[:, None] * torch.cosh(_STEPS)[:, None]  # (depth, 1), r dr
+_STEPS = (torch.arange(DEPTHS)[:, None] + 0.5) * STRETCH
+SAMPLE_DEPTHS = torch.sinh(_STEPS)  # (depth, 1) LV radii from the centre; dense in the wall
+SAMPLE_AREAS = torch.sinh(_STEPS) * torch.cosh(_STEPS)  # (depth, 1), r dr
 COLUMN_ANGLES = torch.arange(ANGLES) * (2 * torch.pi / ANGLES)  # radians, clockwise on the screen
 DRAWN = 96  # side of the maps that are drawn
 UNMOVED = 0.1  # of its radius: a circle that moves and grows by less is not drawn again

@@ -332,7 +332,7 @@ def test_an_encoder_that_fits_no_network_is_named(name):
 
 
 def test_a_short_training_draws_rings():
-    network = fit(ring_cohort(8), steps=70, border_steps=0)
+    network = fit(ring_cohort(8), steps=60, border_steps=0, pixels=48)
     table = evaluate_heart_network(network, ring_cohort(4, start=100), seed=0)
     assert table["dice_cavity"].median() > 0.8
     assert table["dice_myocardium"].median() > 0.6
