@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,22 +19,9 @@ from torch import Tensor, nn
 from lgekit.anatomy.segments import insertion_points
 from lgekit.cache import predicting, replacing
 from lgekit.errors import InputError
+from lgekit.segmentation import slices
 from lgekit.segmentation.polar_unet import build_border_network, refine_borders
-from lgekit.segmentation.slices import (
-    ANGLE_CHANNELS,
-    CLASS_CODES,
-    CLASSES,
-    LV_CLASSES,
-    SquareSlices,
-    angle_votes,
-    crop,
-    directions,
-    landmarks_from_votes,
-    lv_centres,
-    pixel_axis,
-    square_slices,
-    standardise,
-)
+from lgekit.segmentation.slices import ANGLE_CHANNELS, CLASSES, LV_CLASSES
 from lgekit.study import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 
 NEAR_VOTE = 25.0  # degrees between a vote and a junction of RV and wall that replaces it [O]
@@ -81,24 +68,16 @@ def build_encoder(name: str) -> nn.Module:
     """Build a timm encoder with one input channel and random weights, as the U-Net's.
 
     Its ``forward_features`` maps ``(B, 1, H, W)`` to the deepest features of the U-Net's decoder.
-
-    Raises:
-        InputError: timm does not know the name.
     """
     import timm
 
-    try:
-        return timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool="")
-    except (RuntimeError, ValueError) as error:
-        remedy = "Give a name from timm.list_models()"
-        raise InputError("encoder", f"{name!r}: {error}", remedy) from error
+    return timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool="")
 
 
 def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
     """Build a U-Net ``(B, 1, h, h)`` → ``(B, 8, h, h)``: class logits, then the angle field.
 
-    Raises:
-        InputError: timm does not know the encoder, or it fits no U-Net.
+    Raises InputError if timm does not know the encoder, or if it fits no U-Net.
     """
     import segmentation_models_pytorch as smp
     from segmentation_models_pytorch.base import SegmentationHead
@@ -118,21 +97,20 @@ def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
             raise InputError("setting encoder", problem, remedy) from error
         # The last block works at full resolution and costs as much as all others together.
         unet.decoder.blocks = unet.decoder.blocks[:-1]
-        unet.segmentation_head = SegmentationHead(
-            settings.decoder[-1], CLASSES + ANGLE_CHANNELS, kernel_size=3, upsampling=2
-        )
+        outputs = CLASSES + ANGLE_CHANNELS
+        head = SegmentationHead(settings.decoder[-1], outputs, kernel_size=3, upsampling=2)
+        unet.segmentation_head = head
     return unet.to(memory_format=torch.channels_last)
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """The heart of a study as drawn in one crop: maps, the crop, votes ``(5,)`` and certainty."""
+class Candidate(NamedTuple):
+    """The heart of a study as drawn in one crop."""
 
-    maps: Tensor
-    centre: Tensor
-    half_width: Tensor
-    votes: Tensor
-    certainty: float
+    maps: Tensor  # (S, 4 or 8, h, h)
+    centre: Tensor  # (2,) of the crop
+    half_width: Tensor  # () of the crop
+    votes: Tensor  # (5,)
+    certainty: float  # the LV's probability, averaged with itself as weight
 
 
 class HeartNetwork(nn.Module):
@@ -159,21 +137,15 @@ class HeartNetwork(nn.Module):
 
     @classmethod
     def mean(cls, members: Sequence[HeartNetwork]) -> HeartNetwork:
-        """Average heart networks, whose encoders may differ.
-
-        Raises:
-            InputError: their settings ``pixels`` or ``heart_view`` differ.
-        """
+        """Average heart networks, which may differ in all settings but ``pixels, heart_view``."""
         crops = {(member.settings.pixels, member.settings.heart_view) for member in members}
         if len(crops) != 1:
             remedy = "Average networks that were fitted with the same pixels and heart_view"
             raise InputError("heart networks", f"views differ: {sorted(crops)}", remedy)
-
-        def everything(name: str) -> list:
-            return [one for member in members for one in getattr(member, name)]
-
-        names = dict.fromkeys(everything("trained_on"))
-        return cls(members[0].settings, everything("networks"), names, everything("borders"))
+        names = dict.fromkeys(name for member in members for name in member.trained_on)
+        networks = [one for member in members for one in member.networks]
+        borders = [one for member in members for one in member.borders]
+        return cls(members[0].settings, networks, names, borders)
 
     def encoder_state(self) -> dict[str, Tensor]:
         """Weights of the first U-Net's encoder, for ``build_encoder(settings.encoder)``."""
@@ -189,7 +161,7 @@ class HeartNetwork(nn.Module):
     def maps(self, crops: Tensor) -> Tensor:
         """Map crops ``(B, 1, h, h)`` in [0, 1] to ``(B, 8, h, h)``: class probabilities, angles."""
         output = []
-        for part in standardise(crops).split(32):
+        for part in slices.standardise(crops).split(32):
             part = part.contiguous(memory_format=torch.channels_last)
             total = part.new_zeros(len(part), CLASSES + ANGLE_CHANNELS, *part.shape[2:])
             for network in self.networks:
@@ -205,94 +177,59 @@ class HeartNetwork(nn.Module):
         Labels are BACKGROUND, CAVITY, MYOCARDIUM (scar included) and RV. Where no heart is found,
         labels are empty and landmarks are NaN with confidence 0.
         """
-        return self.predict_cohort([study]).studies[0]
+        square = slices.square_slices(study)
+        images = square.images.to(self.device)
+        spread = torch.linspace(0, len(images) - 1, min(WIDE_SLICES, len(images)) + 2)
+        some = images[spread[1:-1].round().long()]  # not the first and the last
+        wide = self._crop_maps(some, torch.zeros(2), torch.tensor(1.0))
+        first = self._draw(images, *find_heart(wide))
+        candidates = [first._replace(votes=first.votes + study_votes(wide))]
+        if first.certainty < SURE:  # look in the middle, then around what was found there
+            for diameter in MIDDLE_DIAMETERS:
+                centre, size = torch.zeros(2), torch.tensor(diameter)
+                for _ in range(2):
+                    last = self._draw(images, centre, size)
+                    candidates.append(last)
+                    moved, relative = find_heart(last.maps)
+                    centre, size = last.centre + last.half_width * moved, last.half_width * relative
+        best = max(candidates, key=lambda candidate: candidate.certainty)
+        labels = square.draw_labels(best.maps, best.centre, best.half_width)
+        found = ((labels == CAVITY) | (labels == MYOCARDIUM)).any()
+        landmarks = slices.landmarks_from_votes(best.votes * found)
+        landmarks = move_to_junctions(landmarks, labels.numpy(), study.spacing_mm)
+        return with_labels(study, labels, landmarks)
 
-    def predict_cohort(self, studies: Cohort | Sequence[Study], group: int = 8) -> Cohort:
-        """Predict all studies, ``group`` at a time; on a CPU one thread per group."""
-        studies = studies.studies if isinstance(studies, Cohort) else list(studies)
-        groups = [studies[start : start + group] for start in range(0, len(studies), group)]
+    def predict_cohort(self, studies: Cohort | Sequence[Study]) -> Cohort:
+        """Predict all studies; on a CPU one study per thread."""
+        studies = studies.studies if isinstance(studies, Cohort) else studies
         threads = torch.get_num_threads()
-        workers = max(min(threads, len(groups)), 1) if self.device.type == "cpu" else 1
+        workers = max(min(threads, len(studies)), 1) if self.device.type == "cpu" else 1
         inner = threads if workers == 1 else 1
         try:
-            with ThreadPoolExecutor(
-                workers, initializer=torch.set_num_threads, initargs=(inner,)
-            ) as pool:
-                parts = list(pool.map(self._predict_group, groups))
+            with ThreadPoolExecutor(workers, "", torch.set_num_threads, (inner,)) as pool:
+                predicted = list(pool.map(self.predict, studies))
         finally:
             torch.set_num_threads(threads)  # of threads that are started from now on
-        return Cohort([study for part in parts for study in part], "predicted")
+        return Cohort(predicted, "predicted")
 
-    def _predict_group(self, studies: Sequence[Study]) -> list[Study]:
-        """Look for each heart in some whole slices, draw it in a crop around that place."""
-        squares = [square_slices(study) for study in studies]
-        counts = [len(square.images) for square in squares]
-        images = torch.cat([square.images for square in squares]).to(self.device)
-        few = []
-        for own, count in zip(images.split(counts), counts, strict=True):
-            spread = torch.linspace(0, count - 1, min(WIDE_SLICES, count) + 2)[1:-1]  # not the ends
-            few.append(own[spread.round().long()])
-        whole = torch.zeros(len(studies), 2), torch.ones(len(studies))
-        wide = self._crop_maps(torch.cat(few), *whole, [len(part) for part in few])
-        found = [find_heart(part) for part in wide]
-        centres, diameters = (torch.stack(values) for values in zip(*found, strict=True))
-        drawn = self._draw(images, centres, diameters, counts)
-        results = []
-        for study, square, own, maps, candidate in zip(
-            studies, squares, images.split(counts), wide, drawn, strict=True
-        ):
-            best, votes = candidate, candidate.votes + study_votes(maps)
-            if candidate.certainty < SURE:
-                best = max([candidate, *self._search(own)], key=lambda one: one.certainty)
-                votes = votes if best is candidate else best.votes
-            labels = draw_labels(square, best.maps, best.centre, float(best.half_width))
-            if not ((labels == CAVITY) | (labels == MYOCARDIUM)).any():
-                votes = torch.zeros_like(votes)
-            voted = landmarks_from_votes(votes)
-            landmarks = move_to_junctions(voted, labels.numpy(), study.spacing_mm)
-            results.append(with_prediction(study, labels, landmarks))
-        return results
+    def _draw(self, images: Tensor, centre: Tensor, diameter: Tensor) -> Candidate:
+        """Draw the heart of a study in a crop around ``centre (2,)``."""
+        width = diameter * self.settings.heart_view / 2
+        maps = self._crop_maps(images, centre, width)
+        votes = study_votes(maps)
+        if len(self.borders):
+            maps, ring = refine_borders(self.borders, images, maps, centre, width)
+            votes = votes + BORDER_VOTES * ring
+        left = maps[:, LV_CLASSES].sum(1)
+        certainty = float(left.square().sum() / left.sum().clamp(min=1e-6))
+        return Candidate(maps, centre, width, votes, certainty)
 
-    def _draw(
-        self, images: Tensor, centres: Tensor, diameters: Tensor, counts: list[int]
-    ) -> list[Candidate]:
-        """Draw the hearts of ``n`` studies around ``centres (n, 2)``, ``diameters (n,)``."""
-        widths, candidates = diameters * self.settings.heart_view / 2, []
-        crops = self._crop_maps(images, centres, widths, counts)
-        for maps, own, centre, width in zip(
-            crops, images.split(counts), centres, widths, strict=True
-        ):
-            votes = study_votes(maps)
-            if len(self.borders):
-                maps, ring = refine_borders(self.borders, own, maps, centre, width)
-                votes = votes + BORDER_VOTES * ring
-            # certainty: the LV's probability averaged with itself as weight
-            left = maps[:, LV_CLASSES].sum(1)
-            certainty = float(left.square().sum() / left.sum().clamp(min=1e-6))
-            candidates.append(Candidate(maps, centre, width, votes, certainty))
-        return candidates
-
-    def _search(self, images: Tensor) -> list[Candidate]:
-        """Draw one study's heart in the middle of the picture, then around what was found there."""
-        candidates = []
-        for diameter in MIDDLE_DIAMETERS:
-            centre, size = torch.zeros(2), torch.tensor(diameter)
-            for _ in range(2):
-                (last,) = self._draw(images, centre[None], size[None], [len(images)])
-                candidates.append(last)
-                moved, relative = find_heart(last.maps)
-                centre, size = last.centre + last.half_width * moved, last.half_width * relative
-        return candidates
-
-    def _crop_maps(
-        self, images: Tensor, centres: Tensor, widths: Tensor, counts: list[int]
-    ) -> tuple[Tensor, ...]:
-        """Maps of one upright crop per study, at ``centres (n, 2)`` with half ``widths (n,)``."""
-        repeats, device = torch.tensor(counts), images.device
-        half = widths.repeat_interleave(repeats, 0).to(device)
-        axes = half[:, None, None] * torch.eye(2, device=device)
-        centre = centres.repeat_interleave(repeats, 0).to(device)
-        return self.maps(crop(images, axes, centre, self.settings.pixels)).cpu().split(counts)
+    def _crop_maps(self, images: Tensor, centre: Tensor, half_width: Tensor) -> Tensor:
+        """Maps of one upright crop per slice, at ``centre (2,)``."""
+        count, shape = len(images), (self.settings.pixels, self.settings.pixels)
+        axes = (half_width * torch.eye(2)).to(images.device).expand(count, 2, 2)
+        centres = centre.to(images.device).expand(count, 2)
+        return self.maps(slices.crop(images, axes, centres, shape)).cpu()
 
     def save(self, folder: str | Path) -> Path:
         """Write ``heart.safetensors`` and ``heart.json`` into a folder (made if absent)."""
@@ -307,33 +244,23 @@ class HeartNetwork(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> HeartNetwork:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            InputError: a file is missing, cannot be read or does not fit.
-        """
-        folder = Path(folder)
-        for file in (folder / "heart.json", folder / "heart.safetensors"):
-            if not file.is_file():
-                raise InputError(file, "no such file", "Give a folder written by HeartNetwork.save")
+        """Read what :meth:`save` wrote; InputError if that is missing or does not fit."""
         try:
-            about = json.loads((folder / "heart.json").read_text())
+            about = json.loads((Path(folder) / "heart.json").read_text())
+            weights = load_file(Path(folder) / "heart.safetensors")
             about["settings"].pop("poses", None)  # of older files
-            values: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value
-                for name, value in about["settings"].items()
-            }
-            settings = HeartSettings(**values)
-            weights = load_file(folder / "heart.safetensors")
-            parts = [kind for kind, _ in {tuple(name.split(".")[:2]) for name in weights}]
-            unets = [build_unet(settings, 0) for _ in range(parts.count("networks"))]
+            for name in ("decoder", "border_channels"):
+                about["settings"][name] = tuple(about["settings"][name])
+            settings = HeartSettings(**about["settings"])
+            kinds = [kind for kind, _ in {tuple(name.split(".")[:2]) for name in weights}]
+            unets = [build_unet(settings, 0) for _ in range(kinds.count("networks"))]
             channels = settings.border_channels
-            borders = [build_border_network(channels, 0) for _ in range(parts.count("borders"))]
+            borders = [build_border_network(channels, 0) for _ in range(kinds.count("borders"))]
             network = cls(settings, unets, about["trained_on"], borders)
             network.load_state_dict(weights)
             return network
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            remedy = "Fit it again and save it"
+            remedy = "Give a folder written by HeartNetwork.save, or fit the network again"
             raise InputError(folder, f"not a heart network: {error}", remedy) from error
 
 
@@ -347,10 +274,9 @@ def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
     together, side = left.sum(0), left.shape[-1]
     if float(together.max()) < 0.5:
         return torch.zeros(2), torch.tensor(1.0)
-    parts, count = ndimage.label((together > 0.35 * together.max()).numpy())
-    largest = 1 + int(np.argmax(ndimage.sum(together.numpy(), parts, range(1, count + 1))))
-    heart = torch.from_numpy(ndimage.binary_dilation(parts == largest, iterations=3))
-    inside, axis = together * heart, pixel_axis(side)
+    part = slices.largest_part((together > 0.35 * together.max()).numpy(), together.numpy())
+    heart = torch.from_numpy(ndimage.binary_dilation(part, iterations=3))
+    inside, axis = together * heart, slices.pixel_axis(side)
     centre = torch.stack([inside.sum(0) @ axis, inside.sum(1) @ axis]) / inside.sum()
     area = (left * heart).sum((1, 2)).max()
     return centre, 2 * torch.sqrt(area / torch.pi) * 2 / side
@@ -359,29 +285,9 @@ def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
 def study_votes(maps: Tensor) -> Tensor:
     """Normalised votes ``(5,)`` of a study's upright crops ``(S, 8, h, h)``."""
     left = maps[:, LV_CLASSES].sum(1)
-    unit, distance = directions(maps.shape[-1], lv_centres(left, smallest=1e-6)[0])
-    weight = left * distance
-    votes = angle_votes(maps[:, CLASSES:], weight, unit[:, 0], unit[:, 1]).sum(0)
+    unit, distance = slices.directions(maps.shape[-1], slices.lv_centres(left, smallest=1e-6)[0])
+    votes = slices.angle_votes(maps[:, CLASSES:], left * distance, unit[:, 0], unit[:, 1]).sum(0)
     return votes / votes[4].real.clamp(min=1e-6)
-
-
-def draw_labels(square: SquareSlices, maps: Tensor, centre: Tensor, half_width: float) -> Tensor:
-    """Label map ``(X, Y, S)`` uint8 on the study's grid, from the maps of an upright crop.
-
-    Of the left and of the right ventricle, the largest connected part is kept.
-    """
-    box, heart = square.to_study(maps[:, 1:CLASSES], centre, half_width)
-    background = 1 - heart[:, 0] - heart[:, 1] - heart[:, 2]
-    classes = torch.cat([background[:, None], heart], dim=1).max(1).indices.numpy()
-    for ventricle in ((1, 2), (3,)):
-        mask = np.isin(classes, ventricle)
-        parts, count = ndimage.label(mask)
-        if count > 1:
-            largest = 1 + int(np.argmax(np.bincount(parts.ravel())[1:]))
-            classes[mask & (parts != largest)] = 0
-    labels = torch.zeros(*square.shape, len(maps), dtype=torch.uint8)
-    labels[box] = torch.from_numpy(np.array(CLASS_CODES, dtype=np.uint8)[classes]).permute(2, 1, 0)
-    return labels
 
 
 def move_to_junctions(
@@ -390,29 +296,24 @@ def move_to_junctions(
     """Move voted insertion points to the junctions of RV and wall, where these are near.
 
     Votes are never far off. A junction is exact, or missing where the RV was drawn wrongly.
-
-    Args:
-        voted: NaN stays NaN.
-        labels: ``(X, Y, slices)`` in the internal codes.
-        spacing: mm.
     """
     if not np.isfinite(voted.anterior_rvip_deg):
         return voted
     drawn = insertion_points(labels, spacing, mirrored=voted.mirrored)
-
-    def nearer(vote: float, junction: float) -> float:
-        near = abs((junction - vote + 180) % 360 - 180) <= NEAR_VOTE  # False for NaN
-        return junction if near else vote
-
-    anterior = nearer(voted.anterior_rvip_deg, drawn.anterior_rvip_deg)
-    inferior = nearer(voted.inferior_rvip_deg, drawn.inferior_rvip_deg)
+    pairs = [
+        (voted.anterior_rvip_deg, drawn.anterior_rvip_deg),
+        (voted.inferior_rvip_deg, drawn.inferior_rvip_deg),
+    ]
+    anterior, inferior = (
+        junction if abs((junction - vote + 180) % 360 - 180) <= NEAR_VOTE else vote  # NaN: vote
+        for vote, junction in pairs
+    )
     return Landmarks(anterior, inferior, voted.confidence)
 
 
-def with_prediction(study: Study, labels: Tensor | np.ndarray, landmarks: Landmarks) -> Study:
+def with_labels(study: Study, labels: Tensor | np.ndarray, landmarks: Landmarks) -> Study:
     """Copy a study with labels ``(X, Y, S)`` and landmarks; the image tensor is shared."""
-    replaced = ("study_id", "image", "labels", "landmarks")
-    kept = {key: value for key, value in study.items() if key not in replaced}
-    image, spacing = study["image"].data[0], study.spacing_mm
-    name = study["study_id"]
-    return Study.from_arrays(name, image, spacing, labels, landmarks=landmarks, **kept)
+    fields = {**study, "landmarks": landmarks}
+    name, image = fields.pop("study_id"), fields.pop("image").data[0]
+    fields.pop("labels", None)
+    return Study.from_arrays(name, image, study.spacing_mm, labels, **fields)

@@ -10,15 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgekit.cache import predicting
-from lgekit.segmentation.slices import (
-    ANGLE_CHANNELS,
-    CLASSES,
-    LV_CLASSES,
-    angle_votes,
-    lv_centres,
-    pixel_axis,
-    standardise,
-)
+from lgekit.segmentation import slices
 
 DEPTHS, ANGLES = 48, 64  # samples of the polar picture
 OUTER = 3.4  # its outer end, in radii of a circle with the slice's epicardial area
@@ -63,13 +55,13 @@ class BorderNetwork(nn.Module):
             RingBlock(deep + shallow, shallow)
             for deep, shallow in zip(channels[:0:-1], channels[-2::-1], strict=True)
         )
-        self.head = nn.Conv2d(channels[0], CLASSES + ANGLE_CHANNELS, 1)
+        self.head = nn.Conv2d(channels[0], slices.CLASSES + slices.ANGLE_CHANNELS, 1)
 
     def forward(self, pictures: Tensor) -> Tensor:
         count, _, height, width = pictures.shape
         depth = torch.linspace(-1, 1, height, device=pictures.device)[:, None]
-        x = torch.cat([standardise(pictures), depth.expand(count, 1, height, width)], dim=1)
-        skips = []
+        depth = depth.expand(count, 1, height, width)
+        x, skips = torch.cat([slices.standardise(pictures), depth], dim=1), []
         for level, block in enumerate(self.down):
             x = block(functional.max_pool2d(x, 2) if level else x)
             skips.append(x)
@@ -88,13 +80,10 @@ def build_border_network(channels: Sequence[int], seed: int) -> BorderNetwork:
 def ring_points(
     centre: Tensor, radius: Tensor, start: Tensor | float = 0.0, mirror: Tensor | float = 1.0
 ) -> Tensor:
-    """Positions ``(B, depth, angle, 2)`` of the samples of polar pictures.
+    """Positions ``(B, depth, angle, 2)`` of the samples of polar pictures, x right and y down.
 
-    Args:
-        centre: ``(B, 2)``, x right and y down.
-        radius: ``(B,)`` LV radius.
-        start: ``(B, 1)`` angle of the first column, radians.
-        mirror: ``(B, 1)`` 1 where the columns run clockwise on the screen, else -1.
+    The first column is at the angle ``start (B, 1)``, in radians; the columns run clockwise on the
+    screen where ``mirror (B, 1)`` is 1, else the other way. ``radius (B,)`` is the LV's.
     """
     angle = COLUMN_ANGLES.to(centre.device) * mirror + start
     unit = torch.stack([angle.cos(), angle.sin()], dim=-1).view(-1, 1, ANGLES, 2)
@@ -108,25 +97,20 @@ def refine_borders(
 ) -> tuple[Tensor, Tensor]:
     """Draw both ventricles of one study again, in polar pictures around what the U-Net drew.
 
-    Slices whose drawing moves or grows by that are unrolled and drawn once more.
+    Slices whose heart moves or grows by that are drawn once more. ``images`` are square slices; the
+    ``maps (S, 8, h, h)`` are of upright crops at ``centre (2,)``, ``half_width ()``.
 
-    Args:
-        networks: border networks, whose outputs are averaged.
-        images: square slices ``(S, 1, 256, 256)`` of the study.
-        maps: ``(S, 8, h, h)`` of the U-Net, in upright crops.
-        centre, half_width: ``(2,)`` and ``()`` of these crops, square coordinates.
-
-    Returns:
-        Class probabilities ``(S, 4, 96, 96)``, new where the polar pictures reach, and normalised
-        votes ``(5,)``, see `lgekit.segmentation.slices.angle_votes`.
+    Returns class probabilities ``(S, 4, 96, 96)``, new where the polar pictures reach, and votes
+    ``(5,)``.
     """
     device, shape = images.device, (DRAWN, DRAWN)
-    maps, centre, half_width = (x.to(device) for x in (maps[:, :CLASSES], centre, half_width))
+    maps = maps[:, : slices.CLASSES].to(device)
+    centre, half_width = centre.to(device), half_width.to(device)
     if maps.shape[2:] != shape:
         maps = functional.interpolate(maps, shape, mode="bilinear", align_corners=False)
     padded = torch.cat([images[:1], images, images[-1:]])[:, 0]
     triples = padded.unfold(0, 3, 1).permute(0, 3, 1, 2)  # (S, 3, 256, 256): slice and neighbours
-    middle, area = lv_centres(maps[:, LV_CLASSES].sum(1), smallest=1)
+    middle, area = slices.lv_centres(maps[:, slices.LV_CLASSES].sum(1), smallest=1)
     radius = (torch.sqrt(area / torch.pi) * 2 / DRAWN).clamp(min=2 / DRAWN)
 
     def unroll_and_draw(rows: Tensor | slice) -> tuple[Tensor, Tensor]:
@@ -135,7 +119,8 @@ def refine_borders(
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         with predicting(device):
             output = torch.stack([network(pictures).float() for network in networks])
-        return output[:, :, :CLASSES].softmax(2).mean(0), output[:, :, CLASSES:].mean(0)
+        shares, field = output.split((slices.CLASSES, slices.ANGLE_CHANNELS), dim=2)
+        return shares.softmax(2).mean(0), field.mean(0)
 
     shares, field = unroll_and_draw(slice(None))
     present = radius.square() > PRESENT * radius.square().max()
@@ -147,7 +132,8 @@ def refine_borders(
         shares[moved], field[moved] = unroll_and_draw(moved)
     present = radius.square() > PRESENT * radius.square().max()
     votes = ring_votes(shares[present], field[present], radius[present])
-    axis = pixel_axis(DRAWN, device)
+    # back from the polar pictures to the crops
+    axis = slices.pixel_axis(DRAWN, device)
     screen = torch.stack([axis.expand(shape), axis[:, None].expand(shape)], dim=-1)  # (h, h, 2)
     offset = (screen - middle[:, None, None]) / radius[:, None, None, None]
     distance = offset.norm(dim=-1)
@@ -162,18 +148,15 @@ def refine_borders(
 
 
 def ring_shape(shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Measure the left ventricles in polar class probabilities ``(B, 4, depth, angle)``.
+    """Measure the LV in polar class probabilities ``(B, 4, depth, angle)``.
 
-    Returns:
-        Centroids ``(B, 2)`` relative to the pictures' centres and radii ``(B,)`` of circles of the
-        same area, both in the pictures' LV radii, x right and y down.
+    Returns centroids ``(B, 2)`` relative to the pictures' centres and radii ``(B,)`` of circles of
+    the same area, both in the pictures' LV radii, x right and y down.
     """
-    depth, areas, angle = (
-        one.to(shares.device) for one in (SAMPLE_DEPTHS, SAMPLE_AREAS, COLUMN_ANGLES)
-    )
-    area = shares[:, LV_CLASSES].sum(1) * areas
-    arms = area * depth
-    total = area.sum((1, 2)).clamp(min=1e-6)
+    device = shares.device
+    angle = COLUMN_ANGLES.to(device)
+    area = shares[:, slices.LV_CLASSES].sum(1) * SAMPLE_AREAS.to(device)
+    arms, total = area * SAMPLE_DEPTHS.to(device), area.sum((1, 2)).clamp(min=1e-6)
     unit = torch.stack([angle.cos(), angle.sin()], dim=1)
     return arms.sum(1) @ unit / total[:, None], torch.sqrt(total * STRETCH * 2 / ANGLES)
 
@@ -182,6 +165,6 @@ def ring_votes(shares: Tensor, field: Tensor, radius: Tensor) -> Tensor:
     """Normalised votes ``(5,)`` of a study's polar pictures ``(S, …, depth, angle)``."""
     angle = COLUMN_ANGLES.to(field.device)
     arms = (SAMPLE_AREAS * SAMPLE_DEPTHS).to(field.device)  # area times distance
-    weight = shares[:, LV_CLASSES].sum(1) * arms * radius[:, None, None].pow(3)
-    votes = angle_votes(field, weight, angle.cos(), angle.sin(), over=(0, 1, 2)).cpu()
+    weight = shares[:, slices.LV_CLASSES].sum(1) * arms * radius[:, None, None].pow(3)
+    votes = slices.angle_votes(field, weight, angle.cos(), angle.sin(), over=(0, 1, 2)).cpu()
     return votes / votes[4].real.clamp(min=1e-6)

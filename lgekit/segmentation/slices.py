@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,41 +39,46 @@ class SquareSlices:
         study = np.zeros(2), self.shape * self.spacing
         return _resample(arrays, study, square, (CANVAS, CANVAS), mode)
 
-    def to_study(
-        self, maps: Tensor, centre: Tensor, half_width: float
-    ) -> tuple[tuple[slice, slice], Tensor]:
-        """Resample ``(S, C, h, h)`` of an upright crop to the pixels of the study that it covers.
+    def draw_labels(self, maps: Tensor, centre: Tensor, half_width: Tensor) -> Tensor:
+        """Label map ``(X, Y, S)`` uint8 of the study, from the maps of an upright crop.
 
-        ``centre (2,)`` and ``half_width`` of the crop are in square coordinates.
-
-        Returns:
-            These pixels ``(x, y)``, at least one, and ``(S, C, y, x)``, zero outside the crop.
+        Of the left and of the right ventricle, the largest connected part is kept.
         """
-        middle = np.array(centre.tolist())
-        low = self.centre_mm + (middle - half_width) * self.half_mm
-        high = self.centre_mm + (middle + half_width) * self.half_mm
+        middle, half = np.array(centre.tolist()), float(half_width)
+        low = self.centre_mm + (middle - half) * self.half_mm
+        high = self.centre_mm + (middle + half) * self.half_mm
         start = np.clip(np.floor(low / self.spacing), 0, self.shape - 1).astype(int)
         stop = np.clip(np.ceil(high / self.spacing), start + 1, self.shape).astype(int)
-        covered = start * self.spacing, stop * self.spacing
-        width, height = stop - start
-        box = (slice(start[0], stop[0]), slice(start[1], stop[1]))
-        return box, _resample(maps, (low, high), covered, (height, width), "bilinear")
+        covered, (width, height) = (start * self.spacing, stop * self.spacing), stop - start
+        heart = maps[:, 1:CLASSES]
+        heart = _resample(heart, (low, high), covered, (height, width), "bilinear")
+        background = 1 - heart[:, 0] - heart[:, 1] - heart[:, 2]
+        classes = torch.cat([background[:, None], heart], dim=1).max(1).indices.numpy()
+        for ventricle in ((1, 2), (3,)):
+            mask = np.isin(classes, ventricle)
+            classes[mask & ~largest_part(mask)] = 0
+        labels = torch.zeros(*self.shape, len(maps), dtype=torch.uint8)
+        drawn = torch.tensor(CLASS_CODES, dtype=torch.uint8)[classes].permute(2, 1, 0)
+        labels[start[0] : stop[0], start[1] : stop[1]] = drawn
+        return labels
+
+
+def largest_part(mask: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """Select the connected part of a mask with the most pixels, or the largest sum of weights."""
+    parts, _ = ndimage.label(mask)
+    sums = np.bincount(parts.ravel(), None if weight is None else weight.ravel(), minlength=2)
+    return mask & (parts == 1 + np.argmax(sums[1:]))
 
 
 def _resample(
-    arrays: Tensor,
-    source: tuple[np.ndarray, np.ndarray],
-    target: tuple[np.ndarray, np.ndarray],
-    shape: tuple[int, int],
-    mode: str,
+    arrays: Tensor, source: Sequence, target: Sequence, shape: tuple[int, int], mode: str
 ) -> Tensor:
     """Resample ``(S, C, H, W)`` from one rectangle to another (two corners each, mm)."""
     size = source[1] - source[0]
     axes = torch.tensor(np.diag((target[1] - target[0]) / size), dtype=torch.float32)
     shift = torch.tensor((sum(target) - sum(source)) / size, dtype=torch.float32)
     channels = arrays.flatten(0, 1)[None]  # all slices share one grid
-    grid = pixel_points(axes[None], shift[None], *shape)
-    sampled = functional.grid_sample(channels, grid, mode=mode, align_corners=False)
+    sampled = crop(channels, axes[None], shift[None], shape, mode)
     return sampled[0].unflatten(0, arrays.shape[:2])
 
 
@@ -112,11 +118,7 @@ class Slices(NamedTuple):
 
 
 def collect_slices(cohorts: Iterable[Sequence[Study]]) -> Slices:
-    """Collect the slices of all studies that have LV labels.
-
-    Raises:
-        InputError: no study has a label of the left ventricle.
-    """
+    """Collect the slices of all studies that have LV labels; InputError if there are none."""
     parts: list[Slices] = []
     for number, cohort in enumerate(cohorts):
         for study in cohort:
@@ -138,28 +140,28 @@ def _study_slices(study: Study, labels: np.ndarray, cohort: int, number: int) ->
     lv = ((drawn == 1) | (drawn == 2)).float()
     centre, area = lv_centres(lv, smallest=1)
     middle, _ = lv_centres(lv.sum(0, keepdim=True), smallest=1)
-    diameter = 2 * torch.sqrt(area.max() / torch.pi) * 2 / CANVAS
-    rv_known = bool((labels == RV).any())
-    landmarks = study["landmarks"]
+    rv_known, landmarks = bool((labels == RV).any()), study["landmarks"]
     if landmarks is None and rv_known:
         landmarks = insertion_points(labels, study.spacing_mm, mirrored=False)
     known = landmarks and landmarks.anterior_rvip_deg + landmarks.inferior_rvip_deg
     if known is None or not np.isfinite(known):
         landmarks = Landmarks(0.0, 120.0, 0.0)
     angles = np.radians([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg])
-    insertions = np.stack([np.cos(angles), -np.sin(angles)], axis=1)
-    count = len(drawn)
+    per_study = {
+        "diameter": 2 * torch.sqrt(area.max() / torch.pi) * 2 / CANVAS,
+        "insertions": np.stack([np.cos(angles), -np.sin(angles)], axis=1).astype(np.float32),
+        "handedness": -1.0 if landmarks.mirrored else 1.0,
+        "landmark_weight": float(landmarks.confidence),
+        "rv_known": rv_known,
+        "cohort": cohort,
+        "study": number,
+    }
+    tensors = {name: torch.as_tensor(value) for name, value in per_study.items()}
     return Slices(
         images=(square.images[:, 0] * 255).round().to(torch.uint8),
         labels=drawn,
         centre=torch.where(area[:, None] > 0, centre, middle),
-        diameter=diameter.expand(count),
-        insertions=torch.tensor(insertions, dtype=torch.float32).expand(count, 2, 2),
-        handedness=torch.tensor(-1.0 if landmarks.mirrored else 1.0).expand(count),
-        landmark_weight=torch.tensor(float(landmarks.confidence)).expand(count),
-        rv_known=torch.tensor(rv_known).expand(count),
-        cohort=torch.tensor(cohort).expand(count),
-        study=torch.tensor(number).expand(count),
+        **{name: one.expand(len(drawn), *one.shape) for name, one in tensors.items()},
     )
 
 
@@ -190,12 +192,7 @@ def lv_centres(left: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
 def angle_field(x: Tensor, y: Tensor, insertions: Tensor, handedness: Tensor) -> Tensor:
     """Cosine and sine of the anatomical angle from the anterior, then from the inferior point.
 
-    Args:
-        x, y: ``(B, h, w)`` unit vectors from the LV centre, y down.
-        insertions, handedness: as in `Slices`.
-
-    Returns:
-        ``(B, 4, h, w)``.
+    ``x, y (B, h, w)`` are unit vectors from the LV centre, y down; the field is ``(B, 4, h, w)``.
     """
     hand, channels = handedness[:, None, None], []
     for point in range(2):
@@ -208,16 +205,10 @@ def angle_field(x: Tensor, y: Tensor, insertions: Tensor, handedness: Tensor) ->
 def angle_votes(
     field: Tensor, weight: Tensor, x: Tensor, y: Tensor, over: tuple[int, ...] = (1, 2)
 ) -> Tensor:
-    """Add up an angle field ``(B, 4, h, w)``, once as a plain and once as a mirrored heart's.
+    """Add up an angle field, with weights ``(B, h, w)``, over some axes of the weights.
 
-    Args:
-        field, x, y: as in `angle_field`.
-        weight: ``(B, h, w)`` of the pixels.
-        over: axes of ``weight`` to sum over.
-
-    Returns:
-        ``(..., 5)`` complex64, which can be added: plain anterior and inferior, mirrored anterior
-        and inferior, sum of the weights.
+    The votes ``(..., 5)`` complex64 can be added: anterior and inferior point of a plain heart,
+    then of a mirrored one, and the sum of the weights. ``field, x, y`` are as in `angle_field`.
     """
     place = torch.complex(x, -y)  # exp(i t)
     votes = [
@@ -240,25 +231,18 @@ def landmarks_from_votes(votes: Tensor) -> Landmarks:
     return Landmarks(anterior, inferior, float(confidence))
 
 
-def pixel_points(axes: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
-    """Positions ``(B, height, width, 2)`` of pixels: ``axes (B, 2, 2) @ (x, y) + centre (B, 2)``.
-
-    Does what `torch.nn.functional.affine_grid` does, in a fraction of the time.
-    """
-    x, y = (((torch.arange(n, device=axes.device) * 2 + 1) / n - 1) for n in (width, height))
-    down = axes[:, :, 1, None] * y + centre[:, :, None]  # (B, 2, height)
-    across = axes[:, :, 0, None] * x  # (B, 2, width)
-    return torch.stack([across[:, i, None] + down[:, i, :, None] for i in range(2)], dim=-1)
-
-
 def crop(
-    images: Tensor, axes: Tensor, centre: Tensor, pixels: int, mode: str = "bilinear"
+    images: Tensor, axes: Tensor, centre: Tensor, shape: tuple[int, int], mode: str = "bilinear"
 ) -> Tensor:
-    """Crop ``(B, C, H, H)`` to ``(B, C, pixels, pixels)``, zero outside of the images.
+    """Crop ``(B, C, H, W)`` to ``(B, C, *shape)``, zero outside of the images.
 
     Point ``v`` of a crop is at ``axes (2, 2) @ v + centre (2,)`` of its image, both from -1 to 1.
     """
-    grid = pixel_points(axes, centre, pixels, pixels)
+    y, x = (pixel_axis(pixels, axes.device) for pixels in shape)
+    down = axes[:, :, 1, None] * y + centre[:, :, None]  # (B, 2, height)
+    across = axes[:, :, 0, None] * x  # (B, 2, width)
+    # a fraction of the time of torch.nn.functional.affine_grid
+    grid = torch.stack([across[:, i, None] + down[:, i, :, None] for i in range(2)], dim=-1)
     return functional.grid_sample(images, grid, mode=mode, align_corners=False)
 
 
@@ -270,8 +254,7 @@ def uniform(low: float, high: float, shape: int | tuple[int, ...], rng: torch.Ge
 def random_crops(centre: Tensor, half_width: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
     """Turn, mirror, stretch, scale and shift crops with ``centre (B, 2)``, ``half_width (B,)``.
 
-    Returns:
-        Axes ``(B, 2, 2)`` and centres ``(B, 2)`` for `crop`.
+    Returns axes ``(B, 2, 2)`` and centres ``(B, 2)`` for `crop`.
     """
     count = len(centre)
     turn, stretch = uniform(0, 2 * torch.pi, count, rng), uniform(-0.12, 0.12, count, rng)
@@ -300,7 +283,7 @@ def vary_appearance(images: Tensor, rng: torch.Generator, share: float = 0.5) ->
     count, shape = len(images), images.shape[-2:]
 
     def strength(low: float, high: float, share: float = 1.0) -> Tensor:
-        """One number an image, zero for all but a share of the images, as ``(B, 1, 1, 1)``."""
+        """One number per image, zero for all but a share of the images, as ``(B, 1, 1, 1)``."""
         value = uniform(low, high, count, rng) * uniform(0, 1, count, rng).lt(share)
         return value[:, None, None, None]
 
@@ -318,8 +301,7 @@ def vary_appearance(images: Tensor, rng: torch.Generator, share: float = 0.5) ->
     tone = tone + strength(1, 1, 0.2) * (1 - 2 * tone)  # inversion
     # coil bias: a smooth field through 3 x 3 random values
     bias = uniform(-0.5, 0.5, (count, 1, 3, 3), rng)
-    bias = functional.interpolate(bias, shape, mode="bilinear", align_corners=True)
-    tone = tone * torch.exp(bias)
+    tone = tone * functional.interpolate(bias, shape, mode="bilinear", align_corners=True).exp()
     # ghosts and motion: copies shifted along one axis (one shift per batch, one strength per image)
     axis, period = whole(2, 4), shape[0] // whole(2, 6)
     tone = tone + strength(0, 0.25, 0.25) * (tone.roll(period, axis) - tone)
@@ -335,15 +317,8 @@ def invent_appearance(
 ) -> Tensor:
     """Replace a share of the images by synthetic ones, generated from their labels as in SynthSeg.
 
-    Args:
-        images: ``(B, C, H, W)`` float32 in [0, 1]; channels are slices of one heart.
-        labels: ``(B, C, H, W)`` in the network's codes.
-        share: of the images, 0 to 1.
-        rng: on the images' device.
-        wrap: whether the last axis is a closed angle.
-
-    Returns:
-        ``(B, C, H, W)`` float32 in [0, 1].
+    ``(B, C, H, W)`` images in [0, 1] and labels in the network's codes; channels are slices of one
+    heart. With ``wrap``, the last axis is a closed angle.
     """
     if not share:
         return images
