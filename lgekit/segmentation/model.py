@@ -1,4 +1,4 @@
-"""The heart network: its architecture, settings, predictions and files."""
+"""The heart network: U-Net, border network, settings, predictions and files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from math import asinh
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lgekit.anatomy.segments import insertion_points
 from lgekit.cache import predicting, replacing
 from lgekit.errors import InputError
 from lgekit.segmentation import slices
-from lgekit.segmentation.polar_unet import build_border_network, refine_borders
 from lgekit.segmentation.slices import ANGLE_CHANNELS, CLASSES, LV_CLASSES
 from lgekit.study import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 
@@ -29,6 +30,16 @@ BORDER_VOTES = 3.0  # weight of the border network's votes; the U-Net's have wei
 WIDE_SLICES = 4  # slices in which the heart is first looked for
 SURE = 0.88  # below this certainty, the heart is also looked for in the middle of the picture [O]
 MIDDLE_DIAMETERS = (0.28, 0.4)  # LV diameters that are tried there, square coordinates [O]
+DEPTHS, ANGLES = 48, 64  # samples of a polar picture
+OUTER = 3.4  # its outer end, in radii of a circle with the slice's epicardial area
+STRETCH = asinh(OUTER) / DEPTHS
+_STEPS = (torch.arange(DEPTHS)[:, None] + 0.5) * STRETCH
+SAMPLE_DEPTHS = torch.sinh(_STEPS)  # (depth, 1) LV radii from the centre; dense in the wall
+SAMPLE_AREAS = torch.sinh(_STEPS) * torch.cosh(_STEPS)  # (depth, 1), r dr
+COLUMN_ANGLES = torch.arange(ANGLES) * (2 * torch.pi / ANGLES)  # radians, clockwise on the screen
+DRAWN = 96  # side of the maps that are drawn
+UNMOVED = 0.1  # of its radius: a circle that moves and grows by less is not drawn again
+PRESENT = 0.15  # of a study's largest LV area: a slice with less stays as the U-Net drew it
 
 
 @dataclass(frozen=True)
@@ -103,6 +114,143 @@ def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
     return unet.to(memory_format=torch.channels_last)
 
 
+class RingBlock(nn.Module):
+    """Two 3 × 3 convolutions on ``(B, C, depth, angle)``, where the two ends of the angle meet."""
+
+    def __init__(self, channels_in: int, channels_out: int):
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv2d(channels, channels_out, 3, padding=(1, 0), bias=False)
+            for channels in (channels_in, channels_out)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels_out) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            closed = torch.cat([x[..., -1:], x, x[..., :1]], dim=3)
+            x = norm(convolution(closed)).relu()
+        return x
+
+
+class BorderNetwork(nn.Module):
+    """A U-Net on polar pictures ``(B, 3, 48, 64)`` of a slice and its neighbours.
+
+    The output ``(B, 8, 48, 64)`` holds the logits of the four classes, then the angle field.
+    """
+
+    def __init__(self, channels: Sequence[int]):
+        super().__init__()
+        self.down = nn.ModuleList(map(RingBlock, (4, *channels[:-1]), channels))
+        self.up = nn.ModuleList(
+            RingBlock(deep + shallow, shallow)
+            for deep, shallow in zip(channels[:0:-1], channels[-2::-1], strict=True)
+        )
+        self.head = nn.Conv2d(channels[0], CLASSES + ANGLE_CHANNELS, 1)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        count, _, height, width = pictures.shape
+        depth = torch.linspace(-1, 1, height, device=pictures.device)[:, None]
+        depth = depth.expand(count, 1, height, width)
+        x, skips = torch.cat([slices.standardise(pictures), depth], dim=1), []
+        for level, block in enumerate(self.down):
+            x = block(functional.max_pool2d(x, 2) if level else x)
+            skips.append(x)
+        for block, skip in zip(self.up, skips[-2::-1], strict=True):
+            x = block(torch.cat([functional.interpolate(x, scale_factor=2.0), skip], dim=1))
+        return self.head(x)
+
+
+def build_border_network(channels: Sequence[int], seed: int) -> BorderNetwork:
+    """Build a border network with random weights from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return BorderNetwork(channels).to(memory_format=torch.channels_last)
+
+
+def ring_points(
+    centre: Tensor, radius: Tensor, start: Tensor | float = 0.0, mirror: Tensor | float = 1.0
+) -> Tensor:
+    """Positions ``(B, depth, angle, 2)`` of the samples of polar pictures, x right and y down.
+
+    The first column is at the angle ``start (B, 1)``, in radians; the columns run clockwise on the
+    screen where ``mirror (B, 1)`` is 1, else the other way. ``radius (B,)`` is the LV's.
+    """
+    angle = COLUMN_ANGLES.to(centre.device) * mirror + start
+    unit = torch.stack([angle.cos(), angle.sin()], dim=-1).view(-1, 1, ANGLES, 2)
+    depth = SAMPLE_DEPTHS.to(centre.device)[:, None]
+    return centre[:, None, None] + unit * depth * radius[:, None, None, None]
+
+
+@torch.inference_mode()
+def refine_borders(
+    networks: nn.ModuleList, images: Tensor, maps: Tensor, centre: Tensor, half_width: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw both ventricles of one study again, in polar pictures around what the U-Net drew.
+
+    Slices whose heart moves or grows by that are drawn once more. Returns class probabilities
+    ``(S, 4, 96, 96)``, new where the polar pictures reach, and normalised votes ``(5,)``.
+    """
+    device, shape = images.device, (DRAWN, DRAWN)
+    maps = maps[:, :CLASSES].to(device)
+    centre, half_width = centre.to(device), half_width.to(device)
+    if maps.shape[2:] != shape:
+        maps = functional.interpolate(maps, shape, mode="bilinear", align_corners=False)
+    padded = torch.cat([images[:1], images, images[-1:]])[:, 0]
+    triples = padded.unfold(0, 3, 1).permute(0, 3, 1, 2)  # (S, 3, 256, 256): slice and neighbours
+    middle, area = slices.lv_centres(maps[:, LV_CLASSES].sum(1), smallest=1)
+    radius = (torch.sqrt(area / torch.pi) * 2 / DRAWN).clamp(min=2 / DRAWN)
+
+    def unroll_and_draw(rows: Tensor | slice) -> tuple[Tensor, Tensor]:
+        points = ring_points(centre + half_width * middle[rows], half_width * radius[rows])
+        pictures = functional.grid_sample(triples[rows], points, align_corners=False)
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        with predicting(device):
+            output = torch.stack([network(pictures).float() for network in networks])
+        shares, field = output.split((CLASSES, ANGLE_CHANNELS), dim=2)
+        return shares.softmax(2).mean(0), field.mean(0)
+
+    shares, field = unroll_and_draw(slice(None))
+    present = radius.square() > PRESENT * radius.square().max()
+    shift, growth = ring_shape(shares)
+    moved = present & ((shift.norm(dim=1) > UNMOVED) | (growth.log().abs() > UNMOVED))
+    middle = torch.where(moved[:, None], middle + radius[:, None] * shift, middle)
+    radius = torch.where(moved, radius * growth, radius).clamp(min=2 / DRAWN)
+    if moved.any():
+        shares[moved], field[moved] = unroll_and_draw(moved)
+    present = radius.square() > PRESENT * radius.square().max()
+    column = COLUMN_ANGLES.to(device)
+    arms = (SAMPLE_AREAS * SAMPLE_DEPTHS).to(device)  # area times distance
+    weight = shares[present][:, LV_CLASSES].sum(1) * arms * radius[present][:, None, None].pow(3)
+    votes = slices.angle_votes(field[present], weight, column.cos(), column.sin(), over=(0, 1, 2))
+    votes = votes / votes[4].real.clamp(min=1e-6)
+    # back from the polar pictures to the crops
+    axis = slices.pixel_axis(DRAWN, device)
+    screen = torch.stack([axis.expand(shape), axis[:, None].expand(shape)], dim=-1)  # (h, h, 2)
+    offset = (screen - middle[:, None, None]) / radius[:, None, None, None]
+    distance = offset.norm(dim=-1)
+    angle = torch.atan2(offset[..., 1], offset[..., 0]) % (2 * torch.pi)
+    # asinh of the distance, five times as fast as torch.asinh
+    row = torch.log(distance + torch.sqrt(distance.square() + 1)) / STRETCH - 0.5
+    place = torch.stack([angle / torch.pi - 1, row / (DEPTHS - 1) * 2 - 1], dim=-1)
+    closed = torch.cat([shares, shares[..., :1]], dim=3)
+    back = functional.grid_sample(closed, place, padding_mode="border", align_corners=True)
+    inside = (distance < OUTER)[:, None] & present[:, None, None, None]
+    return torch.where(inside, back, maps).cpu(), votes.cpu()
+
+
+def ring_shape(shares: Tensor) -> tuple[Tensor, Tensor]:
+    """Centroids ``(B, 2)`` and radii ``(B,)`` of the LV in polar class probabilities.
+
+    Both are in the pictures' LV radii; centroids are relative to the pictures' centres.
+    """
+    device = shares.device
+    angle = COLUMN_ANGLES.to(device)
+    area = shares[:, LV_CLASSES].sum(1) * SAMPLE_AREAS.to(device)
+    arms, total = area * SAMPLE_DEPTHS.to(device), area.sum((1, 2)).clamp(min=1e-6)
+    unit = torch.stack([angle.cos(), angle.sin()], dim=1)
+    return arms.sum(1) @ unit / total[:, None], torch.sqrt(total * STRETCH * 2 / ANGLES)
+
+
 class Candidate(NamedTuple):
     """The heart of a study as drawn in one crop."""
 
@@ -116,11 +264,8 @@ class Candidate(NamedTuple):
 class HeartNetwork(nn.Module):
     """U-Nets and border networks; the outputs of several networks of a kind are averaged.
 
-    Attributes:
-        settings: of the first network.
-        networks: the U-Nets.
-        borders: the border networks; without any, the U-Nets' drawing is the result.
-        trained_on: names of the cohorts.
+    ``settings`` are of the first network, ``networks`` are the U-Nets, ``trained_on`` names the
+    cohorts. Without ``borders`` (border networks), the U-Nets' drawing is the result.
     """
 
     def __init__(
@@ -159,7 +304,7 @@ class HeartNetwork(nn.Module):
 
     @torch.inference_mode()
     def maps(self, crops: Tensor) -> Tensor:
-        """Map crops ``(B, 1, h, h)`` in [0, 1] to ``(B, 8, h, h)``: class probabilities, angles."""
+        """Class probabilities and angle field ``(B, 8, h, h)`` of crops in [0, 1]."""
         output = []
         for part in slices.standardise(crops).split(32):
             part = part.contiguous(memory_format=torch.channels_last)
@@ -226,10 +371,10 @@ class HeartNetwork(nn.Module):
 
     def _crop_maps(self, images: Tensor, centre: Tensor, half_width: Tensor) -> Tensor:
         """Maps of one upright crop per slice, at ``centre (2,)``."""
-        count, shape = len(images), (self.settings.pixels, self.settings.pixels)
-        axes = (half_width * torch.eye(2)).to(images.device).expand(count, 2, 2)
-        centres = centre.to(images.device).expand(count, 2)
-        return self.maps(slices.crop(images, axes, centres, shape)).cpu()
+        shape, axes = (self.settings.pixels,) * 2, half_width * torch.eye(2)
+        place = axes[None].to(images.device), centre[None].to(images.device)
+        crops = slices.crop(images.transpose(0, 1), *place, shape)  # all slices share one grid
+        return self.maps(crops.transpose(0, 1)).cpu()
 
     def save(self, folder: str | Path) -> Path:
         """Write ``heart.safetensors`` and ``heart.json`` into a folder (made if absent)."""
@@ -267,8 +412,7 @@ class HeartNetwork(nn.Module):
 def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
     """Find the LV's centre ``(2,)`` and diameter ``()`` in crop coordinates, from ``(S, C, h, h)``.
 
-    The LV probabilities of the slices are added up; the connected part with the largest sum is the
-    heart. Without any, the result is the middle of the crop and half its width.
+    It is the connected part with the largest sum of probabilities; without any, the whole crop.
     """
     left = maps[:, LV_CLASSES].sum(1)  # (S, h, h)
     together, side = left.sum(0), left.shape[-1]
@@ -290,9 +434,7 @@ def study_votes(maps: Tensor) -> Tensor:
     return votes / votes[4].real.clamp(min=1e-6)
 
 
-def move_to_junctions(
-    voted: Landmarks, labels: np.ndarray, spacing: tuple[float, float, float]
-) -> Landmarks:
+def move_to_junctions(voted: Landmarks, labels: np.ndarray, spacing: Sequence) -> Landmarks:
     """Move voted insertion points to the junctions of RV and wall, where these are near.
 
     Votes are never far off. A junction is exact, or missing where the RV was drawn wrongly.
@@ -300,15 +442,13 @@ def move_to_junctions(
     if not np.isfinite(voted.anterior_rvip_deg):
         return voted
     drawn = insertion_points(labels, spacing, mirrored=voted.mirrored)
-    pairs = [
-        (voted.anterior_rvip_deg, drawn.anterior_rvip_deg),
-        (voted.inferior_rvip_deg, drawn.inferior_rvip_deg),
-    ]
-    anterior, inferior = (
-        junction if abs((junction - vote + 180) % 360 - 180) <= NEAR_VOTE else vote  # NaN: vote
-        for vote, junction in pairs
-    )
-    return Landmarks(anterior, inferior, voted.confidence)
+
+    def nearer(name: str) -> float:
+        vote, junction = getattr(voted, name), getattr(drawn, name)
+        near = abs((junction - vote + 180) % 360 - 180) <= NEAR_VOTE  # False for NaN
+        return junction if near else vote
+
+    return Landmarks(nearer("anterior_rvip_deg"), nearer("inferior_rvip_deg"), voted.confidence)
 
 
 def with_labels(study: Study, labels: Tensor | np.ndarray, landmarks: Landmarks) -> Study:

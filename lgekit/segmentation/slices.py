@@ -21,6 +21,7 @@ CLASSES = 4  # the network's codes: background, cavity, myocardium (with scar, n
 CLASS_CODES = (0, CAVITY, MYOCARDIUM, RV)
 LV_CLASSES = slice(1, 3)
 ANGLE_CHANNELS = 4  # cosine and sine of the angle from the anterior and the inferior point
+UNKNOWN = Landmarks(float("nan"), float("nan"), 0.0)
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,7 @@ class SquareSlices:
         return _resample(arrays, study, square, (CANVAS, CANVAS), mode)
 
     def draw_labels(self, maps: Tensor, centre: Tensor, half_width: Tensor) -> Tensor:
-        """Label map ``(X, Y, S)`` uint8 of the study, from the maps of an upright crop.
-
-        Of the left and of the right ventricle, the largest connected part is kept.
-        """
+        """Label map ``(X, Y, S)`` uint8 of the study: each ventricle's largest part in a crop."""
         middle, half = np.array(centre.tolist()), float(half_width)
         low = self.centre_mm + (middle - half) * self.half_mm
         high = self.centre_mm + (middle + half) * self.half_mm
@@ -83,10 +81,7 @@ def _resample(
 
 
 def square_slices(study: Study) -> SquareSlices:
-    """Resample a study's slices, without a border of exact zeros, to a square grid.
-
-    Only the ratio of the in-plane spacings matters, not their size.
-    """
+    """Resample a study's slices, without a border of exact zeros, to a square grid."""
     pixels = study["image"].data[0].float()  # (X, Y, S)
     shape, spacing = np.array(pixels.shape[:2]), np.array(study.spacing_mm[:2])
     start, stop = np.zeros(2, int), shape
@@ -131,6 +126,13 @@ def collect_slices(cohorts: Iterable[Sequence[Study]]) -> Slices:
     return Slices(*map(torch.cat, zip(*parts, strict=True)))
 
 
+def reference_landmarks(study: Study) -> Landmarks:
+    """A study's landmarks, else those that its RV label shows in plain storage, else NaN."""
+    if study["landmarks"] is None and np.any(study.label_map == RV):
+        return insertion_points(study.label_map, study.spacing_mm, mirrored=False)
+    return study["landmarks"] or UNKNOWN
+
+
 def _study_slices(study: Study, labels: np.ndarray, cohort: int, number: int) -> Slices:
     square = square_slices(study)
     wall = 2.0 * np.isin(labels, WALL_CODES)
@@ -140,11 +142,8 @@ def _study_slices(study: Study, labels: np.ndarray, cohort: int, number: int) ->
     lv = ((drawn == 1) | (drawn == 2)).float()
     centre, area = lv_centres(lv, smallest=1)
     middle, _ = lv_centres(lv.sum(0, keepdim=True), smallest=1)
-    rv_known, landmarks = bool((labels == RV).any()), study["landmarks"]
-    if landmarks is None and rv_known:
-        landmarks = insertion_points(labels, study.spacing_mm, mirrored=False)
-    known = landmarks and landmarks.anterior_rvip_deg + landmarks.inferior_rvip_deg
-    if known is None or not np.isfinite(known):
+    landmarks = reference_landmarks(study)
+    if not np.isfinite(landmarks.anterior_rvip_deg + landmarks.inferior_rvip_deg):
         landmarks = Landmarks(0.0, 120.0, 0.0)
     angles = np.radians([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg])
     per_study = {
@@ -152,7 +151,7 @@ def _study_slices(study: Study, labels: np.ndarray, cohort: int, number: int) ->
         "insertions": np.stack([np.cos(angles), -np.sin(angles)], axis=1).astype(np.float32),
         "handedness": -1.0 if landmarks.mirrored else 1.0,
         "landmark_weight": float(landmarks.confidence),
-        "rv_known": rv_known,
+        "rv_known": bool((labels == RV).any()),
         "cohort": cohort,
         "study": number,
     }
@@ -182,7 +181,7 @@ def directions(pixels: int, centre: Tensor) -> tuple[Tensor, Tensor]:
 def lv_centres(left: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
     """Centres ``(S, 2)`` and areas ``(S,)`` in pixels of LV probabilities ``(S, h, h)``.
 
-    Areas below ``smallest`` are divided by ``smallest``, so that an empty slice gets a centre.
+    Weighted sums are divided by at least ``smallest``, so that an empty slice gets a centre.
     """
     axis, area = pixel_axis(left.shape[-1], left.device), left.sum((1, 2))
     weighted = torch.stack([left.sum(1) @ axis, left.sum(2) @ axis], dim=1)
@@ -190,10 +189,7 @@ def lv_centres(left: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
 
 
 def angle_field(x: Tensor, y: Tensor, insertions: Tensor, handedness: Tensor) -> Tensor:
-    """Cosine and sine of the anatomical angle from the anterior, then from the inferior point.
-
-    ``x, y (B, h, w)`` are unit vectors from the LV centre, y down; the field is ``(B, 4, h, w)``.
-    """
+    """Angle field ``(B, 4, h, w)`` of unit vectors ``x, y (B, h, w)`` from the LV centre."""
     hand, channels = handedness[:, None, None], []
     for point in range(2):
         towards_x, towards_y = insertions[:, point, :, None, None].unbind(1)
@@ -205,10 +201,10 @@ def angle_field(x: Tensor, y: Tensor, insertions: Tensor, handedness: Tensor) ->
 def angle_votes(
     field: Tensor, weight: Tensor, x: Tensor, y: Tensor, over: tuple[int, ...] = (1, 2)
 ) -> Tensor:
-    """Add up an angle field, with weights ``(B, h, w)``, over some axes of the weights.
+    """Add up an angle field with weights ``(B, h, w)``.
 
-    The votes ``(..., 5)`` complex64 can be added: anterior and inferior point of a plain heart,
-    then of a mirrored one, and the sum of the weights. ``field, x, y`` are as in `angle_field`.
+    Returns ``(..., 5)`` complex64, which can be added: anterior and inferior point of a plain
+    heart, then of a mirrored one, and the sum of the weights.
     """
     place = torch.complex(x, -y)  # exp(i t)
     votes = [
@@ -223,7 +219,7 @@ def landmarks_from_votes(votes: Tensor) -> Landmarks:
     """Landmarks from ``(5,)`` summed votes; NaN and confidence 0 where the weight is zero."""
     *points, total = votes.tolist()
     if total.real < 1e-6:
-        return Landmarks(float("nan"), float("nan"), 0.0)
+        return UNKNOWN
     plain, mirrored = abs(points[0]) + abs(points[1]), abs(points[2]) + abs(points[3])
     best = np.array(points[:2]).conj() if plain >= mirrored else np.array(points[2:])
     anterior, inferior = (np.degrees(np.angle(best)) % 360).tolist()
@@ -252,10 +248,7 @@ def uniform(low: float, high: float, shape: int | tuple[int, ...], rng: torch.Ge
 
 
 def random_crops(centre: Tensor, half_width: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Turn, mirror, stretch, scale and shift crops with ``centre (B, 2)``, ``half_width (B,)``.
-
-    Returns axes ``(B, 2, 2)`` and centres ``(B, 2)`` for `crop`.
-    """
+    """Turn, mirror, stretch, scale and shift crops at random; returns axes, centres for `crop`."""
     count = len(centre)
     turn, stretch = uniform(0, 2 * torch.pi, count, rng), uniform(-0.12, 0.12, count, rng)
     mirror = uniform(0, 1, count, rng).lt(0.5).float() * 2 - 1

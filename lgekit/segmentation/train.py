@@ -17,23 +17,22 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from lgekit.anatomy.labels import base_first, lv_centre
-from lgekit.anatomy.segments import insertion_points, known_landmarks
+from lgekit.anatomy.segments import known_landmarks
 from lgekit.cache import accelerator, code_version, compute_once, memory
 from lgekit.config import FitSettings, size_settings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import pretraining_specs, read_cohort, refuse_shared
 from lgekit.errors import InputError
-from lgekit.segmentation import polar_unet
+from lgekit.segmentation import model as networks
 from lgekit.segmentation import slices as grids
-from lgekit.segmentation.model import SIZES, HeartNetwork, HeartSettings, build_unet, with_labels
-from lgekit.segmentation.slices import CANVAS, CLASSES, Slices, collect_slices
+from lgekit.segmentation.model import SIZES, HeartNetwork, HeartSettings, with_labels
+from lgekit.segmentation.slices import CANVAS, CLASSES, UNKNOWN, Slices
 from lgekit.study import BACKGROUND, CAVITY, RV, WALL_CODES, Cohort, Landmarks, Study
 
 SMALLEST = 30  # LV pixels that a slice needs to train the border network
 LARGEST_AREA = 1.4  # that a polar sample counts for in the cross-entropy, so that the wall counts
 SYNTHETIC_SHARE = 0.5  # of the pictures, where a network learns from other cohorts [O]
 ROOMS = ("anatomy", "data", "segmentation")  # whose code decides what is cached
-UNKNOWN = Landmarks(float("nan"), float("nan"), 0.0)
 
 
 class Examples(NamedTuple):
@@ -91,7 +90,7 @@ def polar_examples(
     mirror = grids.uniform(0, 1, (count, 1), rng).lt(0.5).float() * 2 - 1
     radius = lv_radius * torch.exp(grids.uniform(-0.25, 0.25, count, rng))
     start = grids.uniform(0, 2 * torch.pi, (count, 1), rng)
-    points = polar_unet.ring_points(centre, radius, start, mirror)
+    points = networks.ring_points(centre, radius, start, mirror)
     images, labels = slices.images[triples].float() / 255, slices.labels[triples].float()
     pictures = functional.grid_sample(images, points, align_corners=False)
     labels = functional.grid_sample(labels, points, mode="nearest", align_corners=False)
@@ -99,7 +98,7 @@ def polar_examples(
     unit = functional.normalize(points - batch.centre[:, None, None], dim=-1)
     angles = grids.angle_field(unit[..., 0], unit[..., 1], batch.insertions, batch.handedness)
     pictures = grids.vary_appearance(pictures, rng).contiguous(memory_format=torch.channels_last)
-    area, classes = polar_unet.SAMPLE_AREAS.to(device), labels[:, 1].long()
+    area, classes = networks.SAMPLE_AREAS.to(device), labels[:, 1].long()
     return Examples(pictures, classes, angles, area, area, batch, smoothing=2, averaged=2)
 
 
@@ -153,7 +152,6 @@ def fit_heart_network(
     """
     if size not in SIZES:
         raise InputError("size", f"{size!r} is unknown", f"Use one of {', '.join(SIZES)}")
-    studies = [cohort.studies for cohort in cohorts]
     if init is not None:
         kept = ("encoder", "decoder", "pixels", "heart_view", "border_channels")
         changes = {name: getattr(init.settings, name) for name in kept} | changes
@@ -162,9 +160,8 @@ def fit_heart_network(
     except TypeError as error:
         remedy = f"Known settings: {', '.join(asdict(SIZES[size]))}"
         raise InputError("heart network settings", str(error), remedy) from error
-    if init is not None:
-        studies = [[with_drawn_rv(study, init) for study in one] for one in studies]
-    slices = Slices(*(tensor.to(device) for tensor in collect_slices(studies)))
+    studies = [[with_drawn_rv(study, init) for study in one.studies] for one in cohorts]
+    slices = Slices(*(tensor.to(device) for tensor in grids.collect_slices(studies)))
 
     def train(network, make_examples, usable, batch, steps, learning_rate, weight_decay, name):
         counts = torch.bincount(slices.cohort[usable], minlength=len(cohorts)).clamp(min=1)
@@ -187,7 +184,7 @@ def fit_heart_network(
             if step % 20 == 0:
                 bar.set_postfix(loss=f"{loss.item():.3f}")
 
-    unet, borders = build_unet(settings, seed).to(device), []
+    unet, borders = networks.build_unet(settings, seed).to(device), []
     rate = settings.learning_rate
     if init is not None:
         unet.load_state_dict(init.networks[0].state_dict())
@@ -195,7 +192,7 @@ def fit_heart_network(
     every = torch.ones_like(slices.rv_known)
     train(unet, crop_examples, every, settings.batch, settings.steps, rate, 0.01, "heart network")
     if settings.border_steps:
-        border = polar_unet.build_border_network(settings.border_channels, seed).to(device)
+        border = networks.build_border_network(settings.border_channels, seed).to(device)
         if init is not None and len(init.borders):
             border.load_state_dict(init.borders[0].state_dict())
         large = _lv(slices.labels).sum((1, 2)) > SMALLEST
@@ -205,13 +202,13 @@ def fit_heart_network(
     return HeartNetwork(settings, [unet], [cohort.name for cohort in cohorts], borders)
 
 
-def with_drawn_rv(study: Study, network: HeartNetwork) -> Study:
+def with_drawn_rv(study: Study, network: HeartNetwork | None) -> Study:
     """Add the RV that a network draws to a study with LV labels only, where nothing is labelled.
 
     Missing landmarks stay unknown: the side of the drawn RV does not show a mirrored study.
     """
     labels = study.label_map
-    if labels is None or np.any(labels == RV):
+    if network is None or labels is None or np.any(labels == RV):
         return study
     drawn = network.predict(study).label_map
     with_rv = np.where((labels == BACKGROUND) & (drawn == RV), RV, labels)
@@ -265,9 +262,7 @@ def evaluate_heart_network(
     labelled = [study for study in everyone if study.label_map is not None]
     rng, copies = np.random.default_rng(seed), []
     for study in labelled:
-        if study["landmarks"] is None and np.any(study.label_map == RV):
-            points = insertion_points(study.label_map, study.spacing_mm, mirrored=False)
-            study = Study(**{**study, "landmarks": points})
+        study = Study(**{**study, "landmarks": grids.reference_landmarks(study)})
         copies.append(turned_copy(study, rng.uniform(0, 360), bool(rng.integers(2))))
     predicted, turned = (network.predict_cohort(group).studies for group in (labelled, copies))
     rows = []
@@ -276,7 +271,7 @@ def evaluate_heart_network(
         for name, codes in (("cavity", (CAVITY,)), ("myocardium", WALL_CODES), ("rv", (RV,))):
             a, b = (np.isin(np.asarray(one.label_map), codes) for one in (study, drawn))
             row[f"dice_{name}"] = 2 * (a & b).sum() / (a.sum() + b.sum()) if a.any() else np.nan
-        truth, landmarks = rotated["landmarks"] or UNKNOWN, found["landmarks"]
+        truth, landmarks = rotated["landmarks"], found["landmarks"]
         for name in ("anterior", "inferior"):
             true, voted = (getattr(one, f"{name}_rvip_deg") for one in (truth, landmarks))
             row[f"{name}_error_deg"] = abs((voted - true + 180) % 360 - 180)
@@ -399,7 +394,8 @@ def locate_hearts(cohort: Cohort, model: Path | None = None) -> Cohort:
     for study, found in zip(cohort.studies, predicted.studies, strict=True):
         own = known_landmarks(study)
         fields = {"labels": found["labels"], **study, "landmarks": own or found["landmarks"]}
-        studies.append(Study(**fields, located_by="given" if own else "network"))
+        fields["located_by"] = "given" if own else "network"
+        studies.append(Study(**fields))
     return Cohort(studies, cohort.name)
 
 
