@@ -4,48 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from lgekit import cache
-from lgekit.config import size_settings
+from lgekit.data.readers import read_cohort
 from lgekit.errors import InputError
-from lgekit.evaluation import realism
+from lgekit.segmentation import model as networks
+from lgekit.segmentation import slices as grids
 from lgekit.segmentation import train
-from lgekit.segmentation.model import (
-    SIZES,
-    HeartNetwork,
-    build_encoder,
-    build_unet,
-    move_to_junctions,
-)
-from lgekit.segmentation.slices import (
-    angle_field,
-    angle_votes,
-    collect_slices,
-    crop,
-    directions,
-    landmarks_from_votes,
-    random_crops,
-    square_slices,
-    vary_appearance,
-)
-from lgekit.segmentation.train import (
-    crop_examples,
-    evaluate_heart_network,
-    fit_heart_network,
-    heart_loss,
-    polar_examples,
-    turned_copy,
-    with_drawn_rv,
-)
+from lgekit.segmentation.model import SIZES, HeartNetwork, build_unet, move_to_junctions
+from lgekit.segmentation.slices import collect_slices
+from lgekit.segmentation.train import evaluate_heart_network, fit_heart_network
 from lgekit.study import CAVITY, MYOCARDIUM, RV, SCAR, Cohort, Landmarks, Study
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 SMOKE = SIZES["smoke"]
+ANGLES = ("anterior_rvip_deg", "inferior_rvip_deg")
 
 
 def ring_study(index=0, anterior=120.0, mirrored=False, spacing=(1.5, 1.5, 10.0), rv=True) -> Study:
@@ -83,6 +60,10 @@ def fit(cohort: Cohort, **changes) -> HeartNetwork:
     return fit_heart_network([cohort], "smoke", progress=False, **changes)
 
 
+def drawn(studies) -> list[tuple]:
+    return [(study.label_map.tobytes(), repr(study["landmarks"])) for study in studies]
+
+
 @pytest.fixture(scope="module")
 def network() -> HeartNetwork:
     return fit(ring_cohort(3), steps=2, border_steps=2)
@@ -94,21 +75,18 @@ def test_square_slices_are_isotropic_and_labels_return_to_the_study(spacing):
     padding = ((40, 0), (0, 0), (0, 0))  # of exact zeros
     image, labels = np.pad(study.pixels, padding), np.pad(study.label_map, padding)
     padded = Study.from_arrays("padded", image, spacing, labels)
-    square = square_slices(padded)
+    square = grids.square_slices(padded)
     assert square.half_mm == pytest.approx(120, abs=2), "the padding does not count"
     slices = collect_slices([[padded]])
-    left = np.isin(slices.labels[0].numpy(), (1, 2))
-    across = [left.any(axis).sum() for axis in (0, 1)]
-    assert across[0] == pytest.approx(across[1], abs=2), "the circle stays a circle"
+    across = [(slices.labels[0] == 1).any(axis).sum() for axis in (0, 1)]
+    assert abs(across[0] - across[1]) <= 2, "the circle stays a circle"
     assert float(slices.diameter[0]) == pytest.approx(68 / 120, rel=0.02)
     maps = torch.stack([slices.labels == code for code in range(4)], dim=1).float()
-    whole, everything = square.to_study(maps, torch.zeros(2), 1.0)
-    back = everything.argmax(1).permute(2, 1, 0).numpy()
-    for code, label in ((1, CAVITY), (2, MYOCARDIUM)):
-        assert dice(back == code, labels[whole] == label) > 0.95
-    box, part = square.to_study(maps, torch.tensor([0.9, 0.0]), 0.3)  # beyond the edge
-    assert part.shape[2:] == (box[1].stop - box[1].start, box[0].stop - box[0].start)
-    assert box[0].stop == labels.shape[0] and box[0].stop - box[0].start < 0.5 * labels.shape[0]
+    back = square.draw_labels(maps, torch.zeros(2), torch.tensor(1.0)).numpy()
+    for label in (CAVITY, MYOCARDIUM, RV):
+        assert dice(back == label, labels == label) > 0.95
+    edge = square.draw_labels(maps, torch.tensor([0.9, 0.0]), torch.tensor(0.3)).numpy()
+    assert edge.shape == labels.shape and not edge[: labels.shape[0] // 2].any()
 
 
 def test_random_crops_show_a_dot_where_their_axes_say():
@@ -117,11 +95,10 @@ def test_random_crops_show_a_dot_where_their_axes_say():
     squares = torch.zeros(20, 1, 256, 256)
     for i, (x, y) in enumerate(((points + 1) * 128 - 0.5).round().long().tolist()):
         squares[i, 0, y - 2 : y + 3, x - 2 : x + 3] = 1
-    axes, centre = random_crops(torch.zeros(20, 2), torch.ones(20), rng)
-    shown = crop(squares, axes, centre, 128)[:, 0]
+    axes, centre = grids.random_crops(torch.zeros(20, 2), torch.ones(20), rng)
+    shown = grids.crop(squares, axes, centre, (128, 128))[:, 0]
     expected = torch.linalg.solve(axes, (points - centre)[:, :, None])[:, :, 0]
-    axis, mass = (torch.arange(128) + 0.5) / 64 - 1, shown.sum((1, 2))
-    found = torch.stack([shown.sum(1) @ axis, shown.sum(2) @ axis], dim=1) / mass[:, None]
+    found, _ = grids.lv_centres(shown, smallest=1e-6)
     inside = (expected.abs() < 0.9).all(1)
     assert inside.sum() >= 10 and (found - expected)[inside].abs().max() < 0.02
     assert 4 < (torch.linalg.det(axes) < 0).sum() < 16, "half are mirrored"
@@ -131,23 +108,18 @@ def test_random_crops_show_a_dot_where_their_axes_say():
 @pytest.mark.parametrize("anterior", [5.0, 250.0])
 def test_votes_of_the_true_angle_field_give_the_landmarks(anterior, mirrored):
     slices = collect_slices([[ring_study(2, anterior, mirrored)]])
-    unit, distance = directions(256, slices.centre)
+    unit, distance = grids.directions(256, slices.centre)
     x, y = unit[:, 0], unit[:, 1]
-    field = angle_field(x, y, slices.insertions, slices.handedness)
+    field = grids.angle_field(x, y, slices.insertions, slices.handedness)
     weight = distance * ((slices.labels == 1) | (slices.labels == 2))
-    found = landmarks_from_votes(angle_votes(field, weight, x, y).sum(0))
+    found = grids.landmarks_from_votes(grids.angle_votes(field, weight, x, y).sum(0))
     assert abs((found.anterior_rvip_deg - anterior + 180) % 360 - 180) < 1
     assert found.mirrored == mirrored and found.confidence > 0.95
-    turn = (found.inferior_rvip_deg - found.anterior_rvip_deg) * (-1 if mirrored else 1)
-    assert turn % 360 == pytest.approx(110, abs=1)
-    nothing = landmarks_from_votes(torch.zeros(5, dtype=torch.complex64))
-    assert np.isnan(nothing.anterior_rvip_deg) and nothing.confidence == 0
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("make_examples", [crop_examples, polar_examples])
+@pytest.mark.parametrize("make_examples", [train.crop_examples, train.polar_examples])
 def test_training_examples_have_the_rv_between_the_insertion_points(make_examples, mirrored):
-    """However a picture is turned and mirrored, the angle field tells the septal side."""
     slices = collect_slices([[ring_study(4, 40.0, mirrored)]])
     chosen, rng = torch.zeros(16, dtype=torch.long), torch.Generator().manual_seed(0)
     examples = make_examples(slices, chosen, SMOKE, rng)
@@ -159,22 +131,13 @@ def test_training_examples_have_the_rv_between_the_insertion_points(make_example
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_turned_copy_moves_image_labels_and_landmarks_together(mirror):
-    copy = turned_copy(ring_study(9, 30.0, spacing=(2.0, 1.2, 10.0)), 100.0, mirror)
+    copy = train.turned_copy(ring_study(9, 30.0, spacing=(2.0, 1.2, 10.0)), 100.0, mirror)
     assert copy["landmarks"].mirrored == mirror
+    assert copy.pixels[copy.label_map == CAVITY].mean() > 0.75
     moved = move_to_junctions(copy["landmarks"], copy.label_map, copy.spacing_mm)
-    for name in ("anterior_rvip_deg", "inferior_rvip_deg"):
+    for name in ANGLES:
         error = getattr(moved, name) - getattr(copy["landmarks"], name)
         assert error != 0 and abs((error + 180) % 360 - 180) < 8
-
-
-def test_random_appearance_repeats_itself_and_leaves_its_input_alone():
-    images = torch.rand(6, 1, 32, 32)
-    before = images.clone()
-    first, again, other = (
-        vary_appearance(images, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
-    )
-    assert torch.equal(images, before) and torch.isfinite(first).all()
-    assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_the_loss_ignores_an_rv_that_is_not_labelled():
@@ -182,47 +145,30 @@ def test_the_loss_ignores_an_rv_that_is_not_labelled():
 
     def loss(slices, *logits):
         rng = torch.Generator().manual_seed(0)
-        examples = crop_examples(slices, torch.arange(3), SMOKE, rng)
-        output = torch.tensor([*logits, 0.0, 0, 0, 0], requires_grad=True)
-        pictures = output[None, :, None, None].expand(3, 8, *examples.classes.shape[1:])
-        return output, heart_loss(pictures, examples)
+        examples = train.crop_examples(slices, torch.arange(3), SMOKE, rng)
+        output = torch.tensor([*logits, 0.0, 0, 0, 0])[None, :, None, None]
+        return train.heart_loss(output.expand(3, 8, *examples.classes.shape[1:]), examples)
 
     background, swapped = (3.0, 1, 1, -2), (-2.0, 1, 1, 3)
-    difference = loss(unknown, *background)[1] - loss(unknown, *swapped)[1]
-    assert abs(float(difference.detach())) < 1e-5
-    assert loss(known, *background)[1] < loss(known, *swapped)[1] - 0.5
-    output, value = loss(unknown, 0.0, 0, 0, 0)
-    value.backward()
-    assert output.grad[0] == pytest.approx(float(output.grad[3]), abs=1e-6)
+    assert abs(loss(unknown, *background) - loss(unknown, *swapped)) < 1e-5
+    assert loss(known, *background) < loss(known, *swapped) - 0.5
 
 
-def test_continued_training_learns_a_missing_rv_from_the_first_network(monkeypatch):
+def test_a_missing_rv_is_taken_from_the_first_network():
     """Labels are kept, and unknown landmarks stay unknown."""
     lacking, known = ring_study(1, rv=False), ring_study(2, anterior=30.0)
     bare = Study.from_arrays("bare", lacking.pixels, lacking.spacing_mm, lacking.label_map)
     everywhere = np.full(lacking.label_map.shape, RV, np.uint8)
     everywhere[:40] = 0
-
-    def predict(network, studies, group=8):
-        drawn = [Study.from_arrays("", s.pixels, s.spacing_mm, everywhere) for s in studies]
-        return Cohort(drawn)
-
-    monkeypatch.setattr(HeartNetwork, "predict_cohort", predict)
-    start = HeartNetwork(SMOKE, [build_unet(SMOKE, 0)])
-    completed = with_drawn_rv([lacking, known, bare], start)
+    prediction = Study.from_arrays("drawn", bare.pixels, bare.spacing_mm, everywhere)
+    first = SimpleNamespace(predict=lambda study: prediction)
+    completed = [train.with_drawn_rv(study, first) for study in (lacking, known, bare)]
     expected = np.where((lacking.label_map == 0) & (everywhere == RV), RV, lacking.label_map)
     assert np.array_equal(completed[0].label_map, expected) and (lacking.label_map != RV).all()
     assert completed[0]["landmarks"] == lacking["landmarks"] and completed[1] is known
     slices = collect_slices([completed])
     assert slices.rv_known.all()
     assert slices.landmark_weight[[0, 3, 6]].tolist() == [1, 1, 0]
-    collected = []
-    collect = train.collect_slices
-    monkeypatch.setattr(
-        train, "collect_slices", lambda x: collected.append(collect(x)) or collect(x)
-    )
-    fit(Cohort([lacking]), init=start, steps=1, border_steps=0)
-    assert collected[0].rv_known.all()
 
 
 def test_prediction_depends_on_the_image_alone_and_leaves_the_study_alone(network):
@@ -233,9 +179,7 @@ def test_prediction_depends_on_the_image_alone_and_leaves_the_study_alone(networ
     first = network.predict(study)
     second = network.predict(Study.from_arrays("bare", study.pixels, study.spacing_mm))
     assert np.array_equal(labels, study.label_map) and np.array_equal(image, study.pixels)
-    assert torch.equal(first["labels"].data, second["labels"].data)
-    assert repr(first["landmarks"]) == repr(second["landmarks"])
-    assert first["labels"].data.dtype == torch.uint8
+    assert drawn([first]) == drawn([second])
     assert first["labels"].shape == study["image"].shape
     assert set(np.unique(first.label_map)) <= {0, CAVITY, MYOCARDIUM, RV}
     assert 0 <= first["landmarks"].confidence <= 1
@@ -247,33 +191,17 @@ def test_threads_do_not_change_predictions(network):
     for threads in (1, 2):
         torch.set_num_threads(threads)
         try:
-            found.append(network.predict_cohort(studies, group=1).studies)
+            found.append(network.predict_cohort(studies).studies)
             assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(before)
-    for alone, together in zip(*found, strict=True):
-        assert alone["study_id"] == together["study_id"]
-        assert torch.equal(alone["labels"].data, together["labels"].data)
-        assert repr(alone["landmarks"]) == repr(together["landmarks"])
-
-
-def test_bfloat16_is_used_only_where_it_is_fast_and_changes_little(network, monkeypatch):
-    capabilities: dict[str, bool] = {}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    crops, maps = torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(0)), []
-    for fast in (False, True):
-        capabilities["avx512_bf16"] = fast
-        cache.has_fast_bfloat16.cache_clear()
-        maps.append(network.maps(crops))
-    cache.has_fast_bfloat16.cache_clear()
-    assert maps[1].dtype == torch.float32
-    assert not torch.equal(*maps) and (maps[0] - maps[1]).abs().max() < 0.05
+    assert drawn(found[0]) == drawn(found[1])
+    assert [study["study_id"] for study in found[1]] == ["ring0", "ring1", "ring2"]
 
 
 def test_the_seed_decides_the_weights_and_the_mean_network_averages():
-    first, again, other = (
-        fit(ring_cohort(2), seed=seed, steps=3, border_steps=1) for seed in (1, 1, 2)
-    )
+    rings = ring_cohort(2)
+    first, again, other = (fit(rings, seed=seed, steps=3, border_steps=1) for seed in (1, 1, 2))
     states = [list(one.state_dict().values()) for one in (first, again, other)]
     assert all(map(torch.equal, states[0], states[1]))
     assert not all(map(torch.equal, states[0], states[2]))
@@ -292,19 +220,18 @@ def test_files_restore_the_network(network, tmp_path):
     (folder / "heart.json").write_text(about.replace('"steps"', '"poses": 1, "steps"', 1))  # older
     again = HeartNetwork.load(folder)
     assert again.settings == network.settings and again.trained_on == ("rings",)
-    assert torch.equal(again.predict(study)["labels"].data, network.predict(study)["labels"].data)
+    assert drawn([again.predict(study)]) == drawn([network.predict(study)])
     (folder / "heart.safetensors").write_bytes(b"short")
-    with pytest.raises(InputError, match="not a heart network"):
-        HeartNetwork.load(folder)
-    with pytest.raises(InputError, match="no such file"):
-        HeartNetwork.load(tmp_path / "nowhere")
+    for bad in (folder, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match="not a heart network"):
+            HeartNetwork.load(bad)
 
 
 @pytest.mark.parametrize("name", ["regnetx_002", "resnet34"])
 def test_the_timm_encoder_gives_the_features_of_the_unet(name):
     settings = replace(SMOKE, encoder=name)
     network = HeartNetwork(settings, [build_unet(settings, 0)])
-    encoder = build_encoder(name).eval()
+    encoder = networks.build_encoder(name).eval()
     encoder.load_state_dict(network.encoder_state())
     images = torch.rand(2, 1, 64, 64)
     with torch.inference_mode():
@@ -320,15 +247,10 @@ def test_bad_settings_and_cohorts_are_named():
         fit(bare, stepz=3)
     with pytest.raises(InputError, match="no study has a label"):
         fit(bare)
-    with pytest.raises(InputError, match="no_such_net"):
-        build_encoder("no_such_net")
-
-
-@pytest.mark.parametrize("name", ["resnet999", "vit_tiny_patch16_224", "a/b"])
-def test_an_encoder_that_fits_no_network_is_named(name):
-    with pytest.raises(InputError, match=f"setting encoder: '{name}'") as caught:
-        build_unet(replace(SMOKE, encoder=name), 0)
-    assert "\n" not in str(caught.value)
+    for name in ("resnet999", "vit_tiny_patch16_224", "a/b"):
+        with pytest.raises(InputError, match=f"setting encoder: '{name}'") as caught:
+            build_unet(replace(SMOKE, encoder=name), 0)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_short_training_draws_rings():
@@ -351,8 +273,6 @@ def test_a_longer_training_finds_the_insertion_points_of_rings():
 @pytest.mark.skipif(not (DATA / "emidec").is_dir(), reason="needs ../shared/data/emidec")
 def test_a_short_training_draws_real_hearts():
     """A tenth of the laptop training on half of EMIDEC finds the heart in the other half."""
-    from lgekit.data.readers import read_cohort
-
     cohort = read_cohort(f"emidec:{DATA / 'emidec'}")
     studies = [study for study in cohort.studies if study["patient_id"] != "Case_P059"]
     half = Cohort(studies[::2], "half")
@@ -373,8 +293,8 @@ def test_an_uncertain_heart_is_also_looked_for_in_the_middle(monkeypatch):
 
     monkeypatch.setattr(network, "maps", brightness_as_cavity)
     stack = np.repeat(image[..., None], 3, 2)
-    drawn = network.predict(Study.from_arrays("dim", stack, (1.5, 1.5, 8)))
-    assert dice(stack == 1000, drawn.label_map == CAVITY) > 0.95
+    found = network.predict(Study.from_arrays("dim", stack, (1.5, 1.5, 8)))
+    assert dice(stack == 1000, found.label_map == CAVITY) > 0.95
 
 
 @pytest.mark.parametrize("hand", [1, -1])
@@ -386,38 +306,104 @@ def test_a_vote_moves_to_a_junction_that_is_near(hand):
     assert moved.anterior_rvip_deg == pytest.approx(true.anterior_rvip_deg, abs=6)
     assert moved.inferior_rvip_deg == voted.inferior_rvip_deg and moved.confidence == 0.6
     assert move_to_junctions(voted, np.where(labels == RV, 0, labels), study.spacing_mm) == voted
-    nowhere = Landmarks(float("nan"), float("nan"), 0.0)
-    assert move_to_junctions(nowhere, labels, study.spacing_mm) is nowhere
 
 
-def test_an_empty_picture_has_no_landmarks(network):
-    found = network.predict(Study.from_arrays("empty", np.zeros((40, 50, 2)), (1.5, 1.5, 8)))
-    assert found["labels"].shape == (1, 40, 50, 2)
-    if not np.isin(found.label_map, (CAVITY, MYOCARDIUM)).any():
-        assert np.isnan(found["landmarks"].anterior_rvip_deg) and found["landmarks"].confidence == 0
+def test_a_picture_without_a_heart_has_no_landmarks(monkeypatch, network):
+    empty = Study.from_arrays("empty", np.zeros((40, 50, 2)), (1.5, 1.5, 8))
+    assert network.predict(empty)["labels"].shape == (1, 40, 50, 2)
+    alone = HeartNetwork(SMOKE, network.networks)
+    monkeypatch.setattr(alone, "maps", lambda crops: torch.eye(8)[:1, :, None, None] * crops)
+    found = alone.predict(empty)
+    assert not found.label_map.any() and found["landmarks"].confidence == 0
+    assert np.isnan([getattr(found["landmarks"], name) for name in ANGLES]).all()
 
 
-def test_every_study_is_measured_by_a_network_of_the_other_folds(monkeypatch):
-    cohort = Cohort([ring_study(i, spacing=(8, 8, 10)) for i in range(12)])
-    monkeypatch.setattr(realism, "heart_network", lambda train, *rest: train)
-
-    def measured(network, test, seed):
-        assert not set(test.manifest["study_id"]) & set(network.manifest["study_id"])
-        return test.manifest[["study_id", "patient_id"]]
-
-    monkeypatch.setattr(realism, "evaluate_heart_network", measured)
-    table = realism.measure_folds(cohort, [], size_settings("smoke"), folds=4)
-    assert sorted(table["study_id"]) == sorted(cohort.manifest["study_id"])
-    assert table["fold"].nunique() == 4
+# The border network draws a ring of these radii, in crop coordinates, on polar pictures.
+RADIUS, INNER = 0.4, 0.25
+DEPTHS, COLUMNS = networks.DEPTHS, networks.ANGLES
+X, Y = torch.meshgrid(*[grids.pixel_axis(networks.DRAWN)] * 2, indexing="xy")
+X, Y = X - 0.15, Y - 0.1  # from its centre
+DISTANCE = torch.hypot(X, Y)
 
 
-def test_the_quality_table_leaves_out_uncertain_ground_truth():
-    columns = {"study_id": list("abcd"), "patient_id": list("abcd"), "dice_rv": np.nan}
-    columns |= {"dice_cavity": [0.8, 0.9, 1.0, 0.9], "dice_myocardium": 0.5}
-    columns |= {"anterior_error_deg": [4.0, 6.0, 8.0, 170.0], "inferior_error_deg": 5.0}
-    columns |= {"mirror_right": [1.0, 1.0, 0.0, 0.0], "reference_confidence": [1, 1, 0.5, 0.2]}
-    table = realism.quality_table(pd.DataFrame(columns))
-    assert table.loc["dice_cavity, median", "value"] == pytest.approx(0.9)
-    assert table.loc["anterior_error_deg, median", ["value", "studies"]].tolist() == [6, 3]
-    assert table.loc["mirror_right, share", "value"] == pytest.approx(2 / 3)
-    assert "dice_rv, median" not in table.index
+def ring_maps(slices=3, inner=INNER, outer=RADIUS):
+    """Maps ``(slices, 8, h, h)`` of a U-Net that is certain of a ring."""
+    wall = (DISTANCE >= inner) & (DISTANCE < outer)
+    maps = torch.stack([DISTANCE >= outer, DISTANCE < inner, wall, *[wall * False] * 5])
+    return maps.float().repeat(slices, 1, 1, 1)
+
+
+def refine(network, maps):
+    borders, squares = torch.nn.ModuleList([network]), torch.zeros(len(maps), 1, 256, 256)
+    centre, half_width = torch.tensor([0.1, -0.2]), torch.tensor(0.5)
+    return networks.refine_borders(borders, squares, maps, centre, half_width)
+
+
+class AlwaysTheSame(torch.nn.Module):
+    """Draws a cavity up to `inner` radii, a wall up to 1, and an RV up to 2 at the lower left."""
+
+    def __init__(self, inner, anterior, mirrored):
+        super().__init__()
+        depth = networks.SAMPLE_DEPTHS[:, 0]
+        rv = (3 * (depth - 1)).clamp(max=1)  # equals the wall at 1 and the surroundings at 2 radii
+        logits = 30 * torch.stack([depth - 1, inner - depth, torch.zeros(DEPTHS), rv])
+        logits = logits[:, :, None].repeat(1, 1, COLUMNS)
+        logits[3, :, : COLUMNS // 4], logits[3, :, COLUMNS // 2 :] = -90, -90
+        hand = -1 if mirrored else 1
+        points = [np.radians(anterior), np.radians(anterior + 110 * hand)]
+        angles = [hand * (-networks.COLUMN_ANGLES - point) for point in points]
+        field = torch.stack([f(angle) for angle in angles for f in (torch.cos, torch.sin)])
+        self.output = torch.cat([logits, field[:, None].expand(4, DEPTHS, COLUMNS)])[None]
+
+    def forward(self, pictures):
+        return self.output.expand(len(pictures), -1, -1, -1)
+
+
+def test_the_border_network_turns_with_the_picture():
+    network = networks.build_border_network((8, 8, 16, 16), 0).eval()
+    pictures = torch.rand(2, 3, DEPTHS, COLUMNS, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        turned = network(pictures.roll(16, 3))
+        assert torch.allclose(turned, network(pictures).roll(16, 3), atol=1e-5)
+    assert turned.shape == (2, 8, DEPTHS, COLUMNS)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_polar_drawings_and_votes_return_to_the_right_place(mirrored):
+    network = AlwaysTheSame(INNER / RADIUS, 70.0, mirrored)
+    maps, votes = refine(network, ring_maps(inner=0.33))  # the U-Net's cavity is too large
+    for code in (1, 2):
+        assert dice(maps.argmax(1) == code, ring_maps()[:, code] > 0) > 0.97
+    rv = (DISTANCE > RADIUS) & (DISTANCE < 2 * RADIUS) & (X < 0) & (Y > 0)
+    assert dice(maps[0].argmax(0) == 3, rv) > 0.95
+    points = grids.landmarks_from_votes(votes)
+    assert points.anterior_rvip_deg == pytest.approx(70, abs=0.5) and points.mirrored == mirrored
+    assert points.confidence > 0.9
+
+
+def test_a_slice_with_almost_no_heart_is_left_alone():
+    rough = ring_maps()
+    rough[2] = ring_maps(1, 0, 0.05)[0]
+    maps, _ = refine(AlwaysTheSame(0.2, 0, False), rough)
+    assert torch.equal(maps[2], rough[2, :4]) and not torch.equal(maps[1], rough[1, :4])
+
+
+def test_random_pictures_repeat_themselves_keep_the_shape_and_close_the_ring():
+    rng = torch.Generator().manual_seed(3)
+    labels = torch.zeros(40, 3, DEPTHS, COLUMNS)
+    labels[:, :, :12], labels[:, :, 12:20] = 1, 2
+    images = torch.full_like(labels, 0.5)
+    varied = [grids.vary_appearance(images, torch.Generator().manual_seed(n)) for n in (0, 0, 1)]
+    assert (images == 0.5).all() and all(torch.isfinite(one).all() for one in varied)
+    assert torch.equal(varied[0], varied[1]) and not torch.equal(varied[0], varied[2])
+    assert torch.equal(grids.invent_appearance(images, labels, 0.0, rng), images)
+    invented = grids.invent_appearance(images, labels, 1.0, rng, wrap=True)
+    assert invented.shape == images.shape and 0 <= invented.min() and invented.max() <= 1
+    blood, muscle = (
+        invented[:, :, rows].median(3).values.mean((1, 2)) for rows in (slice(2, 9), slice(14, 18))
+    )
+    assert (blood - muscle).abs().median() > 0.1 and 0.5 < (blood > muscle).float().mean() < 1
+    jump = (invented[..., 0] - invented[..., -1]).abs().mean()
+    assert jump < 1.2 * invented.diff(dim=3).abs().mean()
+    some = grids.invent_appearance(images, labels, 0.3, rng)
+    assert 0.05 < (some != images).flatten(1).any(1).float().mean() < 0.6
