@@ -76,20 +76,14 @@ SIZES = {
 
 
 def build_encoder(name: str) -> nn.Module:
-    """Build a timm encoder with one input channel and random weights, as the U-Net's.
-
-    Its ``forward_features`` maps ``(B, 1, H, W)`` to the deepest features of the U-Net's decoder.
-    """
+    """Build the U-Net's encoder alone: its ``forward_features`` gives the deepest features."""
     import timm
 
     return timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool="")
 
 
 def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
-    """Build a U-Net ``(B, 1, h, h)`` → ``(B, 8, h, h)``: class logits, then the angle field.
-
-    Raises InputError if timm does not know the encoder, or if it fits no U-Net.
-    """
+    """Build a U-Net ``(B, 1, h, h)`` → ``(B, 8, h, h)``: class logits, then the angle field."""
     import segmentation_models_pytorch as smp
     from segmentation_models_pytorch.base import SegmentationHead
 
@@ -108,9 +102,8 @@ def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
             raise InputError("setting encoder", problem, remedy) from error
         # The last block works at full resolution and costs as much as all others together.
         unet.decoder.blocks = unet.decoder.blocks[:-1]
-        outputs = CLASSES + ANGLE_CHANNELS
-        head = SegmentationHead(settings.decoder[-1], outputs, kernel_size=3, upsampling=2)
-        unet.segmentation_head = head
+        channels = settings.decoder[-1], CLASSES + ANGLE_CHANNELS
+        unet.segmentation_head = SegmentationHead(*channels, kernel_size=3, upsampling=2)
     return unet.to(memory_format=torch.channels_last)
 
 
@@ -193,8 +186,7 @@ def refine_borders(
     device, shape = images.device, (DRAWN, DRAWN)
     maps = maps[:, :CLASSES].to(device)
     centre, half_width = centre.to(device), half_width.to(device)
-    if maps.shape[2:] != shape:
-        maps = functional.interpolate(maps, shape, mode="bilinear", align_corners=False)
+    maps = functional.interpolate(maps, shape, mode="bilinear", align_corners=False)
     padded = torch.cat([images[:1], images, images[-1:]])[:, 0]
     triples = padded.unfold(0, 3, 1).permute(0, 3, 1, 2)  # (S, 3, 256, 256): slice and neighbours
     middle, area = slices.lv_centres(maps[:, LV_CLASSES].sum(1), smallest=1)
