@@ -336,15 +336,14 @@ class HeartNetwork(nn.Module):
         landmarks = move_to_junctions(landmarks, labels.numpy(), study.spacing_mm)
         return with_labels(study, labels, landmarks)
 
-    def predict_cohort(self, studies: Cohort | Sequence[Study]) -> Cohort:
+    def predict_cohort(self, cohort: Cohort) -> Cohort:
         """Predict all studies; on a CPU one study per thread."""
-        studies = studies.studies if isinstance(studies, Cohort) else studies
         threads = torch.get_num_threads()
-        workers = max(min(threads, len(studies)), 1) if self.device.type == "cpu" else 1
+        workers = max(min(threads, len(cohort)), 1) if self.device.type == "cpu" else 1
         inner = threads if workers == 1 else 1
         try:
             with ThreadPoolExecutor(workers, "", torch.set_num_threads, (inner,)) as pool:
-                predicted = list(pool.map(self.predict, studies))
+                predicted = list(pool.map(self.predict, cohort.studies))
         finally:
             torch.set_num_threads(threads)  # of threads that are started from now on
         return Cohort(predicted, "predicted")

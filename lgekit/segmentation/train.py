@@ -236,9 +236,7 @@ def turned_copy(study: Study, degrees: float, mirror: bool) -> Study:
     return Study.from_arrays(study["study_id"], turned(square.images), spacing, **fields)
 
 
-def evaluate_heart_network(
-    network: HeartNetwork, studies: Cohort | Sequence[Study], seed: int = 0
-) -> pd.DataFrame:
+def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
     """Measure a heart network on labelled studies that it was not trained on.
 
     Dice is measured on the studies as stored, insertion points on copies that are turned and
@@ -249,13 +247,13 @@ def evaluate_heart_network(
         ``anterior_error_deg, inferior_error_deg`` (0 to 180), ``mirror_right`` (1.0 or 0.0),
         ``confidence`` (of the prediction), ``reference_confidence``; NaN where unknown.
     """
-    everyone = studies.studies if isinstance(studies, Cohort) else studies
-    labelled = [study for study in everyone if study.label_map is not None]
+    labelled = [study for study in cohort.studies if study.label_map is not None]
     rng, copies = np.random.default_rng(seed), []
     for study in labelled:
         study = Study(**{**study, "landmarks": grids.reference_landmarks(study)})
         copies.append(turned_copy(study, rng.uniform(0, 360), bool(rng.integers(2))))
-    predicted, turned = (network.predict_cohort(group).studies for group in (labelled, copies))
+    predicted = network.predict_cohort(Cohort(labelled)).studies
+    turned = network.predict_cohort(Cohort(copies)).studies
     rows = []
     for study, drawn, rotated, found in zip(labelled, predicted, copies, turned, strict=True):
         row: dict[str, Any] = {"study_id": study["study_id"], "patient_id": study["patient_id"]}

@@ -56,8 +56,8 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * (a & b).sum() / max(a.sum() + b.sum(), 1)
 
 
-def fit(cohort: Cohort, **changes) -> HeartNetwork:
-    return fit_heart_network([cohort], "smoke", progress=False, **changes)
+def fit(cohort: Cohort, size="smoke", **changes) -> HeartNetwork:
+    return fit_heart_network([cohort], size, progress=False, **changes)
 
 
 def drawn(studies) -> list[tuple]:
@@ -186,12 +186,12 @@ def test_prediction_depends_on_the_image_alone_and_leaves_the_study_alone(networ
 
 
 def test_threads_do_not_change_predictions(network):
-    studies, before = [ring_study(index) for index in range(3)], torch.get_num_threads()
+    cohort, before = ring_cohort(3), torch.get_num_threads()
     found = []
     for threads in (1, 2):
         torch.set_num_threads(threads)
         try:
-            found.append(network.predict_cohort(studies).studies)
+            found.append(network.predict_cohort(cohort).studies)
             assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(before)
@@ -268,12 +268,10 @@ def test_a_longer_training_finds_the_insertion_points_of_rings():
 @pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "emidec").is_dir(), reason="needs ../shared/data/emidec")
 def test_a_short_training_draws_real_hearts():
-    """A tenth of the laptop training on half of EMIDEC finds the heart in the other half."""
     cohort = read_cohort(f"emidec:{DATA / 'emidec'}")
     studies = [study for study in cohort.studies if study["patient_id"] != "Case_P059"]
-    half = Cohort(studies[::2], "half")
-    network = fit_heart_network([half], steps=300, border_steps=120, progress=False)
-    table = evaluate_heart_network(network, studies[1::4], seed=0)
+    network = fit(Cohort(studies[::2]), "laptop", steps=300, border_steps=120)
+    table = evaluate_heart_network(network, Cohort(studies[1::4]), seed=0)
     assert table["dice_cavity"].median() > 0.7
 
 
@@ -314,8 +312,7 @@ def test_a_picture_without_a_heart_has_no_landmarks(monkeypatch, network):
     assert np.isnan([getattr(found["landmarks"], name) for name in ANGLES]).all()
 
 
-# The border network draws a ring of these radii, in crop coordinates, on polar pictures.
-RADIUS, INNER = 0.4, 0.25
+RADIUS, INNER = 0.4, 0.25  # of the ring that the border network draws, in crop coordinates
 DEPTHS, COLUMNS = networks.DEPTHS, networks.ANGLES
 X, Y = torch.meshgrid(*[grids.pixel_axis(networks.DRAWN)] * 2, indexing="xy")
 X, Y = X - 0.15, Y - 0.1  # from its centre
@@ -374,7 +371,6 @@ def test_polar_drawings_and_votes_return_to_the_right_place(mirrored):
     assert dice(maps[0].argmax(0) == 3, rv) > 0.95
     points = grids.landmarks_from_votes(votes)
     assert points.anterior_rvip_deg == pytest.approx(70, abs=0.5) and points.mirrored == mirrored
-    assert points.confidence > 0.9
 
 
 def test_a_slice_with_almost_no_heart_is_left_alone():
