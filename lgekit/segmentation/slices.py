@@ -179,13 +179,10 @@ def directions(pixels: int, centre: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lv_centres(left: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
-    """Centres ``(S, 2)`` and areas ``(S,)`` in pixels of LV probabilities ``(S, h, h)``.
-
-    Weighted sums are divided by at least ``smallest``, so that an empty slice gets a centre.
-    """
+    """Centres ``(S, 2)`` and areas ``(S,)`` in pixels of LV probabilities ``(S, h, h)``."""
     axis, area = pixel_axis(left.shape[-1], left.device), left.sum((1, 2))
     weighted = torch.stack([left.sum(1) @ axis, left.sum(2) @ axis], dim=1)
-    return weighted / area.clamp(min=smallest)[:, None], area
+    return weighted / area.clamp(min=smallest)[:, None], area  # an empty slice gets a centre, too
 
 
 def angle_field(x: Tensor, y: Tensor, insertions: Tensor, handedness: Tensor) -> Tensor:
@@ -270,18 +267,14 @@ def standardise(images: Tensor) -> Tensor:
 def vary_appearance(images: Tensor, rng: torch.Generator, share: float = 0.5) -> Tensor:
     """Change the contrast of a share of ``(B, C, H, W)`` images in [0, 1], not their geometry.
 
-    Applies a random tone curve (a tenth of them inverted, because cine and late enhancement rank
-    blood, muscle and scar differently), a bias field, ghosts, motion, blur and noise.
+    A tenth is inverted: cine and late enhancement rank blood, muscle and scar differently.
     """
     count, shape = len(images), images.shape[-2:]
 
     def strength(low: float, high: float, share: float = 1.0) -> Tensor:
-        """One number per image, zero for all but a share of the images, as ``(B, 1, 1, 1)``."""
+        """One number per image ``(B, 1, 1, 1)``, zero for all but a share of the images."""
         value = uniform(low, high, count, rng) * uniform(0, 1, count, rng).lt(share)
         return value[:, None, None, None]
-
-    def whole(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (1,), generator=rng, device=rng.device))
 
     # tone: x ** gamma, then a curve through six knots whose steps vary up to fourfold
     tone = images.clamp(0, 1) ** torch.exp(strength(-0.7, 0.7))
@@ -296,8 +289,10 @@ def vary_appearance(images: Tensor, rng: torch.Generator, share: float = 0.5) ->
     bias = uniform(-0.5, 0.5, (count, 1, 3, 3), rng)
     tone = tone * functional.interpolate(bias, shape, mode="bilinear", align_corners=True).exp()
     # ghosts and motion: copies shifted along one axis (one shift per batch, one strength per image)
-    axis, period = whole(2, 4), shape[0] // whole(2, 6)
-    tone = tone + strength(0, 0.25, 0.25) * (tone.roll(period, axis) - tone)
+    axis, parts = (
+        int(torch.randint(2, end, (1,), generator=rng, device=rng.device)) for end in (4, 6)
+    )
+    tone = tone + strength(0, 0.25, 0.25) * (tone.roll(shape[0] // parts, axis) - tone)
     tone = tone + strength(0, 0.4, 0.25) * (tone.roll(2, axis) + tone.roll(-2, axis) - 2 * tone)
     soft = functional.avg_pool2d(tone, 3, stride=1, padding=1, count_include_pad=False)
     tone = tone + strength(-0.5, 1, 0.4) * (soft - tone)
