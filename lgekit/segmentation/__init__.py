@@ -1,0 +1,1 @@
+"""Find the heart in a study: cavity, myocardium, RV and the RV insertion points."""

@@ -1,13 +1,14 @@
-"""Slices as the heart network takes them, and their augmentation."""
+"""Slices as the heart network sees them: square grids, crops, angle fields, random appearance."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
-from math import ceil, floor
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
@@ -15,408 +16,283 @@ from lgekit.anatomy.segments import insertion_points
 from lgekit.errors import InputError
 from lgekit.study import CAVITY, MYOCARDIUM, RV, WALL_CODES, Landmarks, Study
 
-CANVAS = 256
-CLASSES = (
-    4  # background, cavity, myocardium (with scar and no-reflow), RV: the network's own codes 0..3
-)
+CANVAS = 256  # side of the square grid on which every slice is resampled
+CLASSES = 4  # the network's codes: background, cavity, myocardium (with scar, no-reflow), RV
 CLASS_CODES = (0, CAVITY, MYOCARDIUM, RV)
 LV_CLASSES = slice(1, 3)
+ANGLE_CHANNELS = 4  # cosine and sine of the angle from the anterior and the inferior point
+UNKNOWN = Landmarks(float("nan"), float("nan"), 0.0)
 
 
 @dataclass(frozen=True)
-class Canvas:
-    """A study's slices on canvases.
+class SquareSlices:
+    """A study's slices on a square isotropic grid; coordinates run from -1 to 1 (y down)."""
 
-    Attributes:
-        images: ``(S, 1, 256, 256)`` float32 in [0, 1] (0.5th to 99.5th percentile of the study), rows are y.
-        centre_mm: millimetres from the array's corner to the canvas's centre, ``(x, y)``.
-        half_mm: millimetres from the canvas's centre to its edge.
-        spacing: millimetres per pixel, ``(x, y)``.
-        shape: ``(X, Y)`` of the study.
-    """
+    images: Tensor  # (S, 1, 256, 256) float32; 0 and 1 are the study's percentiles 0.5 and 99.5
+    centre_mm: np.ndarray  # (2,) from the corner of the study's array to the square's centre
+    half_mm: float  # from the square's centre to its edge
+    spacing: np.ndarray  # (2,) mm per pixel of the study, x and y
+    shape: np.ndarray  # (2,) pixels of the study, x and y
 
-    images: Tensor
-    centre_mm: tuple[float, float]
-    half_mm: float
-    spacing: tuple[float, float]
-    shape: tuple[int, int]
+    def from_study(self, arrays: Tensor, mode: str) -> Tensor:
+        """Resample ``(S, C, Y, X)`` from the study's grid to ``(S, C, 256, 256)``."""
+        square = self.centre_mm - self.half_mm, self.centre_mm + self.half_mm
+        study = np.zeros(2), self.shape * self.spacing
+        return _resample(arrays, study, square, (CANVAS, CANVAS), mode)
 
-    def resample(self, arrays: Tensor, mode: str) -> Tensor:
-        """``(S, C, Y, X)`` on the study's grid → ``(S, C, 256, 256)``."""
-        theta = torch.zeros(2, 3)
-        for axis in range(2):
-            extent = self.shape[axis] * self.spacing[axis]
-            theta[axis, axis] = 2 * self.half_mm / extent
-            theta[axis, 2] = 2 * self.centre_mm[axis] / extent - 1
-        return _sample_alike(arrays, theta, (CANVAS, CANVAS), mode)
-
-    def view_box(self, centre: Tensor, half_width: float) -> tuple[slice, slice]:
-        """The study's pixels ``(x, y)`` that a plain view covers, one at least."""
-        box = []
-        for count, step, middle, own in zip(
-            self.shape, self.spacing, self.centre_mm, centre.tolist(), strict=True
-        ):
-            edges = [(middle + (own + side * half_width) * self.half_mm) / step for side in (-1, 1)]
-            start = min(max(floor(edges[0]), 0), count - 1)
-            box.append(slice(start, max(min(ceil(edges[1]), count), start + 1)))
-        return box[0], box[1]
-
-    def to_study(
-        self, maps: Tensor, centre: Tensor, half_width: float, box: tuple[slice, slice]
-    ) -> Tensor:
-        """``(S, C, h, h)`` maps of a plain view → ``(S, C, y, x)`` on a box of the study's pixels, zero outside the
-        view."""
-        theta = torch.zeros(2, 3)
-        for axis in range(2):
-            start, stop = (
-                box[axis].start * self.spacing[axis],
-                box[axis].stop * self.spacing[axis],
-            )  # mm
-            theta[axis, axis] = (stop - start) / 2 / self.half_mm / half_width
-            offset = ((start + stop) / 2 - self.centre_mm[axis]) / self.half_mm - float(
-                centre[axis]
-            )
-            theta[axis, 2] = offset / half_width
-        return _sample_alike(
-            maps, theta, (box[1].stop - box[1].start, box[0].stop - box[0].start), "bilinear"
-        )
+    def draw_labels(self, maps: Tensor, centre: Tensor, half_width: Tensor) -> Tensor:
+        """Label map ``(X, Y, S)`` uint8 of the study: each ventricle's largest part in a crop."""
+        middle, half = np.array(centre.tolist()), float(half_width)
+        low = self.centre_mm + (middle - half) * self.half_mm
+        high = self.centre_mm + (middle + half) * self.half_mm
+        start = np.clip(np.floor(low / self.spacing), 0, self.shape - 1).astype(int)
+        stop = np.clip(np.ceil(high / self.spacing), start + 1, self.shape).astype(int)
+        covered, (width, height) = (start * self.spacing, stop * self.spacing), stop - start
+        heart = maps[:, 1:CLASSES]
+        heart = _resample(heart, (low, high), covered, (height, width), "bilinear")
+        background = 1 - heart[:, 0] - heart[:, 1] - heart[:, 2]
+        classes = torch.cat([background[:, None], heart], dim=1).max(1).indices.numpy()
+        for ventricle in ((1, 2), (3,)):
+            mask = np.isin(classes, ventricle)
+            classes[mask & ~largest_part(mask)] = 0
+        labels = torch.zeros(*self.shape, len(maps), dtype=torch.uint8)
+        drawn = torch.tensor(CLASS_CODES, dtype=torch.uint8)[classes].permute(2, 1, 0)
+        labels[start[0] : stop[0], start[1] : stop[1]] = drawn
+        return labels
 
 
-def _sample_alike(arrays: Tensor, theta: Tensor, shape: tuple[int, int], mode: str) -> Tensor:
-    """``(S, C, H, W)`` through one affine map ``(2, 3)``: all slices as channels of one picture, on one grid."""
-    grid = pixel_points(theta[None, :, :2], theta[None, :, 2], *shape)
-    sampled = functional.grid_sample(
-        arrays.flatten(0, 1)[None], grid, mode=mode, align_corners=False
-    )
+def largest_part(mask: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
+    """Select the connected part of a mask with the most pixels, or the largest sum of weights."""
+    parts, _ = ndimage.label(mask)
+    sums = np.bincount(parts.ravel(), None if weight is None else weight.ravel(), minlength=2)
+    return mask & (parts == 1 + np.argmax(sums[1:]))
+
+
+def _resample(
+    arrays: Tensor, source: Sequence, target: Sequence, shape: tuple[int, int], mode: str
+) -> Tensor:
+    """Resample ``(S, C, H, W)`` from one rectangle to another (two corners each, mm)."""
+    size = source[1] - source[0]
+    axes = torch.tensor(np.diag((target[1] - target[0]) / size), dtype=torch.float32)
+    shift = torch.tensor((sum(target) - sum(source)) / size, dtype=torch.float32)
+    channels = arrays.flatten(0, 1)[None]  # all slices share one grid
+    sampled = crop(channels, axes[None], shift[None], shape, mode)
     return sampled[0].unflatten(0, arrays.shape[:2])
 
 
-def make_canvas(study: Study) -> Canvas:
-    """Put a study's slices on canvases. Only the ratio of its in-plane spacings is used, not their size."""
+def square_slices(study: Study) -> SquareSlices:
+    """Resample a study's slices, without a border of exact zeros, to a square grid."""
     pixels = study["image"].data[0].float()  # (X, Y, S)
-    spacing = study.spacing_mm
-    filled = (pixels != 0).any(dim=2)
-    start, stop = [0, 0], list(pixels.shape[:2])
-    for axis in range(2):
-        used = filled.any(dim=1 - axis).nonzero().flatten()
-        if len(used):
-            start[axis], stop[axis] = int(used[0]), int(used[-1]) + 1
-    inside = pixels[start[0] : stop[0], start[1] : stop[1]].numpy()
-    low, high = np.percentile(inside[::2, ::2], (0.5, 99.5))
-    centre = tuple((start[axis] + stop[axis]) / 2 * spacing[axis] for axis in range(2))
-    half = max((stop[axis] - start[axis]) / 2 * spacing[axis] for axis in range(2))
-    canvas = Canvas(torch.empty(0), centre, half, spacing[:2], tuple(pixels.shape[:2]))
-    scaled = ((pixels - float(low)) / max(float(high - low), 1e-6)).clamp(0, 1)
-    images = canvas.resample(scaled.permute(2, 1, 0)[:, None].contiguous(), "bilinear")
-    return Canvas(images, centre, half, spacing[:2], tuple(pixels.shape[:2]))
+    shape, spacing = np.array(pixels.shape[:2]), np.array(study.spacing_mm[:2])
+    start, stop = np.zeros(2, int), shape
+    filled = np.argwhere((pixels != 0).any(dim=2).numpy())
+    if len(filled):
+        start, stop = filled.min(0), filled.max(0) + 1
+    inside = pixels[start[0] : stop[0] : 2, start[1] : stop[1] : 2].numpy()
+    low, high = (float(value) for value in np.percentile(inside, (0.5, 99.5)))
+    half_mm = float(((stop - start) / 2 * spacing).max())
+    square = SquareSlices(torch.empty(0), (start + stop) / 2 * spacing, half_mm, spacing, shape)
+    scaled = ((pixels - low) / max(high - low, 1e-6)).clamp(0, 1)
+    images = square.from_study(scaled.permute(2, 1, 0)[:, None].contiguous(), "bilinear")
+    return replace(square, images=images)
 
 
-@dataclass
-class Slices:
-    """Training slices as tensors of one length ``N``; all coordinates are canvas coordinates.
+class Slices(NamedTuple):
+    """``N`` training slices, in square coordinates. Slices of a study follow each other."""
 
-    Attributes:
-        images: ``(N, 256, 256)`` uint8.
-        labels: ``(N, 256, 256)`` uint8, the network's codes.
-        centre: ``(N, 2)`` LV centre of the slice (of the study where the slice has no LV).
-        diameter: ``(N,)`` the study's LV diameter: that of a circle as large as its largest epicardial area.
-        insertions: ``(N, 2, 2)`` unit vectors from the LV centre to the anterior and the inferior insertion point.
-        handedness: ``(N,)`` -1 in mirrored studies, 1 elsewhere.
-        landmark_weight: ``(N,)`` confidence of the landmarks, 0 where unknown.
-        rv_known: ``(N,)`` bool, whether the study's labels tell the RV from the background.
-        cohort: ``(N,)`` int64, the number of the cohort.
-        study: ``(N,)`` int64, the number of the study; its slices follow one another.
-    """
-
-    images: Tensor
-    labels: Tensor
-    centre: Tensor
-    diameter: Tensor
-    insertions: Tensor
-    handedness: Tensor
-    landmark_weight: Tensor
-    rv_known: Tensor
-    cohort: Tensor
-    study: Tensor
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: Tensor) -> Slices:
-        return Slices(*(getattr(self, field.name)[index] for field in fields(self)))
-
-    def to(self, device: torch.device) -> Slices:
-        """The same slices on another device."""
-        return Slices(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-
-def heart_classes(labels: np.ndarray | Tensor) -> Tensor:
-    """Label map in the internal codes → the network's four classes, uint8; scar and no-reflow are myocardium."""
-    table = torch.zeros(256, dtype=torch.uint8)
-    table[CAVITY], table[RV] = 1, 3
-    table[list(WALL_CODES)] = 2
-    return table[torch.as_tensor(labels).long()]
-
-
-def direction(degrees: float) -> Tensor:
-    """Unit vector ``(2,)`` at an angle (counter-clockwise, y down)."""
-    radians = np.radians(degrees)
-    return torch.tensor([np.cos(radians), -np.sin(radians)], dtype=torch.float32)
-
-
-def study_slices(study: Study, cohort: int) -> Slices | None:
-    """Training slices of one study, or None where it has no LV label."""
-    labels = study.label_map
-    if labels is None or not np.isin(labels, (CAVITY, *WALL_CODES)).any():
-        return None
-    canvas = make_canvas(study)
-    classes = heart_classes(labels).permute(2, 1, 0)[:, None].float().contiguous()
-    drawn = canvas.resample(classes, "nearest")[:, 0].to(torch.uint8)
-    count, lv = len(drawn), (drawn == 1) | (drawn == 2)
-    area = lv.sum((1, 2)).float()
-    axis = (torch.arange(CANVAS) + 0.5) / CANVAS * 2 - 1
-    centre = torch.stack(
-        [lv.sum(1).float() @ axis, lv.sum(2).float() @ axis], dim=1
-    )  # (S, 2), x and y
-    mean = centre.sum(0) / area.sum()
-    centre = torch.where(area[:, None] > 0, centre / area[:, None].clamp(min=1), mean)
-    diameter = 2 * torch.sqrt(area.max() / torch.pi) * 2 / CANVAS
-    rv_known = bool((labels == RV).any())
-    landmarks = study["landmarks"]
-    if landmarks is None and rv_known:
-        landmarks = insertion_points(labels, study.spacing_mm, mirrored=False)
-    known = (
-        landmarks is not None
-        and np.isfinite([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg]).all()
-    )
-    weight = landmarks.confidence if known else 0.0
-    points = [landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg] if known else [0.0, 120.0]
-    return Slices(
-        images=(canvas.images[:, 0] * 255).round().to(torch.uint8),
-        labels=drawn,
-        centre=centre,
-        diameter=diameter.expand(count),
-        insertions=torch.stack([direction(point) for point in points]).expand(count, 2, 2),
-        handedness=torch.tensor(-1.0 if known and landmarks.mirrored else 1.0).expand(count),
-        landmark_weight=torch.tensor(weight, dtype=torch.float32).expand(count),
-        rv_known=torch.tensor(rv_known).expand(count),
-        cohort=torch.tensor(cohort).expand(count),
-        study=torch.zeros(count, dtype=torch.int64),
-    )
+    images: Tensor  # (N, 256, 256) uint8
+    labels: Tensor  # (N, 256, 256) uint8, the network's codes
+    centre: Tensor  # (N, 2) LV centre of the slice, or of the study where the slice shows no LV
+    diameter: Tensor  # (N,) of a circle with the study's largest epicardial area
+    insertions: Tensor  # (N, 2, 2) unit vectors from LV centre to anterior and inferior point
+    handedness: Tensor  # (N,) -1 in mirrored studies, else 1
+    landmark_weight: Tensor  # (N,) confidence of the landmarks, 0 where unknown
+    rv_known: Tensor  # (N,) bool, whether the study's labels include the RV
+    cohort: Tensor  # (N,) int64, number of the cohort
+    study: Tensor  # (N,) int64, number of the study
 
 
 def collect_slices(cohorts: Iterable[Sequence[Study]]) -> Slices:
-    """All labelled slices of some cohorts.
-
-    Raises:
-        InputError: none of the studies has a label of the left ventricle.
-    """
-    parts = [
-        study_slices(study, number) for number, cohort in enumerate(cohorts) for study in cohort
-    ]
-    kept = [part for part in parts if part is not None]
-    if not kept:
+    """Collect the slices of all studies that have LV labels; InputError if there are none."""
+    parts: list[Slices] = []
+    for number, cohort in enumerate(cohorts):
+        for study in cohort:
+            labels = study.label_map
+            if labels is not None and np.isin(labels, (CAVITY, *WALL_CODES)).any():
+                parts.append(_study_slices(study, labels, number, len(parts)))
+    if not parts:
         remedy = "Give a cohort with masks (phantom:, acdc:, emidec:) to train the heart network on"
         raise InputError("cohorts", "no study has a label of the left ventricle", remedy)
-    for number, part in enumerate(kept):
-        part.study = torch.full_like(part.study, number)
+    return Slices(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def reference_landmarks(study: Study) -> Landmarks:
+    """A study's landmarks, else those that its RV label shows in plain storage, else NaN."""
+    if study["landmarks"] is None and np.any(study.label_map == RV):
+        return insertion_points(study.label_map, study.spacing_mm, mirrored=False)
+    return study["landmarks"] or UNKNOWN
+
+
+def _study_slices(study: Study, labels: np.ndarray, cohort: int, number: int) -> Slices:
+    square = square_slices(study)
+    wall = 2.0 * np.isin(labels, WALL_CODES)
+    codes = (labels == CAVITY) + wall + 3.0 * (labels == RV)
+    classes = torch.from_numpy(codes).float().permute(2, 1, 0)[:, None].contiguous()
+    drawn = square.from_study(classes, "nearest")[:, 0].to(torch.uint8)
+    lv = ((drawn == 1) | (drawn == 2)).float()
+    centre, area = lv_centres(lv, smallest=1)
+    middle, _ = lv_centres(lv.sum(0, keepdim=True), smallest=1)
+    landmarks = reference_landmarks(study)
+    if not np.isfinite(landmarks.anterior_rvip_deg + landmarks.inferior_rvip_deg):
+        landmarks = Landmarks(0.0, 120.0, 0.0)
+    angles = np.radians([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg])
+    per_study = {
+        "diameter": 2 * torch.sqrt(area.max() / torch.pi) * 2 / CANVAS,
+        "insertions": np.stack([np.cos(angles), -np.sin(angles)], axis=1).astype(np.float32),
+        "handedness": -1.0 if landmarks.mirrored else 1.0,
+        "landmark_weight": float(landmarks.confidence),
+        "rv_known": bool((labels == RV).any()),
+        "cohort": cohort,
+        "study": number,
+    }
+    tensors = {name: torch.as_tensor(value) for name, value in per_study.items()}
     return Slices(
-        *(torch.cat([getattr(part, field.name) for part in kept]) for field in fields(Slices))
+        images=(square.images[:, 0] * 255).round().to(torch.uint8),
+        labels=drawn,
+        centre=torch.where(area[:, None] > 0, centre, middle),
+        **{name: one.expand(len(drawn), *one.shape) for name, one in tensors.items()},
     )
 
 
-def view_coordinates(pixels: int, centre: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit vectors ``(B, 2, h, w)`` and distances ``(B, 1, h, w)`` from ``centre (B, 2)``, in view coordinates."""
-    axis = (torch.arange(pixels, device=centre.device) + 0.5) / pixels * 2 - 1
+def pixel_axis(pixels: int, device: torch.device | None = None) -> Tensor:
+    """Centres of the pixels of a row, from -1 to 1."""
+    return (torch.arange(pixels, device=device) + 0.5) / pixels * 2 - 1
+
+
+def directions(pixels: int, centre: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit vectors ``(B, 2, h, w)`` and distances ``(B, h, w)`` from ``centre (B, 2)`` in crops."""
+    axis = pixel_axis(pixels, centre.device)
     grid = torch.stack([axis.expand(pixels, pixels), axis[:, None].expand(pixels, pixels)])
     offset = grid - centre[:, :, None, None]
-    distance = torch.hypot(offset[:, :1], offset[:, 1:])
-    return offset / distance.clamp(min=1e-6), distance
+    distance = torch.hypot(offset[:, 0], offset[:, 1])
+    return offset / distance.clamp(min=1e-6)[:, None], distance
 
 
-def angle_field(batch: Slices, views: Views, pixels: int) -> tuple[Tensor, Tensor]:
-    """What the network should say about angles in these views.
+def lv_centres(left: Tensor, smallest: float) -> tuple[Tensor, Tensor]:
+    """Centres ``(S, 2)`` and areas ``(S,)`` in pixels of LV probabilities ``(S, h, h)``."""
+    axis, area = pixel_axis(left.shape[-1], left.device), left.sum((1, 2))
+    weighted = torch.stack([left.sum(1) @ axis, left.sum(2) @ axis], dim=1)
+    return weighted / area.clamp(min=smallest)[:, None], area  # an empty slice gets a centre, too
 
-    Returns:
-        ``(B, 4, h, w)`` field: cosine and sine of the anatomical angle from the anterior insertion point, then from the
-        inferior one; ``(B, 1, h, w)`` distance from the LV centre in LV radii.
-    """
-    unit, distance = view_coordinates(pixels, views.to_view(batch.centre))
-    hand = (batch.handedness * views.handedness)[:, None, None]
-    channels = []
+
+def angle_field(x: Tensor, y: Tensor, insertions: Tensor, handedness: Tensor) -> Tensor:
+    """Angle field ``(B, 4, h, w)`` of unit vectors ``x, y (B, h, w)`` from the LV centre."""
+    hand, channels = handedness[:, None, None], []
     for point in range(2):
-        towards = functional.normalize(
-            views.to_view(batch.insertions[:, point], direction=True), dim=1
-        )[:, :, None, None]
-        cosine = (unit * towards).sum(1)
-        # y points down, so counter-clockwise from ``towards`` to ``unit`` is minus the cross product
-        sine = hand * (unit[:, 0] * towards[:, 1] - unit[:, 1] * towards[:, 0])
-        channels += [cosine, sine]
-    scale = torch.linalg.det(views.axes).abs().sqrt() / (batch.diameter / 2)
-    return torch.stack(channels, dim=1), distance * scale[:, None, None, None]
+        towards_x, towards_y = insertions[:, point, :, None, None].unbind(1)
+        # y points down, so the sine of the counter-clockwise angle is minus the cross product
+        channels += [x * towards_x + y * towards_y, hand * (x * towards_y - y * towards_x)]
+    return torch.stack(channels, dim=1)
 
 
-def angle_votes(probabilities: Tensor, field: Tensor, centre: Tensor) -> Tensor:
-    """Sums of the angle field over the left ventricle, both handednesses; votes of several slices just add.
+def angle_votes(
+    field: Tensor, weight: Tensor, x: Tensor, y: Tensor, over: tuple[int, ...] = (1, 2)
+) -> Tensor:
+    """Add up an angle field with weights ``(B, h, w)``.
 
-    Args:
-        probabilities: ``(B, 4, h, w)``, of the classes, in plain views.
-        field: ``(B, 4, h, w)``, of the network.
-        centre: ``(B, 2)`` LV centre in view coordinates.
-
-    Returns:
-        ``(B, 5)`` complex64: right-handed anterior and inferior, mirrored anterior and inferior, and the weight N.
+    Returns ``(..., 5)`` complex64, which can be added: anterior and inferior point of a plain
+    heart, then of a mirrored one, and the sum of the weights.
     """
-    unit, distance = view_coordinates(field.shape[-1], centre)
-    place = torch.complex(unit[:, 0], -unit[:, 1])  # exp(i t)
-    weight = probabilities[:, LV_CLASSES].sum(1) * distance[:, 0]
-    votes = []
-    for turned in (place.conj(), place):
-        votes += [
-            (weight * torch.complex(field[:, 2 * p], field[:, 2 * p + 1]) * turned).sum((1, 2))
-            for p in range(2)
-        ]
-    return torch.stack([*votes, weight.sum((1, 2)).to(torch.complex64)], dim=1)
+    place = torch.complex(x, -y)  # exp(i t)
+    votes = [
+        (weight * torch.complex(field[:, 2 * point], field[:, 2 * point + 1]) * turned).sum(over)
+        for turned in (place.conj(), place)
+        for point in range(2)
+    ]
+    return torch.stack([*votes, weight.sum(over).to(torch.complex64)], dim=-1)
 
 
 def landmarks_from_votes(votes: Tensor) -> Landmarks:
-    """Landmarks from ``(5,)`` summed votes; NaN and confidence 0 where nothing voted."""
-    anterior, inferior, mirrored_anterior, mirrored_inferior, weight = votes.tolist()
-    if weight.real < 1e-6:
-        return Landmarks(float("nan"), float("nan"), 0.0)
-    plain, mirrored = abs(anterior) + abs(inferior), abs(mirrored_anterior) + abs(mirrored_inferior)
-    points = (
-        np.array([anterior, inferior]).conj()
-        if plain >= mirrored
-        else np.array([mirrored_anterior, mirrored_inferior])
-    )
-    angles = np.degrees(np.angle(points)) % 360
-    confidence = min(abs(plain - mirrored) / (2 * weight.real), 1.0)
-    return Landmarks(float(angles[0]), float(angles[1]), float(confidence))
+    """Landmarks from ``(5,)`` summed votes; NaN and confidence 0 where the weight is zero."""
+    *points, total = votes.tolist()
+    if total.real < 1e-6:
+        return UNKNOWN
+    plain, mirrored = abs(points[0]) + abs(points[1]), abs(points[2]) + abs(points[3])
+    best = np.array(points[:2]).conj() if plain >= mirrored else np.array(points[2:])
+    anterior, inferior = (np.degrees(np.angle(best)) % 360).tolist()
+    confidence = min(abs(plain - mirrored) / (2 * total.real), 1.0)
+    return Landmarks(anterior, inferior, float(confidence))
 
 
-@dataclass(frozen=True)
-class Views:
-    """Where square views lie on their square canvases, both in coordinates from -1 to 1 (x right, y down).
+def crop(
+    images: Tensor, axes: Tensor, centre: Tensor, shape: tuple[int, int], mode: str = "bilinear"
+) -> Tensor:
+    """Crop ``(B, C, H, W)`` to ``(B, C, *shape)``, zero outside of the images.
 
-    A point ``v`` of view ``i`` lies at ``axes[i] @ v + centre[i]`` on its canvas.
-
-    Attributes:
-        axes: ``(B, 2, 2)`` float32; rotation, mirror, stretch and half the view's width, in one matrix.
-        centre: ``(B, 2)`` float32.
+    Point ``v`` of a crop is at ``axes (2, 2) @ v + centre (2,)`` of its image, both from -1 to 1.
     """
-
-    axes: Tensor
-    centre: Tensor
-
-    def sample(self, canvases: Tensor, pixels: int, mode: str = "bilinear") -> Tensor:
-        """The views of ``(B, C, H, H)`` canvases as ``(B, C, pixels, pixels)``; zero outside the canvas."""
-        grid = pixel_points(self.axes, self.centre, pixels, pixels)
-        return functional.grid_sample(canvases, grid, mode=mode, align_corners=False)
-
-    def to_view(self, vectors: Tensor, direction: bool = False) -> Tensor:
-        """Canvas points (or directions, which no shift moves) ``(B, 2)`` in the coordinates of the views."""
-        moved = vectors if direction else vectors - self.centre
-        return torch.linalg.solve(self.axes, moved[:, :, None])[:, :, 0]
-
-    @property
-    def handedness(self) -> Tensor:
-        """``(B,)``, -1 where the view mirrors its canvas, 1 elsewhere."""
-        return torch.linalg.det(self.axes).sign()
-
-
-def pixel_points(axes: Tensor, centre: Tensor, height: int, width: int) -> Tensor:
-    """Where the pixels of pictures lie: ``axes (B, 2, 2) @ (x, y) + centre (B, 2)``, as ``(B, height, width, 2)``.
-
-    ``x`` and ``y`` are the pixels' centres on the picture, from -1 to 1. This is `torch.nn.functional.affine_grid`,
-    which multiplies matrices of three columns and takes as long as the sampling itself.
-    """
-    x, y = (((torch.arange(n, device=axes.device) * 2 + 1) / n - 1) for n in (width, height))
+    y, x = (pixel_axis(pixels, axes.device) for pixels in shape)
     down = axes[:, :, 1, None] * y + centre[:, :, None]  # (B, 2, height)
     across = axes[:, :, 0, None] * x  # (B, 2, width)
-    return torch.stack([across[:, i, None] + down[:, i, :, None] for i in range(2)], dim=-1)
-
-
-def plain_views(centre: Tensor, half_width: Tensor) -> Views:
-    """Views neither turned nor mirrored: ``centre (B, 2)`` and ``half_width (B,)`` in canvas coordinates."""
-    return Views(half_width[:, None, None] * torch.eye(2, device=centre.device), centre)
+    # a fraction of the time of torch.nn.functional.affine_grid
+    grid = torch.stack([across[:, i, None] + down[:, i, :, None] for i in range(2)], dim=-1)
+    return functional.grid_sample(images, grid, mode=mode, align_corners=False)
 
 
 def uniform(low: float, high: float, shape: int | tuple[int, ...], rng: torch.Generator) -> Tensor:
-    """Uniform float32 numbers from ``rng``, on its device."""
+    """Draw uniform float32 numbers on the generator's device."""
     return torch.rand(shape, generator=rng, device=rng.device) * (high - low) + low
 
 
-def random_views(
-    centre: Tensor, half_width: Tensor, shift: float, zoom: float, rng: torch.Generator
-) -> Views:
-    """Views turned by any angle, mirrored half the time, stretched by up to 12 %, zoomed and shifted.
-
-    Args:
-        centre: ``(B, 2)``, canvas coordinates.
-        half_width: ``(B,)``, canvas coordinates.
-        shift: the largest shift, as a share of the view's half width.
-        zoom: the largest change of scale, as a natural logarithm.
-        rng: on the device of ``centre``.
-    """
+def random_crops(centre: Tensor, half_width: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Turn, mirror, stretch, scale and shift crops at random; returns axes, centres for `crop`."""
     count = len(centre)
     turn, stretch = uniform(0, 2 * torch.pi, count, rng), uniform(-0.12, 0.12, count, rng)
     mirror = uniform(0, 1, count, rng).lt(0.5).float() * 2 - 1
-    width = half_width * torch.exp(uniform(-zoom, zoom, count, rng))
+    width = half_width * torch.exp(uniform(-0.22, 0.22, count, rng))
     rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], dim=1).view(-1, 2, 2)
-    # the stretch is along the canvas's axes, which are the storage axes: pixels of unknown shape stretch these
+    # stretch along the storage axes, as a wrong pixel spacing would
     axes = torch.stack([stretch.exp(), (-stretch).exp()], dim=1)[:, :, None] * rotation
-    axes = (
-        axes
-        * torch.stack([mirror, torch.ones_like(mirror)], dim=1)[:, None, :]
-        * width[:, None, None]
-    )
-    return Views(axes, centre + uniform(-shift, shift, (count, 2), rng) * width[:, None])
+    axes = axes * torch.stack([mirror, torch.ones_like(mirror)], dim=1)[:, None, :]
+    shift = uniform(-0.15, 0.15, (count, 2), rng) * width[:, None]
+    return axes * width[:, None, None], centre + shift
 
 
 def standardise(images: Tensor) -> Tensor:
-    """Each image of ``(B, 1, H, W)`` with mean 0 and standard deviation 1."""
+    """Give each image of ``(B, C, H, W)`` mean 0 and standard deviation 1."""
     mean, deviation = images.mean((1, 2, 3), keepdim=True), images.std((1, 2, 3), keepdim=True)
     return (images - mean) / (deviation + 1e-3)
 
 
 def vary_appearance(images: Tensor, rng: torch.Generator, share: float = 0.5) -> Tensor:
-    """Change how a share of ``(B, 1, H, W)`` images in [0, 1] look, never where things lie.
+    """Change the contrast of a share of ``(B, C, H, W)`` images in [0, 1], not their geometry.
 
-    A random tone curve (a gamma on a piecewise linear curve, inverted for a tenth of the images: so that bright-blood
-    cine teaches a network that sees late enhancement, where blood, muscle and scar rank otherwise), a smooth bias
-    field, ghosts (faint copies shifted along one axis), motion (blur along one axis), softness and noise. All images
-    at once is too much for a short training: the angle field was then not learned at all in 240 steps (measured).
+    A tenth is inverted: cine and late enhancement rank blood, muscle and scar differently.
     """
     count, shape = len(images), images.shape[-2:]
 
     def strength(low: float, high: float, share: float = 1.0) -> Tensor:
-        """One number an image, zero for all but a share of the images, as ``(B, 1, 1, 1)``."""
+        """One number per image ``(B, 1, 1, 1)``, zero for all but a share of the images."""
         value = uniform(low, high, count, rng) * uniform(0, 1, count, rng).lt(share)
         return value[:, None, None, None]
-
-    def whole(low: int, high: int) -> int:
-        return int(torch.randint(low, high, (1,), generator=rng, device=rng.device))
 
     # tone: x ** gamma, then a curve through six knots whose steps vary up to fourfold
     tone = images.clamp(0, 1) ** torch.exp(strength(-0.7, 0.7))
     steps = torch.exp(uniform(-0.7, 0.7, (count, 5), rng))
-    knots = functional.pad(
-        torch.cumsum(steps / steps.sum(1, keepdim=True), dim=1), (1, 0)
-    )  # (B, 6)
+    knots = functional.pad(torch.cumsum(steps / steps.sum(1, keepdim=True), dim=1), (1, 0))
     position = tone.flatten(1) * 5
     low = position.long().clamp(max=4)
     left, right = knots.gather(1, low), knots.gather(1, low + 1)
     tone = (left + (right - left) * (position - low)).view_as(images)
     tone = tone + strength(1, 1, 0.2) * (1 - 2 * tone)  # inversion
     # coil bias: a smooth field through 3 x 3 random values
-    field = uniform(-0.5, 0.5, (count, 1, 3, 3), rng)
-    tone = tone * torch.exp(
-        functional.interpolate(field, shape, mode="bilinear", align_corners=True)
+    bias = uniform(-0.5, 0.5, (count, 1, 3, 3), rng)
+    tone = tone * functional.interpolate(bias, shape, mode="bilinear", align_corners=True).exp()
+    # ghosts and motion: copies shifted along one axis (one shift per batch, one strength per image)
+    axis, parts = (
+        int(torch.randint(2, end, (1,), generator=rng, device=rng.device)) for end in (4, 6)
     )
-    # ghosts and motion: shifted copies along one axis (one shift a batch, a strength an image)
-    axis, period = whole(2, 4), shape[0] // whole(2, 6)
-    tone = tone + strength(0, 0.25, 0.25) * (tone.roll(period, axis) - tone)
+    tone = tone + strength(0, 0.25, 0.25) * (tone.roll(shape[0] // parts, axis) - tone)
     tone = tone + strength(0, 0.4, 0.25) * (tone.roll(2, axis) + tone.roll(-2, axis) - 2 * tone)
     soft = functional.avg_pool2d(tone, 3, stride=1, padding=1, count_include_pad=False)
     tone = tone + strength(-0.5, 1, 0.4) * (soft - tone)
@@ -427,36 +303,28 @@ def vary_appearance(images: Tensor, rng: torch.Generator, share: float = 0.5) ->
 def invent_appearance(
     images: Tensor, labels: Tensor, share: float, rng: torch.Generator, wrap: bool = False
 ) -> Tensor:
-    """Draw a share of some images anew from their labels.
+    """Replace a share of the images by synthetic ones, generated from their labels as in SynthSeg.
 
-    Args:
-        images: ``(B, C, H, W)`` float32 in [0, 1]; channels are slices of one heart.
-        labels: ``(B, C, H, W)``, 0 background, 1 cavity, 2 myocardium, 3 RV.
-        share: of the images, 0 to 1; the others stay as they are.
-        rng: on the images' device.
-        wrap: whether the last axis is an angle, whose two ends meet.
-
-    Returns:
-        ``(B, C, H, W)`` float32 in [0, 1].
+    ``(B, C, H, W)`` images in [0, 1] and labels in the network's codes; channels are slices of one
+    heart. With ``wrap``, the last axis is a closed angle.
     """
-    chosen = (
-        torch.nonzero(uniform(0, 1, len(images), rng) < share)[:, 0] if share else torch.zeros(0)
-    )
+    if not share:
+        return images
+    chosen = torch.nonzero(uniform(0, 1, len(images), rng) < share)[:, 0]
     if not len(chosen):
         return images
-    everything, images, labels = images, images[chosen], labels[chosen]
-    count, channels, *shape = images.shape
+    originals, images, labels = images, images[chosen], labels[chosen]
+    count, channels, height, width = images.shape
 
     def field(cells: int, kinds: int = 1) -> Tensor:
-        coarse = torch.randn(
-            count * channels, kinds, cells, cells, generator=rng, device=rng.device
-        )
+        """Smooth random fields ``(B, C, kinds, H, W)``."""
+        shape = (count * channels, kinds, cells, cells)
+        coarse = torch.randn(shape, generator=rng, device=rng.device)
         if wrap:
             coarse = torch.cat([coarse, coarse[..., :1]], dim=3)
-        fine = functional.interpolate(
-            coarse, (shape[0], shape[1] + wrap), mode="bilinear", align_corners=True
-        )
-        return fine[..., : shape[1]].view(count, channels, kinds, *shape)
+        size = (height, width + wrap)
+        fine = functional.interpolate(coarse, size, mode="bilinear", align_corners=True)
+        return fine[..., :width].view(count, channels, kinds, height, width)
 
     def each(low: float, high: float) -> Tensor:
         return uniform(low, high, count, rng)[:, None, None, None]
@@ -466,7 +334,7 @@ def invent_appearance(
     tissue[:, 0] *= 0.15
     patches = torch.cat([field(5, 3), 0.9 * field(9, 3)], dim=2).argmax(2)  # (B, C, H, W)
     drawn = tissue.gather(1, patches.flatten(1)).view_as(images)
-    # blood and muscle differ; in three of four hearts blood is the brighter, as in late enhancement and in cine
+    # blood and muscle differ; blood is brighter in three hearts of four
     blood, other = each(0.25, 1), each(0, 1)
     darker = blood * each(0.05, 0.65)
     unlike = torch.where((blood - other).abs() < 0.2, darker, other)
@@ -480,7 +348,6 @@ def invent_appearance(
     noise = torch.randn(images.shape, generator=rng, device=rng.device)
     drawn = drawn * (1 + 0.15 * field(16)[:, :, 0]) + each(0, 0.08) * noise
     drawn = functional.pad(drawn, (1, 1, 0, 0), mode="circular" if wrap else "replicate")
-    drawn = functional.avg_pool2d(
-        functional.pad(drawn, (0, 0, 1, 1), mode="replicate"), 3, stride=1
-    )
-    return everything.index_copy(0, chosen, (images + each(0.6, 1) * (drawn - images)).clamp(0, 1))
+    drawn = functional.pad(drawn, (0, 0, 1, 1), mode="replicate")
+    drawn = functional.avg_pool2d(drawn, 3, stride=1)
+    return originals.index_copy(0, chosen, (images + each(0.6, 1) * (drawn - images)).clamp(0, 1))

@@ -1,13 +1,14 @@
-"""Train the heart network."""
+"""Train, measure and cache the heart network."""
 
 from __future__ import annotations
 
-import hashlib
+import copy
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -16,55 +17,120 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from lgekit.anatomy.labels import base_first, lv_centre
-from lgekit.anatomy.segments import insertion_points, known_landmarks
+from lgekit.anatomy.segments import known_landmarks
 from lgekit.cache import accelerator, code_version, compute_once, memory
-from lgekit.clip.model import ImageEncoder
-from lgekit.config import FitSettings
-from lgekit.data.readers import pretraining_specs, refuse_shared
+from lgekit.config import FitSettings, size_settings
+from lgekit.data.phantom import phantom_cohort
+from lgekit.data.readers import pretraining_specs, read_cohort, refuse_shared
 from lgekit.errors import InputError
-from lgekit.segmentation.model import (
-    SIZES,
-    HeartNetwork,
-    HeartSettings,
-    build_unet,
-    read_settings,
-    with_prediction,
-)
-from lgekit.segmentation.polar_unet import fit_border_network, hide_unknown_rv
-from lgekit.segmentation.slices import (
-    CANVAS,
-    CLASSES,
-    Slices,
-    Views,
-    angle_field,
-    collect_slices,
-    invent_appearance,
-    make_canvas,
-    random_views,
-    standardise,
-    vary_appearance,
-)
+from lgekit.segmentation import model as networks
+from lgekit.segmentation import slices as grids
+from lgekit.segmentation.model import SIZES, HeartNetwork, HeartSettings, with_labels
+from lgekit.segmentation.slices import CANVAS, CLASSES, UNKNOWN, Slices
 from lgekit.study import BACKGROUND, CAVITY, RV, WALL_CODES, Cohort, Landmarks, Study
 
+SMALLEST = 30  # LV pixels that a slice needs to train the border network
+LARGEST_AREA = 1.4  # that a polar sample counts for in the cross-entropy, so that the wall counts
+SYNTHETIC_SHARE = 0.5  # of the pictures, where a network learns from other cohorts [O]
+ROOMS = ("anatomy", "data", "segmentation")  # whose code decides what is cached
 
-def check_encoder(settings: FitSettings) -> None:
-    """Build what the setting ``encoder`` shapes, and throw it away.
 
-    Raises:
-        InputError: timm knows no such network, or it gives no feature maps.
+class Examples(NamedTuple):
+    """A batch for one of the two networks, and what the network should draw."""
+
+    pictures: Tensor  # (B, C, h, w) input of the network
+    classes: Tensor  # (B, h, w) int64, the network's codes
+    angles: Tensor  # (B, 4, h, w) angle field
+    area: Tensor  # (h, 1) of each pixel
+    angle_weight: Tensor  # (h, 1) or (B, h, w), of the angle field in the left ventricle
+    slices: Slices  # that the pictures come from
+    smoothing: float  # added to both sides of a Dice coefficient
+    averaged: Tensor | int  # number of classes that the sum of the Dice losses is divided by
+
+
+def crop_examples(
+    slices: Slices, chosen: Tensor, settings: HeartSettings, rng: torch.Generator
+) -> Examples:
+    """Random crops of ``chosen (B,)`` slices for the U-Net."""
+    batch, shape = Slices(*(one[chosen] for one in slices)), (settings.pixels, settings.pixels)
+    number = torch.arange(len(chosen), device=chosen.device)
+    wide = number < round(len(chosen) * settings.wide_share)
+    half_width = torch.where(wide, 1.0, batch.diameter * settings.heart_view / 2)
+    middle = torch.where(wide[:, None], 0.0, batch.centre)
+    axes, centre = grids.random_crops(middle, half_width, rng)
+    pictures = grids.crop(batch.images[:, None].float() / 255, axes, centre, shape)
+    labels = grids.crop(batch.labels[:, None].float(), axes, centre, shape, "nearest")
+    pictures = grids.invent_appearance(pictures, labels, settings.invented, rng)
+    pictures = grids.standardise(grids.vary_appearance(pictures, rng))
+    # LV centre and insertion points in the crop's coordinates
+    lv_middle = torch.linalg.solve(axes, (batch.centre - centre)[:, :, None])[:, :, 0]
+    turned = torch.linalg.solve(axes, batch.insertions.transpose(1, 2)).transpose(1, 2)
+    insertions, size = functional.normalize(turned, dim=2), torch.linalg.det(axes)
+    unit, distance = grids.directions(settings.pixels, lv_middle)
+    hand = batch.handedness * size.sign()
+    angles = grids.angle_field(unit[:, 0], unit[:, 1], insertions, hand)
+    radii = distance * (size.abs().sqrt() / (batch.diameter / 2))[:, None, None]
+    weight, area = radii.clamp(max=1.2), torch.ones(1, 1, device=chosen.device)
+    pictures, classes = pictures.to(memory_format=torch.channels_last), labels[:, 0].long()
+    known = 2 + batch.rv_known.any()
+    return Examples(pictures, classes, angles, area, weight, batch, smoothing=5, averaged=known)
+
+
+def polar_examples(
+    slices: Slices, chosen: Tensor, settings: HeartSettings, rng: torch.Generator
+) -> Examples:
+    """Random polar pictures of ``chosen (B,)`` slices and their neighbours: border network."""
+    batch, count, device = Slices(*(one[chosen] for one in slices)), len(chosen), chosen.device
+    triples = chosen[:, None] + torch.tensor([-1, 0, 1], device=device)
+    triples = triples.clamp(0, len(slices.study) - 1)
+    same_study = slices.study[triples] == batch.study[:, None]
+    triples = torch.where(same_study, triples, chosen[:, None])  # (B, 3)
+    lv_radius = torch.sqrt(_lv(batch.labels).sum((1, 2)) / torch.pi) * 2 / CANVAS
+    centre = batch.centre + grids.uniform(-0.18, 0.18, (count, 2), rng) * lv_radius[:, None]
+    mirror = grids.uniform(0, 1, (count, 1), rng).lt(0.5).float() * 2 - 1
+    radius = lv_radius * torch.exp(grids.uniform(-0.25, 0.25, count, rng))
+    start = grids.uniform(0, 2 * torch.pi, (count, 1), rng)
+    points = networks.ring_points(centre, radius, start, mirror)
+    images, labels = slices.images[triples].float() / 255, slices.labels[triples].float()
+    pictures = functional.grid_sample(images, points, align_corners=False)
+    labels = functional.grid_sample(labels, points, mode="nearest", align_corners=False)
+    pictures = grids.invent_appearance(pictures, labels, settings.invented, rng, wrap=True)
+    unit = functional.normalize(points - batch.centre[:, None, None], dim=-1)
+    angles = grids.angle_field(unit[..., 0], unit[..., 1], batch.insertions, batch.handedness)
+    pictures = grids.vary_appearance(pictures, rng).contiguous(memory_format=torch.channels_last)
+    area, classes = networks.SAMPLE_AREAS.to(device), labels[:, 1].long()
+    return Examples(pictures, classes, angles, area, area, batch, smoothing=2, averaged=2)
+
+
+def _lv(classes: Tensor) -> Tensor:
+    return (classes == 1) | (classes == 2)
+
+
+def heart_loss(output: Tensor, examples: Examples) -> Tensor:
+    """Cross-entropy + soft Dice of the classes + squared error of the angle field.
+
+    Where a study's labels do not include the RV, background may be background or RV.
     """
-    if settings.needs_heart:
-        build_unet(replace(SIZES[settings.heart_size], encoder=settings.encoder), 0)
-    if settings.frame == "image":
-        try:
-            ImageEncoder(settings.encoder)
-        except InputError:
-            raise
-        except ValueError as error:  # of timm, for a name that looks like a path
-            problem = f"{settings.encoder!r}: {' '.join(str(error).split())[:200]}"
-            raise InputError(
-                "setting encoder", problem, "Give a name from timm.list_models()"
-            ) from error
+    target, area, rv_known = examples.classes, examples.area, examples.slices.rv_known
+    logs = output[:, :CLASSES].log_softmax(1)
+    either = torch.logaddexp(logs[:, 0], logs[:, 3])
+    background = torch.where(rv_known[:, None, None], logs[:, 0], either)
+    logs = torch.cat([background[:, None], logs[:, 1:]], dim=1)
+    entropy = functional.nll_loss(logs, target, reduction="none")
+    entropy = (entropy * area.clamp(max=LARGEST_AREA)).mean()
+    overlap = torch.zeros((), device=output.device)
+    for code in range(1, CLASSES):
+        used = rv_known if code == 3 else torch.ones_like(rv_known)
+        predicted, true = logs[:, code].exp() * area, (target == code) * area
+        both = (predicted * (target == code)).sum((1, 2))
+        total = predicted.sum((1, 2)) + true.sum((1, 2))
+        dice_loss = 1 - (2 * both + examples.smoothing) / (total + examples.smoothing)
+        overlap = overlap + (dice_loss * used).sum() / used.sum().clamp(min=1)
+    weight = _lv(target) * examples.angle_weight
+    weight = weight / weight.sum((1, 2), keepdim=True).clamp(min=20)
+    weight = weight * examples.slices.landmark_weight[:, None, None]
+    error = (output[:, CLASSES:] - examples.angles).square().sum(1)
+    return entropy + overlap / examples.averaged + 0.5 * (weight * error).sum() / len(target)
 
 
 def fit_heart_network(
@@ -76,494 +142,262 @@ def fit_heart_network(
     device: str | torch.device = "cpu",
     **changes,
 ) -> HeartNetwork:
-    """Train the heart network on all labelled studies of some cohorts.
+    """Train a heart network on all studies of some cohorts that have LV labels.
 
-    Each cohort is drawn in proportion to the fourth root of its slices, so that a small real cohort is heard beside a
-    large phantom. Where a study has no RV label, the loss leaves the RV out: its pixels may be background or RV; with
-    ``init`` the RV that ``init`` draws is learned (:func:`with_drawn_rv`), so that it is not forgotten.
-
-    Args:
-        cohorts: studies without LV labels are skipped; insertion points come from the studies' landmarks, else from
-            their RV labels.
-        size: ``smoke``, ``laptop`` or ``paper``; with ``init`` its settings are the start's and only the schedule is
-            this size's.
-        seed: of weights, sampling and augmentation.
-        init: start from these weights (an ensemble's first), at a third of the learning rate.
-        progress: show a bar.
-        device: where to train.
-        changes: fields of :class:`HeartSettings`, e.g. ``steps=200``.
-
-    Raises:
-        InputError: unknown size or setting, or no study with a label of the left ventricle.
+    Each cohort is drawn in proportion to the fourth root of its slices, so that small cohorts are
+    not swamped by the phantom. With ``init``, training starts from its first networks at a third of
+    the learning rate, and studies without RV labels get the RV that ``init`` draws, so that it is
+    not forgotten. ``changes`` are fields of `HeartSettings`, e.g. ``steps=200``.
     """
+    if init is not None:
+        kept = ("encoder", "decoder", "pixels", "heart_view", "border_channels")
+        changes = {name: getattr(init.settings, name) for name in kept} | changes
+    settings = replace(SIZES[size], **changes)
+    studies = [[with_drawn_rv(study, init) for study in one.studies] for one in cohorts]
+    slices = Slices(*(tensor.to(device) for tensor in grids.collect_slices(studies)))
 
-    settings = heart_settings(size, init, changes)
-    device = torch.device(device)
-    studies = [
-        with_drawn_rv(cohort.studies, init) if init is not None else cohort.studies
-        for cohort in cohorts
-    ]
-    slices = collect_slices(studies).to(device)
-    unet = build_unet(settings, seed).to(device)
+    def train(network, make_examples, usable, batch, steps, learning_rate, weight_decay, name):
+        counts = torch.bincount(slices.cohort[usable], minlength=len(cohorts)).clamp(min=1)
+        chance = usable * counts[slices.cohort].float() ** -0.75
+        rng = torch.Generator(device).manual_seed(seed)
+        weights = list(network.parameters())
+        optimiser = torch.optim.AdamW(weights, learning_rate, weight_decay=weight_decay, fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, learning_rate, max(steps, 2), pct_start=0.15, cycle_momentum=False
+        )
+        for step in (bar := tqdm(range(steps), name, disable=not progress)):
+            chosen = torch.multinomial(chance, batch, replacement=True, generator=rng)
+            examples = make_examples(slices, chosen, settings, rng)
+            loss = heart_loss(network(examples.pictures), examples)
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad()
+            if step % 20 == 0:
+                bar.set_postfix(loss=f"{loss.item():.3f}")
+
+    unet, borders = networks.build_unet(settings, seed).to(device), []
+    rate = settings.learning_rate
     if init is not None:
         unet.load_state_dict(init.networks[0].state_dict())
-    unet.train()
-    rng = torch.Generator(device).manual_seed(seed)
-    rate = settings.learning_rate / (1 if init is None else 3)
-    optimiser = torch.optim.AdamW(unet.parameters(), lr=rate, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, settings.steps, pct_start=0.15, cycle_momentum=False
-    )
-    counts = torch.bincount(slices.cohort).clamp(min=1)
-    chance = counts[slices.cohort].float() ** -0.75
-    bar = tqdm(range(settings.steps), "heart network", disable=not progress)
-    for step in bar:
-        batch = slices[torch.multinomial(chance, settings.batch, replacement=True, generator=rng)]
-        loss = heart_loss(unet, batch, settings, rng)
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimiser.step()
-        schedule.step()
-        if step % 20 == 0:
-            bar.set_postfix(loss=f"{float(loss.detach()):.3f}")
-    borders = []
+        rate = rate / 3
+    every = torch.ones_like(slices.rv_known)
+    train(unet, crop_examples, every, settings.batch, settings.steps, rate, 0.01, "heart network")
     if settings.border_steps:
-        start = init.borders[0] if init is not None and len(init.borders) else None
-        about: dict[str, Any] = {"init": start, "invented": settings.invented, "progress": progress}
-        borders = [
-            fit_border_network(
-                slices, settings.border_channels, settings.border_steps, seed, **about
-            )
-        ]
+        border = networks.build_border_network(settings.border_channels, seed).to(device)
+        if init is not None and len(init.borders):
+            border.load_state_dict(init.borders[0].state_dict())
+        large = _lv(slices.labels).sum((1, 2)) > SMALLEST
+        steps = settings.border_steps
+        train(border, polar_examples, large, 16, steps, 3e-3, 0.02, "border network")
+        borders.append(border)
     return HeartNetwork(settings, [unet], [cohort.name for cohort in cohorts], borders)
 
 
-def with_drawn_rv(studies: Sequence[Study], network: HeartNetwork) -> list[Study]:
-    """Studies whose labels know the left ventricle and no RV get the RV that a network draws where they know nothing.
-
-    Landmarks stay the studies' own; where these have none, they are unknown as before and not taken from the drawn RV,
-    whose side cannot tell a mirrored study. Other studies are given back as they are.
-    """
-    lacking = [
-        study
-        for study in studies
-        if study.label_map is not None and not np.any(study.label_map == RV)
-    ]
-    if not lacking:
-        return list(studies)
-    drawn = dict(zip(map(id, lacking), network.predict_cohort(lacking).studies, strict=True))
-    completed = []
-    for study in studies:
-        if id(study) in drawn:
-            labels = np.asarray(study.label_map)
-            found = (labels == BACKGROUND) & (np.asarray(drawn[id(study)].label_map) == RV)
-            landmarks = study["landmarks"] or Landmarks(float("nan"), float("nan"), 0.0)
-            study = with_prediction(
-                study, torch.from_numpy(np.where(found, RV, labels).astype(np.uint8)), landmarks
-            )
-        completed.append(study)
-    return completed
-
-
-def heart_settings(size: str, init: HeartNetwork | None, changes: dict) -> HeartSettings:
-    """The settings of a size, with changes, or with the shape of the network to start from."""
-    if size not in SIZES:
-        raise InputError("size", f"{size!r} is unknown", f"Use one of {', '.join(SIZES)}")
-    settings = SIZES[size]
-    if init is not None:
-        names = ("encoder", "decoder", "pixels", "heart_view", "border_channels")
-        shape = {key: getattr(init.settings, key) for key in names}
-        settings = replace(settings, **shape)
-    try:
-        return replace(settings, **changes)
-    except TypeError as error:
-        known = ", ".join(asdict(settings))
-        raise InputError(
-            "heart network settings", str(error), f"Known settings: {known}"
-        ) from error
-
-
-def heart_loss(
-    unet: nn.Module, batch: Slices, settings: HeartSettings, rng: torch.Generator
-) -> Tensor:
-    """Cross-entropy + soft Dice of the classes + squared error of the angle field, on random views of a batch."""
-    count = len(batch)
-    wide = torch.arange(count, device=batch.images.device) < round(count * settings.wide_share)
-    half_width = torch.where(wide, 1.0, batch.diameter * settings.heart_view / 2)
-    centre = torch.where(wide[:, None], 0.0, batch.centre)
-    views = random_views(centre, half_width, shift=0.15, zoom=0.22, rng=rng)
-    images = views.sample(batch.images[:, None].float() / 255, settings.pixels)
-    target = views.sample(batch.labels[:, None].float(), settings.pixels, "nearest")[:, 0].long()
-    images = invent_appearance(images, target[:, None], settings.invented, rng)
-    images = standardise(vary_appearance(images, rng)).to(memory_format=torch.channels_last)
-    output = unet(images)
-    logs = hide_unknown_rv(output[:, :CLASSES].log_softmax(1), batch.rv_known)
-    entropy = functional.nll_loss(logs, target)
-    overlaps = []
-    for code in range(1, CLASSES):
-        used = batch.rv_known if code == 3 else torch.ones_like(batch.rv_known)
-        if used.any():
-            predicted, true = logs[used, code].exp(), (target[used] == code).float()
-            both = (predicted * true).sum((1, 2))
-            overlaps.append(
-                1 - ((2 * both + 5) / (predicted.sum((1, 2)) + true.sum((1, 2)) + 5)).mean()
-            )
-    field, distance = angle_field(batch, views, settings.pixels)
-    left = ((target == 1) | (target == 2))[:, None] * distance.clamp(max=1.2)
-    weight = (
-        left
-        / left.sum((1, 2, 3), keepdim=True).clamp(min=20)
-        * batch.landmark_weight[:, None, None, None]
-    )
-    angles = (weight * (output[:, CLASSES:] - field).square()).sum() / count
-    return entropy + torch.stack(overlaps).mean() + 0.5 * angles
+def with_drawn_rv(study: Study, network: HeartNetwork | None) -> Study:
+    """Add the RV that a network draws to a study with LV labels only, where nothing is labelled."""
+    labels = study.label_map
+    if network is None or labels is None or np.any(labels == RV):
+        return study
+    drawn = network.predict(study).label_map
+    with_rv = np.where((labels == BACKGROUND) & (drawn == RV), RV, labels)
+    landmarks = study["landmarks"] or UNKNOWN  # a drawn RV does not show a mirrored study
+    return with_labels(study, with_rv, landmarks)
 
 
 def turned_copy(study: Study, degrees: float, mirror: bool) -> Study:
-    """A study stored otherwise: turned counter-clockwise about the middle of its field of view, then mirrored or not.
+    """Turn a study counter-clockwise about the middle of its field of view, then mirror it or not.
 
-    Image, labels and landmarks move together, in one resampling onto a larger square grid with isotropic pixels.
+    Image, labels and landmarks move together, to a larger isotropic square.
     """
-    canvas, margin = make_canvas(study), 1.2
-    count, pixels = len(canvas.images), round(CANVAS * margin)
-    radians = np.radians(degrees)
-    turn = torch.tensor(
-        [[np.cos(radians), -np.sin(radians)], [np.sin(radians), np.cos(radians)]],
-        dtype=torch.float32,
-    )
+    square, margin = grids.square_slices(study), 1.2
+    count, shape = len(square.images), (round(CANVAS * margin),) * 2
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turn = torch.tensor([[cosine, -sine], [sine, cosine]], dtype=torch.float32)
     axes = margin * turn @ torch.diag(torch.tensor([-1.0 if mirror else 1.0, 1.0]))
-    views = Views(axes.expand(count, 2, 2), torch.zeros(count, 2))
-    fields: dict = {key: value for key, value in study.items() if key not in ("image", "labels")}
+
+    def turned(arrays: Tensor, mode: str = "bilinear") -> Tensor:
+        place = axes.expand(count, 2, 2), torch.zeros(count, 2)
+        return grids.crop(arrays, *place, shape, mode)[:, 0].permute(2, 1, 0)
+
+    fields = {key: study[key] for key in study if key not in ("study_id", "image", "labels")}
     if study.label_map is not None:
-        labels = canvas.resample(
-            study["labels"].data.permute(3, 0, 2, 1).float().contiguous(), "nearest"
-        )
-        fields["labels"] = (
-            views.sample(labels, pixels, "nearest")[:, 0].permute(2, 1, 0).to(torch.uint8)
-        )
+        labels = study["labels"].data.permute(3, 0, 2, 1).float().contiguous()
+        fields["labels"] = turned(square.from_study(labels, "nearest"), "nearest").to(torch.uint8)
     known = study["landmarks"]
     if known is not None:
-        points = torch.tensor(
-            [known.anterior_rvip_deg, known.inferior_rvip_deg], dtype=torch.float32
-        ).deg2rad()
+        points = torch.tensor([known.anterior_rvip_deg, known.inferior_rvip_deg]).deg2rad()
         moved = torch.stack([points.cos(), -points.sin()], dim=1) @ torch.linalg.inv(axes).T
         angles = torch.atan2(-moved[:, 1], moved[:, 0]).rad2deg() % 360
         fields["landmarks"] = Landmarks(float(angles[0]), float(angles[1]), known.confidence)
-    image = views.sample(canvas.images, pixels)[:, 0].permute(2, 1, 0)
-    side = 2 * canvas.half_mm / CANVAS
-    return Study.from_arrays(
-        fields.pop("study_id"), image, (side, side, study.spacing_mm[2]), **fields
-    )
+    side = 2 * square.half_mm / CANVAS
+    spacing = (side, side, study.spacing_mm[2])
+    return Study.from_arrays(study["study_id"], turned(square.images), spacing, **fields)
 
 
-def evaluate_heart_network(
-    network: HeartNetwork, studies: Cohort | Sequence[Study], seed: int = 0
-) -> pd.DataFrame:
-    """Measure a heart network on labelled studies, which it should not have been trained on.
+def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
+    """Measure a heart network on labelled studies that it was not trained on.
 
-    Dice on the files as they lie; insertion points and mirroring on copies turned by a random angle and mirrored at
-    random. The truth of the points are the studies' landmarks, else their RV labels.
+    Dice is measured on the studies as stored, insertion points on copies that are turned and
+    mirrored at random. Their ground truth is the studies' landmarks, else the RV labels.
 
     Returns:
-        One row a study: ``study_id, patient_id, dice_cavity, dice_myocardium, dice_rv`` (NaN without RV labels),
-        ``anterior_error_deg, inferior_error_deg`` (0 to 180; NaN where unknown or no heart found), ``mirror_right``
-        (1.0 or 0.0; NaN where unknown), ``confidence`` (of the prediction), ``reference_confidence``.
+        One row per study: ``study_id, patient_id, dice_cavity, dice_myocardium, dice_rv``,
+        ``anterior_error_deg, inferior_error_deg`` (0 to 180), ``mirror_right`` (1.0 or 0.0),
+        ``confidence`` (of the prediction), ``reference_confidence``; NaN where unknown.
     """
-    everyone, rng = (
-        studies.studies if isinstance(studies, Cohort) else studies,
-        np.random.default_rng(seed),
-    )
-    studies = [study for study in everyone if study.label_map is not None]
-    copies = []
-    for study in studies:
-        if study["landmarks"] is None and np.any(study.label_map == RV):
-            points = insertion_points(study.label_map, study.spacing_mm, mirrored=False)
-            study = Study(**{**study, "landmarks": points})
+    labelled = [study for study in cohort.studies if study.label_map is not None]
+    rng, copies = np.random.default_rng(seed), []
+    for study in labelled:
+        study = Study(**{**study, "landmarks": grids.reference_landmarks(study)})
         copies.append(turned_copy(study, rng.uniform(0, 360), bool(rng.integers(2))))
+    predicted = network.predict_cohort(Cohort(labelled)).studies
+    turned = network.predict_cohort(Cohort(copies)).studies
     rows = []
-    drawn_all, turned_all = (
-        network.predict_cohort(studies).studies,
-        network.predict_cohort(copies).studies,
-    )
-    found = zip(studies, drawn_all, copies, turned_all, strict=True)
-    for study, drawn, copy, turned in found:
-        true, labels = np.asarray(study.label_map), np.asarray(drawn.label_map)
-        row = {"study_id": study["study_id"], "patient_id": study["patient_id"]}
+    for study, drawn, rotated, found in zip(labelled, predicted, copies, turned, strict=True):
+        row: dict[str, Any] = {"study_id": study["study_id"], "patient_id": study["patient_id"]}
         for name, codes in (("cavity", (CAVITY,)), ("myocardium", WALL_CODES), ("rv", (RV,))):
-            a, b = np.isin(true, codes), np.isin(labels, codes)
+            a, b = (np.isin(np.asarray(one.label_map), codes) for one in (study, drawn))
             row[f"dice_{name}"] = 2 * (a & b).sum() / (a.sum() + b.sum()) if a.any() else np.nan
-        reference, landmarks = copy["landmarks"], turned["landmarks"]
-        known = reference is not None and np.isfinite(reference.anterior_rvip_deg)
+        truth, landmarks = rotated["landmarks"], found["landmarks"]
         for name in ("anterior", "inferior"):
-            key = f"{name}_rvip_deg"
-            error = (
-                (getattr(landmarks, key) - getattr(reference, key) + 180) % 360 - 180
-                if known
-                else np.nan
-            )
-            row[f"{name}_error_deg"] = abs(error)
-        row["mirror_right"] = float(landmarks.mirrored == reference.mirrored) if known else np.nan
+            true, voted = (getattr(one, f"{name}_rvip_deg") for one in (truth, landmarks))
+            row[f"{name}_error_deg"] = abs((voted - true + 180) % 360 - 180)
+        known = np.isfinite(truth.anterior_rvip_deg)
+        row["mirror_right"] = float(landmarks.mirrored == truth.mirrored) if known else np.nan
         row["confidence"] = landmarks.confidence
-        row["reference_confidence"] = reference.confidence if known else np.nan
+        row["reference_confidence"] = truth.confidence if known else np.nan
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-INVENTED = 0.5  # share of pictures with an invented appearance, of the base alone [O]
-
-
 def weights_fingerprint(network: HeartNetwork) -> str:
-    """16 hex digits of a heart network's weights."""
-    digest = hashlib.sha256(repr(network.settings).encode())
-    for name, value in sorted(network.weights.items()):
-        digest.update(name.encode() + value.cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    """Hash a heart network's settings and weights."""
+    weights = {name: value.cpu().numpy() for name, value in network.state_dict().items()}
+    return joblib.hash((asdict(network.settings), weights))
 
 
 def heart_network(
     cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool = True
 ) -> HeartNetwork:
-    """The heart network of a cohort, in two steps, each fitted once: a base on other cohorts and phantoms, which all
-    folds and ablation rows share, then the cohort alone.
+    """The heart network of a cohort: `base_network`, then trained on the cohort alone. Cached.
 
-    Alone, for that measured better: on a quarter of EMIDEC held out, mean Dice of the wall 0.74 against 0.72 with the
-    other cohorts beside it, 95th percentile of the anterior angle's error 21° against 65° (700 steps each).
-
-    Args:
-        cohort: studies with masks or without; without any the base alone is used.
-        pretrain_on: further cohorts with masks.
-        settings: size, steps, number of phantoms, seed.
-        progress: show bars.
-
-    Raises:
-        InputError: no study anywhere has a mask.
+    ``pretrain_on`` holds further cohorts with masks. A cohort without masks gets the base.
     """
-    others = _others(pretrain_on, settings)
-    own = [cohort] if _labelled(cohort) else []
-    if not own and not others:
+    base = base_network(pretrain_on, settings, progress)
+    if any(study.label_map is not None for study in cohort.studies):
+        steps = settings.heart_steps + (0 if base else settings.heart_base_steps)
+        return _fitted([cohort], settings, steps, base, progress)
+    if base is None:
         remedy = "Give labelled studies, a cohort to pretrain on, or heart_phantom > 0."
         raise InputError(cohort.name, "no study has a label of the left ventricle", remedy)
-    base = base_network(pretrain_on, settings, progress)
-    if not own and base is not None:
-        return base
-    steps = settings.heart_steps + (0 if base else settings.heart_base_steps)
-    return _fitted(own, settings, steps, base, progress)
+    return base
 
 
 def base_network(
     pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool = True
 ) -> HeartNetwork | None:
-    """The heart network of the other cohorts and phantoms alone; None where there are none."""
-    others = _others(pretrain_on, settings)
-    return _fitted(others, settings, settings.heart_base_steps, None, progress) if others else None
-
-
-def _others(pretrain_on: Sequence[Cohort], settings: FitSettings) -> list[Cohort]:
-    from lgekit.data.phantom import phantom_cohort
-
-    others = [one for one in pretrain_on if _labelled(one)]
+    """The heart network of other cohorts and phantoms alone; None where there are none. Cached."""
+    others = [one for one in pretrain_on if any(s.label_map is not None for s in one.studies)]
     if settings.heart_phantom:
         others.append(phantom_cohort(settings.heart_phantom, seed=_heart_seed(settings) + 7919))
-    return others
+    return _fitted(others, settings, settings.heart_base_steps, None, progress) if others else None
 
 
 def _heart_seed(settings: FitSettings) -> int:
     return settings.seed if settings.heart_seed < 0 else settings.heart_seed
 
 
-def _labelled(cohort: Cohort) -> bool:
-    return any(study.label_map is not None for study in cohort.studies)
-
-
 def _fitted(
-    cohorts: list[Cohort],
-    settings: FitSettings,
-    steps: int,
-    init: HeartNetwork | None,
-    progress: bool,
-):
-    start, version = (
-        weights_fingerprint(init) if init else "",
-        code_version("anatomy", "data", "segmentation"),
-    )
-    # a fingerprint leaves landmarks out, and the network learns them
-    prints = [
-        (one.fingerprint, [repr(study["landmarks"]) for study in one.studies]) for one in cohorts
-    ]
-    key = (
-        prints,
-        settings.heart_size,
-        steps,
-        _heart_seed(settings),
-        settings.encoder,
-        start,
-        version,
-        INVENTED,
-    )
-    trained = memory().cache(_weights, ignore=["cohorts", "init", "progress"])
-    about, state = compute_once(
-        trained, key, cohorts, init, progress
-    )  # runs that start together wait for one
-    weights = {name: torch.tensor(np.array(value)) for name, value in state.items()}
-    return HeartNetwork.from_weights(
-        read_settings(about), weights, [cohort.name for cohort in cohorts]
-    )
+    cohorts: list[Cohort], settings: FitSettings, steps: int, init: HeartNetwork | None, bar: bool
+) -> HeartNetwork:
+    """Train on some cohorts, or take the weights from the cache."""
+    landmarks = [repr(study["landmarks"]) for one in cohorts for study in one.studies]
+    start = "" if init is None else weights_fingerprint(init)
+    key = [one.fingerprint for one in cohorts], landmarks, start, code_version(*ROOMS)
+    size = SIZES[settings.heart_size]
+    changes: dict[str, Any] = {"steps": steps, "border_steps": min(steps, size.border_steps)}
+    if init is None:  # without a real study of its kind, learn shapes, not the look of phantoms
+        changes |= {"encoder": settings.encoder, "invented": SYNTHETIC_SHARE}
+    else:  # the base does not know this cohort: undo the third of the rate that `init` would get
+        changes |= {"learning_rate": size.learning_rate * 3}
+    trained = memory().cache(_trained, ignore=["cohorts", "init", "progress"])
+    about = key, settings.heart_size, _heart_seed(settings), changes
+    network = compute_once(trained, *about, cohorts, init, bar)
+    network.trained_on = tuple(cohort.name for cohort in cohorts)
+    return network
 
 
-def _weights(key: tuple, cohorts, init: HeartNetwork | None, progress: bool) -> tuple[dict, dict]:
-    return _trained(
-        key, cohorts, init, progress
-    )  # joblib reads what is cached: a comment there would train anew
-
-
-def _trained(key: tuple, cohorts, init: HeartNetwork | None, progress: bool) -> tuple[dict, dict]:
-    from lgekit.segmentation.train import fit_heart_network
-
-    _, size, steps, seed, encoder, *_ = key
-    # After a base without this cohort training goes on at the full rate; a start from `init` would take a third.
-    rate = SIZES[size].learning_rate * (1 if init is None else 3)
-    # Without a real study of its own kind a network shall learn shapes, not the look of phantoms.
-    changes = {
-        "steps": steps,
-        "learning_rate": rate,
-        "border_steps": min(steps, SIZES[size].border_steps),
-    }
-    changes |= {"encoder": encoder, "invented": INVENTED} if init is None else {}
+def _trained(key, size: str, seed: int, changes: dict, cohorts, init, progress) -> HeartNetwork:
     device = accelerator()
-    start = (
-        init.to(device) if init is not None else None
-    )  # it draws the RV where the cohort's labels know none
-    try:
-        network = fit_heart_network(cohorts, size, seed, start, progress, device, **changes)
-    finally:
-        if init is not None:
-            init.to("cpu")
-    return asdict(network.settings), {
-        name: value.cpu().numpy() for name, value in network.weights.items()
-    }
+    start = copy.deepcopy(init).to(device) if init else None
+    return fit_heart_network(cohorts, size, seed, start, progress, device, **changes).to("cpu")
 
 
 def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
-    """The cohort with predicted labels and landmarks in place of its own; predicted once."""
-    version = code_version("anatomy", "data", "segmentation")
+    """The cohort with predicted labels and landmarks in place of its own. Cached."""
+    key = cohort.fingerprint, weights_fingerprint(network), code_version(*ROOMS)
     located = memory().cache(_located, ignore=["cohort", "network"])
-    labels, points = compute_once(
-        located, cohort.fingerprint, weights_fingerprint(network), version, cohort, network
-    )
-    studies = [
-        with_prediction(study, torch.from_numpy(np.array(drawn)), Landmarks(*map(float, point)))
-        for study, drawn, point in zip(cohort.studies, labels, points, strict=True)
-    ]
+    found = compute_once(located, key, cohort, network)
+    pairs = zip(cohort.studies, found, strict=True)
+    studies = [with_labels(study, np.array(labels), marks) for study, (labels, marks) in pairs]
     return Cohort(studies, cohort.name)
 
 
-def _located(
-    print_: str, weights: str, version: str, cohort: Cohort, network: HeartNetwork
-) -> tuple[list, list]:
-    return _found(cohort, network)
-
-
-def _found(cohort: Cohort, network: HeartNetwork) -> tuple[list, list]:
-    labels, points = [], []
-    before, found = network.device, network.to(accelerator()).predict_cohort(cohort.studies)
-    network.to(before)
-    for study in found.studies:
-        marks = study["landmarks"]
-        labels.append(study.label_map)
-        points.append((marks.anterior_rvip_deg, marks.inferior_rvip_deg, marks.confidence))
-    return labels, points
+def _located(key: tuple, cohort: Cohort, network: HeartNetwork) -> list[tuple]:
+    found = copy.deepcopy(network).to(accelerator()).predict_cohort(cohort)
+    return [(np.asarray(study.label_map), study["landmarks"]) for study in found.studies]
 
 
 def pretraining_cohorts(cohort: Cohort, spec: str, pretrain_on: str) -> list[Cohort]:
-    """The cohorts that `lgekit.grid.file.pretraining_specs` names, read.
-
-    Args:
-        cohort: all studies, those of the test split too.
-        spec: where the cohort came from.
-        pretrain_on: SPECs separated by spaces, ``none`` or ``auto``.
-
-    Raises:
-        InputError: one cannot be read, or holds a picture of the cohort.
-    """
-    from lgekit.data.readers import read_cohort
-
+    """Read the cohorts of `pretraining_specs`; InputError if one holds an image of the cohort."""
     further = [read_cohort(other) for other in pretraining_specs(spec, pretrain_on)]
     refuse_shared(cohort, further)
     return further
 
 
-def locate_hearts(
-    cohort: Cohort, model: Path | None = None, size: str = "laptop", seed: int = 0
-) -> Cohort:
-    """The cohort with labels and insertion points in every study.
+def locate_hearts(cohort: Cohort, model: Path | None = None) -> Cohort:
+    """Add labels and insertion points where studies lack them, from a heart network.
 
-    What a study brings is kept; what it lacks a heart network predicts: that of a fitted model, else one fitted now
-    on the cohort's own masks and phantoms (kept in the cache). ``study["located_by"]`` says which: ``given`` or
-    ``network`` for the insertion points.
-
-    Args:
-        cohort: any cohort.
-        model: folder that ``lgekit fit`` wrote.
-        size, seed: of a network fitted now.
-
-    Raises:
-        InputError: the model's folder holds no heart network.
+    ``model`` is a folder that ``lgekit fit`` wrote; None: train on the cohort's masks and phantoms.
+    ``study["located_by"]`` says where the insertion points come from: ``given`` or ``network``.
     """
-    if all(ready(study) for study in cohort.studies):
-        return Cohort([_complete(study, study) for study in cohort.studies], cohort.name)
-    from lgekit.config import size_settings
-    from lgekit.segmentation.model import HeartNetwork
+    predicted = cohort
+    if not all(map(ready, cohort.studies)):
+        if model is None:
+            network = heart_network(cohort, (), size_settings("laptop", seed=0))
+        else:
+            network = HeartNetwork.load(model / "heart")
+        predicted = locate(cohort, network)
+    studies = []
+    for study, found in zip(cohort.studies, predicted.studies, strict=True):
+        own = known_landmarks(study)
+        fields = {"labels": found["labels"], **study, "landmarks": own or found["landmarks"]}
+        fields["located_by"] = "given" if own else "network"
+        studies.append(Study(**fields))
+    return Cohort(studies, cohort.name)
 
-    if model is None:
-        network = heart_network(cohort, (), size_settings(size, seed=seed))
-    elif (model / "heart").is_dir():
-        network = HeartNetwork.load(model / "heart")
-    else:
-        raise InputError(model, "holds no heart network", "Give a folder that `lgekit fit` wrote.")
-    predicted = locate(cohort, network)
-    return Cohort(
-        [_complete(*pair) for pair in zip(cohort.studies, predicted.studies, strict=True)],
-        cohort.name,
-    )
+
+def ready(study: Study) -> bool:
+    """Whether a study has labels and insertion points of its own."""
+    return study.label_map is not None and known_landmarks(study) is not None
 
 
 def landmark_row(stored: Study, framed: Study) -> dict[str, Any]:
-    """One line of landmarks.csv: how a study lies in storage, and how it was turned.
-
-    Args:
-        stored: as stored, located.
-        framed: the same study in the standard frame.
-    """
+    """One row of landmarks.csv, from a located study as stored and in the standard frame."""
     marks, labels = stored["landmarks"], stored.label_map
-    centre = lv_centre(labels)[0] if labels is not None else (np.nan, np.nan)
+    centre = lv_centre(labels)[0]
     return {
         "study_id": stored["study_id"],
-        "anterior_rvip_deg": marks.anterior_rvip_deg if marks else np.nan,
-        "inferior_rvip_deg": marks.inferior_rvip_deg if marks else np.nan,
-        "mirrored": marks.mirrored if marks else None,
-        "confidence": marks.confidence if marks else 0.0,
+        "anterior_rvip_deg": marks.anterior_rvip_deg,
+        "inferior_rvip_deg": marks.inferior_rvip_deg,
+        "mirrored": marks.mirrored,
+        "confidence": marks.confidence,
         "turned": framed["orientation_confident"],
-        "base_first": base_first(labels) if labels is not None else None,
+        "base_first": base_first(labels),
         "centre_x_voxel": centre[0],
         "centre_y_voxel": centre[1],
         "mm_per_pixel": framed["frame"].mm_per_pixel,
         "located_by": stored["located_by"],
     }
-
-
-def ready(study: Study) -> bool:
-    """Whether a study brings labels and insertion points of its own."""
-    return study.label_map is not None and known_landmarks(study) is not None
-
-
-def _complete(study: Study, predicted: Study) -> Study:
-    own = known_landmarks(study)
-    fields = {
-        **study,
-        "landmarks": own or predicted["landmarks"],
-        "located_by": "given" if own else "network",
-    }
-    if "labels" not in study:
-        fields["labels"] = predicted["labels"]
-    return Study(**fields)
