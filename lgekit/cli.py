@@ -392,11 +392,12 @@ def fit(
     """
     from lgekit.cache import memory
     from lgekit.clip import fit as detector
+    from lgekit.clip.model import check_encoder
     from lgekit.clip.train import begin_fit
     from lgekit.config import read_changes, size_settings
     from lgekit.data import readers
     from lgekit.data.readers import pretraining_specs
-    from lgekit.segmentation.train import check_encoder, pretraining_cohorts
+    from lgekit.segmentation.train import pretraining_cohorts
     from lgekit.viz.describe import report_sources
 
     settings = size_settings(size, **{"seed": seed, **read_changes(changes or [])})

@@ -38,9 +38,8 @@ class FitSettings(BaseModel):
         default=1.0, ge=0, le=16
     )  # [P] synthetic scars per real study and epoch
     synthetic_pool: int = Field(
-        default=4, ge=0, le=1000
-    )  # epochs' worth of them that are painted before, each epoch
-    # drawing from these; 0: painted anew for every epoch, by other processes while the one before is trained on
+        default=4, ge=1, le=1000
+    )  # [O] size of the pool that every epoch draws from, in epochs' worth of synthetic scars
     caption_weight: float = Field(
         default=1.0, ge=0
     )  # [P] weight of the captioning loss; 0 = contrastive alone
@@ -257,7 +256,6 @@ SIZES: dict[str, FitSettings] = {
         pixels=128,
         encoder="resnet34",
         synthetic_per_real=2.0,
-        synthetic_pool=0,
         learning_rate=1e-3,
         bfloat16=True,
         models=3,

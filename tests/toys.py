@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from lgekit.clip.data import Pairs
+from lgekit.clip.data import ImageTextPairs
 from lgekit.clip.model import pad_studies
 from lgekit.config import make_settings
 from lgekit.study import (
@@ -48,7 +48,7 @@ def toy(studies=16, seed=0, height=12, width=24):
             image[0, 0, 3:8, 12 * (kind - 1) + 2 : 12 * (kind - 1) + 8] += 1.5
         tensors.append((image, torch.linspace(0, 1, slices)))
         texts.append((f"scar in the {WALLS[kind - 1]} wall" if kind else "no scar",))
-    return Pairs(pad_studies(tensors), texts)
+    return ImageTextPairs(pad_studies(tensors), texts)
 
 
 def settings(**changes):

@@ -1,32 +1,29 @@
-"""The detector."""
+"""The detector: predictions from images alone, explanations, files, and the Hugging Face hub."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-import re
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor
+from torch.nn import functional
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.labels import Ventricle
 from lgekit.anatomy.polar import INSIDE, OUTSIDE
-from lgekit.anatomy.segments import (
-    ANTERIOR_RVIP_DEG,
-    known_landmarks,
-    segment_map,
-    segment_number,
-)
+from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, segment_map, segment_number
 from lgekit.clip.data import REACH, View, batch_of, chunks, make_view
-from lgekit.clip.model import CoCaModel, StudyBatch, load_coca, save_coca
+from lgekit.clip.model import CoCa, StudyBatch, load_coca, save_coca
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.clip.zeroshot import (
     Calibration,
@@ -45,123 +42,104 @@ from lgekit.segmentation.train import locate
 from lgekit.study import Cohort, Study
 
 
+def has_orientation(study: Study, settings: FitSettings) -> bool:
+    """Whether a located study has insertion points that are confident enough to turn it."""
+    marks = known_landmarks(study)
+    confident = marks is not None and marks.confidence >= settings.min_confidence
+    return confident and study.label_map is not None
+
+
 def segment_means(
     heat: np.ndarray, view: View, study: Study, settings: FitSettings
 ) -> dict[int, float]:
-    """Mean of a heat map over the wall of each AHA segment.
+    """Average an occlusion map over the wall of each AHA segment.
 
     Args:
-        heat: `(slices, height, width)` on the view, as `lgekit.clip.zeroshot.heat_map` gives.
-        view: what `lgekit.clip.fit.make_view` made of the study.
-        study: located: its labels and landmarks say where the wall and its segments are.
+        heat: `(slices, height, width)` on the view, from `lgekit.clip.zeroshot.heat_map`.
+        view: of the study, from `lgekit.clip.data.make_view`.
+        study: located: its labels and landmarks define the segments.
         settings: of the view.
 
     Returns:
-        Segment 1–17 → mean; segments that no slice of the view shows are missing, all of them where no heart was found,
-        or no insertion points sure enough to turn it by.
+        Segment 1–17 → mean, without the segments that no slice shows. Empty if the study has no
+        heart or no confident insertion points.
     """
-    if not segments_known(study, settings):
+    if not has_orientation(study, settings) or not Ventricle.of(study.label_map).area.any():
         return {}
-    of_view = _polar_segments if settings.frame == "polar" else _image_segments
-    segments = of_view(view, study, settings)
+    segments = view_segments(view, study, settings)
     return {int(n): float(heat[segments == n].mean()) for n in np.unique(segments[segments > 0])}
 
 
-def segments_known(study: Study, settings: FitSettings) -> bool:
-    """Whether a located study shows a heart, and insertion points sure enough to tell its segments by."""
-    return _turned(study, settings) and bool(Ventricle.of(study.label_map).area.any())
-
-
-def _turned(study: Study, settings: FitSettings) -> bool:
-    landmarks = known_landmarks(study)
-    return (
-        landmarks is not None
-        and landmarks.confidence >= settings.min_confidence
-        and study.label_map is not None
-    )
-
-
-def segment_maxima(
-    walls: np.ndarray, present: np.ndarray, view: View, study: Study, settings: FitSettings
-) -> dict[int, float]:
-    """What slices that were asked one by one say of each AHA segment: the most that a slice of its ring says of its
-    wall. An apical segment of two walls takes the larger; the apex (17) has no wall and takes presence.
-
-    Segments as in Cerqueira 2002, doi:10.1161/hc0402.102975. A scar in one slice of a ring is in the segment, hence
-    the maximum [O].
-
-    Args:
-        walls: `(slices, 6)` probability of scar in each wall, for each slice of the view.
-        present: `(slices,)` probability of scar anywhere, likewise.
-        view: what `lgekit.clip.fit.make_view` made of the study.
-        study: located: its labels say which ring each slice lies in.
-        settings: of the view.
-
-    Returns:
-        Segment 1–17 → probability; segments that no slice of the view shows are missing, all of them where
-        `segments_known` is False or the view is not turned by the insertion points.
-    """
-    if settings.orientation != "rvip" or not _turned(study, settings):
-        return {}
-    rings = Ventricle.of(study.label_map).thirds[view.own_slices]  # -1 where there is no heart
-    values: dict[int, float] = {}
-    for third, level in enumerate(LEVELS[:3]):
-        for wall, name in enumerate(WALLS):
-            segment, told = segment_of(name, level), walls[rings == third, wall]
-            if len(told):
-                values[segment] = max(float(told.max()), values.get(segment, 0.0))
-    return values | ({17: float(present[rings == 3].max())} if (rings == 3).any() else {})
-
-
-def _polar_segments(view: View, study: Study, settings: FitSettings) -> np.ndarray:
-    """Segment of each sample of the polar view `(slices, depths, angles)`, 0 beside the wall.
-
-    The first column is the anterior insertion point (where it is not, no segment is known); the apex (17) is a slice
-    with a wall and no cavity.
-    """
-    if settings.orientation != "rvip":
-        return np.zeros(tuple(view.images.shape[i] for i in (0, 2, 3)), np.uint8)
+def view_segments(view: View, study: Study, settings: FitSettings) -> np.ndarray:
+    """AHA segment of each pixel of a view, `(slices, height, width)`; 0 outside the wall."""
+    if settings.frame == "image":
+        stored = segment_map(study.label_map, study.spacing_mm, known_landmarks(study))
+        frame = StandardizeShortAxis(
+            settings.pixels,
+            orientation=settings.orientation,
+            min_confidence=settings.min_confidence,
+        ).find_frame(study)
+        framed = frame.to_frame(torch.from_numpy(stored)[None], nearest=True)[0].numpy()
+        last = stored.shape[2] - 1
+        return np.moveaxis(framed, 2, 0)[
+            last - view.own_slices if frame.reversed_slices else view.own_slices
+        ]
+    segments = np.zeros(view.images[:, 0].shape, np.uint8)
+    if settings.orientation != "rvip":  # the first column is not the insertion point
+        return segments
     inside, outside = REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
     depth = -inside + (1 + inside + outside) * (np.arange(settings.depths) + 0.5) / settings.depths
     wall = (depth >= 0) & (depth <= 1)
     frame_deg = ANTERIOR_RVIP_DEG + 360 * np.arange(settings.angles) / settings.angles
-    segments = np.zeros(tuple(view.images.shape[i] for i in (0, 2, 3)), np.uint8)
     for number, third in enumerate(Ventricle.of(study.label_map).thirds[view.own_slices]):
         if third >= 0:
             segments[number, wall] = 17 if third == 3 else segment_number(frame_deg, third)
     return segments
 
 
-def _image_segments(view: View, study: Study, settings: FitSettings) -> np.ndarray:
-    """Segment of each pixel of the image view `(slices, pixels, pixels)`, 0 outside the wall."""
-    landmarks = known_landmarks(study)
-    if landmarks is None or study.label_map is None:
-        return np.zeros(tuple(view.images.shape[i] for i in (0, 2, 3)), np.uint8)
-    stored = segment_map(study.label_map, study.spacing_mm, landmarks)
-    transform = StandardizeShortAxis(
-        settings.pixels, orientation=settings.orientation, min_confidence=settings.min_confidence
-    )
-    frame = transform.find_frame(study)
-    drawn = frame.to_frame(torch.from_numpy(stored)[None], nearest=True)[
-        0
-    ].numpy()  # (X, Y, slices)
-    own = stored.shape[2] - 1 - view.own_slices if frame.reversed_slices else view.own_slices
-    return np.moveaxis(drawn, 2, 0)[own]
+def segment_maxima(
+    walls: np.ndarray, present: np.ndarray, view: View, study: Study, settings: FitSettings
+) -> dict[int, float]:
+    """Probability of scar in each AHA segment, from slices that were read on their own.
+
+    A segment takes the largest probability of its wall among the slices of its ring, because a scar
+    in one slice is in the segment [O]. An apical segment of two walls takes the larger; the apex
+    (17) has no wall and takes presence. Segments: Cerqueira 2002, doi:10.1161/hc0402.102975.
+
+    Args:
+        walls: `(slices, 6)` probability of scar in each wall of each slice of the view.
+        present: `(slices,)` probability of scar anywhere.
+        view, study, settings: as in `segment_means`.
+
+    Returns:
+        Segment 1–17 → probability, without the segments that no slice shows. Empty if the study has
+        no confident insertion points, or the view is not turned by them.
+    """
+    if settings.orientation != "rvip" or not has_orientation(study, settings):
+        return {}
+    rings = Ventricle.of(study.label_map).thirds[view.own_slices]  # -1 where there is no heart
+    values: dict[int, float] = {}
+    for third, level in enumerate(LEVELS[:3]):
+        for wall, name in enumerate(WALLS):
+            segment, found = segment_of(name, level), walls[rings == third, wall]
+            if len(found):
+                values[segment] = max(float(found.max()), values.get(segment, 0.0))
+    return values | ({17: float(present[rings == 3].max())} if (rings == 3).any() else {})
 
 
 @dataclass
-class Embedded:
-    """Studies in the joint space, for prompts typed later.
+class StudyEmbeddings:
+    """Studies in the joint space, to compare with any sentence.
 
     Attributes:
         studies: `(studies, embed_dim)`, length 1.
-        slices: `(studies, slices, embed_dim)`, likewise, each slice on its own; NaN where padding.
+        slices: `(studies, slices, embed_dim)`, likewise, each slice on its own; NaN for padding.
         views: their views.
-        own_slices: how many slices each study has.
+        own_slices: number of stored slices of each study.
     """
 
-    studies: torch.Tensor
-    slices: torch.Tensor
+    studies: Tensor
+    slices: Tensor
     views: list[View]
     own_slices: list[int]
 
@@ -172,17 +150,17 @@ class Detector:
 
     Attributes:
         settings: how it was trained.
-        networks: CoCa models with their tokenizers; their scores are averaged.
-        heart: the heart network; None where ``orientation="none"`` or the true masks are used.
+        networks: models with their tokenizers; their scores are averaged.
+        heart: the heart network; None if ``orientation="none"`` or true masks are used.
         calibration: scores → probabilities; the decision is ``p_lge > 0.5``.
-        histories: one training history a network.
-        held_out: predictions of studies by networks that were not trained on them, calibrated without their reports,
-            where there are any. Without ``all_studies`` these are the validation split, whose texts chose the epoch:
-            a little too good.
+        histories: one training history per network.
+        held_out: predictions of studies by networks that were not trained on them, calibrated
+            without their reports. Without ``all_studies`` these are the validation split, whose
+            texts selected the epoch, so they are slightly optimistic.
     """
 
     settings: FitSettings
-    networks: list[tuple[CoCaModel, ReportTokenizer]]
+    networks: list[tuple[CoCa, ReportTokenizer]]
     heart: HeartNetwork | None
     calibration: Calibration
     histories: list[pd.DataFrame] = field(default_factory=list)
@@ -192,119 +170,113 @@ class Detector:
         """The cohort with the heart network's contours and insertion points."""
         return cohort if self.heart is None else locate(cohort, self.heart)
 
+    def views(self, cohort: Cohort) -> list[View]:
+        """The views of a cohort that is not located yet."""
+        return [make_view(study, self.settings) for study in self.locate(cohort).studies]
+
     @torch.no_grad()
     def predict(self, cohort: Cohort, beams: int = 1) -> pd.DataFrame:
         """Read every study from its image alone.
 
         Args:
-            cohort: the studies; nothing but their images is looked at.
+            cohort: only the images are used.
             beams: width of the captions' beam search; 1 is greedy decoding.
 
         Returns:
-            a row a study: ``study_id, p_lge``, one ``p_`` column a wall, ``slice_weights`` (JSON list, one number from
-            0 to 1 for each of the study's own slices, 0 where no heart was found), ``attention`` (likewise: the share
-            of each slice in the study's embedding; sums to 1), ``segments`` (JSON list, AHA segments 1-17: the largest
-            probability of the segment's wall that a slice of its ring has when asked on its own, 0 to 1; null where no
-            slice shows it, see `lgekit.clip.detector.segment_maxima`), ``caption``,
-            ``anterior_rvip_deg, inferior_rvip_deg`` (NaN where the heart network is not used).
+            One row per study: ``study_id, p_lge``; one ``p_`` column per wall; ``slice_weights``
+            (JSON list, probability of scar in each stored slice, 0 without a heart); ``attention``
+            (likewise, the share of each slice in the embedding; sums to 1); ``segments`` (JSON list
+            of 17 AHA segments, `segment_maxima`, null where no slice shows it); ``caption``;
+            ``anterior_rvip_deg, inferior_rvip_deg`` (NaN without a heart network).
         """
         located = self.locate(cohort)
         views = [make_view(study, self.settings) for study in located.studies]
-        batch = batch_of(views)
-        encoded = [
-            self.networks[0][0].visual.slice_features(part) for part in chunks(batch)
-        ]  # once, for both
-        reading = self.mean_reading(batch, torch.cat([features for features, _ in encoded]))
-        captions = []
-        for part, known in zip(chunks(batch), encoded, strict=True):
-            captions += write_captions(*self.networks[0], part, beams, encoded=known)
-        return self.table(located, views, reading, captions)
+        batch, captions, known = batch_of(views), [], []
+        model, tokenizer = self.networks[0]
+        for part in chunks(batch):
+            encoded = model.visual.slice_features(part)  # once, for scores and captions
+            known.append(encoded[0])
+            captions += write_captions(model, tokenizer, part, beams, encoded=encoded)
+        return self.table(located, views, self.read(batch, torch.cat(known)), captions)
 
     def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
-        """What the prompts of each level and each depth of the wall say, from the images alone.
+        """Read the level and the depth of scar by their prompts, from images alone.
 
         Returns:
-            a row a study: ``study_id``; ``level_<level>``: log-odds of its prompt against "no enhancement", for several
-            levels may hold scar; ``depth_<depth>``: share of its prompt among the depths, 0 to 1, for a scar has one.
+            One row per study: ``study_id``; ``level_<level>``: log-odds against "no enhancement",
+            as scar may be in several levels; ``depth_<depth>``: shares that sum to 1.
         """
-        batch = batch_of([make_view(study, self.settings) for study in self.locate(cohort).studies])
-        reading = self.mean_reading(batch)
+        reading = self.read(batch_of(self.views(cohort)))
         shares = np.exp(reading.depths - reading.depths.max(1, keepdims=True))
         table = pd.DataFrame({"study_id": [study["study_id"] for study in cohort.studies]})
         table[[f"level_{level}" for level in LEVELS]] = reading.levels
         table[[f"depth_{depth}" for depth in DEPTHS]] = shares / shares.sum(1, keepdims=True)
         return table
 
-    def mean_reading(self, batch: StudyBatch, features: torch.Tensor | None = None) -> Reading:
-        """Uncalibrated reading, the mean of all networks; ``features`` as the first network's slice encoder gives."""
-        further = [self.read(batch, number) for number in range(1, len(self.networks))]
-        return Reading.mean([self.read(batch, 0, features), *further])
+    def read(self, batch: StudyBatch, features: Tensor | None = None) -> Reading:
+        """The mean reading of all networks, not calibrated.
 
-    def read(
-        self, batch: StudyBatch, number: int = 0, features: torch.Tensor | None = None
-    ) -> Reading:
-        """Uncalibrated reading by one of the networks."""
-        return read_studies(
-            *self.networks[number], batch, prompt_sets(self.settings.text), features=features
-        )
+        Args:
+            batch: the studies.
+            features: slice features of the batch by the first network, if they are known.
+        """
+        prompts = prompt_sets(self.settings.text)
+        first = read_studies(*self.networks[0], batch, prompts, features=features)
+        others = [read_studies(*network, batch, prompts) for network in self.networks[1:]]
+        return Reading.mean([first, *others])
 
     def table(
         self, located: Cohort, views: Sequence[View], reading: Reading, captions: Sequence[str]
     ) -> pd.DataFrame:
-        """The columns of `predict` from a reading."""
-        rows = []
+        """The columns of `predict`, from a reading."""
+        calibration, rows = self.calibration, []
         for number, (study, view) in enumerate(zip(located.studies, views, strict=True)):
-            count = len(view.levels)
-            present = probability(reading.slices[number, :count], self.calibration.slices)
-            each_wall = zip(
-                reading.slice_walls[number, :count].T, self.calibration.walls, strict=True
-            )
-            walls = np.stack([probability(scores, pair) for scores, pair in each_wall], axis=1)
+            count, marks = len(view.levels), study["landmarks"] if self.heart is not None else None
+            present = probability(reading.slices[number, :count], calibration.slices)
+            of_walls = zip(reading.slice_walls[number, :count].T, calibration.walls, strict=True)
+            walls = np.stack([probability(scores, pair) for scores, pair in of_walls], axis=1)
             segments = segment_maxima(walls, present, view, study, self.settings)
-            marks = study["landmarks"] if self.heart is not None else None
             row = {"study_id": study["study_id"]}
-            row["p_lge"] = float(probability(reading.presence[number], self.calibration.presence))
+            row["p_lge"] = float(probability(reading.presence[number], calibration.presence))
             for wall, score, pair in zip(
-                WALLS, reading.walls[number], self.calibration.walls, strict=True
+                WALLS, reading.walls[number], calibration.walls, strict=True
             ):
                 row[f"p_{wall}"] = float(probability(score, pair))
-            for name, values in (
-                ("slice_weights", present),
-                ("attention", reading.attention[number, :count]),
-            ):
+            attention = reading.attention[number, :count]
+            for name, values in (("slice_weights", present), ("attention", attention)):
                 stored = np.zeros(study.spatial_shape[2])
                 stored[view.own_slices] = values
                 row[name] = json.dumps([round(float(value), 4) for value in stored])
-            told = [round(segments[n], 4) if n in segments else None for n in range(1, 18)]
-            row["segments"] = json.dumps(told)
+            known = [round(segments[n], 4) if n in segments else None for n in range(1, 18)]
+            row["segments"] = json.dumps(known)
             row["caption"] = captions[number]
             for name in ("anterior_rvip_deg", "inferior_rvip_deg"):
-                row[name] = getattr(marks, name) if marks is not None else np.nan
+                row[name] = getattr(marks, name, np.nan)
             rows.append(row)
         return pd.DataFrame(rows)
 
     @torch.no_grad()
-    def embed(self, cohort: Cohort, number: int = 0) -> Embedded:
-        """Studies and their slices in the joint space of one network."""
-        views = [make_view(study, self.settings) for study in self.locate(cohort).studies]
-        model = self.networks[number][0]
-        batch = batch_of(views).to(model.logit_scale.device)
-        features, _ = model.visual.slice_features(batch)
-        whole, _ = model.visual.pool(features, batch.mask)
-        slices = nn.functional.normalize(model.visual.each_slice(features), dim=-1)
+    def embed(self, cohort: Cohort) -> StudyEmbeddings:
+        """Studies and their slices in the joint space of the first network."""
+        views, visual = self.views(cohort), self.networks[0][0].visual
+        batch = batch_of(views)
+        features, _ = visual.slice_features(batch)
+        studies = functional.normalize(visual.pool(features, batch.mask)[0], dim=-1)
+        slices = functional.normalize(visual.each_slice(features), dim=-1)
         slices = slices.masked_fill(~batch.mask[..., None], float("nan"))
         counts = [study.spatial_shape[2] for study in cohort.studies]
-        return Embedded(nn.functional.normalize(whole, dim=-1).cpu(), slices.cpu(), views, counts)
+        return StudyEmbeddings(studies, slices, views, counts)
 
     @torch.no_grad()
     def similarity(
-        self, embedded: Embedded, sentence: str, number: int = 0
+        self, embedded: StudyEmbeddings, sentence: str
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Cosine similarity of a sentence with each study, and with each of its own slices (NaN: no heart there)."""
-        model, tokenizer = self.networks[number]
-        text = model.encode_text(tokenizer(sentence).to(model.logit_scale.device))[0].cpu()
-        each = (embedded.slices @ text).numpy()
+        """Cosine similarity of a sentence to each study, and to each of its stored slices (NaN
+        where there is no heart)."""
+        model, tokenizer = self.networks[0]
+        text = model.encode_text(tokenizer(sentence))[0]
         slices = []
+        each = (embedded.slices @ text).numpy()
         for view, count, values in zip(embedded.views, embedded.own_slices, each, strict=True):
             slices.append(np.full(count, np.nan))
             slices[-1][view.own_slices] = values[: len(view.levels)]
@@ -312,40 +284,34 @@ class Detector:
 
     @property
     def denials(self) -> list[str]:
-        """The sentences that deny scar, in the words that were learned: what a sentence about scar is held against."""
+        """The training texts that deny scar."""
         return prompt_sets(self.settings.text)["presence"]["negative"]
 
     def speaks_for(
-        self, embedded: Embedded, sentence: str, number: int = 0
+        self, embedded: StudyEmbeddings, sentence: str
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """As `similarity`, minus the (mean) similarity to the sentences that deny scar.
+        """`similarity` minus the mean similarity to the texts that deny scar, to rank studies.
 
-        So studies can be ranked: a cosine alone says as much of how a study lies in the joint space as of the sentence,
-        and may be highest for hearts without scar.
+        The cosine alone depends on the study as much as on the sentence, and may be highest for
+        hearts without scar.
         """
-        studies, slices = self.similarity(embedded, sentence, number)
-        denied = [self.similarity(embedded, words, number) for words in self.denials]
-        each = zip(slices, *(own for _, own in denied), strict=True)
+        studies, slices = self.similarity(embedded, sentence)
+        denied = [self.similarity(embedded, text) for text in self.denials]
+        means = [np.mean(own, axis=0) for own in zip(*(each for _, each in denied), strict=True)]
         return studies - np.mean([whole for whole, _ in denied], axis=0), [
-            s - np.mean(d, axis=0) for s, *d in each
+            own - mean for own, mean in zip(slices, means, strict=True)
         ]
 
-    def seen(
-        self, view: View, own_slice: int, sentence: str, number: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One of a study's own slices as the network sees it, and what in it speaks for a sentence, against `denials`.
-
-        Returns:
-            Picture and heat map (`lgekit.clip.zeroshot.heat_map`, logits), each `(height, width)` of the view.
-        """
+    def seen(self, view: View, own_slice: int, sentence: str) -> tuple[np.ndarray, np.ndarray]:
+        """One stored slice as the network sees it, and its occlusion map for a sentence against
+        `denials` (`lgekit.clip.zeroshot.heat_map`, logits): each `(height, width)` of the view."""
         place = list(view.own_slices).index(own_slice)
-        heat = heat_map(
-            *self.networks[number], batch_of([view]), [sentence], self.denials, only=place
-        )
+        batch, denials = batch_of([view]), self.denials
+        heat = heat_map(*self.networks[0], batch, [sentence], denials, only=place)
         return view.images[place, 0].numpy(), heat[place]
 
     def save(self, folder: str | Path) -> Path:
-        """Write safetensors and JSON files into a folder (made if absent)."""
+        """Write safetensors, JSON and CSV files into a folder (made if absent)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for number, (model, tokenizer) in enumerate(self.networks):
@@ -368,63 +334,50 @@ class Detector:
         """Read what `save` wrote.
 
         Raises:
-            InputError: a file is missing, cannot be read, does not fit the others or is of another version of lgekit.
+            InputError: a file is missing, damaged, or of another version of lgekit.
         """
-        from lgekit.evaluation.scores import read_predictions
-
         folder = Path(folder)
-        file = folder / "detector.json"
-        if not file.is_file():
-            raise InputError(file, "no such file", "Give a folder written by `lgekit fit`.")
-        place = file
+        part = folder / "detector.json"
+        if not part.is_file():
+            raise InputError(part, "no such file", "Give a folder written by `lgekit fit`.")
         try:
-            about: dict[str, Any] = json.loads(file.read_text())
-            settings = make_settings(**about["settings"])
-            kept = about["calibration"]
+            about: dict[str, Any] = json.loads(part.read_text())
+            settings, kept = make_settings(**about["settings"]), about["calibration"]
             walls = tuple((slope, offset) for slope, offset in kept["walls"])
             calibration = Calibration(tuple(kept["presence"]), walls, tuple(kept["slices"]))
             histories = [pd.DataFrame(history) for history in about["histories"]]
             networks = []
             for number in range(max(1, about["networks"])):
-                place = folder / f"clip_{number}"
-                networks.append(load_coca(place)[:2])
-            place = folder / "held_out.csv"
-            held_out = read_predictions(place) if place.is_file() else None
+                part = folder / f"clip_{number}"
+                networks.append(load_coca(part)[:2])
+            part, held_out = folder / "held_out.csv", None
+            if part.is_file():
+                ids = pd.read_csv(part, usecols=["study_id"], dtype=str, keep_default_na=False)
+                held_out = pd.read_csv(part).assign(study_id=ids["study_id"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             remedy = "Copy the whole model again, or fit it again"
-            raise InputError(place, f"not a detector: {_reason(error)}", remedy) from error
+            raise InputError(part, f"not a detector: {_reason(error)}", remedy) from error
         heart = HeartNetwork.load(folder / "heart") if (folder / "heart").is_dir() else None
         if heart is None and settings.needs_heart:
-            problem = "is not there, and without the heart network the model reads nothing right"
-            raise InputError(
-                folder / "heart", problem, "Copy the whole model again, or fit it again"
-            )
+            problem = "is missing, and the model cannot read without the heart network"
+            remedy = "Copy the whole model again, or fit it again"
+            raise InputError(folder / "heart", problem, remedy)
         return cls(settings, networks, heart, calibration, histories, held_out)
 
 
 def _reason(error: Exception) -> str:
-    """What a part of a model lacks, in one line."""
-    said = " ".join(str(error).split())[:200]
+    """Why a part of a model cannot be read, in one line."""
+    text = " ".join(str(error).split())[:200]
     if isinstance(error, InputError) and error.where.startswith("setting "):
         return f"it was fitted by another version of lgekit ({error.where}: {error.problem})"
     if isinstance(error, KeyError):
-        return f"{said} is missing"
+        return f"{text} is missing"
     if isinstance(error, RuntimeError):
-        return (
-            f"its weights do not fit, perhaps it was fitted by another version of lgekit ({said})"
-        )
-    return said
+        return f"its weights do not fit, perhaps it is of another version of lgekit ({text})"
+    return text
 
 
-CARD = "README.md"
-SENT = re.compile(
-    r"detector\.json|clip_\d+/(config\.json|model\.safetensors|text\.json|tokenizer\.json)|heart/heart\.(json|safetensors)|"
-    + re.escape(CARD)
-)
-STAYS = {"held_out.csv"}  # a row a study: written by `lgekit fit`, never sent
-OF_THE_HUB = {".gitattributes"}
-
-CARD_TEXT = """---
+CARD = """---
 library_name: lgekit
 tags: [cardiac-mri, late-gadolinium-enhancement, clip]
 ---
@@ -432,136 +385,97 @@ tags: [cardiac-mri, late-gadolinium-enhancement, clip]
 
 For research and teaching only. **Not a medical device.**
 
-{networks} CLIP + captioning network(s), {heart}; view `{view}`, text `{text}`, {epochs} epochs, seed {seed}.
-All settings are in `detector.json`. What it was trained on, and how well it reads, is for its authors to add here.
+{networks} CLIP + captioning network(s), {heart} a heart network; view `{settings.frame}`,
+text `{settings.text}`, {settings.epochs} epochs, seed {settings.seed}.
+All settings are in `detector.json`. Its authors should add what it was trained on, and its accuracy.
 
 ```
 lgekit pull THIS_REPOSITORY my_model
 lgekit predict my_model manifest:studies/manifest.csv out.csv
 ```
 """
+# what a model consists of on the hub; held_out.csv, one row per study, is never sent or fetched
+HUB_FILES = ["README.md", "detector.json", "heart/heart.json", "heart/heart.safetensors"]
+HUB_FILES += [
+    f"clip_{number}/{name}"
+    for number in ("[0-9]", "[0-9][0-9]")
+    for name in ("config.json", "model.safetensors", "text.json", "tokenizer.json")
+]
 
 
-def push(model_dir: str | Path, repo: str, public: bool = False, api: Any = None) -> list[str]:
-    """Send a fitted model to a hub repository, made if absent, in one commit.
+def push(model_dir: str | Path, repo: str, public: bool = False) -> list[str]:
+    """Send a fitted model to the Hugging Face hub in one commit, with your own login.
 
     Args:
-        model_dir: folder that `lgekit fit` wrote.
-        repo: ``owner/name``.
-        public: a new repository may be read by everybody; else only by its owner.
-        api: a ``huggingface_hub.HfApi``; one with the user's own login if None.
+        model_dir: folder that `lgekit fit` wrote. Only the model and its README.md are sent.
+        repo: ``owner/name``; made if absent.
+        public: make a new repository readable for everybody, not only for its owner.
 
     Returns:
         Names of the files sent.
 
     Raises:
-        InputError: not a whole model, any other file in the folder, or what the hub answers.
+        InputError: not a whole model, or the hub refuses.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import HfApi
 
-    folder, api = Path(model_dir), api or HfApi()
-    detector = Detector.load(folder)
-    if Path(detector.settings.text_encoder).exists():
-        problem = f"the text encoder {detector.settings.text_encoder!r} is a folder of this machine"
-        raise InputError(folder, problem, "Fit with a hub name, or with text_encoder='scratch'.")
-    content = {
-        name: _content(folder, name)
-        for name in _checked(_files(folder), folder, STAYS)
-        if name not in STAYS
-    }
-    content.setdefault(CARD, _card(detector).encode())
-    adds = [
-        CommitOperationAdd(path_in_repo=name, path_or_fileobj=part)
-        for name, part in sorted(content.items())
-    ]
-    _ask(repo, lambda: api.create_repo(repo, repo_type="model", private=not public, exist_ok=True))
-    _ask(
-        repo,
-        lambda: api.create_commit(repo, adds, commit_message="lgekit model", repo_type="model"),
-    )
-    return sorted(content)
+    detector = replace(Detector.load(model_dir), held_out=None)
+    name = detector.settings.text_encoder
+    if name != "scratch" and Path(name).exists():
+        problem = f"the text encoder {name!r} is a folder of this machine"
+        remedy = "Fit with a hub name, or with text_encoder='scratch'."
+        raise InputError(model_dir, problem, remedy)
+    if detector.heart is not None:  # a SPEC names a folder: send its kind alone
+        kinds = sorted({spec.split(":")[0] for spec in detector.heart.trained_on})
+        detector.heart.trained_on = tuple(kinds)
+    card, heart = Path(model_dir) / "README.md", "without" if detector.heart is None else "with"
+    about = {"networks": len(detector.networks), "heart": heart, "settings": detector.settings}
+    text = card.read_text("utf-8") if card.is_file() else CARD.format(**about)
+    with tempfile.TemporaryDirectory() as temporary, _hub_errors(repo):
+        folder, api = detector.save(temporary), HfApi()
+        (folder / "README.md").write_text(text, "utf-8")
+        api.create_repo(repo, private=not public, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="lgekit model")
+        return _files(folder)
 
 
-def pull(repo: str, model_dir: str | Path, api: Any = None) -> list[str]:
-    """Fetch a model from a hub repository into a folder (made if absent).
+def pull(repo: str, model_dir: str | Path) -> list[str]:
+    """Fetch a model from the Hugging Face hub; other files of the repository are ignored.
 
     Args:
         repo: ``owner/name``.
         model_dir: a new or empty folder.
-        api: a ``huggingface_hub.HfApi``; one with the user's own login, if any, where None.
 
     Returns:
         Names of the files fetched.
 
     Raises:
-        InputError: the repository holds any other file, what it holds is not a model, or what the hub answers.
+        InputError: the repository holds no whole model, or the hub refuses.
     """
     from huggingface_hub import HfApi
 
-    folder, api = Path(model_dir), api or HfApi()
-    revision = _ask(repo, lambda: api.repo_info(repo, repo_type="model").sha)
-    listed = _ask(repo, lambda: api.list_repo_files(repo, revision=revision, repo_type="model"))
-    names = [name for name in _checked(listed, repo, OF_THE_HUB) if name not in OF_THE_HUB]
-    _ask(
-        repo,
-        lambda: api.snapshot_download(
-            repo, revision=revision, local_dir=folder, allow_patterns=names
-        ),
-    )
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # the hub client's own notes
+    folder = Path(model_dir)
+    with _hub_errors(repo):
+        HfApi().snapshot_download(repo, local_dir=folder, allow_patterns=HUB_FILES)
+    shutil.rmtree(folder / ".cache", ignore_errors=True)  # notes of the hub client
     Detector.load(folder)
-    return sorted(names)
+    return _files(folder)
 
 
 def _files(folder: Path) -> list[str]:
-    """Names of all files under a folder; links are refused, for they may point anywhere."""
-    paths = sorted(folder.rglob("*"))
-    if links := [path for path in paths if path.is_symlink()]:
-        raise InputError(links[0], "is a link", "Put the file itself there.")
-    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
-
-
-def _checked(names: Sequence[str], where: object, allowed: set[str]) -> list[str]:
-    """The names, all of which belong to a model."""
-    if other := [name for name in names if not SENT.fullmatch(name) and name not in allowed]:
-        remedy = "Only safetensors, JSON and a model card travel: take the others out."
-        raise InputError(
-            where, f"holds {', '.join(other[:5])}, which is no part of a model", remedy
-        )
-    return list(names)
-
-
-def _content(folder: Path, name: str) -> bytes:
-    """A file's bytes; of the heart network's cohorts only the kind, for a SPEC names a folder."""
-    content = (folder / name).read_bytes()
-    if name == "heart/heart.json":
-        about = json.loads(content)
-        about["trained_on"] = sorted({spec.split(":")[0] for spec in about["trained_on"]})
-        content = (json.dumps(about, indent=2) + "\n").encode()
-    return content
-
-
-def _card(detector: Detector) -> str:
-    settings = detector.settings
-    about = {name: getattr(settings, name) for name in ("text", "epochs", "seed")}
-    heart = "with a heart network" if detector.heart is not None else "without a heart network"
-    return CARD_TEXT.format(
-        networks=len(detector.networks), heart=heart, view=settings.frame, **about
+    return sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
     )
 
 
-def _ask(repo: str, call: Callable[[], Any]) -> Any:
-    """A call to the hub; what goes wrong there becomes one line."""
+@contextlib.contextmanager
+def _hub_errors(repo: str) -> Iterator[None]:
+    """Turn the errors of the hub client, and of its HTTP library, into one line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    # its bases too: what the hub client's HTTP library, whichever it is, raises on a machine without network
-    failures = cast(
-        tuple[type[Exception], ...], (*HfHubHTTPError.__bases__, HFValidationError, OSError)
-    )
     try:
-        return call()
-    except failures as error:
+        yield
+    except (*HfHubHTTPError.__bases__, HFValidationError, OSError) as error:
+        problem = (str(error) or type(error).__name__).splitlines()[0]
         remedy = "Check the name, the network and your login (`hf auth login`)."
-        raise InputError(
-            repo, str(error).splitlines()[0] if str(error) else type(error).__name__, remedy
-        ) from error
+        raise InputError(repo, problem, remedy) from error

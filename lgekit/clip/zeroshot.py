@@ -1,68 +1,66 @@
-"""Read studies by prompts, and write captions."""
+"""Read studies by their similarity to prompts, explain the score, and write captions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgekit.clip.model import CoCaModel, StudyBatch
+from lgekit.clip.model import CoCa, StudyBatch
 from lgekit.clip.tokenizer import ReportTokenizer
+
+PromptSets = Mapping[str, Mapping[str, Sequence[str]]]  # kind → label → sentences
 
 
 @torch.no_grad()
 def write_captions(
-    model: CoCaModel,
+    model: CoCa,
     tokenizer: ReportTokenizer,
     batch: StudyBatch,
     beams: int = 1,
     longest: int | None = None,
     encoded: tuple[Tensor, Tensor] | None = None,
 ) -> list[str]:
-    """Captions by greedy (``beams=1``) or beam decoding.
+    """Write captions by greedy (``beams=1``) or beam decoding.
 
     Args:
-        model: a CoCa in eval mode.
+        model: in eval mode.
+        tokenizer: of the model.
         batch: the studies.
-        beams: kept hypotheses, those with the largest mean log-probability of their tokens: by the sum, short ones
-            would win.
-        longest: most tokens; the context length if None.
-        encoded: what `StudyEncoder.slice_features` gave of the batch, where that is known.
+        beams: hypotheses that are kept: those with the largest mean log-probability per token,
+            because the sum would favour short captions.
+        longest: most tokens; None is the context length.
+        encoded: the result of `StudyEncoder.slice_features`, if it is known.
     """
     encoded = encoded if encoded is not None else model.visual.slice_features(batch)
     _, image_tokens = model.visual.embed(*encoded, batch.mask)
     studies, device = len(image_tokens), image_tokens.device
-    longest = min(longest or tokenizer.context_length, tokenizer.context_length)
-    text = torch.full(
-        (studies, 1, 1), tokenizer.start_id, device=device
-    )  # (studies, beams, length)
+    text = torch.full((studies, 1, 1), tokenizer.start_id, device=device)  # (…, beams, length)
     score = torch.zeros(studies, 1, device=device)
-    for _ in range(longest - 1):
+    for _ in range(min(longest or tokenizer.context_length, tokenizer.context_length) - 1):
         kept = text.shape[1]
         flat = text.flatten(0, 1)
-        _, embedded = model._encode_text(flat)
-        logits = model.text_decoder(image_tokens.repeat_interleave(kept, 0), embedded)[:, -1]
+        _, words = model.text_and_tokens(flat)
+        logits = model.text_decoder(image_tokens.repeat_interleave(kept, 0), words)[:, -1]
         log_p = logits.log_softmax(-1)
-        log_p[:, [tokenizer.pad_id, tokenizer.start_id]] = float("-inf")
+        log_p[:, [tokenizer.pad_id, tokenizer.start_id]] = -math.inf
         ended = (flat == tokenizer.end_id).any(1)
-        log_p[ended] = float("-inf")
+        log_p[ended] = -math.inf
         log_p[ended, tokenizer.pad_id] = 0.0
         total = (score[..., None] + log_p.unflatten(0, (studies, kept))).flatten(1)
-        lengths = (text != tokenizer.pad_id).sum(-1) - ended.unflatten(
-            0, (studies, kept)
-        ).int()  # start not counted
+        lengths = (text != tokenizer.pad_id).sum(-1)  # the start token counts for the new one
+        lengths = lengths - ended.unflatten(0, (studies, kept)).int()
         means = total / lengths.repeat_interleave(log_p.shape[1], 1)
         best = means.topk(min(beams, total.shape[1]), 1).indices
         score = total.gather(1, best)
         parent, token = best // log_p.shape[1], best % log_p.shape[1]
-        text = torch.cat(
-            [text.gather(1, parent[..., None].expand(-1, -1, text.shape[2])), token[..., None]], -1
-        )
+        before = text.gather(1, parent[..., None].expand(-1, -1, text.shape[2]))
+        text = torch.cat([before, token[..., None]], -1)
         if ((text == tokenizer.end_id).any(-1)).all():
             break
     lengths = (text != tokenizer.pad_id).sum(-1) - 1
@@ -70,20 +68,15 @@ def write_captions(
     return [tokenizer.decode(text[study, best[study]]) for study in range(studies)]
 
 
-PromptSets = Mapping[str, Mapping[str, Sequence[str]]]
-
-
 @dataclass(frozen=True)
 class Reading:
-    """What prompts say about studies; log-odds against "no enhancement", not calibrated.
+    """What prompts say about studies: log-odds against "no enhancement", not calibrated.
 
     Attributes:
         presence: `(studies,)`.
-        walls: `(studies, labels)`, in the order of the prompts.
-        levels: likewise.
-        depths: likewise.
-        slices: `(studies, slices)` presence of each slice as if it were the whole study; NaN where padding.
-        slice_walls: `(studies, slices, labels)` each wall in each slice, likewise; NaN where padding.
+        walls, levels, depths: `(studies, labels)`, in the order of the prompts.
+        slices: `(studies, slices)` presence in each slice, read on its own; NaN for padding.
+        slice_walls: `(studies, slices, labels)` each wall in each slice, likewise.
         attention: `(studies, slices)` share of each slice in the study embedding; sums to 1.
     """
 
@@ -97,93 +90,85 @@ class Reading:
 
     def rows(self, index: np.ndarray) -> Reading:
         """The reading of some of the studies."""
-        return Reading(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+        return Reading.merge(lambda parts: parts[0][index], [self])
 
     @classmethod
     def mean(cls, readings: Sequence[Reading]) -> Reading:
         """The mean of several networks' readings of the same studies."""
-        return cls(
-            *(
-                np.mean([getattr(one, name) for one in readings], axis=0)
-                for name in cls.__dataclass_fields__
-            )
-        )
+        return cls.merge(lambda parts: np.mean(parts, axis=0), readings)
+
+    @classmethod
+    def merge(
+        cls, function: Callable[[list[np.ndarray]], np.ndarray], readings: Sequence[Reading]
+    ) -> Reading:
+        """Apply a function to each attribute of some readings."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(function([getattr(one, name) for one in readings]) for name in names))
 
 
 def pooled(logits: Tensor) -> Tensor:
-    """Log of the mean exponential over the last axis: the score of a prompt ensemble, whatever its size."""
+    """Log of the mean exponential over the last axis: the score of a prompt ensemble of any size."""
     return logits.logsumexp(-1) - math.log(logits.shape[-1])
 
 
 @torch.no_grad()
 def read_studies(
-    model: CoCaModel,
+    model: CoCa,
     tokenizer: ReportTokenizer,
     batch: StudyBatch,
     prompts: PromptSets,
     chunk: int = 64,
     features: Tensor | None = None,
 ) -> Reading:
-    """Read studies by their similarity to prompts; nothing but images goes in.
+    """Read studies by their similarity to prompts, from images alone.
 
     Args:
-        model: a CoCa in eval mode.
-        tokenizer: its tokenizer.
+        model: in eval mode.
+        tokenizer: of the model.
         batch: the studies.
-        prompts: kind → label → sentences (`lgekit.reports.training_texts.prompt_sets`).
+        prompts: as `lgekit.reports.training_texts.prompt_sets` gives them.
         chunk: studies at a time.
-        features: of the batch's slices, as `StudyEncoder.slice_features` gives them, where they are known.
+        features: slice features of the batch (`StudyEncoder.slice_features`), if they are known.
     """
     scale = model.logit_scale.exp()
     words = {
-        kind: [
-            model.encode_text(tokenizer(list(texts)).to(scale.device)) for texts in labels.values()
-        ]
+        kind: {label: model.encode_text(tokenizer(list(own))) for label, own in labels.items()}
         for kind, labels in prompts.items()
     }
-    positive, negative = (
-        words["presence"][list(prompts["presence"]).index(name)]
-        for name in ("positive", "negative")
-    )
-    parts: list[Reading] = []
-    for start in range(0, len(batch.mask), chunk):
-        rows = slice(start, start + chunk)
-        some = batch.rows(rows).to(scale.device)
-        own = features[rows] if features is not None else model.visual.slice_features(some)[0]
-        embedded, attention = model.visual.pool(own, some.mask)
-        image, each = (
-            F.normalize(embedded, dim=-1),
-            F.normalize(model.visual.each_slice(own), dim=-1),
-        )
 
-        def score(features: Tensor, text: Tensor) -> Tensor:
-            return pooled(scale * features @ text.T)
+    def read(rows: slice) -> Reading:
+        part = batch.rows(rows)
+        own = features[rows] if features is not None else model.visual.slice_features(part)[0]
+        embedded, attention = model.visual.pool(own, part.mask)
+        image = F.normalize(embedded, dim=-1)
+        each = F.normalize(model.visual.each_slice(own), dim=-1)
 
-        absent = score(image, negative)
-        kinds = [
-            torch.stack([score(image, text) - absent for text in words[kind]], -1)
-            for kind in ("wall", "level", "depth")
-        ]
-        absent_each = score(each, negative).masked_fill(~some.mask, math.nan)
-        slice_walls = torch.stack([score(each, text) - absent_each for text in words["wall"]], -1)
-        slices = score(each, positive) - absent_each
-        found = [score(image, positive) - absent, *kinds, slices, slice_walls, attention]
-        parts.append(Reading(*(part.float().cpu().numpy().astype(float) for part in found)))
-    return Reading(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in Reading.__dataclass_fields__
-        )
-    )
+        def against_absent(features: Tensor, kind: str) -> Tensor:
+            absent = pooled(scale * features @ words["presence"]["negative"].T)
+            scores = [pooled(scale * features @ text.T) - absent for text in words[kind].values()]
+            return torch.stack(scores, -1)
+
+        positive = list(prompts["presence"]).index("positive")
+        found = [against_absent(image, "presence")[..., positive]]
+        found += [against_absent(image, kind) for kind in ("wall", "level", "depth")]
+        slices = against_absent(each, "presence")[..., positive]
+        padding = ~part.mask
+        found.append(slices.masked_fill(padding, math.nan))
+        found.append(against_absent(each, "wall").masked_fill(padding[..., None], math.nan))
+        found.append(attention)
+        return Reading(*(values.float().numpy().astype(float) for values in found))
+
+    starts = range(0, len(batch.mask), chunk)
+    return Reading.merge(np.concatenate, [read(slice(start, start + chunk)) for start in starts])
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Platt scaling (Platt 1999): probability = sigmoid(slope · score + offset), for presence and each wall.
+    """Platt scaling (Platt 1999): probability = sigmoid(slope · score + offset).
 
     Attributes:
         presence: ``(slope, offset)``.
-        walls: one pair a wall.
+        walls: one pair for each wall.
         slices: one pair.
     """
 
@@ -199,49 +184,48 @@ class Calibration:
         walls: np.ndarray,
         placed: np.ndarray | None = None,
     ) -> Calibration:
-        """Fit on studies that the networks were not trained on, against what their *reports* say.
+        """Fit on studies that the networks were not trained on, to what their *reports* say.
 
-        Both classes weigh the same, so that 0.5 is the threshold of the best balanced accuracy: the probability is
-        that of a population with as many positive studies as negative ones. With one class only, the prompts'
-        own zero stays the threshold.
+        Both classes have the same weight, so that 0.5 is the threshold of the best balanced
+        accuracy: probabilities refer to a population in which half of the studies are positive.
 
         Args:
             reading: scores.
-            present: `(studies,)`, presence as read in the reports.
+            present: `(studies,)`, presence according to the reports.
             walls: `(studies, 6)` bool, likewise.
-            placed: `(studies,)` bool, whether the report tells the walls; the others do not fit these. None: all do.
+            placed: `(studies,)` bool, whether the report names the walls; other studies do not
+                calibrate them. None: all reports do.
         """
         presence = platt(reading.presence, np.asarray(present, bool))
         known = np.ones(len(walls), bool) if placed is None else placed
-        columns = range(walls.shape[1])
-        per_wall = tuple(
-            platt(reading.walls[known, number], walls[known, number]) for number in columns
-        )
-        return cls(presence, per_wall, presence)
+        pairs = zip(reading.walls[known].T, walls[known].T, strict=True)
+        return cls(presence, tuple(platt(scores, truth) for scores, truth in pairs), presence)
 
 
 def platt(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
-    """Slope and offset of a logistic regression on one score, classes balanced; the identity with one class only."""
+    """Slope and offset of a logistic regression on one score, with balanced classes.
+
+    With one class only they are 1 and 0: the threshold stays the prompts' own zero.
+    """
     from sklearn.linear_model import LogisticRegression
 
     if len(set(truth.tolist())) < 2:
         return 1.0, 0.0
     centre, spread = float(np.mean(scores)), float(np.std(scores)) or 1.0
-    model = LogisticRegression(C=3.0, class_weight="balanced").fit(
-        ((scores - centre) / spread)[:, None], truth
-    )
-    slope = max(float(model.coef_[0, 0]), 1e-3) / spread
+    scaled = ((scores - centre) / spread)[:, None]
+    model = LogisticRegression(C=3.0, class_weight="balanced").fit(scaled, truth)
+    slope = max(float(model.coef_[0, 0]), 1e-3) / spread  # calibration never reverses a score
     return slope, float(model.intercept_[0]) - slope * centre
 
 
 def probability(scores: np.ndarray, pair: tuple[float, float]) -> np.ndarray:
-    """Platt's sigmoid."""
+    """Platt's sigmoid of scores."""
     return 1 / (1 + np.exp(-np.clip(pair[0] * scores + pair[1], -60, 60)))
 
 
 @torch.no_grad()
 def heat_map(
-    model: CoCaModel,
+    model: CoCa,
     tokenizer: ReportTokenizer,
     study: StudyBatch,
     positive: Sequence[str],
@@ -249,53 +233,47 @@ def heat_map(
     patch: tuple[int, int] = (6, 9),
     only: int | None = None,
 ) -> np.ndarray:
-    """Where a sentence is seen, without gradients: how much its score falls when a patch is painted over.
+    """Occlusion map: the drop in the score of a sentence when a patch is occluded.
 
-    A patch is set to 0, the signal of remote myocardium (occlusion, Zeiler 2014, arXiv 1311.2901).
+    An occluded patch is 0, the signal of remote myocardium (Zeiler 2014, arXiv 1311.2901).
 
     Args:
-        model, tokenizer: a CoCa in eval mode.
+        model: in eval mode.
+        tokenizer: of the model.
         study: one study, `(1, slices, 1, height, width)`.
-        positive: sentences looked for.
-        negative: sentences to set against them; none: similarity alone.
+        positive: sentences to look for.
+        negative: sentences whose score is subtracted, if any.
         patch: height and width in pixels of the view.
-        only: paint over this slice alone; 0 in the others.
+        only: occlude this slice alone; the others are 0.
 
     Returns:
-        `(slices, height, width)` float32: fall of the score in logits; positive where the patch speaks for it.
+        `(slices, height, width)` float32, in logits; positive where the patch supports the sentence.
     """
-    study = study.to(model.logit_scale.device)
     images, levels, mask = study
     slices, _, height, width = images.shape[1:]
-    sought = model.encode_text(tokenizer(list(positive)).to(mask.device))
-    other = model.encode_text(tokenizer(list(negative)).to(mask.device)) if negative else None
+    sought = model.encode_text(tokenizer(list(positive)))
+    other = model.encode_text(tokenizer(list(negative))) if negative else None
     features, _ = model.visual.slice_features(study)
 
-    def score(some: Tensor) -> Tensor:  # (n, slices, width) slice features
-        embedded, _ = model.visual.pool(some, mask.expand(len(some), -1))
+    def score(features: Tensor) -> Tensor:  # (n, slices, width)
+        embedded, _ = model.visual.pool(features, mask.expand(len(features), -1))
         logits = model.logit_scale.exp() * F.normalize(embedded, dim=-1)
         against = pooled(logits @ other.T) if other is not None else 0.0
         return pooled(logits @ sought.T) - against
 
-    whole = score(features)
-    tops, lefts = range(0, height, patch[0]), range(0, width, patch[1])
-    fall = torch.zeros(slices, height, width)
+    corners = [
+        (top, left) for top in range(0, height, patch[0]) for left in range(0, width, patch[1])
+    ]
+    areas = [(slice(top, top + patch[0]), slice(left, left + patch[1])) for top, left in corners]
+    heat, whole = torch.zeros(slices, height, width), score(features)
     for number in range(slices) if only is None else (only,):
-        hidden = images[0, number].repeat(
-            len(tops) * len(lefts), 1, 1, 1
-        )  # (patches, 1, height, width)
-        places = [(top, left) for top in tops for left in lefts]
-        for place, (top, left) in enumerate(places):
-            hidden[place, :, top : top + patch[0], left : left + patch[1]] = 0
-        alone = StudyBatch(
-            hidden[:, None],
-            levels[:, number].expand(len(places))[:, None],
-            mask.new_ones(len(places), 1),
-        )
-        changed, _ = model.visual.slice_features(alone)
-        every = features.repeat(len(places), 1, 1)
-        every[:, number] = changed[:, 0]
-        drop = whole - score(every)
-        for place, (top, left) in enumerate(places):
-            fall[number, top : top + patch[0], left : left + patch[1]] = drop[place]
-    return fall.numpy()
+        occluded = images[0, number].repeat(len(areas), 1, 1, 1)  # (patches, 1, height, width)
+        for image, (rows, columns) in zip(occluded, areas, strict=True):
+            image[:, rows, columns] = 0
+        level = levels[:, number].expand(len(areas))[:, None]
+        alone = StudyBatch(occluded[:, None], level, mask.new_ones(len(areas), 1))
+        changed = features.repeat(len(areas), 1, 1)
+        changed[:, number] = model.visual.slice_features(alone)[0][:, 0]
+        for drop, (rows, columns) in zip(whole - score(changed), areas, strict=True):
+            heat[number, rows, columns] = drop
+    return heat.numpy()

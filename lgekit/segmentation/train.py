@@ -18,7 +18,6 @@ from tqdm.auto import tqdm
 from lgekit.anatomy.labels import base_first, lv_centre
 from lgekit.anatomy.segments import insertion_points, known_landmarks
 from lgekit.cache import accelerator, code_version, compute_once, memory
-from lgekit.clip.model import ImageEncoder
 from lgekit.config import FitSettings
 from lgekit.data.readers import pretraining_specs, refuse_shared
 from lgekit.errors import InputError
@@ -45,26 +44,6 @@ from lgekit.segmentation.slices import (
     vary_appearance,
 )
 from lgekit.study import BACKGROUND, CAVITY, RV, WALL_CODES, Cohort, Landmarks, Study
-
-
-def check_encoder(settings: FitSettings) -> None:
-    """Build what the setting ``encoder`` shapes, and throw it away.
-
-    Raises:
-        InputError: timm knows no such network, or it gives no feature maps.
-    """
-    if settings.needs_heart:
-        build_unet(replace(SIZES[settings.heart_size], encoder=settings.encoder), 0)
-    if settings.frame == "image":
-        try:
-            ImageEncoder(settings.encoder)
-        except InputError:
-            raise
-        except ValueError as error:  # of timm, for a name that looks like a path
-            problem = f"{settings.encoder!r}: {' '.join(str(error).split())[:200]}"
-            raise InputError(
-                "setting encoder", problem, "Give a name from timm.list_models()"
-            ) from error
 
 
 def fit_heart_network(

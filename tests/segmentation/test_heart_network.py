@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lgekit import cache as precision
+from lgekit.clip.model import check_encoder
 from lgekit.config import size_settings
 from lgekit.errors import InputError
 from lgekit.evaluation import realism as heart_quality
@@ -35,7 +36,6 @@ from lgekit.segmentation.slices import (
     vary_appearance,
 )
 from lgekit.segmentation.train import (
-    check_encoder,
     evaluate_heart_network,
     fit_heart_network,
     heart_loss,
