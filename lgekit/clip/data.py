@@ -147,15 +147,10 @@ class TrainingData:
         return list(epoch_batches(epoch, self.real, synthetic, self.texts, settings))
 
     def select(
-        self, index: np.ndarray, chosen: np.ndarray, captions: bool
+        self, index: np.ndarray, chosen: np.ndarray, settings: FitSettings
     ) -> tuple[StudyBatch, Tensor, Tensor, Tensor | None]:
-        """The inputs of `lgekit.clip.model.CoCa` for one step; the last is None without captions.
-
-        Args:
-            index: studies of the step.
-            chosen: row of each study's text in ``tokens``.
-            captions: whether the decoder learns, from each study's first text.
-        """
+        """The inputs of `lgekit.clip.model.CoCa` for a step of `epoch_batches`."""
+        captions = settings.caption_weight > 0
         first = [self.texts[study][0] for study in index] if captions else []
         distinct, where = np.unique([*chosen, *first], return_inverse=True)
         device = self.tokens.device

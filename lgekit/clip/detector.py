@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -22,31 +22,26 @@ from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.labels import Ventricle
 from lgekit.anatomy.polar import INSIDE, OUTSIDE
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, segment_map, segment_number
+from lgekit.clip import zeroshot
 from lgekit.clip.data import REACH, View, batch_of, chunks, make_view
 from lgekit.clip.model import CoCa, StudyBatch, load_coca, save_coca
 from lgekit.clip.tokenizer import ReportTokenizer
-from lgekit.clip.zeroshot import (
-    Calibration,
-    Reading,
-    heat_map,
-    probability,
-    read_studies,
-    write_captions,
-)
+from lgekit.clip.zeroshot import Calibration, Reading, probability
 from lgekit.config import FitSettings, make_settings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, segment_of
 from lgekit.reports.training_texts import prompt_sets
 from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import locate
-from lgekit.study import Cohort, Study
+from lgekit.study import Cohort, Landmarks, Study
 
 
-def has_orientation(study: Study, settings: FitSettings) -> bool:
-    """Whether a located study has insertion points that are confident enough to turn it."""
+def confident_landmarks(study: Study, settings: FitSettings) -> Landmarks | None:
+    """The insertion points of a located study, if they are confident enough to turn it."""
     marks = known_landmarks(study)
-    confident = marks is not None and marks.confidence >= settings.min_confidence
-    return confident and study.label_map is not None
+    if marks is None or study.label_map is None or marks.confidence < settings.min_confidence:
+        return None
+    return marks
 
 
 def segment_means(
@@ -64,26 +59,25 @@ def segment_means(
         Segment 1–17 → mean, without the segments that no slice shows. Empty if the study has no
         heart or no confident insertion points.
     """
-    if not has_orientation(study, settings) or not Ventricle.of(study.label_map).area.any():
+    marks = confident_landmarks(study, settings)
+    if marks is None or not Ventricle.of(study.label_map).area.any():
         return {}
-    segments = view_segments(view, study, settings)
+    segments = view_segments(view, study, marks, settings)
     return {int(n): float(heat[segments == n].mean()) for n in np.unique(segments[segments > 0])}
 
 
-def view_segments(view: View, study: Study, settings: FitSettings) -> np.ndarray:
+def view_segments(view: View, study: Study, marks: Landmarks, settings: FitSettings) -> np.ndarray:
     """AHA segment of each pixel of a view, `(slices, height, width)`; 0 outside the wall."""
     if settings.frame == "image":
-        stored = segment_map(study.label_map, study.spacing_mm, known_landmarks(study))
+        stored = segment_map(study.label_map, study.spacing_mm, marks)
         frame = StandardizeShortAxis(
             settings.pixels,
             orientation=settings.orientation,
             min_confidence=settings.min_confidence,
         ).find_frame(study)
         framed = frame.to_frame(torch.from_numpy(stored)[None], nearest=True)[0].numpy()
-        last = stored.shape[2] - 1
-        return np.moveaxis(framed, 2, 0)[
-            last - view.own_slices if frame.reversed_slices else view.own_slices
-        ]
+        framed = framed[..., ::-1] if frame.reversed_slices else framed  # (X, Y, stored slices)
+        return np.moveaxis(framed, 2, 0)[view.own_slices]
     segments = np.zeros(view.images[:, 0].shape, np.uint8)
     if settings.orientation != "rvip":  # the first column is not the insertion point
         return segments
@@ -115,7 +109,7 @@ def segment_maxima(
         Segment 1–17 → probability, without the segments that no slice shows. Empty if the study has
         no confident insertion points, or the view is not turned by them.
     """
-    if settings.orientation != "rvip" or not has_orientation(study, settings):
+    if settings.orientation != "rvip" or confident_landmarks(study, settings) is None:
         return {}
     rings = Ventricle.of(study.label_map).thirds[view.own_slices]  # -1 where there is no heart
     values: dict[int, float] = {}
@@ -127,21 +121,18 @@ def segment_maxima(
     return values | ({17: float(present[rings == 3].max())} if (rings == 3).any() else {})
 
 
-@dataclass
-class StudyEmbeddings:
-    """Studies in the joint space, to compare with any sentence.
+class StudyEmbeddings(NamedTuple):
+    """Studies in the joint space: embeddings of length 1, to compare with any sentence.
 
     Attributes:
-        studies: `(studies, embed_dim)`, length 1.
-        slices: `(studies, slices, embed_dim)`, likewise, each slice on its own; NaN for padding.
-        views: their views.
-        own_slices: number of stored slices of each study.
+        studies: `(studies, embed_dim)`.
+        slices: for each study `(stored slices, embed_dim)`; NaN where there is no heart.
+        views: the views of the studies.
     """
 
     studies: Tensor
-    slices: Tensor
+    slices: list[Tensor]
     views: list[View]
-    own_slices: list[int]
 
 
 @dataclass
@@ -170,10 +161,6 @@ class Detector:
         """The cohort with the heart network's contours and insertion points."""
         return cohort if self.heart is None else locate(cohort, self.heart)
 
-    def views(self, cohort: Cohort) -> list[View]:
-        """The views of a cohort that is not located yet."""
-        return [make_view(study, self.settings) for study in self.locate(cohort).studies]
-
     @torch.no_grad()
     def predict(self, cohort: Cohort, beams: int = 1) -> pd.DataFrame:
         """Read every study from its image alone.
@@ -196,7 +183,7 @@ class Detector:
         for part in chunks(batch):
             encoded = model.visual.slice_features(part)  # once, for scores and captions
             known.append(encoded[0])
-            captions += write_captions(model, tokenizer, part, beams, encoded=encoded)
+            captions += zeroshot.write_captions(model, tokenizer, part, beams, encoded=encoded)
         return self.table(located, views, self.read(batch, torch.cat(known)), captions)
 
     def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
@@ -206,7 +193,8 @@ class Detector:
             One row per study: ``study_id``; ``level_<level>``: log-odds against "no enhancement",
             as scar may be in several levels; ``depth_<depth>``: shares that sum to 1.
         """
-        reading = self.read(batch_of(self.views(cohort)))
+        views = [make_view(study, self.settings) for study in self.locate(cohort).studies]
+        reading = self.read(batch_of(views))
         shares = np.exp(reading.depths - reading.depths.max(1, keepdims=True))
         table = pd.DataFrame({"study_id": [study["study_id"] for study in cohort.studies]})
         table[[f"level_{level}" for level in LEVELS]] = reading.levels
@@ -221,26 +209,24 @@ class Detector:
             features: slice features of the batch by the first network, if they are known.
         """
         prompts = prompt_sets(self.settings.text)
-        first = read_studies(*self.networks[0], batch, prompts, features=features)
-        others = [read_studies(*network, batch, prompts) for network in self.networks[1:]]
+        first = zeroshot.read_studies(*self.networks[0], batch, prompts, features=features)
+        others = [zeroshot.read_studies(*each, batch, prompts) for each in self.networks[1:]]
         return Reading.mean([first, *others])
 
     def table(
         self, located: Cohort, views: Sequence[View], reading: Reading, captions: Sequence[str]
     ) -> pd.DataFrame:
         """The columns of `predict`, from a reading."""
-        calibration, rows = self.calibration, []
+        rows, pairs = [], self.calibration.walls
         for number, (study, view) in enumerate(zip(located.studies, views, strict=True)):
             count, marks = len(view.levels), study["landmarks"] if self.heart is not None else None
-            present = probability(reading.slices[number, :count], calibration.slices)
-            of_walls = zip(reading.slice_walls[number, :count].T, calibration.walls, strict=True)
-            walls = np.stack([probability(scores, pair) for scores, pair in of_walls], axis=1)
+            present = probability(reading.slices[number, :count], self.calibration.slices)
+            scores = reading.slice_walls[number, :count]
+            walls = np.stack([probability(scores[:, w], pairs[w]) for w in range(len(WALLS))], 1)
             segments = segment_maxima(walls, present, view, study, self.settings)
             row = {"study_id": study["study_id"]}
-            row["p_lge"] = float(probability(reading.presence[number], calibration.presence))
-            for wall, score, pair in zip(
-                WALLS, reading.walls[number], calibration.walls, strict=True
-            ):
+            row["p_lge"] = float(probability(reading.presence[number], self.calibration.presence))
+            for wall, score, pair in zip(WALLS, reading.walls[number], pairs, strict=True):
                 row[f"p_{wall}"] = float(probability(score, pair))
             attention = reading.attention[number, :count]
             for name, values in (("slice_weights", present), ("attention", attention)):
@@ -248,8 +234,7 @@ class Detector:
                 stored[view.own_slices] = values
                 row[name] = json.dumps([round(float(value), 4) for value in stored])
             known = [round(segments[n], 4) if n in segments else None for n in range(1, 18)]
-            row["segments"] = json.dumps(known)
-            row["caption"] = captions[number]
+            row |= {"segments": json.dumps(known), "caption": captions[number]}
             for name in ("anterior_rvip_deg", "inferior_rvip_deg"):
                 row[name] = getattr(marks, name, np.nan)
             rows.append(row)
@@ -257,30 +242,27 @@ class Detector:
 
     @torch.no_grad()
     def embed(self, cohort: Cohort) -> StudyEmbeddings:
-        """Studies and their slices in the joint space of the first network."""
-        views, visual = self.views(cohort), self.networks[0][0].visual
+        """Embed studies and their slices in the joint space of the first network."""
+        visual = self.networks[0][0].visual
+        views = [make_view(study, self.settings) for study in self.locate(cohort).studies]
         batch = batch_of(views)
         features, _ = visual.slice_features(batch)
         studies = functional.normalize(visual.pool(features, batch.mask)[0], dim=-1)
-        slices = functional.normalize(visual.each_slice(features), dim=-1)
-        slices = slices.masked_fill(~batch.mask[..., None], float("nan"))
-        counts = [study.spatial_shape[2] for study in cohort.studies]
-        return StudyEmbeddings(studies, slices, views, counts)
+        slices = []
+        each = functional.normalize(visual.each_slice(features), dim=-1)
+        for study, view, own in zip(cohort.studies, views, each, strict=True):
+            slices.append(torch.full((study.spatial_shape[2], own.shape[1]), torch.nan))
+            slices[-1][torch.as_tensor(view.own_slices)] = own[: len(view.levels)]
+        return StudyEmbeddings(studies, slices, views)
 
     @torch.no_grad()
     def similarity(
         self, embedded: StudyEmbeddings, sentence: str
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Cosine similarity of a sentence to each study, and to each of its stored slices (NaN
-        where there is no heart)."""
+        """Cosine similarity of a sentence to each study, and to each of its stored slices."""
         model, tokenizer = self.networks[0]
         text = model.encode_text(tokenizer(sentence))[0]
-        slices = []
-        each = (embedded.slices @ text).numpy()
-        for view, count, values in zip(embedded.views, embedded.own_slices, each, strict=True):
-            slices.append(np.full(count, np.nan))
-            slices[-1][view.own_slices] = values[: len(view.levels)]
-        return (embedded.studies @ text).numpy(), slices
+        return (embedded.studies @ text).numpy(), [(own @ text).numpy() for own in embedded.slices]
 
     @property
     def denials(self) -> list[str]:
@@ -292,22 +274,26 @@ class Detector:
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """`similarity` minus the mean similarity to the texts that deny scar, to rank studies.
 
-        The cosine alone depends on the study as much as on the sentence, and may be highest for
-        hearts without scar.
+        The cosine alone depends on the study as much as on the sentence.
         """
         studies, slices = self.similarity(embedded, sentence)
-        denied = [self.similarity(embedded, text) for text in self.denials]
-        means = [np.mean(own, axis=0) for own in zip(*(each for _, each in denied), strict=True)]
-        return studies - np.mean([whole for whole, _ in denied], axis=0), [
-            own - mean for own, mean in zip(slices, means, strict=True)
-        ]
+        for text in self.denials:
+            denied, denied_slices = self.similarity(embedded, text)
+            studies = studies - denied / len(self.denials)
+            slices = [
+                own - other / len(self.denials)
+                for own, other in zip(slices, denied_slices, strict=True)
+            ]
+        return studies, slices
 
     def seen(self, view: View, own_slice: int, sentence: str) -> tuple[np.ndarray, np.ndarray]:
-        """One stored slice as the network sees it, and its occlusion map for a sentence against
-        `denials` (`lgekit.clip.zeroshot.heat_map`, logits): each `(height, width)` of the view."""
+        """One stored slice as the network sees it, and its occlusion map for a sentence.
+
+        Both are `(height, width)` of the view; `lgekit.clip.zeroshot.heat_map` against `denials`.
+        """
         place = list(view.own_slices).index(own_slice)
-        batch, denials = batch_of([view]), self.denials
-        heat = heat_map(*self.networks[0], batch, [sentence], denials, only=place)
+        batch = batch_of([view])
+        heat = zeroshot.heat_map(*self.networks[0], batch, [sentence], self.denials, only=place)
         return view.images[place, 0].numpy(), heat[place]
 
     def save(self, folder: str | Path) -> Path:
@@ -387,7 +373,8 @@ For research and teaching only. **Not a medical device.**
 
 {networks} CLIP + captioning network(s), {heart} a heart network; view `{settings.frame}`,
 text `{settings.text}`, {settings.epochs} epochs, seed {settings.seed}.
-All settings are in `detector.json`. Its authors should add what it was trained on, and its accuracy.
+All settings are in `detector.json`. Its authors should add its training data and
+accuracy.
 
 ```
 lgekit pull THIS_REPOSITORY my_model
@@ -404,12 +391,12 @@ HUB_FILES += [
 
 
 def push(model_dir: str | Path, repo: str, public: bool = False) -> list[str]:
-    """Send a fitted model to the Hugging Face hub in one commit, with your own login.
+    """Send a fitted model, and its own or a new README.md, to the Hugging Face hub in one commit.
 
     Args:
-        model_dir: folder that `lgekit fit` wrote. Only the model and its README.md are sent.
+        model_dir: folder that `lgekit fit` wrote; other files in it are not sent.
         repo: ``owner/name``; made if absent.
-        public: make a new repository readable for everybody, not only for its owner.
+        public: everybody may read a new repository, not only its owner.
 
     Returns:
         Names of the files sent.
@@ -420,31 +407,25 @@ def push(model_dir: str | Path, repo: str, public: bool = False) -> list[str]:
     from huggingface_hub import HfApi
 
     detector = replace(Detector.load(model_dir), held_out=None)
-    name = detector.settings.text_encoder
-    if name != "scratch" and Path(name).exists():
-        problem = f"the text encoder {name!r} is a folder of this machine"
+    settings, heart = detector.settings, detector.heart
+    if settings.text_encoder != "scratch" and Path(settings.text_encoder).exists():
+        problem = f"the text encoder {settings.text_encoder!r} is a folder of this machine"
         remedy = "Fit with a hub name, or with text_encoder='scratch'."
         raise InputError(model_dir, problem, remedy)
-    if detector.heart is not None:  # a SPEC names a folder: send its kind alone
-        kinds = sorted({spec.split(":")[0] for spec in detector.heart.trained_on})
-        detector.heart.trained_on = tuple(kinds)
-    card, heart = Path(model_dir) / "README.md", "without" if detector.heart is None else "with"
-    about = {"networks": len(detector.networks), "heart": heart, "settings": detector.settings}
-    text = card.read_text("utf-8") if card.is_file() else CARD.format(**about)
+    if heart is not None:  # a SPEC names a folder: send its kind alone
+        heart.trained_on = tuple(sorted({spec.split(":")[0] for spec in heart.trained_on}))
+    card, part = Path(model_dir) / "README.md", "without" if heart is None else "with"
+    text = CARD.format(networks=len(detector.networks), heart=part, settings=settings)
     with tempfile.TemporaryDirectory() as temporary, _hub_errors(repo):
         folder, api = detector.save(temporary), HfApi()
-        (folder / "README.md").write_text(text, "utf-8")
+        (folder / "README.md").write_text(card.read_text() if card.is_file() else text)
         api.create_repo(repo, private=not public, exist_ok=True)
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message="lgekit model")
         return _files(folder)
 
 
 def pull(repo: str, model_dir: str | Path) -> list[str]:
-    """Fetch a model from the Hugging Face hub; other files of the repository are ignored.
-
-    Args:
-        repo: ``owner/name``.
-        model_dir: a new or empty folder.
+    """Fetch a model from a hub repository into a new or empty folder; ignore its other files.
 
     Returns:
         Names of the files fetched.
@@ -463,9 +444,7 @@ def pull(repo: str, model_dir: str | Path) -> list[str]:
 
 
 def _files(folder: Path) -> list[str]:
-    return sorted(
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()
-    )
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @contextlib.contextmanager
@@ -473,9 +452,10 @@ def _hub_errors(repo: str) -> Iterator[None]:
     """Turn the errors of the hub client, and of its HTTP library, into one line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    errors = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
     try:
         yield
-    except (*HfHubHTTPError.__bases__, HFValidationError, OSError) as error:
+    except cast(tuple[type[Exception], ...], errors) as error:
         problem = (str(error) or type(error).__name__).splitlines()[0]
         remedy = "Check the name, the network and your login (`hf auth login`)."
         raise InputError(repo, problem, remedy) from error

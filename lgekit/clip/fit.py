@@ -18,9 +18,9 @@ from joblib import Parallel, cpu_count, delayed
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from lgekit import cache
 from lgekit.anatomy.polar import INSIDE, OUTSIDE
 from lgekit.anatomy.segments import known_landmarks
-from lgekit.cache import accelerator, code_version, compute_once, memory, trains_in_bfloat16
 from lgekit.clip.data import (
     REACH,
     ImageTextPairs,
@@ -37,8 +37,7 @@ from lgekit.clip.train import fit
 from lgekit.clip.zeroshot import Calibration, Reading
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
-from lgekit.findings import WALLS
-from lgekit.reports.reader import read_report, states_enhancement
+from lgekit.reports.reader import states_enhancement
 from lgekit.reports.training_texts import report_texts
 from lgekit.scars.transforms import ScarHost, stated_findings
 from lgekit.segmentation.model import HeartNetwork
@@ -55,32 +54,15 @@ class SyntheticScar:
     source: str
 
 
-def synthetic_views(cohort: Cohort, count: int, settings: FitSettings) -> list[SyntheticScar]:
-    """`paint_pool`, from the cache if it was made before."""
-    if not count:
-        return []
-    names = {"orientation", "view", "depths", "angles", "pixels", "seed", "min_confidence", "masks"}
-    rooms = ("anatomy", "reports", "data", "segmentation", "scars", "clip")
-    marks = [repr(known_landmarks(study)) for study in cohort.studies]
-    about = settings.model_dump_json(include=names)
-    key = (cohort.fingerprint, marks, about, code_version(*rooms))
-    cached = memory().cache(_paint_pool, ignore=["cohort", "settings"])
-    return compute_once(cached, key, count, cohort, settings)
-
-
-def _paint_pool(key: tuple, count: int, cohort: Cohort, settings: FitSettings) -> list:
-    return paint_pool(cohort, count, settings)
-
-
 def paint_pool(cohort: Cohort, count: int, settings: FitSettings) -> list[SyntheticScar]:
     """Paint scars into the studies of a cohort whose reports state no scar.
 
     Args:
         cohort: located studies, or studies with their own labels and landmarks.
-        count: number of scars; the studies take turns. Fewer are returned if a study cannot take one.
+        count: number of scars; the studies take turns. Fewer return if some cannot take one.
         settings: view and seed.
     """
-    free, made = without_scar(cohort), dict[int, SyntheticScar]()
+    free, made = without_scar(cohort.studies), dict[int, SyntheticScar]()
     for first, study in enumerate(free[:count]):
         try:
             host = ScarHost(study)  # measured once for all its scars
@@ -97,68 +79,74 @@ def paint_pool(cohort: Cohort, count: int, settings: FitSettings) -> list[Synthe
     return [made[number] for number in sorted(made)]
 
 
-def synthetic_pool(located: Cohort, settings: FitSettings) -> list[SyntheticScar]:
-    """Synthetic scars for a fit: ``synthetic_pool`` times as many as an epoch draws.
+def _paint_pool(key: tuple, count: int, cohort: Cohort, settings: FitSettings) -> list:
+    return paint_pool(cohort, count, settings)
 
-    Warns if most of them could not be painted.
+
+def synthetic_pool(located: Cohort, settings: FitSettings) -> list[SyntheticScar]:
+    """Paint the synthetic scars for a fit, ``synthetic_pool`` times as many as an epoch draws.
+
+    They come from the cache if they were made before. Warns if most could not be painted.
     """
     count = round(settings.synthetic_per_real * len(located) * settings.synthetic_pool)
-    painted = synthetic_views(located, count, settings)
+    if not count:
+        return []
+    names = {"orientation", "view", "depths", "angles", "pixels", "seed", "min_confidence", "masks"}
+    rooms = ("anatomy", "reports", "data", "segmentation", "scars", "clip")
+    marks = [repr(known_landmarks(study)) for study in located.studies]
+    about = settings.model_dump_json(include=names)
+    key = (located.fingerprint, marks, about, cache.code_version(*rooms))
+    cached = cache.memory().cache(_paint_pool, ignore=["cohort", "settings"])
+    painted = cache.compute_once(cached, key, count, located, settings)
     if len(painted) < count / 2:
-        warnings.warn(
-            f"{len(painted)} of {count} synthetic scars could be painted: no wall was found in the"
-            " other hearts",
-            stacklevel=2,
-        )
+        message = f"{len(painted)} of {count} synthetic scars could be painted"
+        warnings.warn(f"{message}: no wall was found in the other hearts", stacklevel=2)
     return painted
 
 
-def without_scar(cohort: Cohort) -> list[Study]:
-    """The studies whose reports state no scar, which can take a synthetic one."""
-    return [study for study in cohort.studies if not stated_findings(study).present]
+def usable_studies(
+    cohort: Cohort, settings: FitSettings, all_studies: bool
+) -> tuple[Cohort, Cohort]:
+    """The studies to train on and those to calibrate on: the splits, or twice all studies.
 
-
-def with_statement(cohort: Cohort) -> list[Study]:
-    """The studies whose report says whether there is late enhancement; warns about the others."""
-    kept = [study for study in cohort.studies if states_enhancement(study["report"])]
-    if silent := sum(bool(study["report"].strip()) for study in cohort.studies) - len(kept):
-        warnings.warn(
-            f"{silent} reports do not say whether there is late enhancement (only English is read);"
-            " their studies are left out",
-            stacklevel=3,
-        )
-    return kept
-
-
-def require_contrast(train: Cohort, settings: FitSettings) -> None:
-    """Raise InputError if reports leave nothing to learn, or no study can take a synthetic scar.
-
-    Warns if all reports state scar.
+    Reports that do not say whether there is late enhancement are left out. Warns about them, and if
+    the others are all of one kind. Raises InputError if they leave nothing to learn.
     """
-    free = len(without_scar(train))
-    if not free and settings.synthetic_per_real:
+    train = held = [study for study in cohort.studies if states_enhancement(study["report"])]
+    if silent := sum(bool(study["report"].strip()) for study in cohort.studies) - len(train):
+        message = f"{silent} reports do not say whether there is late enhancement in English"
+        warnings.warn(f"{message}; their studies are left out", stacklevel=3)
+    if not all_studies:
+        held = [study for study in train if study["split"] == "validation"]
+        train = [study for study in train if study["split"] == "train"]
+    if len(train) < 2:
+        where = "" if all_studies else " in the split 'train'"
+        problem = f"fewer than two studies with a report that mentions late enhancement{where}"
+        raise InputError(cohort.name, problem, "Give more studies or reports.")
+    free, painted = len(without_scar(train)), settings.synthetic_per_real > 0
+    if not free and painted:
         problem = "no training study can take a synthetic scar: by their reports all have scar"
         remedy = "Give studies without scar, or set synthetic_per_real to 0."
-        raise InputError(train.name, problem, remedy)
+        raise InputError(cohort.name, problem, remedy)
     if not free:
         message = "all training reports state scar: the network cannot learn hearts without scar"
         warnings.warn(message, stacklevel=3)
-    if free == len(train) and not settings.synthetic_per_real:
+    if free == len(train) and not painted:
         problem = f"none of {free} training reports states scar: there is nothing to learn"
         remedy = "Give studies with scar, or set synthetic_per_real above 0."
-        raise InputError(train.name, problem, remedy)
-
-
-def warn_of_calibration(held: Sequence[Study]) -> None:
-    """Warn if the reports of ``held`` are all of one kind, so that they cannot set a threshold."""
-    scarred = sum(read_report(study["report"]).present for study in held)
+        raise InputError(cohort.name, problem, remedy)
+    scarred = len(held) - len(without_scar(held))
     if not 0 < scarred < len(held):
-        warnings.warn(
-            f"{scarred} of {len(held)} studies for calibration have scar by their reports: without"
-            " both kinds p_lge > 0.5 is no decision. Put more studies into the split validation,"
-            " or fit with --all",
-            stacklevel=3,
-        )
+        message = f"{scarred} of {len(held)} studies for calibration have scar by their reports"
+        remedy = "Put more studies into the split validation, or fit with --all"
+        warnings.warn(f"{message}: p_lge > 0.5 is then no decision. {remedy}", stacklevel=3)
+    name = cohort.name if all_studies else f"{cohort.name} [train]"
+    return Cohort(train, name), Cohort(held, "validation")
+
+
+def without_scar(studies: Sequence[Study]) -> list[Study]:
+    """The studies whose reports state no scar, which can take a synthetic one."""
+    return [study for study in studies if not stated_findings(study).present]
 
 
 STRIDE = 4  # of the polar encoder's body
@@ -201,7 +189,7 @@ def pretrain_polar(
     """
     images, device = batch.images[batch.mask], batch.images.device
     reach = REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
-    half = trains_in_bfloat16(device, settings.bfloat16)
+    half = cache.trains_in_bfloat16(device, settings.bfloat16)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         encoder = PolarEncoder(settings.polar_channels)
@@ -244,14 +232,13 @@ def fit_detector(
 
     Args:
         cohort: studies with reports. Those whose report does not say whether there is late
-            enhancement are left out, with a warning. Only the heart network (and the true-mask
-            reference) uses masks.
+            enhancement are left out. Masks train the heart network (and the true-mask reference).
         settings: the method; an ablation row is an override.
         all_studies: False: train on the split ``train``, calibrate on ``validation``; ``test`` is
             not used. True: cross-fit by patient on every study. The networks of each fold see the
             other folds only, their scores of the fold calibrate, and the mean of all networks is
             the detector. If all studies carry a ``fold`` (`lgekit.evaluation.scores.with_fold`),
-            these folds are used, so that runs of a cross-validation can share heart networks.
+            these folds are used, so that runs of a cross-validation share heart networks.
         progress: show bars.
         pretrain_on: further cohorts with masks for the heart network.
         checkpoints: folder for resuming; None: a killed run starts again.
@@ -262,37 +249,19 @@ def fit_detector(
     """
     if settings.masks == "true":
         _starting_weights(None, settings)  # refuse before a long run: no heart network is trained
-    studies = with_statement(cohort)
-    train, held = ([s for s in studies if s["split"] == name] for name in ("train", "validation"))
-    if len(studies if all_studies else train) < 2:
-        where = "in all" if all_studies else "in the split 'train'"
-        problem = f"fewer than two studies with a report that mentions late enhancement {where}"
-        raise InputError(cohort.name, problem, "Give more studies or reports.")
-    require_contrast(Cohort(studies if all_studies else train, cohort.name), settings)
-    warn_of_calibration(studies if all_studies else held)
+    train, held = usable_studies(cohort, settings, all_studies)
     if all_studies:
-        return _cross_fit(
-            Cohort(studies, cohort.name), settings, progress, pretrain_on, checkpoints
-        )
-    splits = Cohort(train, f"{cohort.name} [train]"), Cohort(held, "validation")
-    heart = (
-        heart_network(splits[0], pretrain_on, settings, progress) if settings.needs_heart else None
-    )
-    located, validation = (locate(part, heart) if heart and len(part) else part for part in splits)
-    networks, histories = train_networks(
-        located,
-        settings,
-        pool=synthetic_pool(located, settings),
-        validation=validation,
-        encoder_state=_starting_weights(heart, settings),
-        checkpoints=checkpoints,
-        progress=progress,
-    )
+        return _cross_fit(train, settings, progress, pretrain_on, checkpoints)
+    heart = heart_network(train, pretrain_on, settings, progress) if settings.needs_heart else None
+    train, held = (locate(part, heart) if heart and len(part) else part for part in (train, held))
+    options: dict[str, Any] = {"pool": synthetic_pool(train, settings), "validation": held}
+    options |= {"encoder_state": _starting_weights(heart, settings), "checkpoints": checkpoints}
+    networks, histories = train_networks(train, settings, progress=progress, **options)
     detector = Detector(settings, networks, heart, Calibration(), histories)
-    if held:
-        views = [make_view(study, settings) for study in validation.studies]
-        patients = validation.manifest["patient_id"].to_numpy()
-        _calibrate(detector, validation, views, detector.read(batch_of(views)), patients)
+    if len(held):
+        views = [make_view(study, settings) for study in held.studies]
+        patients = held.manifest["patient_id"].to_numpy()
+        calibrate(detector, held, views, detector.read(batch_of(views)), patients)
     return detector
 
 
@@ -311,38 +280,31 @@ def _cross_fit(
     ids = cohort.manifest["study_id"].to_numpy()
     # the base network has seen no fold
     base = base_network(pretrain_on, settings, progress) if settings.needs_heart else None
-    encoder_state = _starting_weights(base, settings)
-    heart_fold = _inner_folds(cohort, settings.heart_folds, settings.seed)
-    jobs = []
-    for k in range(1 + max(heart_fold)):
-        rest, own = cohort.subset(ids[heart_fold != k]), cohort.subset(ids[heart_fold == k])
-        jobs.append(delayed(_one_thread)(_fold_heart, rest, own, pretrain_on, settings))
-    parts = _parallel(jobs, settings, "heart networks", progress)
-    hearts = [heart for heart, _ in parts if heart is not None]
+    options: dict[str, Any] = {"encoder_state": _starting_weights(base, settings)}
+    fold, jobs = _inner_folds(cohort, settings.heart_folds, settings.seed), []
+    for k in range(1 + max(fold)):
+        parts = cohort.subset(ids[fold != k]), cohort.subset(ids[fold == k])
+        jobs.append(delayed(_one_thread)(_fold_heart, *parts, pretrain_on, settings))
+    found = _parallel(jobs, settings, "heart networks", progress)
+    hearts = [heart for heart, _ in found if heart is not None]
     # every study is located by the heart network that has not seen it
-    by_id = {study["study_id"]: study for _, own in parts for study in own.studies}
+    by_id = {study["study_id"]: study for _, own in found for study in own.studies}
     located = Cohort([by_id[name] for name in ids], cohort.name)
     views = [make_view(study, settings) for study in located.studies]
-    pool = synthetic_pool(located, settings)
-    fold = _inner_folds(cohort, settings.folds, settings.seed)
-    options = {"pool": pool, "encoder_state": encoder_state, "checkpoints": checkpoints}
-    jobs = [
-        delayed(_one_thread)(
-            train_networks, located.subset(ids[fold != k]), settings, fold=k, **options
-        )
-        for k in range(1 + max(fold))
-    ]
+    options |= {"pool": synthetic_pool(located, settings), "checkpoints": checkpoints}
+    fold, jobs = _inner_folds(cohort, settings.folds, settings.seed), []
+    for k in range(1 + max(fold)):
+        train = located.subset(ids[fold != k])
+        jobs.append(delayed(_one_thread)(train_networks, train, settings, fold=k, **options))
     heart = HeartNetwork.mean(hearts) if hearts else None
-    detector = Detector(settings, [], heart, Calibration())
-    readings = []
-    for k, (networks, histories) in enumerate(
-        _parallel(jobs, settings, "CLIP + captioning", progress)
-    ):
-        own = [views[number] for number in np.flatnonzero(fold == k)]
-        readings.append(replace(detector, networks=networks).read(batch_of(own)))
+    detector, readings = Detector(settings, [], heart, Calibration()), []
+    trained = _parallel(jobs, settings, "CLIP + captioning", progress)
+    for k, (networks, histories) in enumerate(trained):
+        batch = batch_of([view for view, own in zip(views, fold, strict=True) if own == k])
+        readings.append(replace(detector, networks=networks).read(batch))
         detector.networks += networks
         detector.histories += histories
-    _calibrate(detector, located, views, in_order(readings, fold), fold)
+    calibrate(detector, located, views, in_order(readings, fold), fold)
     return detector
 
 
@@ -391,10 +353,7 @@ def _starting_weights(
         return None
     if heart is None:
         problem = "'segmentation' in the image view needs a heart network, and none is trained"
-        remedy = (
-            "Set masks='predicted' and heart_phantom > 0 (or give pretrain_on), or"
-            " encoder_init='random'."
-        )
+        remedy = "Set heart_phantom > 0 and masks='predicted', or encoder_init='random'."
         raise InputError("setting encoder_init", problem, remedy)
     return heart.encoder_state()
 
@@ -417,38 +376,31 @@ def train_networks(
     fold: int = 0,
     progress: bool = False,
 ) -> tuple[Networks, list[pd.DataFrame]]:
-    """Train ``settings.models`` networks. Returns them and their histories.
+    """Train ``settings.models`` networks on located studies, and on the scars painted into them.
 
-    Args:
-        train: located studies.
-        settings: of the fit.
-        pool: synthetic scars; only those painted into studies of ``train`` are used.
-        validation: located studies that select the epoch.
-        encoder_state: first weights of the image view's slice encoder.
-        checkpoints: folder for resuming.
-        fold: number of the inner fold; sets the seeds.
-        progress: show bars.
+    ``validation`` selects the epoch, ``encoder_state`` starts the image view's slice encoder, and
+    the number of the inner ``fold`` sets the seeds. Returns the networks and their histories.
     """
     pairs, ids = cohort_pairs(train, settings), set(train.manifest["study_id"])
-    own = [scar for scar in pool if scar.source in ids]
-    texts = [report_texts(scar.report, settings.text) for scar in own]
-    synthetic = ImageTextPairs(batch_of([scar.view for scar in own]), texts) if own else None
+    synthetic = None
+    if scars := [scar for scar in pool if scar.source in ids]:
+        texts = [report_texts(scar.report, settings.text) for scar in scars]
+        synthetic = ImageTextPairs(batch_of([scar.view for scar in scars]), texts)
     held = cohort_pairs(validation, settings) if validation and len(validation) > 1 else None
     if settings.frame == "polar" and settings.encoder_init == "segmentation":
         every = join(pairs.batch, synthetic.batch) if synthetic else pairs.batch
-        first = settings.override(seed=settings.seed + 100 * fold)
-        encoder_state = pretrain_polar(every.to(accelerator()), first, progress)
+        seeded = settings.override(seed=settings.seed + 100 * fold)
+        encoder_state = pretrain_polar(every.to(cache.accelerator()), seeded, progress)
     networks, histories = [], []
+    options: dict[str, Any] = {
+        "synthetic": synthetic,
+        "validation": held,
+        "encoder_state": encoder_state,
+    }
     for number in range(settings.models):
-        result = fit(
-            pairs,
-            settings.override(seed=settings.seed + 1000 * number + 100 * fold),
-            synthetic=synthetic,
-            validation=held,
-            encoder_state=encoder_state,
-            checkpoint=checkpoints / f"fold{fold}_{number}.pt" if checkpoints else None,
-            progress=progress,
-        )
+        own = settings.override(seed=settings.seed + 1000 * number + 100 * fold)
+        file = checkpoints / f"fold{fold}_{number}.pt" if checkpoints else None
+        result = fit(pairs, own, checkpoint=file, progress=progress, **options)
         networks.append((result.model, result.tokenizer))
         histories.append(result.history)
     return networks, histories
@@ -460,65 +412,46 @@ def in_order(readings: Sequence[Reading], fold: np.ndarray) -> Reading:
 
     def merge(parts: list[np.ndarray]) -> np.ndarray:
         shape = np.max([part.shape[1:] for part in parts], axis=0)
-        whole = np.full((len(fold), *map(int, shape)), np.nan)
-        first = 0
+        padded = []
         for part in parts:
-            whole[first : first + len(part)][tuple(map(slice, (len(part), *part.shape[1:])))] = part
-            first += len(part)
-        return whole[order]
+            missing = [(0, full - own) for full, own in zip(shape, part.shape[1:], strict=True)]
+            padded.append(np.pad(part, [(0, 0), *missing], constant_values=np.nan))
+        return np.concatenate(padded)[order]
 
     return Reading.merge(merge, readings)
 
 
-def _calibrate(
+def calibrate(
     detector: Detector, cohort: Cohort, views: Sequence[View], reading: Reading, group: np.ndarray
 ) -> None:
-    """Calibrate a detector on studies that its networks were not trained on."""
-    cohort = calibration_reports(cohort, detector.settings)
-    detector.calibration = calibrate(reading, cohort)
-    detector.held_out = held_out_table(detector, cohort, views, reading, group)
+    """Calibrate a detector on studies that its networks were not trained on.
 
-
-def calibration_reports(cohort: Cohort, settings: FitSettings) -> Cohort:
-    """The cohort with the reports that calibrate: with ``shuffle_text`` each study has another's.
-
-    With its own reports, the control would learn the direction of its scores from text.
+    For ``held_out``, each group of studies (patient or fold) is calibrated on the reports of the
+    others only. Captions are empty there.
     """
-    if not settings.shuffle_text:
-        return cohort
-    order = np.random.default_rng([settings.seed, 79]).permutation(len(cohort))
-    giver = dict(zip(order, np.roll(order, 1), strict=True))  # a ring: nobody keeps the own report
-    studies = [
-        Study(**{**study, "report": cohort.studies[giver[number]]["report"]})
-        for number, study in enumerate(cohort.studies)
-    ]
-    return Cohort(studies, cohort.name)
-
-
-def calibrate(reading: Reading, cohort: Cohort) -> Calibration:
-    """Platt scaling to the reports. A report of scar without a place does not calibrate walls."""
-    found = [read_report(study["report"]) for study in cohort.studies]
-    walls = np.array([[wall in one.walls for wall in WALLS] for one in found])
-    placed = np.array([bool(one.walls) or not one.present for one in found])
-    return Calibration.fit(reading, [one.present for one in found], walls, placed)
-
-
-def held_out_table(
-    detector: Detector, cohort: Cohort, views: Sequence[View], reading: Reading, group: np.ndarray
-) -> pd.DataFrame:
-    """Predictions of the studies that calibrate the detector, as if they had not: each group
-    (patient or fold) is calibrated on the reports of the others. Captions are empty."""
-    ids, parts = cohort.manifest["study_id"].to_numpy(), []
+    ids = cohort.manifest["study_id"].to_numpy()
+    reports = calibration_reports(cohort, detector.settings)
+    detector.calibration = Calibration.fit(reading, reports)
+    parts = []
     for one in np.unique(group):
         own, others = np.flatnonzero(group == one), np.flatnonzero(group != one)
         fitted = Calibration()
         if len(others):
-            fitted = calibrate(reading.rows(others), cohort.subset(ids[others]))
-        part = replace(detector, calibration=fitted).table(
-            cohort.subset(ids[own]),
-            [views[number] for number in own],
-            reading.rows(own),
-            [""] * len(own),
-        )
-        parts.append(part.set_axis(own))
-    return pd.concat(parts).sort_index()
+            fitted = Calibration.fit(reading.rows(others), reports[others])
+        reader, studies = replace(detector, calibration=fitted), cohort.subset(ids[own])
+        own_views, captions = [views[number] for number in own.tolist()], [""] * len(own)
+        table = reader.table(studies, own_views, reading.rows(own), captions)
+        parts.append(table.set_axis(own))
+    detector.held_out = pd.concat(parts).sort_index()
+
+
+def calibration_reports(cohort: Cohort, settings: FitSettings) -> np.ndarray:
+    """The reports that calibrate; with ``shuffle_text`` each study has the report of another.
+
+    With the right reports, the control would learn the direction of its scores from text.
+    """
+    reports = np.array([study["report"] for study in cohort.studies], dtype=object)
+    if settings.shuffle_text:
+        order = np.random.default_rng([settings.seed, 79]).permutation(len(cohort))
+        reports[order] = reports[np.roll(order, 1)]  # a ring: no study keeps its own report
+    return reports

@@ -26,7 +26,7 @@ class StudyBatch(NamedTuple):
     """Studies with any number of slices, padded to the longest.
 
     Attributes:
-        images: `(studies, slices, 1, height, width)` float32; polar view: height = depth, width = angle.
+        images: `(studies, slices, 1, height, width)` float32; polar view: `(…, depth, angle)`.
         levels: `(studies, slices)` float32, 0 base … 1 apex.
         mask: `(studies, slices)` bool, False for padding.
     """
@@ -45,13 +45,10 @@ class StudyBatch(NamedTuple):
 
 
 def pad_studies(studies: Sequence[tuple[Tensor, Tensor]]) -> StudyBatch:
-    """Stack `(slices, 1, height, width)` images and `(slices,)` levels into one padded batch."""
+    """Stack `(slices, 1, height, width)` images and `(slices,)` levels of studies, with padding."""
     images, levels = zip(*studies, strict=True)
-    mask = [torch.ones(len(own), dtype=torch.bool) for own in levels]
-    padded = (
-        nn.utils.rnn.pad_sequence(parts, batch_first=True) for parts in (images, levels, mask)
-    )
-    return StudyBatch(*padded)
+    parts = images, levels, [torch.ones(len(own), dtype=torch.bool) for own in levels]
+    return StudyBatch(*(nn.utils.rnn.pad_sequence(list(part), batch_first=True) for part in parts))
 
 
 def join(first: StudyBatch, second: StudyBatch) -> StudyBatch:
@@ -113,8 +110,7 @@ class PolarEncoder(nn.Module):
 class ImageEncoder(nn.Module):
     """Slice encoder of the image view: a convolutional timm network, one channel → `(N, C, 3, 3)`.
 
-    Raises:
-        InputError: timm knows no such network, or it gives no feature maps.
+    Raises InputError if timm knows no such network, or it gives no feature maps.
     """
 
     grid = (3, 3)
@@ -124,15 +120,13 @@ class ImageEncoder(nn.Module):
         import timm
 
         try:
-            net = timm.create_model(
-                name, pretrained=False, in_chans=1, num_classes=0, global_pool=""
-            )
+            net = timm.create_model(name, in_chans=1, num_classes=0, global_pool="")
         except (RuntimeError, ValueError) as error:
             problem = f"{name!r}: {' '.join(str(error).split())[:200]}"
             remedy = "Give a name from timm.list_models()."
             raise InputError("setting encoder", problem, remedy) from error
         self.net: Any = net.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
-        self.out_channels: int = self.net.num_features
+        self.out_channels = int(self.net.num_features)
         try:
             with torch.no_grad():
                 shape = self.net.eval().forward_features(torch.zeros(1, 1, 64, 96)).shape
@@ -150,11 +144,7 @@ class ImageEncoder(nn.Module):
 
 
 def check_encoder(settings: FitSettings) -> None:
-    """Build the networks that the setting ``encoder`` names, to find a wrong name early.
-
-    Raises:
-        InputError: timm knows no such network, or it gives no feature maps.
-    """
+    """Raise InputError if the setting ``encoder`` names no network that can be used."""
     if settings.needs_heart:
         build_unet(replace(SIZES[settings.heart_size], encoder=settings.encoder), 0)
     if settings.frame == "image":
@@ -342,34 +332,17 @@ class CoCa(nn.Module):
         super().__init__()
         from open_clip.transformer import MultimodalTransformer, TextTransformer, VisionTransformer
 
-        width, heads, context = settings.text_width, settings.text_heads, tokenizer.context_length
-        self.text: Any = TextTransformer(
-            context,
-            tokenizer.vocab_size,
-            width,
-            heads,
-            settings.text_layers,
-            output_dim=settings.embed_dim,
-            embed_cls=True,
-            correct_cls_mask=True,  # otherwise the class token cannot see itself
-            pad_id=tokenizer.pad_id,
-            output_tokens=True,
-        )
+        width, out = settings.text_width, {"output_dim": settings.embed_dim}
+        shape = {"width": width, "heads": settings.text_heads}
+        shape["context_length"] = tokenizer.context_length
+        options = {"embed_cls": True, "output_tokens": True, "pad_id": tokenizer.pad_id, **out}
+        options["correct_cls_mask"] = True  # otherwise the class token cannot see itself
+        size, layers = tokenizer.vocab_size, settings.text_layers
+        self.text: Any = TextTransformer(vocab_size=size, layers=layers, **shape, **options)
         # Discarded. open_clip's CoCa draws its weights here, so seeds keep giving the same models.
-        VisionTransformer(
-            32,
-            32,
-            32,
-            1,
-            1,
-            4.0,
-            attentional_pool=True,
-            attn_pooler_heads=1,
-            output_dim=settings.embed_dim,
-        )
-        decoder = MultimodalTransformer(
-            width, settings.decoder_layers, heads, context, output_dim=tokenizer.vocab_size
-        )
+        pooling = {"attentional_pool": True, "attn_pooler_heads": 1}
+        VisionTransformer(32, 32, 32, 1, 1, 4.0, **pooling, **out)
+        decoder = MultimodalTransformer(layers=settings.decoder_layers, output_dim=size, **shape)
         self.visual = StudyEncoder(settings)
         self.text_decoder: Any = decoder
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -383,11 +356,6 @@ class CoCa(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=deep)
         nn.init.normal_(decoder.text_projection, std=width**-0.5)
-
-    def image_and_tokens(self, studies: StudyBatch) -> tuple[Tensor, Tensor]:
-        """Image embeddings `(studies, embed_dim)` of length 1, and tokens for the decoder."""
-        embedded, tokens = self.visual(studies)
-        return F.normalize(embedded, dim=-1), tokens
 
     def text_and_tokens(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text embeddings `(texts, embed_dim)` of length 1, and tokens for the decoder."""
@@ -405,7 +373,7 @@ class CoCa(nn.Module):
 
     def encode_image(self, studies: StudyBatch) -> Tensor:
         """Image embeddings `(studies, embed_dim)` of length 1."""
-        return self.image_and_tokens(studies)[0]
+        return F.normalize(self.visual(studies)[0], dim=-1)
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Text embeddings `(texts, embed_dim)` of length 1."""
@@ -429,13 +397,10 @@ class CoCa(nn.Module):
         """
         if text_of is None:
             text_of = caption_of = torch.arange(len(text), device=text.device)
-        image_features, image_tokens = self.image_and_tokens(studies)
+        embedded, image_tokens = self.visual(studies)
         text_features, text_tokens = self.text_and_tokens(text)
-        out = {
-            "image_features": image_features,
-            "text_features": text_features[text_of],
-            "logit_scale": self.logit_scale.exp(),
-        }
+        out = {"image_features": F.normalize(embedded, dim=-1)}
+        out |= {"text_features": text_features[text_of], "logit_scale": self.logit_scale.exp()}
         if caption_of is not None:
             out["logits"] = self.text_decoder(image_tokens, text_tokens[caption_of][:, :-1])
             out["labels"] = text[caption_of][:, 1:]
@@ -461,11 +426,8 @@ def save_coca(folder: Path, model: CoCa, tokenizer: ReportTokenizer, settings: F
     (folder / "tokenizer.json").write_text(tokenizer.to_json())
     if isinstance(model.text, HuggingFaceText):
         (folder / "text.json").write_text(model.text.shape)
-    config = {
-        "settings": settings.model_dump(),
-        "context_length": tokenizer.context_length,
-        "special": tokenizer.special,
-    }
+    config = {"settings": settings.model_dump(), "context_length": tokenizer.context_length}
+    config["special"] = tokenizer.special
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     # safetensors files are private to their owner; share them like the other files
     shutil.copymode(folder / "config.json", folder / "model.safetensors")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
@@ -15,6 +14,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
@@ -22,23 +22,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lgekit.cache import (
-    accelerator,
-    code_version,
-    is_locked,
-    locked,
-    memory,
-    replacing,
-    trains_in_bfloat16,
-)
+from lgekit import cache
 from lgekit.clip.data import ImageTextPairs, TrainingData, augment, shuffle_texts
-from lgekit.clip.model import CoCa, StudyBatch
+from lgekit.clip.model import CoCa
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.study import Cohort
 
 KEPT_DAYS = 30  # days an interrupted fit can be resumed from the cache
+VALIDATION = "validation_contrastive"
 
 
 def contrastive_loss(logits: Tensor, text_ids: Tensor, targets: str = "same_text") -> Tensor:
@@ -48,9 +41,9 @@ def contrastive_loss(logits: Tensor, text_ids: Tensor, targets: str = "same_text
         logits: `(n, n)`, study × text, scaled by the temperature.
         text_ids: `(n,)`, equal where two studies have the same text.
         targets: ``identity``: study i belongs to text i alone (CLIP, Radford 2021, arXiv
-            2103.00020). ``same_text``: it belongs equally to all copies of its text. The entropy of
-            these targets is subtracted, so that a perfect encoder reaches 0 (Khosla 2020, arXiv
-            2004.11362, has the same gradient per direction).
+            2103.00020). ``same_text``: it belongs equally to all copies of its text. Their entropy
+            is subtracted, so that a perfect encoder reaches 0 (Khosla 2020, arXiv 2004.11362, has
+            the same gradient per direction).
     """
     same = torch.eye(len(text_ids), dtype=torch.bool, device=logits.device)
     if targets == "same_text":
@@ -62,9 +55,8 @@ def contrastive_loss(logits: Tensor, text_ids: Tensor, targets: str = "same_text
 
 def caption_loss(logits: Tensor, labels: Tensor, pad_id: int) -> Tensor:
     """Mean cross-entropy per token, without padding (open_clip's ``CoCaLoss``)."""
-    total = F.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), ignore_index=pad_id, reduction="sum"
-    )
+    logits, labels = logits.flatten(0, 1), labels.flatten()
+    total = F.cross_entropy(logits, labels, ignore_index=pad_id, reduction="sum")
     return total / (labels != pad_id).sum()
 
 
@@ -78,20 +70,18 @@ def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
 
 
 def adamw(module: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov 2019, arXiv 1711.05101).
+    """AdamW (Loshchilov 2019, arXiv 1711.05101), without decay for biases, norms and scalars.
 
-    Biases, norms and scalars have no weight decay. The pretrained weights of a Hugging Face encoder
-    learn at ``text_encoder_rate`` of the rate.
+    A Hugging Face encoder learns at ``text_encoder_rate`` of the rate.
     """
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, weight in module.named_parameters():
         share = settings.text_encoder_rate if name.startswith("text.net.") else 1.0
         groups.setdefault((weight.ndim < 2, share), []).append(weight)
-    parts = [
-        {"params": groups[key], "weight_decay": 0.0 if key[0] else settings.weight_decay}
-        | {"share": key[1]}
-        for key in sorted(groups)
-    ]
+    parts = []
+    for single, share in sorted(groups):
+        decay = 0.0 if single else settings.weight_decay
+        parts.append({"params": groups[single, share], "weight_decay": decay, "share": share})
     return torch.optim.AdamW(parts, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
@@ -106,34 +96,28 @@ def train_epoch(
     device = data.tokens.device
     torch.manual_seed(settings.seed * 100_003 + epoch * 101)  # dropout
     generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)  # augmentation
-    half = trains_in_bfloat16(device, settings.bfloat16)
+    half = cache.trains_in_bfloat16(device, settings.bfloat16)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    batches, captions = data.batches(epoch, settings), settings.caption_weight > 0
-    total = torch.zeros(2, device=device)
+    batches, total = data.batches(epoch, settings), torch.zeros(2, device=device)
     model.train()
     for step, (index, chosen) in enumerate(batches):
         rate = learning_rate(epoch * len(batches) + step, settings.epochs * len(batches), settings)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        studies, text, text_of, caption_of = data.select(index, chosen, captions)
+        studies, text, text_of, caption_of = data.select(index, chosen, settings)
         studies = augment(studies, settings, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             out = model(studies, text, text_of, caption_of)
         losses = both_losses(out, text_of, settings, model.text.pad_id)
-        optimizer.zero_grad()
         (losses[0] + settings.caption_weight * losses[1]).backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
+        optimizer.zero_grad()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
             total += losses.detach()
-    contrastive, caption = (total / len(batches)).tolist()
-    return {
-        "contrastive": contrastive,
-        "caption": caption,
-        "epoch": epoch + 1,
-        "learning_rate": rate,
-    }
+    means = dict(zip(("contrastive", "caption"), (total / len(batches)).tolist(), strict=True))
+    return means | {"epoch": epoch + 1, "learning_rate": rate}
 
 
 def both_losses(
@@ -155,18 +139,16 @@ def validation_loss(
     """Contrastive loss of all validation studies as one batch, with the first text of each."""
     model.eval()
     device = model.logit_scale.device
-    texts = [options[0] for options in pairs.texts]
-    distinct = sorted(set(texts))
-    ids = torch.tensor([distinct.index(text) for text in texts], device=device)
-    image = model.encode_image(pairs.batch.to(device)).float()
-    text = model.encode_text(tokenizer(distinct).to(device)).float()[ids]
-    loss = contrastive_loss(model.logit_scale.exp().float() * image @ text.T, ids, settings.targets)
-    return float(loss)
+    first = [options[0] for options in pairs.texts]
+    texts = sorted(set(first))
+    text_of = torch.tensor([texts.index(text) for text in first], device=device)
+    out = model(pairs.batch.to(device), tokenizer(texts).to(device), text_of)
+    return float(both_losses(out, text_of, settings, tokenizer.pad_id)[0])
 
 
 @dataclass
 class TrainingState:
-    """The state of a run besides its weights: what a resumed run needs, and which weights to keep.
+    """What a resumed run needs besides its weights, and which weights to keep.
 
     Attributes:
         fingerprint: identifies settings, texts and images.
@@ -180,12 +162,6 @@ class TrainingState:
     best: dict[str, Tensor] = field(default_factory=dict)
     average: dict[str, Tensor] = field(default_factory=dict)
 
-    @property
-    def validation_losses(self) -> list[float]:
-        """The validation loss of each epoch."""
-        column = "validation_contrastive"
-        return [row[column] for row in self.history if column in row]
-
     def add(self, row: dict[str, float], model: nn.Module, decay: float) -> None:
         """Add an epoch: average its weights (Polyak averaging), and keep them if they are best."""
         self.history.append(row)
@@ -196,41 +172,36 @@ class TrainingState:
                 name: torch.lerp(value, old[name], decay) if value.is_floating_point() else value
                 for name, value in now.items()
             }
-        losses = self.validation_losses
-        if losses and losses[-1] < min(losses[:-1], default=math.inf):
+        if self.epochs_since_best() == 0:
             self.best = now
 
-    def stale(self, patience: int) -> bool:
-        """Whether the validation loss has not improved for ``patience`` epochs (0: never)."""
-        losses = self.validation_losses
-        return bool(patience and losses and len(losses) - 1 - int(np.argmin(losses)) >= patience)
+    def epochs_since_best(self) -> int | None:
+        """Epochs since the lowest validation loss; None without validation."""
+        losses = [row[VALIDATION] for row in self.history if VALIDATION in row]
+        return len(losses) - 1 - int(np.argmin(losses)) if losses else None
 
     def save(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         """Write a checkpoint, whole or not at all."""
         content = vars(self) | {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        with replacing(path) as part:
+        with cache.replacing(path) as part:
             torch.save(content, part)
 
     def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Continue from a checkpoint of the same run.
-
-        Raises:
-            InputError: the file belongs to another run, or is not a checkpoint.
-        """
+        """Continue from a checkpoint. Raises InputError if it is not one of the same run."""
         device = next(model.parameters()).device
         try:
             content = torch.load(path, map_location=device, weights_only=True)
-            model_state, optimizer_state = content.pop("model"), content.pop("optimizer")
-            stored = TrainingState(**content)
-        except (OSError, EOFError, RuntimeError, UnpicklingError, KeyError, TypeError) as error:
-            remedy = "Remove it; training then starts again."
-            raise InputError(path, f"is no checkpoint ({type(error).__name__})", remedy) from error
-        if stored.fingerprint != self.fingerprint:
+            states = content.pop("model"), content.pop("optimizer")
+            fingerprint = content["fingerprint"]
+        except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError) as error:
+            problem = f"is no checkpoint ({type(error).__name__})"
+            raise InputError(path, problem, "Remove it; training then starts again.") from error
+        if fingerprint != self.fingerprint:
             remedy = "Remove it, or give each training its own file"
             raise InputError(path, "is the checkpoint of other settings, texts or images", remedy)
-        model.load_state_dict(model_state)
-        optimizer.load_state_dict(optimizer_state)
-        self.history, self.best, self.average = stored.history, stored.best, stored.average
+        model.load_state_dict(states[0])
+        optimizer.load_state_dict(states[1])
+        vars(self).update(content)
 
 
 @dataclass(frozen=True)
@@ -268,8 +239,8 @@ def fit(
         The network in eval mode on the CPU, its tokenizer and the history.
 
     Raises:
-        InputError: fewer than two studies, texts that are all the same, a checkpoint of another
-            run, or a loss that is not finite.
+        InputError: fewer than two studies or distinct texts, a checkpoint of another run, or a loss
+            that is not finite.
     """
     if len(pairs) < 2:
         problem = f"{len(pairs)} found"
@@ -286,30 +257,32 @@ def fit(
             (validation,) = shuffle_texts(np.random.default_rng([settings.seed, 78]), validation)
     texts = [options for group in groups for options in group.texts]
     tokenizer = make_tokenizer([text for options in texts for text in options], settings)
-    device = accelerator()
+    device = cache.accelerator()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         model = CoCa(settings, tokenizer)
         if encoder_state is not None and settings.encoder_init == "segmentation":
             model.visual.load_segmentation(encoder_state)
         model.to(device)
-        optimizer = adamw(model, settings)
+        optimizer, state = adamw(model, settings), TrainingState()
         data = TrainingData.of(tokenizer, device, *groups)
-        state = TrainingState()
         if checkpoint:
+            about = [settings.model_dump(exclude={"workers"}), [list(options) for options in texts]]
+            tensors = list(data.studies)
+            if validation is not None:
+                about.append([list(options) for options in validation.texts])
+                tensors += validation.batch
             # the polar view's first weights follow from its images, but not to the last bit
-            first = encoder_state if settings.frame == "image" else None
-            state.fingerprint = run_fingerprint(settings, texts, first, data.studies, validation)
+            if encoder_state is not None and settings.frame == "image":
+                tensors += encoder_state.values()
+            state.fingerprint = joblib.hash([about, [part.cpu().numpy() for part in tensors]])
             if checkpoint.exists():
                 state.load(checkpoint, model, optimizer)
-        todo, options = (
-            range(len(state.history), settings.epochs),
-            {"leave": False, "unit": "epoch"},
-        )
-        options |= {"initial": todo.start, "total": settings.epochs, "disable": not progress}
-        bar = tqdm(todo, "training", **options)
+        todo = range(len(state.history), settings.epochs)
+        options = {"initial": todo.start, "total": settings.epochs, "disable": not progress}
+        bar = tqdm(todo, "training", leave=False, unit="epoch", **options)
         for epoch in bar:
-            if state.stale(settings.patience):
+            if settings.patience and (state.epochs_since_best() or 0) >= settings.patience:
                 break
             started = time.perf_counter()
             row = train_epoch(model, optimizer, data, epoch, settings)
@@ -318,8 +291,7 @@ def fit(
                 remedy = "Lower learning_rate, and look for images that are empty or not finite."
                 raise InputError("training", problem, remedy)
             if validation is not None:
-                loss = validation_loss(model, tokenizer, validation, settings)
-                row["validation_contrastive"] = loss
+                row[VALIDATION] = validation_loss(model, tokenizer, validation, settings)
             row["seconds"] = time.perf_counter() - started
             state.add(row, model, settings.average)
             bar.set_postfix({name: f"{row[name]:.3f}" for name in ("contrastive", "caption")})
@@ -338,51 +310,25 @@ def require_two_texts(texts: Sequence[str]) -> None:
 
 
 def make_tokenizer(texts: Sequence[str], settings: FitSettings) -> ReportTokenizer:
-    """Train a tokenizer on texts, or load that of ``text_encoder``. Warn if texts are cut."""
+    """Train a tokenizer on texts, or load that of ``text_encoder``; warn if it cuts texts."""
     if settings.text_encoder == "scratch":
         tokenizer = ReportTokenizer.train(texts, settings.vocabulary, settings.longest_text)
     else:
         tokenizer = ReportTokenizer.from_hugging_face(settings.text_encoder, settings.longest_text)
     if cut := tokenizer.share_cut(sorted(set(texts))):
-        warnings.warn(
-            f"{cut:.0%} of the texts are longer than {tokenizer.context_length} tokens and are cut."
-            " Set context_length higher.",
-            stacklevel=3,
-        )
+        message = f"{cut:.0%} of the texts are longer than {tokenizer.context_length} tokens"
+        warnings.warn(f"{message}, and are cut. Set context_length higher.", stacklevel=3)
     return tokenizer
 
 
-def run_fingerprint(
-    settings: FitSettings,
-    texts: Sequence[Sequence[str]],
-    encoder_state: Mapping[str, Tensor] | None,
-    studies: StudyBatch,
-    validation: ImageTextPairs | None,
-) -> str:
-    """Hash everything that a training run depends on: 16 hex digits."""
-    tensors = [*(encoder_state or {}).values(), *studies]
-    if validation is not None:
-        texts, tensors = [*texts, *validation.texts], [*tensors, *validation.batch]
-    about = [settings.model_dump(exclude={"workers"}), [list(options) for options in texts]]
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for part in tensors:
-        digest.update(np.ascontiguousarray(part.cpu().numpy()).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def begin_fit(folder: Path, **about: Any) -> None:
-    """Write down what a fit depends on, or check that an interrupted fit is the same one.
+    """Write down what a fit depends on, as JSON in the folder of its checkpoints.
 
-    Args:
-        folder: folder for its checkpoints; made if absent.
-        about: name → value, as JSON.
-
-    Raises:
-        InputError: the folder holds checkpoints of a fit with another value.
+    Raises InputError if the folder holds checkpoints of a fit with another value.
     """
     file, now = Path(folder) / "fit.json", json.loads(json.dumps(about))
     if not file.exists() or not any(file.parent.glob("*.pt")):  # nothing is trained yet
-        with replacing(file) as part:
+        with cache.replacing(file) as part:
             part.write_text(json.dumps(now, indent=1), "utf-8")
         return
     before = json.loads(file.read_text("utf-8"))
@@ -395,7 +341,7 @@ def begin_fit(folder: Path, **about: Any) -> None:
 
 @contextmanager
 def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Path | None]:
-    """A folder in the cache for the checkpoints of one fit; removed when the fit is done.
+    """Give a cached folder for the checkpoints of one fit; it is removed when the fit is done.
 
     After a kill, the same arguments give the same folder.
 
@@ -406,16 +352,15 @@ def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Pa
     Yields:
         The folder; None if caching is off (`lgekit.cache`), or another process runs the same fit.
     """
-    root = memory().location
+    root = cache.memory().location
     parts = [_identify(one) for one in (cohort, *about)]
     parts.append(settings.model_dump_json(exclude={"workers"}))
-    parts.append(code_version("anatomy", "reports", "data", "segmentation", "scars", "clip"))
-    name = hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
-    lock = Path(root or "") / "training" / f"{name}.lock"
-    if not root or is_locked(lock):
+    parts.append(cache.code_version("anatomy", "reports", "data", "segmentation", "scars", "clip"))
+    lock = Path(root or "") / "training" / f"{joblib.hash(parts)[:16]}.lock"
+    if not root or cache.is_locked(lock):
         yield None
         return
-    with locked(lock):
+    with cache.locked(lock):
         folder = lock.with_suffix("")
         yield folder
         shutil.rmtree(folder, ignore_errors=True)
@@ -429,7 +374,6 @@ def _identify(part: Any) -> str:
     """What a fit depends on in a cohort, whose fingerprint omits landmarks, patients and folds."""
     if not isinstance(part, Cohort):
         return repr(part)
-    keys = ("landmarks", "patient_id", "fold")
-    return repr(
-        (part.fingerprint, [[repr(study.get(key)) for key in keys] for study in part.studies])
-    )
+    names = ("landmarks", "patient_id", "fold")
+    marks = [[repr(study.get(name)) for name in names] for study in part.studies]
+    return repr((part.fingerprint, marks))

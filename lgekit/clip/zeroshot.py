@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lgekit.clip.model import CoCa, StudyBatch
 from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.findings import WALLS
+from lgekit.reports.reader import read_report
 
 PromptSets = Mapping[str, Mapping[str, Sequence[str]]]  # kind → label → sentences
 
@@ -107,7 +109,7 @@ class Reading:
 
 
 def pooled(logits: Tensor) -> Tensor:
-    """Log of the mean exponential over the last axis: the score of a prompt ensemble of any size."""
+    """Log of the mean exponential over the last axis: the score of a prompt ensemble."""
     return logits.logsumexp(-1) - math.log(logits.shape[-1])
 
 
@@ -130,36 +132,31 @@ def read_studies(
         chunk: studies at a time.
         features: slice features of the batch (`StudyEncoder.slice_features`), if they are known.
     """
-    scale = model.logit_scale.exp()
-    words = {
+    scale, parts = model.logit_scale.exp(), []
+    texts = {
         kind: {label: model.encode_text(tokenizer(list(own))) for label, own in labels.items()}
         for kind, labels in prompts.items()
     }
+    presence = texts["presence"]
 
-    def read(rows: slice) -> Reading:
+    def log_odds(embedded: Tensor, texts: Iterable[Tensor]) -> Tensor:
+        absent = pooled(scale * embedded @ presence["negative"].T)
+        return torch.stack([pooled(scale * embedded @ text.T) - absent for text in texts], -1)
+
+    for start in range(0, len(batch.mask), chunk):
+        rows = slice(start, start + chunk)
         part = batch.rows(rows)
         own = features[rows] if features is not None else model.visual.slice_features(part)[0]
         embedded, attention = model.visual.pool(own, part.mask)
-        image = F.normalize(embedded, dim=-1)
+        image, padding = F.normalize(embedded, dim=-1), ~part.mask[..., None]
         each = F.normalize(model.visual.each_slice(own), dim=-1)
-
-        def against_absent(features: Tensor, kind: str) -> Tensor:
-            absent = pooled(scale * features @ words["presence"]["negative"].T)
-            scores = [pooled(scale * features @ text.T) - absent for text in words[kind].values()]
-            return torch.stack(scores, -1)
-
-        positive = list(prompts["presence"]).index("positive")
-        found = [against_absent(image, "presence")[..., positive]]
-        found += [against_absent(image, kind) for kind in ("wall", "level", "depth")]
-        slices = against_absent(each, "presence")[..., positive]
-        padding = ~part.mask
-        found.append(slices.masked_fill(padding, math.nan))
-        found.append(against_absent(each, "wall").masked_fill(padding[..., None], math.nan))
-        found.append(attention)
-        return Reading(*(values.float().numpy().astype(float) for values in found))
-
-    starts = range(0, len(batch.mask), chunk)
-    return Reading.merge(np.concatenate, [read(slice(start, start + chunk)) for start in starts])
+        found = [log_odds(image, [presence["positive"]])[..., 0]]
+        found += [log_odds(image, texts[kind].values()) for kind in ("wall", "level", "depth")]
+        slices = log_odds(each, [presence["positive"]]).masked_fill(padding, math.nan)
+        walls = log_odds(each, texts["wall"].values()).masked_fill(padding, math.nan)
+        found += [slices[..., 0], walls, attention]
+        parts.append(Reading(*(values.numpy().astype(float) for values in found)))
+    return Reading.merge(np.concatenate, parts)
 
 
 @dataclass(frozen=True)
@@ -177,29 +174,22 @@ class Calibration:
     slices: tuple[float, float] = (1.0, 0.0)
 
     @classmethod
-    def fit(
-        cls,
-        reading: Reading,
-        present: Sequence[bool],
-        walls: np.ndarray,
-        placed: np.ndarray | None = None,
-    ) -> Calibration:
-        """Fit on studies that the networks were not trained on, to what their *reports* say.
+    def fit(cls, reading: Reading, reports: Iterable[str]) -> Calibration:
+        """Fit on the *reports* of studies that the networks were not trained on.
 
         Both classes have the same weight, so that 0.5 is the threshold of the best balanced
         accuracy: probabilities refer to a population in which half of the studies are positive.
-
-        Args:
-            reading: scores.
-            present: `(studies,)`, presence according to the reports.
-            walls: `(studies, 6)` bool, likewise.
-            placed: `(studies,)` bool, whether the report names the walls; other studies do not
-                calibrate them. None: all reports do.
+        A report of scar without a place does not calibrate the walls.
         """
-        presence = platt(reading.presence, np.asarray(present, bool))
-        known = np.ones(len(walls), bool) if placed is None else placed
-        pairs = zip(reading.walls[known].T, walls[known].T, strict=True)
-        return cls(presence, tuple(platt(scores, truth) for scores, truth in pairs), presence)
+        found = [read_report(report) for report in reports]
+        present = np.array([one.present for one in found])
+        placed = np.array([bool(one.walls) or not one.present for one in found])
+        walls = []
+        for number, wall in enumerate(WALLS):
+            truth = np.array([wall in one.walls for one in found])
+            walls.append(platt(reading.walls[placed, number], truth[placed]))
+        presence = platt(reading.presence, present)
+        return cls(presence, tuple(walls), presence)
 
 
 def platt(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
@@ -247,7 +237,7 @@ def heat_map(
         only: occlude this slice alone; the others are 0.
 
     Returns:
-        `(slices, height, width)` float32, in logits; positive where the patch supports the sentence.
+        `(slices, height, width)` float32, in logits; positive where a patch supports it.
     """
     images, levels, mask = study
     slices, _, height, width = images.shape[1:]
@@ -261,10 +251,10 @@ def heat_map(
         against = pooled(logits @ other.T) if other is not None else 0.0
         return pooled(logits @ sought.T) - against
 
-    corners = [
-        (top, left) for top in range(0, height, patch[0]) for left in range(0, width, patch[1])
+    tops, lefts = range(0, height, patch[0]), range(0, width, patch[1])
+    areas = [
+        (slice(top, top + patch[0]), slice(left, left + patch[1])) for top in tops for left in lefts
     ]
-    areas = [(slice(top, top + patch[0]), slice(left, left + patch[1])) for top, left in corners]
     heat, whole = torch.zeros(slices, height, width), score(features)
     for number in range(slices) if only is None else (only,):
         occluded = images[0, number].repeat(len(areas), 1, 1, 1)  # (patches, 1, height, width)
