@@ -263,6 +263,11 @@ def batch_of(views: Sequence[View]) -> StudyBatch:
     return pad_studies([(view.images, view.levels) for view in views])
 
 
-def chunks(batch: StudyBatch, size: int = 64) -> list[StudyBatch]:
-    """Split a batch into parts of at most ``size`` studies."""
-    return [batch.rows(slice(start, start + size)) for start in range(0, len(batch.mask), size)]
+CHUNK = 64  # studies that are read at a time
+
+
+def chunks(batch: StudyBatch) -> list[StudyBatch]:
+    """Split a batch into parts of at most `CHUNK` studies."""
+    return [
+        StudyBatch(*parts) for parts in zip(*(part.split(CHUNK) for part in batch), strict=True)
+    ]

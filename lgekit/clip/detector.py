@@ -47,17 +47,17 @@ def confident_landmarks(study: Study, settings: FitSettings) -> Landmarks | None
 def segment_means(
     heat: np.ndarray, view: View, study: Study, settings: FitSettings
 ) -> dict[int, float]:
-    """Average an occlusion map over the wall of each AHA segment.
+    """Average an occlusion map (`lgekit.clip.zeroshot.heat_map`) over the wall of each AHA segment.
 
     Args:
-        heat: `(slices, height, width)` on the view, from `lgekit.clip.zeroshot.heat_map`.
+        heat: `(slices, height, width)` on the view.
         view: of the study, from `lgekit.clip.data.make_view`.
         study: located: its labels and landmarks define the segments.
         settings: of the view.
 
     Returns:
-        Segment 1–17 → mean, without the segments that no slice shows. Empty if the study has no
-        heart or no confident insertion points.
+        Segment 1–17 → mean, without segments that no slice shows. Empty without a heart or
+        confident insertion points.
     """
     marks = confident_landmarks(study, settings)
     if marks is None or not Ventricle.of(study.label_map).area.any():
@@ -94,7 +94,7 @@ def view_segments(view: View, study: Study, marks: Landmarks, settings: FitSetti
 def segment_maxima(
     walls: np.ndarray, present: np.ndarray, view: View, study: Study, settings: FitSettings
 ) -> dict[int, float]:
-    """Probability of scar in each AHA segment, from slices that were read on their own.
+    """Probability of scar in each AHA segment 1–17, from slices that were read on their own.
 
     A segment takes the largest probability of its wall among the slices of its ring, because a scar
     in one slice is in the segment [O]. An apical segment of two walls takes the larger; the apex
@@ -103,11 +103,7 @@ def segment_maxima(
     Args:
         walls: `(slices, 6)` probability of scar in each wall of each slice of the view.
         present: `(slices,)` probability of scar anywhere.
-        view, study, settings: as in `segment_means`.
-
-    Returns:
-        Segment 1–17 → probability, without the segments that no slice shows. Empty if the study has
-        no confident insertion points, or the view is not turned by them.
+        view, study, settings: as in `segment_means`, with the same segments missing.
     """
     if settings.orientation != "rvip" or confident_landmarks(study, settings) is None:
         return {}
@@ -145,9 +141,9 @@ class Detector:
         heart: the heart network; None if ``orientation="none"`` or true masks are used.
         calibration: scores → probabilities; the decision is ``p_lge > 0.5``.
         histories: one training history per network.
-        held_out: predictions of studies by networks that were not trained on them, calibrated
-            without their reports. Without ``all_studies`` these are the validation split, whose
-            texts selected the epoch, so they are slightly optimistic.
+        held_out: predictions for studies by networks that were not trained on them, calibrated
+            without their reports. On a validation split, whose texts selected the epoch, they are
+            slightly optimistic.
     """
 
     settings: FitSettings
@@ -163,11 +159,7 @@ class Detector:
 
     @torch.no_grad()
     def predict(self, cohort: Cohort, beams: int = 1) -> pd.DataFrame:
-        """Read every study from its image alone.
-
-        Args:
-            cohort: only the images are used.
-            beams: width of the captions' beam search; 1 is greedy decoding.
+        """Read every study from its image alone; ``beams`` is the width of the captions' search.
 
         Returns:
             One row per study: ``study_id, p_lge``; one ``p_`` column per wall; ``slice_weights``
@@ -183,7 +175,7 @@ class Detector:
         for part in chunks(batch):
             encoded = model.visual.slice_features(part)  # once, for scores and captions
             known.append(encoded[0])
-            captions += zeroshot.write_captions(model, tokenizer, part, beams, encoded=encoded)
+            captions += zeroshot.write_captions(model, tokenizer, part, beams, encoded)
         return self.table(located, views, self.read(batch, torch.cat(known)), captions)
 
     def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
@@ -204,9 +196,7 @@ class Detector:
     def read(self, batch: StudyBatch, features: Tensor | None = None) -> Reading:
         """The mean reading of all networks, not calibrated.
 
-        Args:
-            batch: the studies.
-            features: slice features of the batch by the first network, if they are known.
+        ``features`` are the slice features of the batch by the first network, if they are known.
         """
         prompts = prompt_sets(self.settings.text)
         first = zeroshot.read_studies(*self.networks[0], batch, prompts, features=features)
@@ -319,8 +309,7 @@ class Detector:
     def load(cls, folder: str | Path) -> Detector:
         """Read what `save` wrote.
 
-        Raises:
-            InputError: a file is missing, damaged, or of another version of lgekit.
+        Raises InputError if a file is missing, damaged, or of another version of lgekit.
         """
         folder = Path(folder)
         part = folder / "detector.json"
@@ -341,26 +330,16 @@ class Detector:
                 ids = pd.read_csv(part, usecols=["study_id"], dtype=str, keep_default_na=False)
                 held_out = pd.read_csv(part).assign(study_id=ids["study_id"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            remedy = "Copy the whole model again, or fit it again"
-            raise InputError(part, f"not a detector: {_reason(error)}", remedy) from error
+            problem = (
+                f"not a detector: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            )
+            remedy = "It may be damaged, or of another version of lgekit. Copy or fit it again"
+            raise InputError(part, problem, remedy) from error
         heart = HeartNetwork.load(folder / "heart") if (folder / "heart").is_dir() else None
         if heart is None and settings.needs_heart:
             problem = "is missing, and the model cannot read without the heart network"
-            remedy = "Copy the whole model again, or fit it again"
-            raise InputError(folder / "heart", problem, remedy)
+            raise InputError(folder / "heart", problem, "Copy the whole model again")
         return cls(settings, networks, heart, calibration, histories, held_out)
-
-
-def _reason(error: Exception) -> str:
-    """Why a part of a model cannot be read, in one line."""
-    text = " ".join(str(error).split())[:200]
-    if isinstance(error, InputError) and error.where.startswith("setting "):
-        return f"it was fitted by another version of lgekit ({error.where}: {error.problem})"
-    if isinstance(error, KeyError):
-        return f"{text} is missing"
-    if isinstance(error, RuntimeError):
-        return f"its weights do not fit, perhaps it is of another version of lgekit ({text})"
-    return text
 
 
 CARD = """---
@@ -373,8 +352,7 @@ For research and teaching only. **Not a medical device.**
 
 {networks} CLIP + captioning network(s), {heart} a heart network; view `{settings.frame}`,
 text `{settings.text}`, {settings.epochs} epochs, seed {settings.seed}.
-All settings are in `detector.json`. Its authors should add its training data and
-accuracy.
+All settings are in `detector.json`. Its authors should add its training data and accuracy.
 
 ```
 lgekit pull THIS_REPOSITORY my_model
@@ -393,16 +371,10 @@ HUB_FILES += [
 def push(model_dir: str | Path, repo: str, public: bool = False) -> list[str]:
     """Send a fitted model, and its own or a new README.md, to the Hugging Face hub in one commit.
 
-    Args:
-        model_dir: folder that `lgekit fit` wrote; other files in it are not sent.
-        repo: ``owner/name``; made if absent.
-        public: everybody may read a new repository, not only its owner.
+    Other files of the folder, and held_out.csv, are not sent. The repository is made if absent;
+    only its owner can read it, unless it is made ``public``. Returns the names of the files.
 
-    Returns:
-        Names of the files sent.
-
-    Raises:
-        InputError: not a whole model, or the hub refuses.
+    Raises InputError if the folder holds no whole model, or the hub refuses.
     """
     from huggingface_hub import HfApi
 
@@ -427,11 +399,7 @@ def push(model_dir: str | Path, repo: str, public: bool = False) -> list[str]:
 def pull(repo: str, model_dir: str | Path) -> list[str]:
     """Fetch a model from a hub repository into a new or empty folder; ignore its other files.
 
-    Returns:
-        Names of the files fetched.
-
-    Raises:
-        InputError: the repository holds no whole model, or the hub refuses.
+    Returns the names of the files. Raises InputError if there is no whole model, or the hub refuses.
     """
     from huggingface_hub import HfApi
 

@@ -120,23 +120,23 @@ class ImageEncoder(nn.Module):
         import timm
 
         try:
-            net = timm.create_model(name, in_chans=1, num_classes=0, global_pool="")
+            net: Any = timm.create_model(name, in_chans=1, num_classes=0, global_pool="")
         except (RuntimeError, ValueError) as error:
             problem = f"{name!r}: {' '.join(str(error).split())[:200]}"
             remedy = "Give a name from timm.list_models()."
             raise InputError("setting encoder", problem, remedy) from error
-        self.net: Any = net.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
-        self.out_channels = int(self.net.num_features)
+        self.net = net.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
+        self.out_channels = int(net.num_features)
         try:
             with torch.no_grad():
-                shape = self.net.eval().forward_features(torch.zeros(1, 1, 64, 96)).shape
+                shape = net.eval().forward_features(torch.zeros(1, 1, 64, 96)).shape
         except (AssertionError, RuntimeError, ValueError):  # a transformer for one image size
             shape = ()
         if len(shape) != 4 or shape[1] != self.out_channels:
             problem = f"{name!r} gives no feature map (channels first) for an image of any size"
             remedy = "Give a convolutional network, e.g. regnetx_002 or resnet34."
             raise InputError("setting encoder", problem, remedy)
-        self.net.train()
+        net.train()
 
     def forward(self, image: Tensor) -> Tensor:
         image = image.contiguous(memory_format=torch.channels_last)
@@ -154,11 +154,9 @@ def check_encoder(settings: FitSettings) -> None:
 class StudyEncoder(nn.Module):
     """A study → its embedding, and the tokens that the caption decoder reads.
 
-    The grid of slice features is flattened, so that places stay distinct, and the slice level is
-    embedded. Slices are pooled by attention and by their maximum. The decoder's tokens are learned
-    queries over all grid cells of all slices, and one token of the pooled slices.
-
-    Source of the pooling: attention-based multiple-instance learning, Ilse 2018 (arXiv 1802.04712).
+    Slice features keep their place in the grid, and the level of the slice is added. Slices are
+    pooled by attention (Ilse 2018, arXiv 1802.04712) and by their maximum. The decoder's tokens are
+    learned queries over all grid cells of all slices, and one token of the pooled slices.
     """
 
     def __init__(self, settings: FitSettings):
@@ -244,11 +242,7 @@ class StudyEncoder(nn.Module):
     def load_segmentation(self, state: Mapping[str, Tensor]) -> None:
         """Start the slice encoder from the encoder of a segmentation network.
 
-        Args:
-            state: weights by the names of timm or of segmentation_models_pytorch.
-
-        Raises:
-            InputError: the two encoders have different architectures.
+        Names are timm's or segmentation_models_pytorch's. Raises InputError if it does not fit.
         """
         target = self.encoder.net if isinstance(self.encoder, ImageEncoder) else self.encoder
 
@@ -275,10 +269,8 @@ class HuggingFaceText(nn.Module):
     """Text encoder from Hugging Face: `(texts, length)` ids → embedding, tokens for the decoder.
 
     The encoder's states depend on the whole text, and would tell the caption decoder the word that
-    it must predict. So the decoder's tokens come from an embedding of their own.
-
-    Attributes:
-        shape: the encoder's configuration as JSON, without the name or folder it came from.
+    it must predict. So the decoder's tokens come from an embedding of their own. ``shape`` is the
+    encoder's configuration as JSON, without the name or folder it came from.
     """
 
     def __init__(
@@ -437,8 +429,6 @@ def load_coca(folder: Path) -> tuple[CoCa, ReportTokenizer, FitSettings]:
     """Read what `save_coca` wrote; the model is in eval mode on the CPU."""
     from safetensors.torch import load_file
 
-    if not (folder / "config.json").exists():
-        raise InputError(folder, "holds no config.json", "Give a folder that `lgekit fit` wrote.")
     config = json.loads((folder / "config.json").read_text())
     settings = make_settings(**config["settings"])
     tokenizer = ReportTokenizer.from_json(

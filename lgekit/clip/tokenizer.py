@@ -38,31 +38,21 @@ class ReportTokenizer:
 
         The vocabulary holds all printable ASCII characters, so that any typed sentence has tokens.
         """
-        from tokenizers import (
-            Regex,
-            Tokenizer,
-            decoders,
-            models,
-            normalizers,
-            pre_tokenizers,
-            trainers,
-        )
+        from tokenizers import Regex, Tokenizer, decoders, models, normalizers
+        from tokenizers.pre_tokenizers import Digits, Metaspace, Punctuation, Split
+        from tokenizers.pre_tokenizers import Sequence as Steps
+        from tokenizers.trainers import BpeTrainer
 
         core = Tokenizer(models.BPE(unk_token=UNKNOWN))
         one_space = normalizers.Replace(Regex("[ \\t]+"), " ")
         core.normalizer = normalizers.Sequence(
             [normalizers.NFKC(), normalizers.Lowercase(), one_space]
         )
-        core.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Metaspace(prepend_scheme="first"),
-                pre_tokenizers.Split("\n", "isolated"),
-                pre_tokenizers.Punctuation("isolated"),
-                pre_tokenizers.Digits(individual_digits=True),
-            ]
-        )
+        steps = [Metaspace(prepend_scheme="first"), Split("\n", "isolated")]
+        steps += [Punctuation("isolated"), Digits(individual_digits=True)]
+        core.pre_tokenizer = Steps(steps)
         core.decoder = decoders.Metaspace(prepend_scheme="first")
-        trainer = trainers.BpeTrainer(
+        trainer = BpeTrainer(
             vocab_size=vocabulary,
             special_tokens=[PAD, START, END, UNKNOWN],
             initial_alphabet=["\n", "\u2581", *map(chr, range(33, 127))],
@@ -75,10 +65,8 @@ class ReportTokenizer:
     def from_hugging_face(cls, name: str, context_length: int = 64) -> ReportTokenizer:
         """Load the tokenizer of a Hugging Face encoder, by hub name or folder.
 
-        Texts start with its [CLS] and end with its [SEP], or its beginning and end tokens.
-
-        Raises:
-            InputError: there is no such tokenizer, or it lacks one of these tokens or padding.
+        Texts start with its [CLS] and end with its [SEP], or its beginning and end tokens. Raises
+        InputError if there is no such tokenizer, or it lacks one of these tokens or padding.
         """
         from transformers import AutoTokenizer
 

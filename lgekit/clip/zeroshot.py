@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lgekit.clip.data import CHUNK, chunks
 from lgekit.clip.model import CoCa, StudyBatch
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.findings import WALLS
@@ -25,26 +27,20 @@ def write_captions(
     tokenizer: ReportTokenizer,
     batch: StudyBatch,
     beams: int = 1,
-    longest: int | None = None,
     encoded: tuple[Tensor, Tensor] | None = None,
 ) -> list[str]:
-    """Write captions by greedy (``beams=1``) or beam decoding.
+    """Write captions of studies by greedy (``beams=1``) or beam decoding.
 
-    Args:
-        model: in eval mode.
-        tokenizer: of the model.
-        batch: the studies.
-        beams: hypotheses that are kept: those with the largest mean log-probability per token,
-            because the sum would favour short captions.
-        longest: most tokens; None is the context length.
-        encoded: the result of `StudyEncoder.slice_features`, if it is known.
+    Beams keep the largest mean log-probability per token; the sum would favour short captions.
+    ``encoded`` is the result of `StudyEncoder.slice_features`, if it is known. The model must be in
+    eval mode.
     """
     encoded = encoded if encoded is not None else model.visual.slice_features(batch)
     _, image_tokens = model.visual.embed(*encoded, batch.mask)
     studies, device = len(image_tokens), image_tokens.device
     text = torch.full((studies, 1, 1), tokenizer.start_id, device=device)  # (…, beams, length)
     score = torch.zeros(studies, 1, device=device)
-    for _ in range(min(longest or tokenizer.context_length, tokenizer.context_length) - 1):
+    for _ in range(tokenizer.context_length - 1):
         kept = text.shape[1]
         flat = text.flatten(0, 1)
         _, words = model.text_and_tokens(flat)
@@ -94,18 +90,16 @@ class Reading:
         """The reading of some of the studies."""
         return Reading.merge(lambda parts: parts[0][index], [self])
 
-    @classmethod
-    def mean(cls, readings: Sequence[Reading]) -> Reading:
+    @staticmethod
+    def mean(readings: Sequence[Reading]) -> Reading:
         """The mean of several networks' readings of the same studies."""
-        return cls.merge(lambda parts: np.mean(parts, axis=0), readings)
+        return Reading.merge(lambda parts: np.mean(parts, axis=0), readings)
 
-    @classmethod
-    def merge(
-        cls, function: Callable[[list[np.ndarray]], np.ndarray], readings: Sequence[Reading]
-    ) -> Reading:
-        """Apply a function to each attribute of some readings."""
-        names = [field.name for field in fields(cls)]
-        return cls(*(function([getattr(one, name) for one in readings]) for name in names))
+    @staticmethod
+    def merge(function: Callable[[list], np.ndarray], readings: Sequence[Reading]) -> Reading:
+        """Apply a function to the values of each attribute of some readings."""
+        names = [field.name for field in fields(Reading)]
+        return Reading(*(function([getattr(one, name) for one in readings]) for name in names))
 
 
 def pooled(logits: Tensor) -> Tensor:
@@ -119,17 +113,14 @@ def read_studies(
     tokenizer: ReportTokenizer,
     batch: StudyBatch,
     prompts: PromptSets,
-    chunk: int = 64,
     features: Tensor | None = None,
 ) -> Reading:
     """Read studies by their similarity to prompts, from images alone.
 
     Args:
-        model: in eval mode.
-        tokenizer: of the model.
+        model, tokenizer: the model is in eval mode.
         batch: the studies.
         prompts: as `lgekit.reports.training_texts.prompt_sets` gives them.
-        chunk: studies at a time.
         features: slice features of the batch (`StudyEncoder.slice_features`), if they are known.
     """
     scale, parts = model.logit_scale.exp(), []
@@ -143,10 +134,10 @@ def read_studies(
         absent = pooled(scale * embedded @ presence["negative"].T)
         return torch.stack([pooled(scale * embedded @ text.T) - absent for text in texts], -1)
 
-    for start in range(0, len(batch.mask), chunk):
-        rows = slice(start, start + chunk)
-        part = batch.rows(rows)
-        own = features[rows] if features is not None else model.visual.slice_features(part)[0]
+    known = features.split(CHUNK) if features is not None else itertools.repeat(None)
+    for part, own in zip(chunks(batch), known, strict=False):
+        if own is None:
+            own, _ = model.visual.slice_features(part)
         embedded, attention = model.visual.pool(own, part.mask)
         image, padding = F.normalize(embedded, dim=-1), ~part.mask[..., None]
         each = F.normalize(model.visual.each_slice(own), dim=-1)
@@ -177,9 +168,8 @@ class Calibration:
     def fit(cls, reading: Reading, reports: Iterable[str]) -> Calibration:
         """Fit on the *reports* of studies that the networks were not trained on.
 
-        Both classes have the same weight, so that 0.5 is the threshold of the best balanced
-        accuracy: probabilities refer to a population in which half of the studies are positive.
-        A report of scar without a place does not calibrate the walls.
+        Classes are balanced, so that 0.5 is the threshold of the best balanced accuracy. A report
+        of scar without a place does not calibrate the walls.
         """
         found = [read_report(report) for report in reports]
         present = np.array([one.present for one in found])
@@ -228,8 +218,7 @@ def heat_map(
     An occluded patch is 0, the signal of remote myocardium (Zeiler 2014, arXiv 1311.2901).
 
     Args:
-        model: in eval mode.
-        tokenizer: of the model.
+        model, tokenizer: the model is in eval mode.
         study: one study, `(1, slices, 1, height, width)`.
         positive: sentences to look for.
         negative: sentences whose score is subtracted, if any.
@@ -237,7 +226,7 @@ def heat_map(
         only: occlude this slice alone; the others are 0.
 
     Returns:
-        `(slices, height, width)` float32, in logits; positive where a patch supports it.
+        `(slices, height, width)` float32, in logits; positive where a patch supports the sentence.
     """
     images, levels, mask = study
     slices, _, height, width = images.shape[1:]
