@@ -6,38 +6,17 @@ import torch
 from lgekit.clip.data import ImageTextPairs
 from lgekit.clip.model import pad_studies
 from lgekit.config import make_settings
-from lgekit.study import (
-    CAVITY,
-    MYOCARDIUM,
-    Landmarks,
-    Study,
-)
+from lgekit.study import CAVITY, MYOCARDIUM, Landmarks, Study
 
-TINY = {
-    "width": 16,
-    "polar_channels": 8,
-    "embed_dim": 16,
-    "text_width": 16,
-    "text_layers": 1,
-    "depths": 12,
-}
-
-
-TINY |= {
-    "angles": 24,
-    "context_length": 24,
-    "dropout": 0.0,
-    "synthetic_per_real": 0,
-    "batch_size": 8,
-    "augment": 0.3,
-}
-
-
+TINY = {"width": 16, "polar_channels": 8, "embed_dim": 16, "text_width": 16, "text_layers": 1}
+TINY |= {"depths": 12, "angles": 24, "context_length": 24, "dropout": 0.0}
+TINY |= {"synthetic_per_real": 0, "batch_size": 8, "augment": 0.3}
 WALLS = ("anterior", "inferior")
+TEXTS = ["no scar", *(f"scar in the {wall} wall" for wall in WALLS)]
 
 
 def toy(studies=16, seed=0, height=12, width=24):
-    """Studies with a bright sector at one of two places, or none; texts that say so."""
+    """Studies with a bright sector in slice 0 at one of two places, or none, and texts about it."""
     rng = np.random.default_rng(seed)
     tensors, texts = [], []
     for number in range(studies):
@@ -47,7 +26,7 @@ def toy(studies=16, seed=0, height=12, width=24):
         if kind:
             image[0, 0, 3:8, 12 * (kind - 1) + 2 : 12 * (kind - 1) + 8] += 1.5
         tensors.append((image, torch.linspace(0, 1, slices)))
-        texts.append((f"scar in the {WALLS[kind - 1]} wall" if kind else "no scar",))
+        texts.append((TEXTS[kind],))
     return ImageTextPairs(pad_studies(tensors), texts)
 
 

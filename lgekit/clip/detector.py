@@ -399,7 +399,7 @@ def push(model_dir: str | Path, repo: str, public: bool = False) -> list[str]:
 def pull(repo: str, model_dir: str | Path) -> list[str]:
     """Fetch a model from a hub repository into a new or empty folder; ignore its other files.
 
-    Returns the names of the files. Raises InputError if there is no whole model, or the hub refuses.
+    Returns the names of the files. Raises InputError if there is no whole model or no access.
     """
     from huggingface_hub import HfApi
 
