@@ -141,10 +141,10 @@ class TrainingData:
         rows = [np.array([row_of[text] for text in options]) for options in texts]
         return cls(studies, len(real), rows, tokenizer(distinct).to(device))
 
-    def batches(self, epoch: int, settings: FitSettings) -> list[tuple[np.ndarray, np.ndarray]]:
+    def steps(self, epoch: int, settings: FitSettings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """`epoch_batches` of these studies."""
         synthetic = len(self.texts) - self.real
-        return list(epoch_batches(epoch, self.real, synthetic, self.texts, settings))
+        return epoch_batches(epoch, self.real, synthetic, self.texts, settings)
 
     def select(
         self, index: np.ndarray, chosen: np.ndarray, settings: FitSettings

@@ -98,7 +98,7 @@ def train_epoch(
     generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)  # augmentation
     half = cache.trains_in_bfloat16(device, settings.bfloat16)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    batches, total = data.batches(epoch, settings), torch.zeros(2, device=device)
+    batches, total = list(data.steps(epoch, settings)), torch.zeros(2, device=device)
     model.train()
     for step, (index, chosen) in enumerate(batches):
         rate = learning_rate(epoch * len(batches) + step, settings.epochs * len(batches), settings)
@@ -235,18 +235,17 @@ def fit(
         checkpoint: a file for the last whole epoch. If it exists, training resumes from it.
         progress: show a bar with the losses and the time left.
 
-    Returns:
-        The network in eval mode on the CPU, its tokenizer and the history.
-
-    Raises:
-        InputError: fewer than two studies or distinct texts, a checkpoint of another run, or a loss
-            that is not finite.
+    Returns the network in eval mode on the CPU. Raises InputError for fewer than two studies or
+    distinct texts, a checkpoint of another run, or a loss that is not finite.
     """
     if len(pairs) < 2:
         problem = f"{len(pairs)} found"
         raise InputError("training studies", problem, "Contrastive training needs two or more.")
     groups = [pairs, synthetic] if synthetic else [pairs]
-    require_two_texts([options[0] for group in groups for options in group.texts])
+    first = [options[0] for group in groups for options in group.texts]
+    if len(set(first)) < 2:
+        remedy = "Give studies with and without scar, or set synthetic_per_real above 0"
+        raise InputError("training texts", f"all {len(first)} say the same: {first[0]!r}", remedy)
     if validation is not None and len({options[0] for options in validation.texts}) < 2:
         message = "the validation texts are all the same, so they cannot select an epoch"
         warnings.warn(message, stacklevel=2)
@@ -272,7 +271,7 @@ def fit(
             if validation is not None:
                 about.append([list(options) for options in validation.texts])
                 tensors += validation.batch
-            # the polar view's first weights follow from its images, but not to the last bit
+            # those of the polar view follow from its images, but not to the last bit
             if encoder_state is not None and settings.frame == "image":
                 tensors += encoder_state.values()
             state.fingerprint = joblib.hash([about, [part.cpu().numpy() for part in tensors]])
@@ -299,14 +298,6 @@ def fit(
                 state.save(checkpoint, model, optimizer)
         model.load_state_dict(state.average or state.best or model.state_dict())
     return FitResult(model.cpu().eval(), tokenizer, pd.DataFrame(state.history))
-
-
-def require_two_texts(texts: Sequence[str]) -> None:
-    """Raise InputError if all texts are the same: then there is nothing to learn."""
-    if len(set(texts)) < 2:
-        problem = f"all {len(texts)} say the same: {texts[0]!r}" if texts else "there are none"
-        remedy = "Give studies with and without scar, or set synthetic_per_real above 0"
-        raise InputError("training texts", problem, remedy)
 
 
 def make_tokenizer(texts: Sequence[str], settings: FitSettings) -> ReportTokenizer:
@@ -336,7 +327,7 @@ def begin_fit(folder: Path, **about: Any) -> None:
         if before.get(name) != now[name]:
             problem = f"{name} was {before.get(name)!r} and is now {now[name]!r}"
             remedy = "Give the former value to resume it, or remove that folder to start again"
-            raise InputError(folder, f"keeps an interrupted fit: {problem}", remedy)
+            raise InputError(folder, f"keeps a fit that was cut off: {problem}", remedy)
 
 
 @contextmanager
