@@ -53,6 +53,7 @@ def with_reports(cohort, reports):
 
 
 def test_predicts_from_images_alone_and_encodes_each_slice_once(fitted, cohort):
+    cohort = Cohort(cohort.studies[:4], "few")
     (model, tokenizer), slices = fitted.networks[0], []
     hook = model.visual.encoder.register_forward_pre_hook(lambda _, x: slices.append(len(x[0])))
     table = fitted.predict(images_only(cohort))
@@ -103,8 +104,9 @@ ROWS = [PLAIN_CLIP, {"view": "image"}, {"orientation": "centre"}, {"masks": "tru
 @pytest.mark.parametrize("row", [*ROWS, {"models": 2, "text": "report"}])
 def test_every_ablation_row_can_be_fitted(cohort, row):
     fitted = fit_detector(cohort, size_settings("smoke", **(QUICK | row)), progress=False)
-    table = fitted.predict(cohort if row.get("masks") == "true" else images_only(cohort))
-    assert len(table) == len(cohort) and np.isfinite(table["p_lge"]).all()
+    few = Cohort(cohort.studies[:2], "few")
+    table = fitted.predict(few if row.get("masks") == "true" else images_only(few))
+    assert len(table) == 2 and np.isfinite(table["p_lge"]).all()
     assert len(fitted.networks) == row.get("models", 1)
     needs_heart = row is not PLAIN_CLIP and row.get("masks") != "true"
     assert (fitted.heart is not None) is fitted.settings.needs_heart is needs_heart
@@ -230,6 +232,7 @@ def test_a_saved_detector_is_the_same_after_loading(saved, fitted, cohort):
     again = Detector.load(saved)
     assert again.settings == fitted.settings and again.calibration == fitted.calibration
     assert again.held_out["study_id"].tolist()[:2] == ["NA", "001"]
+    cohort = Cohort(cohort.studies[:3], "few")
     pd.testing.assert_frame_equal(again.predict(cohort), fitted.predict(cohort))
 
 
