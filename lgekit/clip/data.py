@@ -17,11 +17,7 @@ from torch import Tensor
 from lgekit.anatomy.frame import intensity_reference, normalise
 from lgekit.anatomy.labels import slice_levels
 from lgekit.anatomy.polar import INSIDE, OUTSIDE, PolarGrid, polar_grid, study_tensor
-from lgekit.clip.model import (
-    StudyBatch,
-    join,
-    pad_studies,
-)
+from lgekit.clip.model import StudyBatch, join, pad_studies
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.config import FitSettings
 from lgekit.study import Study
@@ -85,13 +81,7 @@ def augment(batch: StudyBatch, settings: FitSettings, generator: torch.Generator
 
 @dataclass(frozen=True)
 class ImageTextPairs:
-    """Studies with their texts, ready for training.
-
-    Attributes:
-        batch: all studies, padded to the longest.
-        texts: the true texts of each study. The contrastive loss draws one of them in each epoch;
-            the caption is the first.
-    """
+    """Studies with their texts. The first text is the caption; each epoch draws one to contrast."""
 
     batch: StudyBatch
     texts: Sequence[tuple[str, ...]]
@@ -109,48 +99,32 @@ def shuffle_texts(rng: np.random.Generator, *groups: ImageTextPairs) -> list[Ima
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Studies on the training device, the real ones first, and each distinct text once.
+    """Studies on the training device, and each distinct text once."""
 
-    Attributes:
-        studies: real and synthetic ones.
-        real: number of real studies.
-        texts: the texts of each study, as rows of ``tokens``.
-        tokens: `(texts, length)`.
-    """
-
-    studies: StudyBatch
-    real: int
-    texts: list[np.ndarray]
-    tokens: Tensor
+    studies: StudyBatch  # the real ones first, then the synthetic ones
+    real: int  # number of real studies
+    texts: list[np.ndarray]  # of each study, as rows of `tokens`
+    tokens: Tensor  # (texts, length)
 
     @classmethod
     def of(
-        cls,
-        tokenizer: ReportTokenizer,
-        device: torch.device,
-        real: ImageTextPairs,
-        synthetic: ImageTextPairs | None = None,
+        cls, tokenizer: ReportTokenizer, device: torch.device, groups: Sequence[ImageTextPairs]
     ) -> TrainingData:
-        """Move studies and their tokens to a device."""
-        studies, texts = real.batch.to(device), list(real.texts)
-        if synthetic:
-            studies = join(studies, synthetic.batch.to(device))
-            texts += synthetic.texts
-        distinct = sorted({text for options in texts for text in options})
-        row_of = {text: row for row, text in enumerate(distinct)}
-        rows = [np.array([row_of[text] for text in options]) for options in texts]
-        return cls(studies, len(real), rows, tokenizer(distinct).to(device))
-
-    def steps(self, epoch: int, settings: FitSettings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """`epoch_batches` of these studies."""
-        synthetic = len(self.texts) - self.real
-        return epoch_batches(epoch, self.real, synthetic, self.texts, settings)
+        """Move the real and any synthetic studies, and their tokens, to a device."""
+        studies, *synthetic = [group.batch.to(device) for group in groups]
+        for batch in synthetic:
+            studies = join(studies, batch)
+        texts = [options for group in groups for options in group.texts]
+        distinct, row_of = np.unique(
+            [text for options in texts for text in options], return_inverse=True
+        )
+        rows = np.split(row_of, np.cumsum([len(options) for options in texts])[:-1])
+        return cls(studies, len(groups[0]), rows, tokenizer(distinct.tolist()).to(device))
 
     def select(
-        self, index: np.ndarray, chosen: np.ndarray, settings: FitSettings
+        self, index: np.ndarray, chosen: np.ndarray, captions: bool
     ) -> tuple[StudyBatch, Tensor, Tensor, Tensor | None]:
         """The inputs of `lgekit.clip.model.CoCa` for a step of `epoch_batches`."""
-        captions = settings.caption_weight > 0
         first = [self.texts[study][0] for study in index] if captions else []
         distinct, where = np.unique([*chosen, *first], return_inverse=True)
         device = self.tokens.device
@@ -162,7 +136,7 @@ class TrainingData:
 def epoch_batches(
     epoch: int, real: int, synthetic: int, texts: Sequence[np.ndarray], settings: FitSettings
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Study indices and text rows of each step: all real studies, and a new draw of synthetic ones."""
+    """Study indices and text rows of each step: all real studies, and new synthetic ones."""
     rng = np.random.default_rng([settings.seed, epoch])
     take = min(round(settings.synthetic_per_real * real), synthetic)
     index = np.concatenate([np.arange(real), real + rng.permutation(synthetic)[:take]])
@@ -268,6 +242,5 @@ CHUNK = 64  # studies that are read at a time
 
 def chunks(batch: StudyBatch) -> list[StudyBatch]:
     """Split a batch into parts of at most `CHUNK` studies."""
-    return [
-        StudyBatch(*parts) for parts in zip(*(part.split(CHUNK) for part in batch), strict=True)
-    ]
+    parts = zip(*(part.split(CHUNK) for part in batch), strict=True)
+    return [StudyBatch(*part) for part in parts]

@@ -9,12 +9,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
+from scipy.special import softmax
 from torch import Tensor
 from torch.nn import functional
 
@@ -47,13 +47,12 @@ def confident_landmarks(study: Study, settings: FitSettings) -> Landmarks | None
 def segment_means(
     heat: np.ndarray, view: View, study: Study, settings: FitSettings
 ) -> dict[int, float]:
-    """Average an occlusion map (`lgekit.clip.zeroshot.heat_map`) over the wall of each AHA segment.
+    """Average an occlusion map over the wall of each AHA segment.
 
     Args:
         heat: `(slices, height, width)` on the view.
-        view: of the study, from `lgekit.clip.data.make_view`.
+        view, settings: from `lgekit.clip.data.make_view`.
         study: located: its labels and landmarks define the segments.
-        settings: of the view.
 
     Returns:
         Segment 1–17 → mean, without segments that no slice shows. Empty without a heart or
@@ -69,13 +68,11 @@ def segment_means(
 def view_segments(view: View, study: Study, marks: Landmarks, settings: FitSettings) -> np.ndarray:
     """AHA segment of each pixel of a view, `(slices, height, width)`; 0 outside the wall."""
     if settings.frame == "image":
-        stored = segment_map(study.label_map, study.spacing_mm, marks)
-        frame = StandardizeShortAxis(
-            settings.pixels,
-            orientation=settings.orientation,
-            min_confidence=settings.min_confidence,
-        ).find_frame(study)
-        framed = frame.to_frame(torch.from_numpy(stored)[None], nearest=True)[0].numpy()
+        stored = torch.from_numpy(segment_map(study.label_map, study.spacing_mm, marks))
+        turn, least = settings.orientation, settings.min_confidence
+        transform = StandardizeShortAxis(settings.pixels, orientation=turn, min_confidence=least)
+        frame = transform.find_frame(study)
+        framed = frame.to_frame(stored[None], nearest=True)[0].numpy()
         framed = framed[..., ::-1] if frame.reversed_slices else framed  # (X, Y, stored slices)
         return np.moveaxis(framed, 2, 0)[view.own_slices]
     segments = np.zeros(view.images[:, 0].shape, np.uint8)
@@ -94,40 +91,29 @@ def view_segments(view: View, study: Study, marks: Landmarks, settings: FitSetti
 def segment_maxima(
     walls: np.ndarray, present: np.ndarray, view: View, study: Study, settings: FitSettings
 ) -> dict[int, float]:
-    """Probability of scar in each AHA segment 1–17, from slices that were read on their own.
+    """Probability of scar in each AHA segment 1–17, from slices that were read alone.
 
-    A segment takes the largest probability of its wall among the slices of its ring, because a scar
-    in one slice is in the segment [O]. An apical segment of two walls takes the larger; the apex
-    (17) has no wall and takes presence. Segments: Cerqueira 2002, doi:10.1161/hc0402.102975.
-
-    Args:
-        walls: `(slices, 6)` probability of scar in each wall of each slice of the view.
-        present: `(slices,)` probability of scar anywhere.
-        view, study, settings: as in `segment_means`, with the same segments missing.
+    A segment takes the largest probability of its wall (`walls`, `(slices, 6)`) among the slices of
+    its ring, because a scar in one slice is in the segment [O]. An apical segment of two walls
+    takes the larger; the apex (17) has no wall and takes presence (`present`, `(slices,)`).
+    Segments: Cerqueira 2002, doi:10.1161/hc0402.102975. Missing as in `segment_means`.
     """
     if settings.orientation != "rvip" or confident_landmarks(study, settings) is None:
         return {}
     rings = Ventricle.of(study.label_map).thirds[view.own_slices]  # -1 where there is no heart
-    values: dict[int, float] = {}
-    for third, level in enumerate(LEVELS[:3]):
-        for wall, name in enumerate(WALLS):
-            segment, found = segment_of(name, level), walls[rings == third, wall]
-            if len(found):
-                values[segment] = max(float(found.max()), values.get(segment, 0.0))
-    return values | ({17: float(present[rings == 3].max())} if (rings == 3).any() else {})
+    values: dict[int, float] = {17: float(present[rings == 3].max())} if 3 in rings else {}
+    for third in np.intersect1d(rings, range(3)):
+        for wall, largest in zip(WALLS, walls[rings == third].max(0), strict=True):
+            segment = segment_of(wall, LEVELS[third])
+            values[segment] = max(float(largest), values.get(segment, 0.0))
+    return values
 
 
 class StudyEmbeddings(NamedTuple):
-    """Studies in the joint space: embeddings of length 1, to compare with any sentence.
+    """Studies in the joint space: embeddings of length 1, to compare with any sentence."""
 
-    Attributes:
-        studies: `(studies, embed_dim)`.
-        slices: for each study `(stored slices, embed_dim)`; NaN where there is no heart.
-        views: the views of the studies.
-    """
-
-    studies: Tensor
-    slices: list[Tensor]
+    studies: Tensor  # (studies, embed_dim)
+    slices: list[Tensor]  # of each study, (stored slices, embed_dim); NaN where there is no heart
     views: list[View]
 
 
@@ -157,6 +143,10 @@ class Detector:
         """The cohort with the heart network's contours and insertion points."""
         return cohort if self.heart is None else locate(cohort, self.heart)
 
+    def views(self, located: Cohort) -> list[View]:
+        """The views of located studies."""
+        return [make_view(study, self.settings) for study in located.studies]
+
     @torch.no_grad()
     def predict(self, cohort: Cohort, beams: int = 1) -> pd.DataFrame:
         """Read every study from its image alone; ``beams`` is the width of the captions' search.
@@ -169,14 +159,13 @@ class Detector:
             ``anterior_rvip_deg, inferior_rvip_deg`` (NaN without a heart network).
         """
         located = self.locate(cohort)
-        views = [make_view(study, self.settings) for study in located.studies]
-        batch, captions, known = batch_of(views), [], []
-        model, tokenizer = self.networks[0]
-        for part in chunks(batch):
-            encoded = model.visual.slice_features(part)  # once, for scores and captions
-            known.append(encoded[0])
-            captions += zeroshot.write_captions(model, tokenizer, part, beams, encoded)
-        return self.table(located, views, self.read(batch, torch.cat(known)), captions)
+        views = self.views(located)
+        captions, readings = [], []
+        for part in chunks(batch_of(views)):
+            encoded = self.networks[0][0].visual.slice_features(part)  # for scores and captions
+            captions += zeroshot.write_captions(*self.networks[0], part, beams, encoded)
+            readings.append(self.read(part, encoded[0]))
+        return self.table(located, views, Reading.merge(np.concatenate, readings), captions)
 
     def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
         """Read the level and the depth of scar by their prompts, from images alone.
@@ -185,12 +174,10 @@ class Detector:
             One row per study: ``study_id``; ``level_<level>``: log-odds against "no enhancement",
             as scar may be in several levels; ``depth_<depth>``: shares that sum to 1.
         """
-        views = [make_view(study, self.settings) for study in self.locate(cohort).studies]
-        reading = self.read(batch_of(views))
-        shares = np.exp(reading.depths - reading.depths.max(1, keepdims=True))
+        reading = self.read(batch_of(self.views(self.locate(cohort))))
         table = pd.DataFrame({"study_id": [study["study_id"] for study in cohort.studies]})
         table[[f"level_{level}" for level in LEVELS]] = reading.levels
-        table[[f"depth_{depth}" for depth in DEPTHS]] = shares / shares.sum(1, keepdims=True)
+        table[[f"depth_{depth}" for depth in DEPTHS]] = softmax(reading.depths, axis=1)
         return table
 
     def read(self, batch: StudyBatch, features: Tensor | None = None) -> Reading:
@@ -199,42 +186,42 @@ class Detector:
         ``features`` are the slice features of the batch by the first network, if they are known.
         """
         prompts = prompt_sets(self.settings.text)
-        first = zeroshot.read_studies(*self.networks[0], batch, prompts, features=features)
-        others = [zeroshot.read_studies(*each, batch, prompts) for each in self.networks[1:]]
-        return Reading.mean([first, *others])
+        readings = [zeroshot.read_studies(*self.networks[0], batch, prompts, features)]
+        readings += [zeroshot.read_studies(*each, batch, prompts) for each in self.networks[1:]]
+        return Reading.merge(lambda parts: np.mean(parts, axis=0), readings)
 
     def table(
         self, located: Cohort, views: Sequence[View], reading: Reading, captions: Sequence[str]
     ) -> pd.DataFrame:
         """The columns of `predict`, from a reading."""
-        rows, pairs = [], self.calibration.walls
+        known = self.calibration
+        wall_pairs = np.array(known.walls).T
+        present, each = probability(reading.slices, known.slices), reading.slice_walls
+        each, by_wall = probability(each, wall_pairs), probability(reading.walls, wall_pairs)
+        table = pd.DataFrame({"study_id": [study["study_id"] for study in located.studies]})
+        table["p_lge"] = probability(reading.presence, known.presence)
+        table[[f"p_{wall}" for wall in WALLS]] = by_wall
+        rows = []
         for number, (study, view) in enumerate(zip(located.studies, views, strict=True)):
-            count, marks = len(view.levels), study["landmarks"] if self.heart is not None else None
-            present = probability(reading.slices[number, :count], self.calibration.slices)
-            scores = reading.slice_walls[number, :count]
-            walls = np.stack([probability(scores[:, w], pairs[w]) for w in range(len(WALLS))], 1)
-            segments = segment_maxima(walls, present, view, study, self.settings)
-            row = {"study_id": study["study_id"]}
-            row["p_lge"] = float(probability(reading.presence[number], self.calibration.presence))
-            for wall, score, pair in zip(WALLS, reading.walls[number], pairs, strict=True):
-                row[f"p_{wall}"] = float(probability(score, pair))
-            attention = reading.attention[number, :count]
-            for name, values in (("slice_weights", present), ("attention", attention)):
+            place, row = np.s_[number, : len(view.levels)], dict[str, Any]()
+            for name, values in (("slice_weights", present), ("attention", reading.attention)):
                 stored = np.zeros(study.spatial_shape[2])
-                stored[view.own_slices] = values
-                row[name] = json.dumps([round(float(value), 4) for value in stored])
-            known = [round(segments[n], 4) if n in segments else None for n in range(1, 18)]
-            row |= {"segments": json.dumps(known), "caption": captions[number]}
+                stored[view.own_slices] = values[place]
+                row[name] = json.dumps([round(value, 4) for value in stored.tolist()])
+            found = segment_maxima(each[place], present[place], view, study, self.settings)
+            segments = [round(found[n], 4) if n in found else None for n in range(1, 18)]
+            row |= {"segments": json.dumps(segments), "caption": captions[number]}
+            marks = study["landmarks"] if self.heart is not None else None
             for name in ("anterior_rvip_deg", "inferior_rvip_deg"):
                 row[name] = getattr(marks, name, np.nan)
             rows.append(row)
-        return pd.DataFrame(rows)
+        return table.join(pd.DataFrame(rows))
 
     @torch.no_grad()
     def embed(self, cohort: Cohort) -> StudyEmbeddings:
         """Embed studies and their slices in the joint space of the first network."""
         visual = self.networks[0][0].visual
-        views = [make_view(study, self.settings) for study in self.locate(cohort).studies]
+        views = self.views(self.locate(cohort))
         batch = batch_of(views)
         features, _ = visual.slice_features(batch)
         studies = functional.normalize(visual.pool(features, batch.mask)[0], dim=-1)
@@ -247,43 +234,39 @@ class Detector:
 
     @torch.no_grad()
     def similarity(
-        self, embedded: StudyEmbeddings, sentence: str
+        self, embedded: StudyEmbeddings, sentence: str, against: Sequence[str] = ()
     ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Cosine similarity of a sentence to each study, and to each of its stored slices."""
+        """Cosine similarity of a sentence to each study, and to each of its stored slices.
+
+        The mean similarity to the sentences ``against`` is subtracted, if there are any.
+        """
         model, tokenizer = self.networks[0]
         text = model.encode_text(tokenizer(sentence))[0]
+        if against:
+            text = text - model.encode_text(tokenizer(against)).mean(0)
         return (embedded.studies @ text).numpy(), [(own @ text).numpy() for own in embedded.slices]
+
+    def evidence_for(
+        self, embedded: StudyEmbeddings, sentence: str
+    ) -> tuple[np.ndarray, list[np.ndarray]]:
+        """`similarity` against `denials`, to rank studies; the cosine also depends on the study."""
+        return self.similarity(embedded, sentence, self.denials)
 
     @property
     def denials(self) -> list[str]:
         """The training texts that deny scar."""
         return prompt_sets(self.settings.text)["presence"]["negative"]
 
-    def speaks_for(
-        self, embedded: StudyEmbeddings, sentence: str
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """`similarity` minus the mean similarity to the texts that deny scar, to rank studies.
+    def occlusion_map(
+        self, view: View, own_slice: int, sentence: str
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """One stored slice of a view, and its occlusion map for a sentence against `denials`.
 
-        The cosine alone depends on the study as much as on the sentence.
-        """
-        studies, slices = self.similarity(embedded, sentence)
-        for text in self.denials:
-            denied, denied_slices = self.similarity(embedded, text)
-            studies = studies - denied / len(self.denials)
-            slices = [
-                own - other / len(self.denials)
-                for own, other in zip(slices, denied_slices, strict=True)
-            ]
-        return studies, slices
-
-    def seen(self, view: View, own_slice: int, sentence: str) -> tuple[np.ndarray, np.ndarray]:
-        """One stored slice as the network sees it, and its occlusion map for a sentence.
-
-        Both are `(height, width)` of the view; `lgekit.clip.zeroshot.heat_map` against `denials`.
+        Both are `(height, width)`, as in `lgekit.clip.zeroshot.occlusion_map`.
         """
         place = list(view.own_slices).index(own_slice)
-        batch = batch_of([view])
-        heat = zeroshot.heat_map(*self.networks[0], batch, [sentence], self.denials, only=place)
+        against = [sentence], self.denials
+        heat = zeroshot.occlusion_map(*self.networks[0], batch_of([view]), *against, only=place)
         return view.images[place, 0].numpy(), heat[place]
 
     def save(self, folder: str | Path) -> Path:
@@ -327,14 +310,13 @@ class Detector:
                 networks.append(load_coca(part)[:2])
             part, held_out = folder / "held_out.csv", None
             if part.is_file():
+                held_out = pd.read_csv(part)  # an id such as 001 or NA stays as it is
                 ids = pd.read_csv(part, usecols=["study_id"], dtype=str, keep_default_na=False)
-                held_out = pd.read_csv(part).assign(study_id=ids["study_id"])
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            problem = (
-                f"not a detector: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-            )
+                held_out["study_id"] = ids["study_id"]
+        except Exception as error:  # tokenizers raises nothing narrower
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             remedy = "It may be damaged, or of another version of lgekit. Copy or fit it again"
-            raise InputError(part, problem, remedy) from error
+            raise InputError(part, f"not a detector: {problem}", remedy) from error
         heart = HeartNetwork.load(folder / "heart") if (folder / "heart").is_dir() else None
         if heart is None and settings.needs_heart:
             problem = "is missing, and the model cannot read without the heart network"
@@ -361,11 +343,7 @@ lgekit predict my_model manifest:studies/manifest.csv out.csv
 """
 # what a model consists of on the hub; held_out.csv, one row per study, is never sent or fetched
 HUB_FILES = ["README.md", "detector.json", "heart/heart.json", "heart/heart.safetensors"]
-HUB_FILES += [
-    f"clip_{number}/{name}"
-    for number in ("[0-9]", "[0-9][0-9]")
-    for name in ("config.json", "model.safetensors", "text.json", "tokenizer.json")
-]
+HUB_FILES += ["clip_*/*.json", "clip_*/model.safetensors"]
 
 
 def push(model_dir: str | Path, repo: str, public: bool = False) -> list[str]:
@@ -420,10 +398,10 @@ def _hub_errors(repo: str) -> Iterator[None]:
     """Turn the errors of the hub client, and of its HTTP library, into one line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    errors = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
+    errors: Any = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
     try:
         yield
-    except cast(tuple[type[Exception], ...], errors) as error:
+    except errors as error:
         problem = (str(error) or type(error).__name__).splitlines()[0]
         remedy = "Check the name, the network and your login (`hf auth login`)."
         raise InputError(repo, problem, remedy) from error

@@ -54,13 +54,13 @@ class SyntheticScar:
     source: str
 
 
-def paint_pool(cohort: Cohort, count: int, settings: FitSettings) -> list[SyntheticScar]:
-    """Paint scars into the studies of a cohort whose reports state no scar.
+def paint_pool(
+    cohort: Cohort, count: int, settings: FitSettings, key: object = None
+) -> list[SyntheticScar]:
+    """Paint scars into the studies of a cohort whose reports state no scar, in turns.
 
-    Args:
-        cohort: located studies, or studies with their own labels and landmarks.
-        count: number of scars; the studies take turns. Fewer return if some cannot take one.
-        settings: view and seed.
+    The studies are located, or have their own labels and landmarks. Fewer than ``count`` scars
+    return if some studies cannot take one. ``key`` identifies the call in the cache.
     """
     free, made = without_scar(cohort.studies), dict[int, SyntheticScar]()
     for first, study in enumerate(free[:count]):
@@ -79,10 +79,6 @@ def paint_pool(cohort: Cohort, count: int, settings: FitSettings) -> list[Synthe
     return [made[number] for number in sorted(made)]
 
 
-def _paint_pool(key: tuple, count: int, cohort: Cohort, settings: FitSettings) -> list:
-    return paint_pool(cohort, count, settings)
-
-
 def synthetic_pool(located: Cohort, settings: FitSettings) -> list[SyntheticScar]:
     """Paint the synthetic scars for a fit, ``synthetic_pool`` times as many as an epoch draws.
 
@@ -96,8 +92,8 @@ def synthetic_pool(located: Cohort, settings: FitSettings) -> list[SyntheticScar
     marks = [repr(known_landmarks(study)) for study in located.studies]
     about = settings.model_dump_json(include=names)
     key = (located.fingerprint, marks, about, cache.code_version(*rooms))
-    cached = cache.memory().cache(_paint_pool, ignore=["cohort", "settings"])
-    painted = cache.compute_once(cached, key, count, located, settings)
+    cached = cache.memory().cache(paint_pool, ignore=["cohort", "settings"])
+    painted = cache.compute_once(cached, located, count, settings, key)
     if len(painted) < count / 2:
         message = f"{len(painted)} of {count} synthetic scars could be painted"
         warnings.warn(f"{message}: no wall was found in the other hearts", stacklevel=2)
@@ -109,8 +105,8 @@ def usable_studies(
 ) -> tuple[Cohort, Cohort]:
     """The studies to train on and those to calibrate on: the splits, or twice all studies.
 
-    Reports that do not say whether there is late enhancement are left out. Warns about them, and if
-    the others are all of one kind. Raises InputError if they leave nothing to learn.
+    Reports that do not say whether there is late enhancement are left out. Warns or raises
+    InputError if the others leave little or nothing to learn.
     """
     train = held = [study for study in cohort.studies if states_enhancement(study["report"])]
     if silent := sum(bool(study["report"].strip()) for study in cohort.studies) - len(train):
@@ -119,29 +115,29 @@ def usable_studies(
     if not all_studies:
         held = [study for study in train if study["split"] == "validation"]
         train = [study for study in train if study["split"] == "train"]
-    if len(train) < 2:
-        where = "" if all_studies else " in the split 'train'"
-        problem = f"fewer than two studies with a report that mentions late enhancement{where}"
-        raise InputError(cohort.name, problem, "Give more studies or reports.")
+    where = cohort.name if all_studies else f"{cohort.name} [train]"
     free, painted = len(without_scar(train)), settings.synthetic_per_real > 0
-    if not free and painted:
+    problem = remedy = ""
+    if len(train) < 2:
+        problem = "fewer than two studies with a report that mentions late enhancement"
+        remedy = "Give more studies or reports."
+    elif not free and painted:
         problem = "no training study can take a synthetic scar: by their reports all have scar"
         remedy = "Give studies without scar, or set synthetic_per_real to 0."
-        raise InputError(cohort.name, problem, remedy)
+    elif free == len(train) and not painted:
+        problem = f"none of {free} training reports states scar: there is nothing to learn"
+        remedy = "Give studies with scar, or set synthetic_per_real above 0."
+    if problem:
+        raise InputError(where, problem, remedy)
     if not free:
         message = "all training reports state scar: the network cannot learn hearts without scar"
         warnings.warn(message, stacklevel=3)
-    if free == len(train) and not painted:
-        problem = f"none of {free} training reports states scar: there is nothing to learn"
-        remedy = "Give studies with scar, or set synthetic_per_real above 0."
-        raise InputError(cohort.name, problem, remedy)
     scarred = len(held) - len(without_scar(held))
     if not 0 < scarred < len(held):
         message = f"{scarred} of {len(held)} studies for calibration have scar by their reports"
         remedy = "Put more studies into the split validation, or fit with --all"
         warnings.warn(f"{message}: p_lge > 0.5 is then no decision. {remedy}", stacklevel=3)
-    name = cohort.name if all_studies else f"{cohort.name} [train]"
-    return Cohort(train, name), Cohort(held, "validation")
+    return Cohort(train, where), Cohort(held, "validation")
 
 
 def without_scar(studies: Sequence[Study]) -> list[Study]:
@@ -158,8 +154,7 @@ def warp(
 ) -> tuple[Tensor, Tensor]:
     """Shift, stretch and bend the depths of `(n, 1, depth, angle)`.
 
-    Returns:
-        The images, and their classes `(n, depth, angle)`: 0 cavity, 1 wall, 2 outside.
+    Returns the images, and their classes `(n, depth, angle)`: 0 cavity, 1 wall, 2 outside.
     """
     count, _, depths, angles = images.shape
     draws = torch.randn(count, 8, generator=generator, device=images.device)
@@ -181,11 +176,8 @@ def pretrain_polar(
 ) -> dict[str, Tensor]:
     """Train a `PolarEncoder` to find the wall. Returns its state dict, on the batch's device.
 
-    Args:
-        batch: training studies; the contours that made their views are the only labels.
-        settings: view, channels, batch size, seed, and ``polar_pretraining``, the most rounds over
-            all slices; there are fewer rounds if they would see more than `MOST_SLICES`.
-        progress: show a bar.
+    The only labels are the contours that made the views. ``settings.polar_pretraining`` is the most
+    rounds over all slices; there are fewer if they would see more than `MOST_SLICES`.
     """
     images, device = batch.images[batch.mask], batch.images.device
     reach = REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
@@ -215,9 +207,6 @@ def pretrain_polar(
                 optimizer.step()
                 schedule.step()
     return encoder.state_dict()
-
-
-Networks = list[tuple[CoCa, ReportTokenizer]]
 
 
 def fit_detector(
@@ -254,12 +243,12 @@ def fit_detector(
         return _cross_fit(train, settings, progress, pretrain_on, checkpoints)
     heart = heart_network(train, pretrain_on, settings, progress) if settings.needs_heart else None
     train, held = (locate(part, heart) if heart and len(part) else part for part in (train, held))
-    options: dict[str, Any] = {"pool": synthetic_pool(train, settings), "validation": held}
-    options |= {"encoder_state": _starting_weights(heart, settings), "checkpoints": checkpoints}
-    networks, histories = train_networks(train, settings, progress=progress, **options)
-    detector = Detector(settings, networks, heart, Calibration(), histories)
+    pool, start = synthetic_pool(train, settings), _starting_weights(heart, settings)
+    options: dict[str, Any] = {"checkpoints": checkpoints, "progress": progress}
+    networks = train_networks(train, settings, pool, start, validation=held, **options)
+    detector = Detector(settings, networks[0], heart, Calibration(), networks[1])
     if len(held):
-        views = [make_view(study, settings) for study in held.studies]
+        views = detector.views(held)
         patients = held.manifest["patient_id"].to_numpy()
         calibrate(detector, held, views, detector.read(batch_of(views)), patients)
     return detector
@@ -277,27 +266,26 @@ def _cross_fit(
         problem = f"{patients} patients for {settings.folds} inner folds"
         remedy = "Give more studies, or lower the settings folds and heart_folds."
         raise InputError(cohort.name, problem, remedy)
-    ids = cohort.manifest["study_id"].to_numpy()
-    # the base network has seen no fold
-    base = base_network(pretrain_on, settings, progress) if settings.needs_heart else None
-    options: dict[str, Any] = {"encoder_state": _starting_weights(base, settings)}
-    fold, jobs = _inner_folds(cohort, settings.heart_folds, settings.seed), []
-    for k in range(1 + max(fold)):
-        parts = cohort.subset(ids[fold != k]), cohort.subset(ids[fold == k])
-        jobs.append(delayed(_one_thread)(_fold_heart, *parts, pretrain_on, settings))
-    found = _parallel(jobs, settings, "heart networks", progress)
-    hearts = [heart for heart, _ in found if heart is not None]
-    # every study is located by the heart network that has not seen it
-    by_id = {study["study_id"]: study for _, own in found for study in own.studies}
-    located = Cohort([by_id[name] for name in ids], cohort.name)
-    views = [make_view(study, settings) for study in located.studies]
-    options |= {"pool": synthetic_pool(located, settings), "checkpoints": checkpoints}
+    ids, hearts = cohort.manifest["study_id"].to_numpy(), []
+    start, located = _starting_weights(None, settings) if not settings.needs_heart else None, cohort
+    if settings.needs_heart:  # every study is located by a heart network that has not seen it
+        start = _starting_weights(base_network(pretrain_on, settings, progress), settings)
+        fold, jobs = _inner_folds(cohort, settings.heart_folds, settings.seed), []
+        for k in range(1 + max(fold)):
+            parts = cohort.subset(ids[fold != k]), cohort.subset(ids[fold == k])
+            jobs.append(delayed(_fold_heart)(*parts, pretrain_on, settings))
+        found = _parallel(jobs, settings, "heart networks", progress)
+        hearts = [heart for heart, _ in found]
+        by_id = {study["study_id"]: study for _, own in found for study in own.studies}
+        located = Cohort([by_id[name] for name in ids], cohort.name)
+    pool = synthetic_pool(located, settings)
     fold, jobs = _inner_folds(cohort, settings.folds, settings.seed), []
     for k in range(1 + max(fold)):
-        train = located.subset(ids[fold != k])
-        jobs.append(delayed(_one_thread)(train_networks, train, settings, fold=k, **options))
+        train, options = located.subset(ids[fold != k]), {"checkpoints": checkpoints, "fold": k}
+        jobs.append(delayed(train_networks)(train, settings, pool, start, **options))
     heart = HeartNetwork.mean(hearts) if hearts else None
     detector, readings = Detector(settings, [], heart, Calibration()), []
+    views = detector.views(located)
     trained = _parallel(jobs, settings, "CLIP + captioning", progress)
     for k, (networks, histories) in enumerate(trained):
         batch = batch_of([view for view, own in zip(views, fold, strict=True) if own == k])
@@ -318,25 +306,26 @@ def _inner_folds(cohort: Cohort, folds: int, seed: int) -> np.ndarray:
 
 def _fold_heart(
     train: Cohort, own: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings
-) -> tuple[HeartNetwork | None, Cohort]:
+) -> tuple[HeartNetwork, Cohort]:
     """The heart network of a fold, and the fold's own studies located by it."""
-    if not settings.needs_heart:
-        return None, own
     heart = heart_network(train, pretrain_on, settings, progress=False)
     return heart, locate(own, heart)
 
 
 def _parallel(jobs: list, settings: FitSettings, what: str, progress: bool) -> list:
-    """Results of the folds' jobs, in order: one process per core, or in turn on a GPU."""
-    workers = 1 if torch.cuda.is_available() else min(settings.workers or cpu_count(), len(jobs))
+    """Results of the folds' jobs, in order: one process per core, or in turn on a GPU.
+
+    Each job has one thread of torch, so that the number of processes changes no result.
+    """
+    gpu = torch.cuda.is_available()
+    workers = 1 if gpu else min(settings.workers or cpu_count(), len(jobs))
+    jobs = jobs if gpu else [delayed(_one_thread)(job) for job in jobs]
     results = Parallel(n_jobs=workers, return_as="generator")(jobs)
     return list(tqdm(results, desc=what, total=len(jobs), unit="fold", disable=not progress))
 
 
-def _one_thread(call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-    """Call on one thread of torch, so that the number of processes changes no result."""
-    if torch.cuda.is_available():
-        return call(*arguments, **named)
+def _one_thread(job: tuple[Callable[..., Any], tuple, dict[str, Any]]) -> Any:
+    call, arguments, named = job
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -358,49 +347,45 @@ def _starting_weights(
     return heart.encoder_state()
 
 
-def cohort_pairs(cohort: Cohort, settings: FitSettings) -> ImageTextPairs:
-    """Views of located studies, with their training texts."""
-    views = [make_view(study, settings) for study in cohort.studies]
-    texts = [report_texts(study["report"], settings.text) for study in cohort.studies]
-    return ImageTextPairs(batch_of(views), texts)
+def _pairs(views: Sequence[View], reports: Sequence[str], settings: FitSettings) -> ImageTextPairs:
+    return ImageTextPairs(batch_of(views), [report_texts(one, settings.text) for one in reports])
 
 
 def train_networks(
     train: Cohort,
     settings: FitSettings,
-    *,
-    pool: Sequence[SyntheticScar] = (),
-    validation: Cohort | None = None,
+    pool: Sequence[SyntheticScar],
     encoder_state: dict[str, Tensor] | None = None,
+    *,
+    validation: Cohort | None = None,
     checkpoints: Path | None = None,
     fold: int = 0,
     progress: bool = False,
-) -> tuple[Networks, list[pd.DataFrame]]:
+) -> tuple[list[tuple[CoCa, ReportTokenizer]], list[pd.DataFrame]]:
     """Train ``settings.models`` networks on located studies, and on the scars painted into them.
 
-    ``validation`` selects the epoch, ``encoder_state`` starts the image view's slice encoder, and
+    ``encoder_state`` starts the image view's slice encoder, ``validation`` selects the epoch, and
     the number of the inner ``fold`` sets the seeds. Returns the networks and their histories.
     """
-    pairs, ids = cohort_pairs(train, settings), set(train.manifest["study_id"])
-    synthetic = None
+
+    def of_cohort(cohort: Cohort) -> ImageTextPairs:
+        views = [make_view(study, settings) for study in cohort.studies]
+        return _pairs(views, [study["report"] for study in cohort.studies], settings)
+
+    pairs, ids, synthetic = of_cohort(train), set(train.manifest["study_id"]), None
     if scars := [scar for scar in pool if scar.source in ids]:
-        texts = [report_texts(scar.report, settings.text) for scar in scars]
-        synthetic = ImageTextPairs(batch_of([scar.view for scar in scars]), texts)
-    held = cohort_pairs(validation, settings) if validation and len(validation) > 1 else None
+        synthetic = _pairs([one.view for one in scars], [one.report for one in scars], settings)
+    held = of_cohort(validation) if validation and len(validation) > 1 else None
     if settings.frame == "polar" and settings.encoder_init == "segmentation":
         every = join(pairs.batch, synthetic.batch) if synthetic else pairs.batch
         seeded = settings.override(seed=settings.seed + 100 * fold)
         encoder_state = pretrain_polar(every.to(cache.accelerator()), seeded, progress)
     networks, histories = [], []
-    options: dict[str, Any] = {
-        "synthetic": synthetic,
-        "validation": held,
-        "encoder_state": encoder_state,
-    }
+    options: dict[str, Any] = {"synthetic": synthetic, "validation": held, "progress": progress}
     for number in range(settings.models):
         own = settings.override(seed=settings.seed + 1000 * number + 100 * fold)
         file = checkpoints / f"fold{fold}_{number}.pt" if checkpoints else None
-        result = fit(pairs, own, checkpoint=file, progress=progress, **options)
+        result = fit(pairs, own, encoder_state=encoder_state, checkpoint=file, **options)
         networks.append((result.model, result.tokenizer))
         histories.append(result.history)
     return networks, histories
@@ -408,15 +393,13 @@ def train_networks(
 
 def in_order(readings: Sequence[Reading], fold: np.ndarray) -> Reading:
     """The folds' readings as one, in the order of the studies; slices are padded with NaN."""
-    order = np.argsort(np.argsort(fold, kind="stable"))
 
     def merge(parts: list[np.ndarray]) -> np.ndarray:
-        shape = np.max([part.shape[1:] for part in parts], axis=0)
-        padded = []
-        for part in parts:
-            missing = [(0, full - own) for full, own in zip(shape, part.shape[1:], strict=True)]
-            padded.append(np.pad(part, [(0, 0), *missing], constant_values=np.nan))
-        return np.concatenate(padded)[order]
+        shape = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
+        merged = np.full((len(fold), *shape), np.nan)
+        for k, part in enumerate(parts):
+            merged[np.ix_(fold == k, *map(range, part.shape[1:]))] = part
+        return merged
 
     return Reading.merge(merge, readings)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.config import FitSettings, make_settings
@@ -23,17 +24,11 @@ SLICES_AT_ONCE = 64  # on a CPU: intermediate results stay in its caches [O]
 
 
 class StudyBatch(NamedTuple):
-    """Studies with any number of slices, padded to the longest.
+    """Studies with any number of slices, padded to the longest."""
 
-    Attributes:
-        images: `(studies, slices, 1, height, width)` float32; polar view: `(…, depth, angle)`.
-        levels: `(studies, slices)` float32, 0 base … 1 apex.
-        mask: `(studies, slices)` bool, False for padding.
-    """
-
-    images: Tensor
-    levels: Tensor
-    mask: Tensor
+    images: Tensor  # (studies, slices, 1, height, width) float32; polar view: (…, depth, angle)
+    levels: Tensor  # (studies, slices) float32, 0 base … 1 apex
+    mask: Tensor  # (studies, slices) bool, False for padding
 
     def to(self, device: torch.device | str) -> StudyBatch:
         """The batch on another device."""
@@ -48,18 +43,13 @@ def pad_studies(studies: Sequence[tuple[Tensor, Tensor]]) -> StudyBatch:
     """Stack `(slices, 1, height, width)` images and `(slices,)` levels of studies, with padding."""
     images, levels = zip(*studies, strict=True)
     parts = images, levels, [torch.ones(len(own), dtype=torch.bool) for own in levels]
-    return StudyBatch(*(nn.utils.rnn.pad_sequence(list(part), batch_first=True) for part in parts))
+    return StudyBatch(*(pad_sequence(list(part), batch_first=True) for part in parts))
 
 
 def join(first: StudyBatch, second: StudyBatch) -> StudyBatch:
     """Two batches as one, padded to the longer."""
-    slices = max(first.mask.shape[1], second.mask.shape[1])
-
-    def pad(part: Tensor) -> Tensor:
-        return F.pad(part, [0, 0] * (part.ndim - 2) + [0, slices - part.shape[1]])
-
-    pairs = zip(first, second, strict=True)
-    return StudyBatch(*(torch.cat([pad(one), pad(other)]) for one, other in pairs))
+    parts = zip(first, second, strict=True)
+    return StudyBatch(*(pad_sequence([*a, *b], batch_first=True) for a, b in parts))
 
 
 class CircularConv(nn.Module):
@@ -86,11 +76,8 @@ def in_parts(encode: Callable[[Tensor], Tensor], slices: Tensor) -> Tensor:
 
 
 class PolarEncoder(nn.Module):
-    """Slice encoder of the polar view: `(N, 1, depth, angle)` → `(N, C, 2, 12)`.
-
-    The two rows are the inner and outer half of the wall. The twelve columns are sectors of 30°,
-    which start at the anterior insertion point.
-    """
+    """Slice encoder of the polar view: `(N, 1, depth, angle)` → `(N, C, 2, 12)`, which are the
+    inner and outer half of the wall, and sectors of 30° from the anterior insertion point."""
 
     grid = (2, 12)
 
@@ -108,10 +95,7 @@ class PolarEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Slice encoder of the image view: a convolutional timm network, one channel → `(N, C, 3, 3)`.
-
-    Raises InputError if timm knows no such network, or it gives no feature maps.
-    """
+    """Slice encoder of the image view: a convolutional timm network → `(N, C, 3, 3)`."""
 
     grid = (3, 3)
 
@@ -121,22 +105,16 @@ class ImageEncoder(nn.Module):
 
         try:
             net: Any = timm.create_model(name, in_chans=1, num_classes=0, global_pool="")
-        except (RuntimeError, ValueError) as error:
-            problem = f"{name!r}: {' '.join(str(error).split())[:200]}"
-            remedy = "Give a name from timm.list_models()."
-            raise InputError("setting encoder", problem, remedy) from error
-        self.net = net.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
-        self.out_channels = int(net.num_features)
-        try:
-            with torch.no_grad():
+            with torch.no_grad():  # a transformer for one image size fails here
                 shape = net.eval().forward_features(torch.zeros(1, 1, 64, 96)).shape
-        except (AssertionError, RuntimeError, ValueError):  # a transformer for one image size
-            shape = ()
-        if len(shape) != 4 or shape[1] != self.out_channels:
-            problem = f"{name!r} gives no feature map (channels first) for an image of any size"
-            remedy = "Give a convolutional network, e.g. regnetx_002 or resnet34."
-            raise InputError("setting encoder", problem, remedy)
-        net.train()
+            if len(shape) != 4 or shape[1] != net.num_features:
+                raise ValueError("it gives no feature map (channels first)")
+        except (AssertionError, RuntimeError, ValueError) as error:
+            problem = f"{name!r}: {' '.join(str(error).split())[:200]}"
+            remedy = "Give a convolutional network of timm, e.g. regnetx_002 or resnet34."
+            raise InputError("setting encoder", problem, remedy) from error
+        self.net = net.train().to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
+        self.out_channels = int(net.num_features)
 
     def forward(self, image: Tensor) -> Tensor:
         image = image.contiguous(memory_format=torch.channels_last)
@@ -154,9 +132,9 @@ def check_encoder(settings: FitSettings) -> None:
 class StudyEncoder(nn.Module):
     """A study → its embedding, and the tokens that the caption decoder reads.
 
-    Slice features keep their place in the grid, and the level of the slice is added. Slices are
-    pooled by attention (Ilse 2018, arXiv 1802.04712) and by their maximum. The decoder's tokens are
-    learned queries over all grid cells of all slices, and one token of the pooled slices.
+    The level of each slice is added to its features. Slices are pooled by attention (Ilse 2018,
+    arXiv 1802.04712) and by their maximum. The decoder's tokens are learned queries over all grid
+    cells of all slices, and one token of the pooled slices.
     """
 
     def __init__(self, settings: FitSettings):
@@ -186,13 +164,11 @@ class StudyEncoder(nn.Module):
         )
 
     def forward(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
-        """Embeddings `(studies, embed_dim)`, not normalised, and decoder tokens
-        `(studies, queries + 1, text_width)`."""
+        """Embeddings, not normalised, and decoder tokens `(studies, queries + 1, text_width)`."""
         return self.embed(*self.slice_features(batch), batch.mask)
 
     def slice_features(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
-        """Slice features `(studies, slices, width)` and grid cells
-        `(studies, slices, cells, width)`; 0 for padding."""
+        """Features `(studies, slices, width)` and cells `(studies, slices, cells, width)`."""
         studies, slices = batch.mask.shape
         valid = batch.mask.flatten().nonzero()[:, 0]  # once: counting them waits for a GPU
         images, levels = batch.images.flatten(0, 1)[valid], batch.levels.flatten()[valid]
@@ -209,7 +185,7 @@ class StudyEncoder(nn.Module):
         return pad(features), pad(cells)
 
     def gather(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled slices `(studies, 2 · width)`, attention mean and maximum, and the attention."""
+        """Attention mean and maximum `(studies, 2 · width)`, and the attention of each slice."""
         padding = ~mask[..., None]
         weights = self.attend(features).masked_fill(padding, -math.inf).softmax(1)
         heads = features.unflatten(-1, (weights.shape[-1], -1))
@@ -218,17 +194,15 @@ class StudyEncoder(nn.Module):
         return torch.cat([mean, largest], -1), weights.mean(-1)
 
     def pool(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Study embeddings `(studies, embed_dim)` and attention `(studies, slices)`, which sums
-        to 1 over slices."""
+        """Study embeddings, and attention `(studies, slices)`, which sums to 1 over slices."""
         gathered, weights = self.gather(features, mask)
         return self.out(self.project(gathered)), weights
 
     def embed(self, features: Tensor, cells: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The result of `forward` from that of `slice_features`."""
         gathered, _ = self.gather(features, mask)
-        keys = cells.flatten(1, 2)
-        padding = (~mask)[..., None].expand(*mask.shape, cells.shape[2]).flatten(1)
-        queries = self.queries.expand(len(keys), -1, -1)
+        padding = (~mask).repeat_interleave(cells.shape[2], 1)
+        keys, queries = cells.flatten(1, 2), self.queries.expand(len(cells), -1, -1)
         tokens, _ = self.read(queries, keys, keys, key_padding_mask=padding, need_weights=False)
         tokens = torch.cat([self.whole(gathered)[:, None], self.token(tokens)], 1)
         return self.out(self.project(gathered)), tokens
@@ -240,27 +214,21 @@ class StudyEncoder(nn.Module):
         return embedded.unflatten(0, features.shape[:2])
 
     def load_segmentation(self, state: Mapping[str, Tensor]) -> None:
-        """Start the slice encoder from the encoder of a segmentation network.
-
-        Names are timm's or segmentation_models_pytorch's. Raises InputError if it does not fit.
-        """
+        """Start the slice encoder from that of a segmentation network (names of timm or smp)."""
         target = self.encoder.net if isinstance(self.encoder, ImageEncoder) else self.encoder
 
         def common(name: str) -> str:  # timm's stages are "stages.0" or "stages_0"
             return name.removeprefix("encoder.").removeprefix("model.").replace(".", "_")
 
-        own, found = target.state_dict(), {common(name): value for name, value in state.items()}
-        taken = {
-            name: found[common(name)]
-            for name, value in own.items()
-            if common(name) in found and found[common(name)].shape == value.shape
-        }
+        own, taken = target.state_dict(), {}
+        found = {common(name): value for name, value in state.items()}
+        for name, value in own.items():
+            given = found.get(common(name))
+            if given is not None and given.shape == value.shape:
+                taken[name] = given
         if len(taken) < 0.9 * len(own):
             problem = f"{len(taken)} of {len(own)} tensors fit the slice encoder"
-            remedy = (
-                "Fit the heart network with the same encoder, choose another one (regnetx_002, "
-                "resnet18 and convnext_atto work), or set encoder_init='random'."
-            )
+            remedy = "Set encoder_init='random', or encoder=regnetx_002, resnet18 or convnext_atto."
             raise InputError("segmentation weights", problem, remedy)
         target.load_state_dict(own | taken)
 
@@ -268,9 +236,8 @@ class StudyEncoder(nn.Module):
 class HuggingFaceText(nn.Module):
     """Text encoder from Hugging Face: `(texts, length)` ids → embedding, tokens for the decoder.
 
-    The encoder's states depend on the whole text, and would tell the caption decoder the word that
-    it must predict. So the decoder's tokens come from an embedding of their own. ``shape`` is the
-    encoder's configuration as JSON, without the name or folder it came from.
+    The decoder's tokens have an embedding of their own, because the encoder's states know the word
+    to predict. ``shape`` is the encoder's configuration as JSON, without its name or folder.
     """
 
     def __init__(
@@ -307,15 +274,9 @@ class HuggingFaceText(nn.Module):
 class CoCa(nn.Module):
     """Contrastive captioner (Yu 2022, arXiv 2205.01917) with a `StudyEncoder` for images.
 
-    The text tower and the decoder are open_clip's, with the names of its ``CoCa``: the weights
-    outside ``visual`` load into that class. It embeds texts as this one does if it is built with
-    ``correct_cls_mask=True``. Texts may be padded to any length. Weights depend on torch's seed.
-
-    Args:
-        settings: widths and views.
-        tokenizer: sets the vocabulary and the context length.
-        text_shape: `HuggingFaceText.shape` of a saved text encoder, which is then built with random
-            weights; None reads the weights that ``settings.text_encoder`` names.
+    The text tower and the decoder are open_clip's, with the names of its ``CoCa``. Texts may be
+    padded to any length. Weights depend on torch's seed. ``text_shape`` is the
+    `HuggingFaceText.shape` of a saved model; None reads the weights of ``settings.text_encoder``.
     """
 
     def __init__(
@@ -380,12 +341,9 @@ class CoCa(nn.Module):
     ) -> dict[str, Tensor]:
         """The outputs of open_clip's ``CoCa``: features, ``logit_scale``, ``logits``, ``labels``.
 
-        Args:
-            studies: the images.
-            text: token ids of the texts, each of them once, `(texts, length)`.
-            text_of: the row of each study's text, `(studies,)`. None: text i belongs to study i,
-                and is its caption.
-            caption_of: likewise the row of its caption. None leaves the decoder out.
+        ``text_of`` is the row of each study's text in the token ids ``text``, ``caption_of`` that
+        of its caption (None: no captions). Without ``text_of``, text i is text and caption of
+        study i.
         """
         if text_of is None:
             text_of = caption_of = torch.arange(len(text), device=text.device)
@@ -402,20 +360,14 @@ class CoCa(nn.Module):
 build_coca = CoCa  # the name that notebooks use
 
 
-def count_weights(model: nn.Module) -> int:
-    """Number of trainable weights."""
-    return sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-
-
 def save_coca(folder: Path, model: CoCa, tokenizer: ReportTokenizer, settings: FitSettings) -> None:
-    """Write ``model.safetensors``, ``tokenizer.json``, ``config.json``, and ``text.json`` for a
-    Hugging Face encoder."""
+    """Write weights, tokenizer, settings, and the shape of a Hugging Face encoder."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    (folder / "tokenizer.json").write_text(tokenizer.to_json())
+    (folder / "tokenizer.json").write_text(tokenizer.core.to_str())
     if isinstance(model.text, HuggingFaceText):
         (folder / "text.json").write_text(model.text.shape)
     config = {"settings": settings.model_dump(), "context_length": tokenizer.context_length}
@@ -428,12 +380,12 @@ def save_coca(folder: Path, model: CoCa, tokenizer: ReportTokenizer, settings: F
 def load_coca(folder: Path) -> tuple[CoCa, ReportTokenizer, FitSettings]:
     """Read what `save_coca` wrote; the model is in eval mode on the CPU."""
     from safetensors.torch import load_file
+    from tokenizers import Tokenizer
 
     config = json.loads((folder / "config.json").read_text())
     settings = make_settings(**config["settings"])
-    tokenizer = ReportTokenizer.from_json(
-        (folder / "tokenizer.json").read_text(), config["context_length"], config["special"]
-    )
+    core = Tokenizer.from_str((folder / "tokenizer.json").read_text())
+    tokenizer = ReportTokenizer(core, config["context_length"], config["special"])
     shape = (folder / "text.json").read_text() if settings.text_encoder != "scratch" else None
     model = CoCa(settings, tokenizer, shape)
     model.load_state_dict(load_file(folder / "model.safetensors"))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lgekit import cache
-from lgekit.clip.data import ImageTextPairs, TrainingData, augment, shuffle_texts
+from lgekit.clip.data import ImageTextPairs, TrainingData, augment, epoch_batches, shuffle_texts
 from lgekit.clip.model import CoCa
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.config import FitSettings
@@ -41,9 +40,8 @@ def contrastive_loss(logits: Tensor, text_ids: Tensor, targets: str = "same_text
         logits: `(n, n)`, study × text, scaled by the temperature.
         text_ids: `(n,)`, equal where two studies have the same text.
         targets: ``identity``: study i belongs to text i alone (CLIP, Radford 2021, arXiv
-            2103.00020). ``same_text``: it belongs equally to all copies of its text. Their entropy
-            is subtracted, so that a perfect encoder reaches 0 (Khosla 2020, arXiv 2004.11362, has
-            the same gradient per direction).
+            2103.00020). ``same_text``: it belongs equally to all copies of its text, whose entropy
+            is subtracted: a perfect encoder reaches 0 (gradient: Khosla 2020, arXiv 2004.11362).
     """
     same = torch.eye(len(text_ids), dtype=torch.bool, device=logits.device)
     if targets == "same_text":
@@ -51,13 +49,6 @@ def contrastive_loss(logits: Tensor, text_ids: Tensor, targets: str = "same_text
     target = same / same.sum(1, keepdim=True)
     losses = [-(target * side.log_softmax(1)).sum(1).mean() for side in (logits, logits.T)]
     return torch.stack(losses).mean() - same.sum(1).log().mean()
-
-
-def caption_loss(logits: Tensor, labels: Tensor, pad_id: int) -> Tensor:
-    """Mean cross-entropy per token, without padding (open_clip's ``CoCaLoss``)."""
-    logits, labels = logits.flatten(0, 1), labels.flatten()
-    total = F.cross_entropy(logits, labels, ignore_index=pad_id, reduction="sum")
-    return total / (labels != pad_id).sum()
 
 
 def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
@@ -98,13 +89,16 @@ def train_epoch(
     generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)  # augmentation
     half = cache.trains_in_bfloat16(device, settings.bfloat16)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    batches, total = list(data.steps(epoch, settings)), torch.zeros(2, device=device)
+    counts = data.real, len(data.texts) - data.real
+    batches = list(epoch_batches(epoch, *counts, data.texts, settings))
+    total = torch.zeros(2, device=device)
     model.train()
     for step, (index, chosen) in enumerate(batches):
         rate = learning_rate(epoch * len(batches) + step, settings.epochs * len(batches), settings)
         for group in optimizer.param_groups:
             group["lr"] = rate * group["share"]
-        studies, text, text_of, caption_of = data.select(index, chosen, settings)
+        inputs = data.select(index, chosen, captions=settings.caption_weight > 0)
+        studies, text, text_of, caption_of = inputs
         studies = augment(studies, settings, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             out = model(studies, text, text_of, caption_of)
@@ -117,6 +111,10 @@ def train_epoch(
             model.logit_scale.clamp_(0, math.log(100))
             total += losses.detach()
     means = dict(zip(("contrastive", "caption"), (total / len(batches)).tolist(), strict=True))
+    if not np.isfinite(list(means.values())).all():
+        problem = f"the loss of epoch {epoch + 1} is not a number"
+        remedy = "Lower learning_rate, and look for images that are empty or not finite."
+        raise InputError("training", problem, remedy)
     return means | {"epoch": epoch + 1, "learning_rate": rate}
 
 
@@ -127,8 +125,9 @@ def both_losses(
     image, text = out["image_features"].float(), out["text_features"].float()
     contrast = contrastive_loss(out["logit_scale"] * image @ text.T, text_of, settings.targets)
     caption = contrast.new_zeros(())
-    if "logits" in out:
-        caption = caption_loss(out["logits"].float(), out["labels"], pad_id)
+    if "logits" in out:  # mean per token, without padding
+        logits, labels = out["logits"].float().flatten(0, 1), out["labels"].flatten()
+        caption = F.cross_entropy(logits, labels, ignore_index=pad_id)
     return torch.stack([contrast, caption])
 
 
@@ -139,28 +138,20 @@ def validation_loss(
     """Contrastive loss of all validation studies as one batch, with the first text of each."""
     model.eval()
     device = model.logit_scale.device
-    first = [options[0] for options in pairs.texts]
-    texts = sorted(set(first))
-    text_of = torch.tensor([texts.index(text) for text in first], device=device)
-    out = model(pairs.batch.to(device), tokenizer(texts).to(device), text_of)
+    texts, rows = np.unique([options[0] for options in pairs.texts], return_inverse=True)
+    text_of = torch.from_numpy(rows).to(device)
+    out = model(pairs.batch.to(device), tokenizer(texts.tolist()).to(device), text_of)
     return float(both_losses(out, text_of, settings, tokenizer.pad_id)[0])
 
 
 @dataclass
 class TrainingState:
-    """What a resumed run needs besides its weights, and which weights to keep.
+    """What a resumed run needs besides its weights, and which weights to keep."""
 
-    Attributes:
-        fingerprint: identifies settings, texts and images.
-        history: one row for each epoch.
-        best: the weights with the lowest validation loss.
-        average: the running average of the weights.
-    """
-
-    fingerprint: str = ""
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: dict[str, Tensor] = field(default_factory=dict)
-    average: dict[str, Tensor] = field(default_factory=dict)
+    fingerprint: str = ""  # identifies settings, texts and images
+    history: list[dict[str, float]] = field(default_factory=list)  # one row for each epoch
+    best: dict[str, Tensor] = field(default_factory=dict)  # weights with the best validation loss
+    average: dict[str, Tensor] = field(default_factory=dict)  # running average of the weights
 
     def add(self, row: dict[str, float], model: nn.Module, decay: float) -> None:
         """Add an epoch: average its weights (Polyak averaging), and keep them if they are best."""
@@ -187,20 +178,17 @@ class TrainingState:
             torch.save(content, part)
 
     def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Continue from a checkpoint. Raises InputError if it is not one of the same run."""
-        device = next(model.parameters()).device
+        """Continue from a checkpoint of the same run."""
         try:
+            device = next(model.parameters()).device
             content = torch.load(path, map_location=device, weights_only=True)
-            states = content.pop("model"), content.pop("optimizer")
-            fingerprint = content["fingerprint"]
-        except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError) as error:
-            problem = f"is no checkpoint ({type(error).__name__})"
-            raise InputError(path, problem, "Remove it; training then starts again.") from error
-        if fingerprint != self.fingerprint:
-            remedy = "Remove it, or give each training its own file"
-            raise InputError(path, "is the checkpoint of other settings, texts or images", remedy)
-        model.load_state_dict(states[0])
-        optimizer.load_state_dict(states[1])
+            if content["fingerprint"] != self.fingerprint:
+                raise ValueError("other settings, texts or images")
+        except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError, ValueError) as error:
+            problem = f"is no checkpoint of this training ({error or type(error).__name__})"
+            raise InputError(path, problem, "Remove it to start again.") from error
+        model.load_state_dict(content.pop("model"))
+        optimizer.load_state_dict(content.pop("optimizer"))
         vars(self).update(content)
 
 
@@ -223,20 +211,17 @@ def fit(
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> FitResult:
-    """Train a `CoCa` on studies and texts.
+    """Train a `CoCa` on studies and texts. It returns in eval mode on the CPU.
 
     Args:
-        pairs: the real studies.
-        settings: everything else that matters.
+        pairs, settings, progress: the real studies, the method, and whether to show a bar.
         synthetic: a pool of synthetic pairs; each epoch draws ``synthetic_per_real`` × studies.
         validation: studies whose contrastive loss selects the epoch to keep (unless weights are
             averaged) and decides on early stopping; no label is used.
-        encoder_state: weights of a segmentation encoder (``encoder_init="segmentation"``).
+        encoder_state: weights of a segmentation encoder.
         checkpoint: a file for the last whole epoch. If it exists, training resumes from it.
-        progress: show a bar with the losses and the time left.
 
-    Returns the network in eval mode on the CPU. Raises InputError for fewer than two studies or
-    distinct texts, a checkpoint of another run, or a loss that is not finite.
+    Raises InputError for fewer than two studies or distinct texts, or a loss that is not finite.
     """
     if len(pairs) < 2:
         problem = f"{len(pairs)} found"
@@ -255,26 +240,27 @@ def fit(
         if validation is not None:  # its texts select the epoch
             (validation,) = shuffle_texts(np.random.default_rng([settings.seed, 78]), validation)
     texts = [options for group in groups for options in group.texts]
-    tokenizer = make_tokenizer([text for options in texts for text in options], settings)
+    distinct = sorted({text for options in texts for text in options})
+    if settings.text_encoder == "scratch":
+        tokenizer = ReportTokenizer.train(distinct, settings.vocabulary, settings.longest_text)
+    else:
+        tokenizer = ReportTokenizer.from_hugging_face(settings.text_encoder, settings.longest_text)
+    if cut := tokenizer.share_cut(distinct):
+        message = f"{cut:.0%} of the texts are longer than {tokenizer.context_length} tokens"
+        warnings.warn(f"{message}, and are cut. Set context_length higher.", stacklevel=2)
     device = cache.accelerator()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         model = CoCa(settings, tokenizer)
-        if encoder_state is not None and settings.encoder_init == "segmentation":
+        if encoder_state is not None:
             model.visual.load_segmentation(encoder_state)
         model.to(device)
         optimizer, state = adamw(model, settings), TrainingState()
-        data = TrainingData.of(tokenizer, device, *groups)
+        data = TrainingData.of(tokenizer, device, groups)
         if checkpoint:
-            about = [settings.model_dump(exclude={"workers"}), [list(options) for options in texts]]
-            tensors = list(data.studies)
-            if validation is not None:
-                about.append([list(options) for options in validation.texts])
-                tensors += validation.batch
-            # those of the polar view follow from its images, but not to the last bit
-            if encoder_state is not None and settings.frame == "image":
-                tensors += encoder_state.values()
-            state.fingerprint = joblib.hash([about, [part.cpu().numpy() for part in tensors]])
+            about = settings.model_dump(exclude={"workers"}), texts, validation and validation.texts
+            images = [part.cpu().numpy() for part in data.studies]
+            state.fingerprint = joblib.hash([repr(about), images])
             if checkpoint.exists():
                 state.load(checkpoint, model, optimizer)
         todo = range(len(state.history), settings.epochs)
@@ -285,10 +271,6 @@ def fit(
                 break
             started = time.perf_counter()
             row = train_epoch(model, optimizer, data, epoch, settings)
-            if not np.isfinite([row["contrastive"], row["caption"]]).all():
-                problem = f"the loss of epoch {epoch + 1} is not a number"
-                remedy = "Lower learning_rate, and look for images that are empty or not finite."
-                raise InputError("training", problem, remedy)
             if validation is not None:
                 row[VALIDATION] = validation_loss(model, tokenizer, validation, settings)
             row["seconds"] = time.perf_counter() - started
@@ -300,53 +282,22 @@ def fit(
     return FitResult(model.cpu().eval(), tokenizer, pd.DataFrame(state.history))
 
 
-def make_tokenizer(texts: Sequence[str], settings: FitSettings) -> ReportTokenizer:
-    """Train a tokenizer on texts, or load that of ``text_encoder``; warn if it cuts texts."""
-    if settings.text_encoder == "scratch":
-        tokenizer = ReportTokenizer.train(texts, settings.vocabulary, settings.longest_text)
-    else:
-        tokenizer = ReportTokenizer.from_hugging_face(settings.text_encoder, settings.longest_text)
-    if cut := tokenizer.share_cut(sorted(set(texts))):
-        message = f"{cut:.0%} of the texts are longer than {tokenizer.context_length} tokens"
-        warnings.warn(f"{message}, and are cut. Set context_length higher.", stacklevel=3)
-    return tokenizer
-
-
-def begin_fit(folder: Path, **about: Any) -> None:
-    """Write down what a fit depends on, as JSON in the folder of its checkpoints.
-
-    Raises InputError if the folder holds checkpoints of a fit with another value.
-    """
-    file, now = Path(folder) / "fit.json", json.loads(json.dumps(about))
-    if not file.exists() or not any(file.parent.glob("*.pt")):  # nothing is trained yet
-        with cache.replacing(file) as part:
-            part.write_text(json.dumps(now, indent=1), "utf-8")
-        return
-    before = json.loads(file.read_text("utf-8"))
-    for name in now:
-        if before.get(name) != now[name]:
-            problem = f"{name} was {before.get(name)!r} and is now {now[name]!r}"
-            remedy = "Give the former value to resume it, or remove that folder to start again"
-            raise InputError(folder, f"keeps a fit that was cut off: {problem}", remedy)
-
-
 @contextmanager
 def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Path | None]:
     """Give a cached folder for the checkpoints of one fit; it is removed when the fit is done.
 
-    After a kill, the same arguments give the same folder.
-
-    Args:
-        cohort, settings: of the fit.
-        about: what else it depends on: further cohorts, words and numbers.
-
-    Yields:
-        The folder; None if caching is off (`lgekit.cache`), or another process runs the same fit.
+    After a kill, the same arguments give the same folder. ``about`` is what else the fit depends
+    on: further cohorts, words and numbers. Yields None if caching is off (`lgekit.cache`), or
+    another process runs the same fit.
     """
     root = cache.memory().location
-    parts = [_identify(one) for one in (cohort, *about)]
-    parts.append(settings.model_dump_json(exclude={"workers"}))
+    parts = [settings.model_dump_json(exclude={"workers"})]
     parts.append(cache.code_version("anatomy", "reports", "data", "segmentation", "scars", "clip"))
+    for one in (cohort, *about):
+        parts.append(repr(getattr(one, "fingerprint", one)))
+        if isinstance(one, Cohort):  # its fingerprint omits these
+            names = ("landmarks", "patient_id", "fold")
+            parts += [repr([study.get(name) for name in names]) for study in one.studies]
     lock = Path(root or "") / "training" / f"{joblib.hash(parts)[:16]}.lock"
     if not root or cache.is_locked(lock):
         yield None
@@ -359,12 +310,3 @@ def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Pa
             with suppress(FileNotFoundError):  # another process has just finished it
                 if time.time() - other.stat().st_mtime > KEPT_DAYS * 86_400:
                     shutil.rmtree(other, ignore_errors=True)
-
-
-def _identify(part: Any) -> str:
-    """What a fit depends on in a cohort, whose fingerprint omits landmarks, patients and folds."""
-    if not isinstance(part, Cohort):
-        return repr(part)
-    names = ("landmarks", "patient_id", "fold")
-    marks = [[repr(study.get(name)) for name in names] for study in part.studies]
-    return repr((part.fingerprint, marks))

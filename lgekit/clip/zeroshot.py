@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgekit.clip.data import CHUNK, chunks
 from lgekit.clip.model import CoCa, StudyBatch
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.findings import WALLS
@@ -29,14 +27,13 @@ def write_captions(
     beams: int = 1,
     encoded: tuple[Tensor, Tensor] | None = None,
 ) -> list[str]:
-    """Write captions of studies by greedy (``beams=1``) or beam decoding.
+    """Write captions of studies by greedy (``beams=1``) or beam decoding, in eval mode.
 
     Beams keep the largest mean log-probability per token; the sum would favour short captions.
-    ``encoded`` is the result of `StudyEncoder.slice_features`, if it is known. The model must be in
-    eval mode.
+    ``encoded`` is the result of `StudyEncoder.slice_features`, if it is known.
     """
-    encoded = encoded if encoded is not None else model.visual.slice_features(batch)
-    _, image_tokens = model.visual.embed(*encoded, batch.mask)
+    features, cells = encoded or model.visual.slice_features(batch)
+    _, image_tokens = model.visual.embed(features, cells, batch.mask)
     studies, device = len(image_tokens), image_tokens.device
     text = torch.full((studies, 1, 1), tokenizer.start_id, device=device)  # (…, beams, length)
     score = torch.zeros(studies, 1, device=device)
@@ -68,38 +65,25 @@ def write_captions(
 
 @dataclass(frozen=True)
 class Reading:
-    """What prompts say about studies: log-odds against "no enhancement", not calibrated.
+    """What prompts say about studies: log-odds against "no enhancement", not calibrated."""
 
-    Attributes:
-        presence: `(studies,)`.
-        walls, levels, depths: `(studies, labels)`, in the order of the prompts.
-        slices: `(studies, slices)` presence in each slice, read on its own; NaN for padding.
-        slice_walls: `(studies, slices, labels)` each wall in each slice, likewise.
-        attention: `(studies, slices)` share of each slice in the study embedding; sums to 1.
-    """
-
-    presence: np.ndarray
-    walls: np.ndarray
+    presence: np.ndarray  # (studies,)
+    walls: np.ndarray  # (studies, labels), as levels and depths, in the order of the prompts
     levels: np.ndarray
     depths: np.ndarray
-    slices: np.ndarray
-    slice_walls: np.ndarray
-    attention: np.ndarray
+    slices: np.ndarray  # (studies, slices) presence in each slice, read alone; NaN for padding
+    slice_walls: np.ndarray  # (studies, slices, labels) likewise
+    attention: np.ndarray  # (studies, slices) share in the study embedding; sums to 1
 
     def rows(self, index: np.ndarray) -> Reading:
         """The reading of some of the studies."""
-        return Reading.merge(lambda parts: parts[0][index], [self])
-
-    @staticmethod
-    def mean(readings: Sequence[Reading]) -> Reading:
-        """The mean of several networks' readings of the same studies."""
-        return Reading.merge(lambda parts: np.mean(parts, axis=0), readings)
+        return Reading(*(values[index] for values in vars(self).values()))
 
     @staticmethod
     def merge(function: Callable[[list], np.ndarray], readings: Sequence[Reading]) -> Reading:
         """Apply a function to the values of each attribute of some readings."""
-        names = [field.name for field in fields(Reading)]
-        return Reading(*(function([getattr(one, name) for one in readings]) for name in names))
+        each = zip(*(vars(one).values() for one in readings), strict=True)
+        return Reading(*(function(list(values)) for values in each))
 
 
 def pooled(logits: Tensor) -> Tensor:
@@ -115,77 +99,67 @@ def read_studies(
     prompts: PromptSets,
     features: Tensor | None = None,
 ) -> Reading:
-    """Read studies by their similarity to prompts, from images alone.
+    """Read studies by their similarity to prompts (`prompt_sets`), from images alone.
 
-    Args:
-        model, tokenizer: the model is in eval mode.
-        batch: the studies.
-        prompts: as `lgekit.reports.training_texts.prompt_sets` gives them.
-        features: slice features of the batch (`StudyEncoder.slice_features`), if they are known.
+    ``features`` are the slice features of the batch (`StudyEncoder.slice_features`), if they are
+    known. The model must be in eval mode.
     """
-    scale, parts = model.logit_scale.exp(), []
+    scale = model.logit_scale.exp()
     texts = {
-        kind: {label: model.encode_text(tokenizer(list(own))) for label, own in labels.items()}
+        kind: {label: model.encode_text(tokenizer(own)) for label, own in labels.items()}
         for kind, labels in prompts.items()
     }
-    presence = texts["presence"]
+    positive, negative = (texts["presence"][name] for name in ("positive", "negative"))
 
     def log_odds(embedded: Tensor, texts: Iterable[Tensor]) -> Tensor:
-        absent = pooled(scale * embedded @ presence["negative"].T)
+        absent = pooled(scale * embedded @ negative.T)
         return torch.stack([pooled(scale * embedded @ text.T) - absent for text in texts], -1)
 
-    known = features.split(CHUNK) if features is not None else itertools.repeat(None)
-    for part, own in zip(chunks(batch), known, strict=False):
-        if own is None:
-            own, _ = model.visual.slice_features(part)
-        embedded, attention = model.visual.pool(own, part.mask)
-        image, padding = F.normalize(embedded, dim=-1), ~part.mask[..., None]
-        each = F.normalize(model.visual.each_slice(own), dim=-1)
-        found = [log_odds(image, [presence["positive"]])[..., 0]]
-        found += [log_odds(image, texts[kind].values()) for kind in ("wall", "level", "depth")]
-        slices = log_odds(each, [presence["positive"]]).masked_fill(padding, math.nan)
-        walls = log_odds(each, texts["wall"].values()).masked_fill(padding, math.nan)
-        found += [slices[..., 0], walls, attention]
-        parts.append(Reading(*(values.numpy().astype(float) for values in found)))
-    return Reading.merge(np.concatenate, parts)
+    if features is None:
+        features, _ = model.visual.slice_features(batch)
+    embedded, attention = model.visual.pool(features, batch.mask)
+    image, padding = F.normalize(embedded, dim=-1), ~batch.mask[..., None]
+    each = F.normalize(model.visual.each_slice(features), dim=-1)
+    found = [log_odds(image, [positive])[..., 0]]
+    found += [log_odds(image, texts[kind].values()) for kind in ("wall", "level", "depth")]
+    slices = log_odds(each, [positive]).masked_fill(padding, math.nan)
+    walls = log_odds(each, texts["wall"].values()).masked_fill(padding, math.nan)
+    found += [slices[..., 0], walls, attention]
+    return Reading(*(values.numpy().astype(float) for values in found))
+
+
+Platt = tuple[float, float]  # slope and offset
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Platt scaling (Platt 1999): probability = sigmoid(slope · score + offset).
+    """Platt scaling (Platt 1999): probability = sigmoid(slope · score + offset)."""
 
-    Attributes:
-        presence: ``(slope, offset)``.
-        walls: one pair for each wall.
-        slices: one pair.
-    """
-
-    presence: tuple[float, float] = (1.0, 0.0)
-    walls: tuple[tuple[float, float], ...] = ((1.0, 0.0),) * 6
-    slices: tuple[float, float] = (1.0, 0.0)
+    presence: Platt = (1.0, 0.0)
+    walls: tuple[Platt, ...] = ((1.0, 0.0),) * 6
+    slices: Platt = (1.0, 0.0)
 
     @classmethod
     def fit(cls, reading: Reading, reports: Iterable[str]) -> Calibration:
         """Fit on the *reports* of studies that the networks were not trained on.
 
-        Classes are balanced, so that 0.5 is the threshold of the best balanced accuracy. A report
-        of scar without a place does not calibrate the walls.
+        A report of scar without a place does not calibrate the walls.
         """
         found = [read_report(report) for report in reports]
-        present = np.array([one.present for one in found])
+        presence = platt(reading.presence, np.array([one.present for one in found]))
         placed = np.array([bool(one.walls) or not one.present for one in found])
         walls = []
         for number, wall in enumerate(WALLS):
             truth = np.array([wall in one.walls for one in found])
             walls.append(platt(reading.walls[placed, number], truth[placed]))
-        presence = platt(reading.presence, present)
         return cls(presence, tuple(walls), presence)
 
 
-def platt(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
+def platt(scores: np.ndarray, truth: np.ndarray) -> Platt:
     """Slope and offset of a logistic regression on one score, with balanced classes.
 
-    With one class only they are 1 and 0: the threshold stays the prompts' own zero.
+    0.5 is then the threshold of the best balanced accuracy. With one class only they are 1 and 0:
+    the threshold is the prompts' own zero.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -198,61 +172,55 @@ def platt(scores: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     return slope, float(model.intercept_[0]) - slope * centre
 
 
-def probability(scores: np.ndarray, pair: tuple[float, float]) -> np.ndarray:
-    """Platt's sigmoid of scores."""
+def probability(scores: np.ndarray, pair: Platt | np.ndarray) -> np.ndarray:
+    """Platt's sigmoid of scores; an array of slopes and one of offsets fit the last axis."""
     return 1 / (1 + np.exp(-np.clip(pair[0] * scores + pair[1], -60, 60)))
 
 
 @torch.no_grad()
-def heat_map(
+def occlusion_map(
     model: CoCa,
     tokenizer: ReportTokenizer,
     study: StudyBatch,
     positive: Sequence[str],
-    negative: Sequence[str] = (),
+    negative: Sequence[str],
     patch: tuple[int, int] = (6, 9),
     only: int | None = None,
 ) -> np.ndarray:
-    """Occlusion map: the drop in the score of a sentence when a patch is occluded.
+    """Occlusion map: the drop in the score of sentences when a patch is occluded.
 
     An occluded patch is 0, the signal of remote myocardium (Zeiler 2014, arXiv 1311.2901).
 
     Args:
-        model, tokenizer: the model is in eval mode.
-        study: one study, `(1, slices, 1, height, width)`.
-        positive: sentences to look for.
-        negative: sentences whose score is subtracted, if any.
+        model, tokenizer, study: a model in eval mode, and one study.
+        positive, negative: sentences to look for, and those whose score is subtracted.
         patch: height and width in pixels of the view.
         only: occlude this slice alone; the others are 0.
 
     Returns:
-        `(slices, height, width)` float32, in logits; positive where a patch supports the sentence.
+        `(slices, height, width)` float32, in logits; positive where a patch supports the sentences.
     """
     images, levels, mask = study
     slices, _, height, width = images.shape[1:]
-    sought = model.encode_text(tokenizer(list(positive)))
-    other = model.encode_text(tokenizer(list(negative))) if negative else None
+    sought, other = (model.encode_text(tokenizer(own)) for own in (positive, negative))
     features, _ = model.visual.slice_features(study)
 
     def score(features: Tensor) -> Tensor:  # (n, slices, width)
         embedded, _ = model.visual.pool(features, mask.expand(len(features), -1))
         logits = model.logit_scale.exp() * F.normalize(embedded, dim=-1)
-        against = pooled(logits @ other.T) if other is not None else 0.0
-        return pooled(logits @ sought.T) - against
+        return pooled(logits @ sought.T) - pooled(logits @ other.T)
 
     tops, lefts = range(0, height, patch[0]), range(0, width, patch[1])
-    areas = [
-        (slice(top, top + patch[0]), slice(left, left + patch[1])) for top in tops for left in lefts
-    ]
-    heat, whole = torch.zeros(slices, height, width), score(features)
+    areas = [np.s_[y : y + patch[0], x : x + patch[1]] for y in tops for x in lefts]
+    drops, whole = torch.zeros(slices, height, width), score(features)
     for number in range(slices) if only is None else (only,):
         occluded = images[0, number].repeat(len(areas), 1, 1, 1)  # (patches, 1, height, width)
-        for image, (rows, columns) in zip(occluded, areas, strict=True):
-            image[:, rows, columns] = 0
+        for image, area in zip(occluded, areas, strict=True):
+            image[0][area] = 0
         level = levels[:, number].expand(len(areas))[:, None]
         alone = StudyBatch(occluded[:, None], level, mask.new_ones(len(areas), 1))
         changed = features.repeat(len(areas), 1, 1)
         changed[:, number] = model.visual.slice_features(alone)[0][:, 0]
-        for drop, (rows, columns) in zip(whole - score(changed), areas, strict=True):
-            heat[number, rows, columns] = drop
-    return heat.numpy()
+        for drop, area in zip(whole - score(changed), areas, strict=True):
+            drops[number][area] = drop
+    return drops.numpy()

@@ -88,14 +88,14 @@ def test_compares_studies_and_slices_with_any_sentence(fitted, cohort):
     assert studies.shape == (3,) and (np.abs(studies) <= 1 + 1e-6).all()
     assert [len(values) for values in slices] == [study.spatial_shape[2] for study in some.studies]
     denied = fitted.similarity(embedded, "No late gadolinium enhancement.")
-    evidence, slice_evidence = fitted.speaks_for(embedded, SCAR)
+    evidence, slice_evidence = fitted.evidence_for(embedded, SCAR)
     np.testing.assert_allclose(evidence, studies - denied[0], atol=1e-6)
     np.testing.assert_allclose(slice_evidence[2], slices[2] - denied[1][2], atol=1e-6)
     view, own = embedded.views[0], int(embedded.views[0].own_slices[1])
-    picture, heat = fitted.seen(view, own, SCAR)
+    picture, heat = fitted.occlusion_map(view, own, SCAR)
     np.testing.assert_array_equal(picture, view.images[1, 0])
     assert heat.shape == picture.shape and heat.any()
-    assert not fitted.seen(view, own, "No late gadolinium enhancement.")[1].any()
+    assert not fitted.occlusion_map(view, own, "No late gadolinium enhancement.")[1].any()
 
 
 ROWS = [PLAIN_CLIP, {"view": "image"}, {"orientation": "centre"}, {"masks": "true"}]

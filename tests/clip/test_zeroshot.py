@@ -14,7 +14,7 @@ from lgekit.clip.train import fit
 from lgekit.clip.zeroshot import (
     Calibration,
     Reading,
-    heat_map,
+    occlusion_map,
     platt,
     pooled,
     probability,
@@ -85,11 +85,11 @@ def test_occlusion_map_points_at_the_scar(trained, number, columns):
     studies = toy(3, seed=4)
     count = int(studies.batch.mask[number].sum())
     alone = StudyBatch(*(part[number : number + 1, :count] for part in studies.batch))
-    heat = heat_map(*trained, alone, POSITIVE, NEGATIVE, patch=(4, 6))
+    heat = occlusion_map(*trained, alone, POSITIVE, NEGATIVE, patch=(4, 6))
     assert heat.shape == (count, 12, 24)
     inside = heat[0, 3:8, columns].mean()
     assert inside > 0 and inside > 3 * np.abs(heat[1:]).mean()
-    first = heat_map(*trained, alone, POSITIVE, NEGATIVE, patch=(4, 6), only=0)
+    first = occlusion_map(*trained, alone, POSITIVE, NEGATIVE, patch=(4, 6), only=0)
     np.testing.assert_allclose(first[0], heat[0], atol=1e-5)
     assert not first[1:].any()
 
