@@ -43,11 +43,9 @@ def ring_study(
     size=112,
     **fields,
 ) -> Study:
-    """A ring of known size: blood 200, wall 60, the rest 100, noise 4; landmarks where the caller says."""
+    """A ring of known size: blood 200, wall 60, the rest 100, noise 4; with these landmarks."""
     rng = np.random.default_rng(4)
-    x, y = np.meshgrid(
-        np.arange(size) - size / 2 + 0.5, np.arange(size) - size / 2 + 0.5, indexing="ij"
-    )
+    x, y = np.indices((size, size)) - size / 2 + 0.5
     radius = np.hypot(x * spacing[0], y * spacing[1])
     outer = np.linspace(38, 26, slices)[:: -1 if flip_slices else 1]
     labels = np.where(radius[..., None] < outer, MYOCARDIUM, 0)

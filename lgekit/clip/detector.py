@@ -47,16 +47,10 @@ def confident_landmarks(study: Study, settings: FitSettings) -> Landmarks | None
 def segment_means(
     heat: np.ndarray, view: View, study: Study, settings: FitSettings
 ) -> dict[int, float]:
-    """Average an occlusion map over the wall of each AHA segment.
+    """Average an occlusion map `(slices, height, width)` over the wall of each AHA segment 1–17.
 
-    Args:
-        heat: `(slices, height, width)` on the view.
-        view, settings: from `lgekit.clip.data.make_view`.
-        study: located: its labels and landmarks define the segments.
-
-    Returns:
-        Segment 1–17 → mean, without segments that no slice shows. Empty without a heart or
-        confident insertion points.
+    The labels and landmarks of the located study define the segments. Those that no slice shows are
+    missing; all are, without a heart or confident insertion points.
     """
     marks = confident_landmarks(study, settings)
     if marks is None or not Ventricle.of(study.label_map).area.any():
@@ -121,22 +115,16 @@ class StudyEmbeddings(NamedTuple):
 class Detector:
     """Scar detection from images alone.
 
-    Attributes:
-        settings: how it was trained.
-        networks: models with their tokenizers; their scores are averaged.
-        heart: the heart network; None if ``orientation="none"`` or true masks are used.
-        calibration: scores → probabilities; the decision is ``p_lge > 0.5``.
-        histories: one training history per network.
-        held_out: predictions for studies by networks that were not trained on them, calibrated
-            without their reports. On a validation split, whose texts selected the epoch, they are
-            slightly optimistic.
+    ``held_out`` are predictions for studies by networks that were not trained on them, calibrated
+    without their reports. On a validation split, whose texts selected the epoch, they are slightly
+    optimistic.
     """
 
     settings: FitSettings
-    networks: list[tuple[CoCa, ReportTokenizer]]
-    heart: HeartNetwork | None
-    calibration: Calibration
-    histories: list[pd.DataFrame] = field(default_factory=list)
+    networks: list[tuple[CoCa, ReportTokenizer]]  # their scores are averaged
+    heart: HeartNetwork | None  # None if orientation="none" or true masks are used
+    calibration: Calibration  # scores → probabilities; the decision is p_lge > 0.5
+    histories: list[pd.DataFrame] = field(default_factory=list)  # one per network
     held_out: pd.DataFrame | None = None
 
     def locate(self, cohort: Cohort) -> Cohort:
@@ -168,11 +156,10 @@ class Detector:
         return self.table(located, views, Reading.merge(np.concatenate, readings), captions)
 
     def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
-        """Read the level and the depth of scar by their prompts, from images alone.
+        """Read the level and the depth of scar from images alone, one row per study.
 
-        Returns:
-            One row per study: ``study_id``; ``level_<level>``: log-odds against "no enhancement",
-            as scar may be in several levels; ``depth_<depth>``: shares that sum to 1.
+        ``level_<level>`` are log-odds against "no enhancement", as scar may be in several levels;
+        ``depth_<depth>`` are shares that sum to 1.
         """
         reading = self.read(batch_of(self.views(self.locate(cohort))))
         table = pd.DataFrame({"study_id": [study["study_id"] for study in cohort.studies]})
@@ -181,10 +168,7 @@ class Detector:
         return table
 
     def read(self, batch: StudyBatch, features: Tensor | None = None) -> Reading:
-        """The mean reading of all networks, not calibrated.
-
-        ``features`` are the slice features of the batch by the first network, if they are known.
-        """
+        """The mean reading of all networks; ``features`` are the first one's, if known."""
         prompts = prompt_sets(self.settings.text)
         readings = [zeroshot.read_studies(*self.networks[0], batch, prompts, features)]
         readings += [zeroshot.read_studies(*each, batch, prompts) for each in self.networks[1:]]
@@ -260,10 +244,7 @@ class Detector:
     def occlusion_map(
         self, view: View, own_slice: int, sentence: str
     ) -> tuple[np.ndarray, np.ndarray]:
-        """One stored slice of a view, and its occlusion map for a sentence against `denials`.
-
-        Both are `(height, width)`, as in `lgekit.clip.zeroshot.occlusion_map`.
-        """
+        """One stored slice of a view, and its occlusion map for a sentence against `denials`."""
         place = list(view.own_slices).index(own_slice)
         against = [sentence], self.denials
         heat = zeroshot.occlusion_map(*self.networks[0], batch_of([view]), *against, only=place)
@@ -290,10 +271,7 @@ class Detector:
 
     @classmethod
     def load(cls, folder: str | Path) -> Detector:
-        """Read what `save` wrote.
-
-        Raises InputError if a file is missing, damaged, or of another version of lgekit.
-        """
+        """Read what `save` wrote. Raises InputError if a file is missing or damaged."""
         folder = Path(folder)
         part = folder / "detector.json"
         if not part.is_file():
@@ -349,10 +327,8 @@ HUB_FILES += ["clip_*/*.json", "clip_*/model.safetensors"]
 def push(model_dir: str | Path, repo: str, public: bool = False) -> list[str]:
     """Send a fitted model, and its own or a new README.md, to the Hugging Face hub in one commit.
 
-    Other files of the folder, and held_out.csv, are not sent. The repository is made if absent;
-    only its owner can read it, unless it is made ``public``. Returns the names of the files.
-
-    Raises InputError if the folder holds no whole model, or the hub refuses.
+    Other files of the folder, and held_out.csv, are not sent. A new repository can be read by its
+    owner only, unless it is ``public``. Returns the names of the files.
     """
     from huggingface_hub import HfApi
 
@@ -375,10 +351,7 @@ def push(model_dir: str | Path, repo: str, public: bool = False) -> list[str]:
 
 
 def pull(repo: str, model_dir: str | Path) -> list[str]:
-    """Fetch a model from a hub repository into a new or empty folder; ignore its other files.
-
-    Returns the names of the files. Raises InputError if there is no whole model or no access.
-    """
+    """Fetch a model from a hub repository into a new folder. Returns the names of its files."""
     from huggingface_hub import HfApi
 
     folder = Path(model_dir)

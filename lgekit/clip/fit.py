@@ -223,18 +223,13 @@ def fit_detector(
         cohort: studies with reports. Those whose report does not say whether there is late
             enhancement are left out. Masks train the heart network (and the true-mask reference).
         settings: the method; an ablation row is an override.
-        all_studies: False: train on the split ``train``, calibrate on ``validation``; ``test`` is
-            not used. True: cross-fit by patient on every study. The networks of each fold see the
-            other folds only, their scores of the fold calibrate, and the mean of all networks is
-            the detector. If all studies carry a ``fold`` (`lgekit.evaluation.scores.with_fold`),
-            these folds are used, so that runs of a cross-validation share heart networks.
+        all_studies: False: train on the split ``train``, calibrate on ``validation``. True:
+            cross-fit by patient, or by the ``fold`` that all studies carry: the networks of each
+            fold see the other folds only, their scores of the fold calibrate, and the mean of all
+            networks is the detector.
         progress: show bars.
         pretrain_on: further cohorts with masks for the heart network.
-        checkpoints: folder for resuming; None: a killed run starts again.
-
-    Raises:
-        InputError: too few studies or reports, no masks anywhere, or no pretrained weights for the
-            slice encoder.
+        checkpoints: a folder from `lgekit.clip.train.resumable`; None: no resuming.
     """
     if settings.masks == "true":
         _starting_weights(None, settings)  # refuse before a long run: no heart network is trained
@@ -286,13 +281,16 @@ def _cross_fit(
     heart = HeartNetwork.mean(hearts) if hearts else None
     detector, readings = Detector(settings, [], heart, Calibration()), []
     views = detector.views(located)
+    batch = batch_of(views)
     trained = _parallel(jobs, settings, "CLIP + captioning", progress)
     for k, (networks, histories) in enumerate(trained):
-        batch = batch_of([view for view, own in zip(views, fold, strict=True) if own == k])
-        readings.append(replace(detector, networks=networks).read(batch))
+        own = batch.rows(torch.from_numpy(fold == k))
+        readings.append(replace(detector, networks=networks).read(own))
         detector.networks += networks
         detector.histories += histories
-    calibrate(detector, located, views, in_order(readings, fold), fold)
+    in_folds = Reading.merge(np.concatenate, readings)
+    in_order = in_folds.rows(np.argsort(np.argsort(fold, kind="stable")))
+    calibrate(detector, located, views, in_order, fold)
     return detector
 
 
@@ -391,26 +389,13 @@ def train_networks(
     return networks, histories
 
 
-def in_order(readings: Sequence[Reading], fold: np.ndarray) -> Reading:
-    """The folds' readings as one, in the order of the studies; slices are padded with NaN."""
-
-    def merge(parts: list[np.ndarray]) -> np.ndarray:
-        shape = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
-        merged = np.full((len(fold), *shape), np.nan)
-        for k, part in enumerate(parts):
-            merged[np.ix_(fold == k, *map(range, part.shape[1:]))] = part
-        return merged
-
-    return Reading.merge(merge, readings)
-
-
 def calibrate(
     detector: Detector, cohort: Cohort, views: Sequence[View], reading: Reading, group: np.ndarray
 ) -> None:
     """Calibrate a detector on studies that its networks were not trained on.
 
-    For ``held_out``, each group of studies (patient or fold) is calibrated on the reports of the
-    others only. Captions are empty there.
+    In ``held_out``, each group of studies (patient or fold) is calibrated on the reports of the
+    others only; captions are empty.
     """
     ids = cohort.manifest["study_id"].to_numpy()
     reports = calibration_reports(cohort, detector.settings)

@@ -220,12 +220,10 @@ class StudyEncoder(nn.Module):
         def common(name: str) -> str:  # timm's stages are "stages.0" or "stages_0"
             return name.removeprefix("encoder.").removeprefix("model.").replace(".", "_")
 
-        own, taken = target.state_dict(), {}
-        found = {common(name): value for name, value in state.items()}
-        for name, value in own.items():
-            given = found.get(common(name))
-            if given is not None and given.shape == value.shape:
-                taken[name] = given
+        own, found = target.state_dict(), {common(name): value for name, value in state.items()}
+        shape = {name: value.shape for name, value in found.items()}
+        fits = [name for name in own if shape.get(common(name)) == own[name].shape]
+        taken = {name: found[common(name)] for name in fits}
         if len(taken) < 0.9 * len(own):
             problem = f"{len(taken)} of {len(own)} tensors fit the slice encoder"
             remedy = "Set encoder_init='random', or encoder=regnetx_002, resnet18 or convnext_atto."
@@ -246,21 +244,21 @@ class HuggingFaceText(nn.Module):
         super().__init__()
         from transformers import AutoConfig, AutoModel
 
-        dtype = torch.float32  # many encoders are stored in half precision
+        single = {"dtype": torch.float32}  # many encoders are stored in half precision
         try:
             if shape is None:
-                config = AutoConfig.from_pretrained(name)
-                self.net = AutoModel.from_pretrained(name, dtype=dtype)
+                self.net: Any = AutoModel.from_pretrained(name, **single)
             else:
                 config = AutoConfig.for_model(**json.loads(shape))
-                self.net = AutoModel.from_config(config, dtype=dtype)
+                self.net = AutoModel.from_config(config, **single)
         except (OSError, ValueError) as error:
             remedy = "Give a hub name or a folder."
             raise InputError("setting text_encoder", f"{name!r}: {error}", remedy) from error
-        about = {key: value for key, value in config.to_dict().items() if key != "_name_or_path"}
+        about = self.net.config.to_dict()
+        about.pop("_name_or_path", None)
         self.shape = json.dumps(about, default=str)
         self.pad_id = tokenizer.pad_id
-        self.out = nn.Linear(config.hidden_size, settings.embed_dim, bias=False)
+        self.out = nn.Linear(self.net.config.hidden_size, settings.embed_dim, bias=False)
         self.words = nn.Embedding(tokenizer.vocab_size, settings.text_width)
         self.place = nn.Parameter(torch.randn(tokenizer.context_length, settings.text_width) * 0.01)
 
@@ -333,20 +331,13 @@ class CoCa(nn.Module):
         return self.text_and_tokens(text)[0]
 
     def forward(
-        self,
-        studies: StudyBatch,
-        text: Tensor,
-        text_of: Tensor | None = None,
-        caption_of: Tensor | None = None,
+        self, studies: StudyBatch, text: Tensor, text_of: Tensor, caption_of: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The outputs of open_clip's ``CoCa``: features, ``logit_scale``, ``logits``, ``labels``.
 
-        ``text_of`` is the row of each study's text in the token ids ``text``, ``caption_of`` that
-        of its caption (None: no captions). Without ``text_of``, text i is text and caption of
-        study i.
+        ``text_of`` is the row of each study's text in the token ids ``text``, and ``caption_of``
+        that of its caption (None: no captions).
         """
-        if text_of is None:
-            text_of = caption_of = torch.arange(len(text), device=text.device)
         embedded, image_tokens = self.visual(studies)
         text_features, text_tokens = self.text_and_tokens(text)
         out = {"image_features": F.normalize(embedded, dim=-1)}

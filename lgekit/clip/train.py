@@ -69,10 +69,10 @@ def adamw(module: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
     for name, weight in module.named_parameters():
         share = settings.text_encoder_rate if name.startswith("text.net.") else 1.0
         groups.setdefault((weight.ndim < 2, share), []).append(weight)
-    parts = []
-    for single, share in sorted(groups):
-        decay = 0.0 if single else settings.weight_decay
-        parts.append({"params": groups[single, share], "weight_decay": decay, "share": share})
+    parts = [
+        {"params": own, "weight_decay": 0.0 if single else settings.weight_decay, "share": share}
+        for (single, share), own in sorted(groups.items(), key=lambda group: group[0])
+    ]
     return torch.optim.AdamW(parts, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
@@ -213,15 +213,9 @@ def fit(
 ) -> FitResult:
     """Train a `CoCa` on studies and texts. It returns in eval mode on the CPU.
 
-    Args:
-        pairs, settings, progress: the real studies, the method, and whether to show a bar.
-        synthetic: a pool of synthetic pairs; each epoch draws ``synthetic_per_real`` × studies.
-        validation: studies whose contrastive loss selects the epoch to keep (unless weights are
-            averaged) and decides on early stopping; no label is used.
-        encoder_state: weights of a segmentation encoder.
-        checkpoint: a file for the last whole epoch. If it exists, training resumes from it.
-
-    Raises InputError for fewer than two studies or distinct texts, or a loss that is not finite.
+    ``synthetic`` is a pool of which each epoch draws a part. The contrastive loss of ``validation``
+    selects the epoch to keep (unless weights are averaged) and stops early. ``encoder_state`` are
+    weights of a segmentation encoder. Training resumes from the file ``checkpoint`` if it exists.
     """
     if len(pairs) < 2:
         problem = f"{len(pairs)} found"

@@ -187,9 +187,8 @@ def occlusion_map(
     patch: tuple[int, int] = (6, 9),
     only: int | None = None,
 ) -> np.ndarray:
-    """Occlusion map: the drop in the score of sentences when a patch is occluded.
-
-    An occluded patch is 0, the signal of remote myocardium (Zeiler 2014, arXiv 1311.2901).
+    """Drop in the score of sentences, against others, when a patch is set to 0, the signal of
+    remote myocardium (Zeiler 2014, arXiv 1311.2901).
 
     Args:
         model, tokenizer, study: a model in eval mode, and one study.

@@ -55,18 +55,6 @@ def test_a_bright_segment_and_the_apex_are_found(changes, anterior, mirrored, ba
     assert {number for number, value in means.items() if value > 0} == {17}
 
 
-def test_without_a_heart_or_confident_landmarks_there_is_no_bulls_eye():
-    study = cone(120, False, True, 1)
-    bare = Study(**{key: value for key, value in study.items() if key != "labels"})
-    lost = Study(**{**study, "landmarks": None})
-    unsure = Study(**{**study, "landmarks": Landmarks(120, 240, confidence=0.001)})
-    image = {"view": "image"}
-    for one, changes in ((bare, {}), (lost, image), (lost, {}), (unsure, {}), (unsure, image)):
-        settings = make_settings(**changes)
-        view = make_view(one, settings)
-        assert segment_means(view.images[:, 0].numpy(), view, one, settings) == {}
-
-
 @pytest.fixture
 def study():
     """A ventricle of seven slices, base first and the last without a cavity, among nine slices."""
@@ -83,12 +71,11 @@ def with_labels(labels: np.ndarray) -> Study:
     return Study.from_arrays("s", labels * 10.0, (1.5, 1.5, 10), labels, landmarks=marks)
 
 
-@pytest.fixture
-def detector():
+def detector(**changes):
     """Its calibration doubles the scores of the inferior wall and triples those of slices."""
     pairs = tuple((2.0 if wall == "inferior" else 1.0, 0.0) for wall in WALLS)
-    own = Calibration((1.0, 0.0), pairs, (3.0, 0.0))
-    return Detector(size_settings("smoke", masks="true"), [], None, own)
+    own = size_settings("smoke", masks="true", **changes)
+    return Detector(own, [], None, Calibration((1.0, 0.0), pairs, (3.0, 0.0)))
 
 
 def predicted(detector, study, walls, present, attention):
@@ -105,39 +92,43 @@ def predicted(detector, study, walls, present, attention):
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_a_segment_takes_the_largest_score_of_its_wall_in_its_ring(study, detector, backwards):
+def test_a_segment_takes_the_largest_score_of_its_wall_in_its_ring(study, backwards):
     if backwards:
         study = with_labels(study.label_map[..., ::-1].copy())
     random = np.random.default_rng(0)
     walls, present = random.normal(size=(7, 6)), random.normal(size=7)
     attention = random.dirichlet(np.ones(7))
     walls[5] = (0, 2, 1, 0.5, 0.5, 1)  # apical slice: anterior septum above inferior septum
-    view, segments, stored, weights = predicted(detector, study, walls, present, attention)
+    view, segments, stored, weights = predicted(detector(), study, walls, present, attention)
     own = [8 - s for s in range(1, 8)] if backwards else list(range(1, 8))
     assert view.own_slices.tolist() == own
-    sure = 1 / (1 + np.exp(-walls * [1, 1, 1, 2, 1, 1]))
+    sure, presence = 1 / (1 + np.exp(-walls * [1, 1, 1, 2, 1, 1])), 1 / (1 + np.exp(-3 * present))
     ring = np.array([0, 0, 1, 1, 1, 2, 3])  # thirds of the seven slices; the last is the apex
     rings = [sure[ring == number].max(0) for number in range(3)]
     apical = [rings[2][0], max(rings[2][1:3]), rings[2][3], max(rings[2][4:6])]
-    wanted = [*rings[0], *rings[1], *apical, 1 / (1 + np.exp(-3 * present[6]))]
-    assert segments == pytest.approx(wanted, abs=1e-4)
-    assert sum(stored) == pytest.approx(1, abs=1e-3) and stored[0] == stored[8] == 0
+    wanted = [*rings[0], *rings[1], *apical, presence[6]]
+    assert segments == pytest.approx(wanted, abs=1e-4) and stored[0] == stored[8] == 0
     assert [stored[s] for s in own] == pytest.approx(attention, abs=1e-4)
-    assert [weights[s] for s in own] == pytest.approx(1 / (1 + np.exp(-3 * present)), abs=1e-4)
+    assert [weights[s] for s in own] == pytest.approx(presence, abs=1e-4)
 
 
-def test_segments_that_no_slice_shows_are_null(study, detector):
-    def segments(study, slices=7, detector=detector):
-        even = np.full(slices, 1 / slices)
-        return predicted(detector, study, np.zeros((slices, 6)), np.zeros(slices), even)[1]
+def test_segments_that_no_slice_shows_are_null(study):
+    def segments(study, slices=7, **changes):
+        even, scores = np.full(slices, 1 / slices), np.zeros((slices, 6))
+        return predicted(detector(**changes), study, scores, scores[:, 0], even)[1]
 
-    assert None not in segments(study)
     without_apex = study.label_map.copy()
     without_apex[..., 7] = 0
     values = segments(with_labels(without_apex), 6)
-    assert values[16] is None and None not in values[:16]
-    for marks in (None, Landmarks(120, 240, 0.001)):
-        assert segments(Study(**{**study, "landmarks": marks})) == [None] * 17
-    assert segments(with_labels(0 * without_apex), 9) == [None] * 17
-    centred = detector.settings.override(orientation="centre")
-    assert segments(study, detector=Detector(centred, [], None, Calibration())) == [None] * 17
+    assert values[16] is None and None not in values[:16] and None not in segments(study)
+    lost, unsure = (
+        Study(**{**study, "landmarks": marks}) for marks in (None, Landmarks(120, 240, 0.001))
+    )
+    no_heart = with_labels(0 * without_apex)
+    assert segments(lost) == segments(unsure) == segments(no_heart, 9) == [None] * 17
+    assert segments(study, orientation="centre") == [None] * 17
+    for view in ("polar", "image"):
+        own = make_settings(view=view)
+        for one in (lost, unsure, no_heart):
+            shown = make_view(one, own)
+            assert segment_means(shown.images[:, 0].numpy(), shown, one, own) == {}

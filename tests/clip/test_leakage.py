@@ -137,7 +137,7 @@ def test_networks_are_trained_only_with_scars_painted_into_their_own_studies(coh
     pool, train = synthetic_pool(cohort, own), cohort.split("train")
     monkeypatch.setattr(module, "fit", fit)
     with pytest.raises(StopIteration):
-        train_networks(train, own, pool=pool)
+        train_networks(train, own, pool)
     inside = [scar.view for scar in pool if scar.source in ids(train)]
     outside = [scar.view for scar in pool if scar.source not in ids(train)]
     assert given == [slices_of(batch_of(inside))] and not given[0] & slices_of(batch_of(outside))
@@ -147,7 +147,6 @@ def test_pretraining_on_the_cohort_itself_is_refused(cohort):
     """Even under another name: no split says that its test studies' masks would be learned."""
     copy, other = cohort.studies[-1], phantom_cohort(2, seed=2, pixels=72, workers=1)
     renamed = Study(**{**copy, "study_id": "a new name", "patient_id": "a new name"})
-    refuse_shared(cohort, [other])
     with pytest.raises(InputError, match=rf"a new name has the image of {copy['study_id']}"):
         refuse_shared(cohort, [other, Cohort([renamed], "another folder")])
 

@@ -20,6 +20,7 @@ from lgekit.clip.train import adamw
 from lgekit.config import FitSettings, make_settings, read_changes, size_settings
 from lgekit.errors import InputError
 
+BOTH = torch.arange(2)
 TEXTS = [
     "No late gadolinium enhancement.",
     "Late gadolinium enhancement in the inferior wall, 50%.",
@@ -57,24 +58,20 @@ def test_gives_what_open_clips_own_class_gives(tokenizer):
     theirs.visual, theirs.text.correct_cls_mask = model.visual, True
     tokens = tokenizer(TEXTS)
     padded = functional.pad(tokens, (0, 24 - tokens.shape[1]), value=tokenizer.pad_id)
-    expected, out = theirs.eval()(studies(), padded), model(studies(), padded)
+    expected, out = theirs.eval()(studies(), padded), model(studies(), padded, BOTH, BOTH)
     assert set(out) == set(expected)
     for name, value in expected.items():
         torch.testing.assert_close(out[name], value)
     torch.testing.assert_close(model.encode_text(tokens), expected["text_features"])
 
 
-def test_repeated_texts_need_to_be_encoded_only_once(tokenizer):
+def test_a_text_is_encoded_independently_of_the_others_and_once(tokenizer):
     model, tokens, row = make(tokenizer), tokenizer(TEXTS), torch.tensor([1, 1])
-    once, twice = model(studies(), tokens, row, row), model(studies(), tokens[row])
+    once, twice = model(studies(), tokens, row, row), model(studies(), tokens[row], BOTH, BOTH)
     for name in twice:
         torch.testing.assert_close(once[name], twice[name])
     assert "logits" not in model(studies(), tokens, row)
-
-
-def test_embedding_of_a_text_is_independent_of_other_texts(tokenizer):
-    model, short = make(tokenizer), "no scar"
-    alone, together = tokenizer([short]), tokenizer([short, max(TEXTS, key=len)])
+    alone, together = tokenizer(["no scar"]), tokenizer(["no scar", max(TEXTS, key=len)])
     assert together.shape[1] > alone.shape[1]
     torch.testing.assert_close(model.encode_text(together)[0], model.encode_text(alone)[0])
 
@@ -82,7 +79,6 @@ def test_embedding_of_a_text_is_independent_of_other_texts(tokenizer):
 def test_faults_of_open_clip_are_repaired(tokenizer):
     model = make(tokenizer)
     projection = model.text_decoder.text_projection.detach()
-    assert torch.isfinite(projection).all()
     assert float(projection.std()) == pytest.approx(16**-0.5, rel=0.1)
     before = model.encode_text(tokenizer(TEXTS))
     model.text.cls_emb.data.add_(torch.randn(16))  # the class token sees itself
@@ -103,36 +99,19 @@ def test_padding_changes_nothing_and_inputs_are_not_modified(tokenizer):
     assert (attention[0, 3:] == 0).all()
 
 
-def test_a_slice_read_alone_is_a_study_of_one_slice(tokenizer):
-    visual, batch = make(tokenizer).visual, studies((1,))
-    features, _ = visual.slice_features(batch)
-    torch.testing.assert_close(visual.each_slice(features)[:, 0], visual(batch)[0])
-
-
 def test_slice_levels_matter(tokenizer):
     visual, batch = make(tokenizer).visual, studies((4,))
     other = batch._replace(levels=1 - batch.levels)
     assert (visual(batch)[0] - visual(other)[0]).abs().max() > 1e-4
 
 
-def test_polar_encoder_rotates_with_the_heart():
-    torch.manual_seed(0)
-    encoder, image = PolarEncoder(8), torch.randn(2, 1, 16, 48)
-    turned = encoder(image.roll(8, -1))  # 8 of 48 angles are 2 of 12 sectors
-    torch.testing.assert_close(turned, encoder(image).roll(2, -1), atol=1e-5, rtol=1e-4)
-
-
-def test_slices_encoded_in_parts_give_the_same_output_and_gradients(monkeypatch):
-    encoder, slices = PolarEncoder(8).double(), torch.randn(7, 1, 16, 24, dtype=torch.float64)
-    results = []
-    for size in (3, 100):
-        monkeypatch.setattr("lgekit.clip.model.SLICES_AT_ONCE", size)
-        encoder.zero_grad()
-        output = encoder(slices)
-        output.square().sum().backward()
-        results.append([output, *(weight.grad.clone() for weight in encoder.parameters())])
-    torch.testing.assert_close(*results)
-    assert encoder(slices[:0]).shape == (0, 16, 2, 12)
+def test_polar_encoder_rotates_with_the_heart_and_encodes_slices_apart(monkeypatch):
+    encoder, image = PolarEncoder(8).double(), torch.randn(7, 1, 16, 48, dtype=torch.float64)
+    turned, whole = encoder(image.roll(8, -1)), encoder(image)
+    torch.testing.assert_close(turned, whole.roll(2, -1))  # 8 of 48 angles are 2 of 12 sectors
+    monkeypatch.setattr("lgekit.clip.model.SLICES_AT_ONCE", 3)
+    torch.testing.assert_close(encoder(image), whole)
+    assert encoder(image[:0]).shape == (0, 16, 2, 12)
 
 
 @pytest.mark.parametrize("name", ["regnetx_002", "convnext_atto", "densenet121"])
@@ -141,9 +120,7 @@ def test_image_view_starts_from_a_segmentation_encoder(tokenizer, name):
 
     model = make(tokenizer, view="image", encoder=name)
     torch.manual_seed(5)
-    options = {"encoder_weights": None, "in_channels": 1, "decoder_channels": (8,) * 5}
-    unet = smp.Unet(f"tu-{name}", **options) if name == "regnetx_002" else None
-    unet = unet or smp.Unet(f"tu-{name}", encoder_weights=None, in_channels=1)
+    unet = smp.Unet(f"tu-{name}", encoder_weights=None, in_channels=1).eval()
     state = unet.encoder.state_dict()
     model.visual.load_segmentation(state)
     first = next(value for value in state.values() if value.ndim == 4)
@@ -151,9 +128,11 @@ def test_image_view_starts_from_a_segmentation_encoder(tokenizer, name):
     assert torch.equal(next(value for value in own if value.ndim == 4), first)
     if name == "regnetx_002":
         picture = torch.randn(2, 1, 64, 64)
-        features = model.visual.encoder.net.forward_features(picture)
-        deepest = unet.eval().encoder(picture)[-1]
-        torch.testing.assert_close(features, deepest, atol=1e-4, rtol=1e-4)
+        features, deepest = (
+            model.visual.encoder.net.forward_features(picture),
+            unet.encoder(picture),
+        )
+        torch.testing.assert_close(features, deepest[-1], atol=1e-4, rtol=1e-4)
     with pytest.raises(InputError, match="random"):
         make(tokenizer).visual.load_segmentation(state)
 
@@ -193,9 +172,10 @@ def test_a_hugging_face_text_encoder_is_loaded_and_saved_whole(bert, tmp_path):
     model, tokens = make(tokenizer, text_encoder=str(bert)), tokenizer(TEXTS)
     assert all(weight.dtype == torch.float32 for weight in model.parameters())
     assert tokenizer.decode(tokens[0]).startswith("No late gadolinium")
-    out, changed = model(studies(), tokens), tokens.clone()
+    changed = tokens.clone()
     changed[:, -1] = 7  # the decoder must not know the word that it predicts
-    torch.testing.assert_close(model(studies(), changed)["logits"][:, :-1], out["logits"][:, :-1])
+    one, other = (model(studies(), ids, BOTH, BOTH)["logits"] for ids in (tokens, changed))
+    torch.testing.assert_close(one[:, :-1], other[:, :-1])
     save_coca(tmp_path / "model", model, tokenizer, own)
     assert str(bert) not in (tmp_path / "model/text.json").read_text()
     for name in ("config.json", "model.safetensors"):
@@ -214,16 +194,8 @@ def test_a_text_encoder_that_cannot_be_used_is_named(tmp_path):
         ReportTokenizer.from_hugging_face(str(tmp_path / "nowhere"))
     core = Tokenizer(models.WordLevel({"[PAD]": 0}))
     PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]").save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="no token for start and end"):
+    with pytest.raises(InputError, match="tokens for padding, start and end"):
         ReportTokenizer.from_hugging_face(str(tmp_path))
-
-
-def test_a_saved_model_is_the_same_after_loading(tokenizer, tmp_path):
-    model = make(tokenizer)
-    save_coca(tmp_path / "clip", model, tokenizer, settings())
-    again, words, kept = load_coca(tmp_path / "clip")
-    assert kept == settings() and torch.equal(words(TEXTS), tokenizer(TEXTS))
-    torch.testing.assert_close(again.encode_image(studies()), model.encode_image(studies()))
 
 
 def test_tokenizer_is_reversible_pads_and_cuts(tokenizer):
@@ -244,21 +216,25 @@ def test_joined_batches_keep_their_studies():
     assert torch.equal(both.images[1:], b.images) and torch.equal(both.images[0, :2], a.images[0])
 
 
-def test_settings_refuse_unknown_names_and_wrong_values():
-    with pytest.raises(InputError, match="widht"):
-        make_settings(widht=3)
-    with pytest.raises(InputError, match="orientation"):
-        FitSettings().override(orientation="up")
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"widht": 3}, "widht"),
+        ({"orientation": "up"}, "orientation"),
+        ({"text_width": 50}, "heads"),
+    ],
+)
+def test_unknown_settings_and_wrong_values_are_refused(changes, word):
+    with pytest.raises(InputError, match=word):
+        make_settings(**changes)
+    with pytest.raises(InputError, match=word):
+        FitSettings().override(**changes)
+
+
+def test_settings_are_read_from_words():
     with pytest.raises(InputError, match="huge"):
         size_settings("huge")
-    with pytest.raises(InputError, match=r"text_heads: text_width, 50"):
-        make_settings(text_width=50)
     assert FitSettings().override(learning_rate="1e-4").learning_rate == 1e-4
     words = ["masks=true", "patience=10", "bfloat16=true", "text_encoder=1e5", "orientation='none'"]
-    assert read_changes(words) == {
-        "masks": "true",
-        "patience": 10,
-        "bfloat16": True,
-        "text_encoder": "1e5",
-        "orientation": "none",
-    }
+    values = ["true", 10, True, "1e5", "none"]
+    assert list(read_changes(words).values()) == values
