@@ -132,7 +132,6 @@ class Detector:
         return cohort if self.heart is None else locate(cohort, self.heart)
 
     def views(self, located: Cohort) -> list[View]:
-        """The views of located studies."""
         return [make_view(study, self.settings) for study in located.studies]
 
     @torch.no_grad()
@@ -156,11 +155,8 @@ class Detector:
         return self.table(located, views, Reading.merge(np.concatenate, readings), captions)
 
     def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
-        """Read the level and the depth of scar from images alone, one row per study.
-
-        ``level_<level>`` are log-odds against "no enhancement", as scar may be in several levels;
-        ``depth_<depth>`` are shares that sum to 1.
-        """
+        """Read level and depth of scar from images alone, one row per study: ``level_<level>`` is
+        log-odds against "no enhancement", ``depth_<depth>`` a share; the shares sum to 1."""
         reading = self.read(batch_of(self.views(self.locate(cohort))))
         table = pd.DataFrame({"study_id": [study["study_id"] for study in cohort.studies]})
         table[[f"level_{level}" for level in LEVELS]] = reading.levels

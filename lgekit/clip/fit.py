@@ -57,10 +57,9 @@ class SyntheticScar:
 def paint_pool(
     cohort: Cohort, count: int, settings: FitSettings, key: object = None
 ) -> list[SyntheticScar]:
-    """Paint scars into the studies of a cohort whose reports state no scar, in turns.
+    """Paint scars into the located studies of a cohort whose reports state no scar, in turns.
 
-    The studies are located, or have their own labels and landmarks. Fewer than ``count`` scars
-    return if some studies cannot take one. ``key`` identifies the call in the cache.
+    Fewer than ``count`` return if some studies cannot take one. ``key`` is for the cache.
     """
     free, made = without_scar(cohort.studies), dict[int, SyntheticScar]()
     for first, study in enumerate(free[:count]):
@@ -80,19 +79,16 @@ def paint_pool(
 
 
 def synthetic_pool(located: Cohort, settings: FitSettings) -> list[SyntheticScar]:
-    """Paint the synthetic scars for a fit, ``synthetic_pool`` times as many as an epoch draws.
-
-    They come from the cache if they were made before. Warns if most could not be painted.
-    """
+    """Paint (or take from the cache) ``synthetic_pool`` times as many scars as an epoch draws."""
     count = round(settings.synthetic_per_real * len(located) * settings.synthetic_pool)
     if not count:
         return []
     names = {"orientation", "view", "depths", "angles", "pixels", "seed", "min_confidence", "masks"}
-    rooms = ("anatomy", "reports", "data", "segmentation", "scars", "clip")
     marks = [repr(known_landmarks(study)) for study in located.studies]
     about = settings.model_dump_json(include=names)
-    key = (located.fingerprint, marks, about, cache.code_version(*rooms))
+    code = cache.code_version("anatomy", "reports", "data", "segmentation", "scars", "clip")
     cached = cache.memory().cache(paint_pool, ignore=["cohort", "settings"])
+    key = located.fingerprint, marks, about, code
     painted = cache.compute_once(cached, located, count, settings, key)
     if len(painted) < count / 2:
         message = f"{len(painted)} of {count} synthetic scars could be painted"
@@ -157,14 +153,14 @@ def warp(
     Returns the images, and their classes `(n, depth, angle)`: 0 cavity, 1 wall, 2 outside.
     """
     count, _, depths, angles = images.shape
-    draws = torch.randn(count, 8, generator=generator, device=images.device)
-    angle = torch.arange(angles, device=images.device) * (2 * math.pi / angles)
+    device = images.device
+    draws = torch.randn(count, 8, generator=generator, device=device)
+    angle = torch.arange(angles, device=device) * (2 * math.pi / angles)
     waves = [draws[:, k, None] * (angle * k + 3 * draws[:, k + 3, None]).cos() for k in (1, 2)]
-    bend = waves[0] + waves[1]
-    rows = torch.linspace(-1, 1, depths, device=images.device)[:, None]
+    rows = torch.linspace(-1, 1, depths, device=device)[:, None]
     rows = rows * (1 + 0.2 * draws[:, 6])[:, None, None]
-    rows = rows + (0.2 * draws[:, 7, None] + 0.1 * bend)[:, None]
-    columns = torch.linspace(-1, 1, angles, device=images.device).expand(count, depths, angles)
+    rows = rows + (0.2 * draws[:, 7, None] + 0.1 * (waves[0] + waves[1]))[:, None]
+    columns = torch.linspace(-1, 1, angles, device=device).expand(count, depths, angles)
     grid = torch.stack([columns, rows], -1)
     warped = F.grid_sample(images, grid, padding_mode="border", align_corners=True)
     depth = -reach[0] + (1 + sum(reach)) * ((rows + 1) / 2 * (depths - 1) + 0.5) / depths
@@ -174,10 +170,9 @@ def warp(
 def pretrain_polar(
     batch: StudyBatch, settings: FitSettings, progress: bool = True
 ) -> dict[str, Tensor]:
-    """Train a `PolarEncoder` to find the wall. Returns its state dict, on the batch's device.
+    """Train a `PolarEncoder` to find the wall; the contours that made the views are the labels.
 
-    The only labels are the contours that made the views. ``settings.polar_pretraining`` is the most
-    rounds over all slices; there are fewer if they would see more than `MOST_SLICES`.
+    Returns its state dict, on the batch's device.
     """
     images, device = batch.images[batch.mask], batch.images.device
     reach = REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
@@ -240,11 +235,10 @@ def fit_detector(
     train, held = (locate(part, heart) if heart and len(part) else part for part in (train, held))
     pool, start = synthetic_pool(train, settings), _starting_weights(heart, settings)
     options: dict[str, Any] = {"checkpoints": checkpoints, "progress": progress}
-    networks = train_networks(train, settings, pool, start, validation=held, **options)
-    detector = Detector(settings, networks[0], heart, Calibration(), networks[1])
+    networks, histories = train_networks(train, settings, pool, start, validation=held, **options)
+    detector = Detector(settings, networks, heart, Calibration(), histories)
     if len(held):
-        views = detector.views(held)
-        patients = held.manifest["patient_id"].to_numpy()
+        views, patients = detector.views(held), held.manifest["patient_id"].to_numpy()
         calibrate(detector, held, views, detector.read(batch_of(views)), patients)
     return detector
 
@@ -261,10 +255,10 @@ def _cross_fit(
         problem = f"{patients} patients for {settings.folds} inner folds"
         remedy = "Give more studies, or lower the settings folds and heart_folds."
         raise InputError(cohort.name, problem, remedy)
-    ids, hearts = cohort.manifest["study_id"].to_numpy(), []
-    start, located = _starting_weights(None, settings) if not settings.needs_heart else None, cohort
+    ids, located, hearts = cohort.manifest["study_id"].to_numpy(), cohort, []
+    base = base_network(pretrain_on, settings, progress) if settings.needs_heart else None
+    start = _starting_weights(base, settings)
     if settings.needs_heart:  # every study is located by a heart network that has not seen it
-        start = _starting_weights(base_network(pretrain_on, settings, progress), settings)
         fold, jobs = _inner_folds(cohort, settings.heart_folds, settings.seed), []
         for k in range(1 + max(fold)):
             parts = cohort.subset(ids[fold != k]), cohort.subset(ids[fold == k])
@@ -362,8 +356,7 @@ def train_networks(
 ) -> tuple[list[tuple[CoCa, ReportTokenizer]], list[pd.DataFrame]]:
     """Train ``settings.models`` networks on located studies, and on the scars painted into them.
 
-    ``encoder_state`` starts the image view's slice encoder, ``validation`` selects the epoch, and
-    the number of the inner ``fold`` sets the seeds. Returns the networks and their histories.
+    The number of the inner ``fold`` sets the seeds. Returns the networks and their histories.
     """
 
     def of_cohort(cohort: Cohort) -> ImageTextPairs:
@@ -397,7 +390,6 @@ def calibrate(
     In ``held_out``, each group of studies (patient or fold) is calibrated on the reports of the
     others only; captions are empty.
     """
-    ids = cohort.manifest["study_id"].to_numpy()
     reports = calibration_reports(cohort, detector.settings)
     detector.calibration = Calibration.fit(reading, reports)
     parts = []
@@ -406,18 +398,16 @@ def calibrate(
         fitted = Calibration()
         if len(others):
             fitted = Calibration.fit(reading.rows(others), reports[others])
-        reader, studies = replace(detector, calibration=fitted), cohort.subset(ids[own])
+        studies = Cohort([cohort.studies[number] for number in own], cohort.name)
         own_views, captions = [views[number] for number in own.tolist()], [""] * len(own)
-        table = reader.table(studies, own_views, reading.rows(own), captions)
-        parts.append(table.set_axis(own))
+        reader = replace(detector, calibration=fitted)
+        parts.append(reader.table(studies, own_views, reading.rows(own), captions).set_axis(own))
     detector.held_out = pd.concat(parts).sort_index()
 
 
 def calibration_reports(cohort: Cohort, settings: FitSettings) -> np.ndarray:
-    """The reports that calibrate; with ``shuffle_text`` each study has the report of another.
-
-    With the right reports, the control would learn the direction of its scores from text.
-    """
+    """The reports of the studies. In the control each study has that of another, as it would learn
+    the direction of its scores from the right ones."""
     reports = np.array([study["report"] for study in cohort.studies], dtype=object)
     if settings.shuffle_text:
         order = np.random.default_rng([settings.seed, 79]).permutation(len(cohort))

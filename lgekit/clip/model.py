@@ -249,8 +249,9 @@ class HuggingFaceText(nn.Module):
             if shape is None:
                 self.net: Any = AutoModel.from_pretrained(name, **single)
             else:
-                config = AutoConfig.for_model(**json.loads(shape))
-                self.net = AutoModel.from_config(config, **single)
+                self.net = AutoModel.from_config(
+                    AutoConfig.for_model(**json.loads(shape)), **single
+                )
         except (OSError, ValueError) as error:
             remedy = "Give a hub name or a folder."
             raise InputError("setting text_encoder", f"{name!r}: {error}", remedy) from error
@@ -272,9 +273,8 @@ class HuggingFaceText(nn.Module):
 class CoCa(nn.Module):
     """Contrastive captioner (Yu 2022, arXiv 2205.01917) with a `StudyEncoder` for images.
 
-    The text tower and the decoder are open_clip's, with the names of its ``CoCa``. Texts may be
-    padded to any length. Weights depend on torch's seed. ``text_shape`` is the
-    `HuggingFaceText.shape` of a saved model; None reads the weights of ``settings.text_encoder``.
+    The text tower and the decoder are open_clip's, with the names of its ``CoCa``. A saved model
+    has a ``text_shape`` (`HuggingFaceText.shape`); None reads the weights of ``text_encoder``.
     """
 
     def __init__(
@@ -333,11 +333,8 @@ class CoCa(nn.Module):
     def forward(
         self, studies: StudyBatch, text: Tensor, text_of: Tensor, caption_of: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The outputs of open_clip's ``CoCa``: features, ``logit_scale``, ``logits``, ``labels``.
-
-        ``text_of`` is the row of each study's text in the token ids ``text``, and ``caption_of``
-        that of its caption (None: no captions).
-        """
+        """The outputs of open_clip's ``CoCa``; ``text_of`` and ``caption_of`` are the rows of each
+        study's text and caption in the token ids ``text``."""
         embedded, image_tokens = self.visual(studies)
         text_features, text_tokens = self.text_and_tokens(text)
         out = {"image_features": F.normalize(embedded, dim=-1)}

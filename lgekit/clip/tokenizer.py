@@ -57,19 +57,13 @@ class ReportTokenizer:
 
     @classmethod
     def from_hugging_face(cls, name: str, context_length: int = 64) -> ReportTokenizer:
-        """Load the tokenizer of a Hugging Face encoder, by hub name or folder.
-
-        Texts start with its [CLS] and end with its [SEP], or its beginning and end tokens.
-        """
+        """Load the tokenizer of a Hugging Face encoder, by hub name or folder."""
         from transformers import AutoTokenizer
 
         try:
             fast = AutoTokenizer.from_pretrained(name, use_fast=True)
-            special = [
-                fast.pad_token,
-                fast.cls_token or fast.bos_token,
-                fast.sep_token or fast.eos_token,
-            ]
+            start, end = fast.cls_token or fast.bos_token, fast.sep_token or fast.eos_token
+            special = [fast.pad_token, start, end]
             if None in special or not fast.is_fast:
                 raise ValueError("no fast tokenizer with tokens for padding, start and end")
         except (OSError, ValueError) as error:

@@ -61,10 +61,7 @@ def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
 
 
 def adamw(module: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov 2019, arXiv 1711.05101), without decay for biases, norms and scalars.
-
-    A Hugging Face encoder learns at ``text_encoder_rate`` of the rate.
-    """
+    """AdamW (Loshchilov 2019, arXiv 1711.05101), without decay for biases, norms and scalars."""
     groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, weight in module.named_parameters():
         share = settings.text_encoder_rate if name.startswith("text.net.") else 1.0
@@ -280,9 +277,8 @@ def fit(
 def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Path | None]:
     """Give a cached folder for the checkpoints of one fit; it is removed when the fit is done.
 
-    After a kill, the same arguments give the same folder. ``about`` is what else the fit depends
-    on: further cohorts, words and numbers. Yields None if caching is off (`lgekit.cache`), or
-    another process runs the same fit.
+    After a kill, the same arguments give the same folder; ``about`` is what else the fit depends
+    on. Yields None if caching is off (`lgekit.cache`), or another process runs the same fit.
     """
     root = cache.memory().location
     parts = [settings.model_dump_json(exclude={"workers"})]

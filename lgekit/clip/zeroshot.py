@@ -99,10 +99,9 @@ def read_studies(
     prompts: PromptSets,
     features: Tensor | None = None,
 ) -> Reading:
-    """Read studies by their similarity to prompts (`prompt_sets`), from images alone.
+    """Read studies by their similarity to prompts, from images alone, with a model in eval mode.
 
-    ``features`` are the slice features of the batch (`StudyEncoder.slice_features`), if they are
-    known. The model must be in eval mode.
+    ``features`` are the batch's, from `StudyEncoder.slice_features`, if they are known.
     """
     scale = model.logit_scale.exp()
     texts = {
@@ -156,11 +155,8 @@ class Calibration:
 
 
 def platt(scores: np.ndarray, truth: np.ndarray) -> Platt:
-    """Slope and offset of a logistic regression on one score, with balanced classes.
-
-    0.5 is then the threshold of the best balanced accuracy. With one class only they are 1 and 0:
-    the threshold is the prompts' own zero.
-    """
+    """Slope and offset of a logistic regression on one score with balanced classes, so that 0.5 is
+    the best threshold for balanced accuracy. With one class only they are 1 and 0."""
     from sklearn.linear_model import LogisticRegression
 
     if len(set(truth.tolist())) < 2:
