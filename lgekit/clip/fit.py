@@ -104,12 +104,12 @@ def usable_studies(
     Reports that do not say whether there is late enhancement are left out. Warns or raises
     InputError if the others leave little or nothing to learn.
     """
-    train = held = [study for study in cohort.studies if states_enhancement(study["report"])]
+    train = valid = [study for study in cohort.studies if states_enhancement(study["report"])]
     if silent := sum(bool(study["report"].strip()) for study in cohort.studies) - len(train):
         message = f"{silent} reports do not say whether there is late enhancement in English"
         warnings.warn(f"{message}; their studies are left out", stacklevel=3)
     if not all_studies:
-        held = [study for study in train if study["split"] == "validation"]
+        valid = [study for study in train if study["split"] == "validation"]
         train = [study for study in train if study["split"] == "train"]
     where = cohort.name if all_studies else f"{cohort.name} [train]"
     free, painted = len(without_scar(train)), settings.synthetic_per_real > 0
@@ -128,12 +128,12 @@ def usable_studies(
     if not free:
         message = "all training reports state scar: the network cannot learn hearts without scar"
         warnings.warn(message, stacklevel=3)
-    scarred = len(held) - len(without_scar(held))
-    if not 0 < scarred < len(held):
-        message = f"{scarred} of {len(held)} studies for calibration have scar by their reports"
+    scarred = len(valid) - len(without_scar(valid))
+    if not 0 < scarred < len(valid):
+        message = f"{scarred} of {len(valid)} studies for calibration have scar by their reports"
         remedy = "Put more studies into the split validation, or fit with --all"
         warnings.warn(f"{message}: p_lge > 0.5 is then no decision. {remedy}", stacklevel=3)
-    return Cohort(train, where), Cohort(held, "validation")
+    return Cohort(train, where), Cohort(valid, "validation")
 
 
 def without_scar(studies: Sequence[Study]) -> list[Study]:
@@ -228,18 +228,18 @@ def fit_detector(
     """
     if settings.masks == "true":
         _starting_weights(None, settings)  # refuse before a long run: no heart network is trained
-    train, held = usable_studies(cohort, settings, all_studies)
+    train, valid = usable_studies(cohort, settings, all_studies)
     if all_studies:
         return _cross_fit(train, settings, progress, pretrain_on, checkpoints)
     heart = heart_network(train, pretrain_on, settings, progress) if settings.needs_heart else None
-    train, held = (locate(part, heart) if heart and len(part) else part for part in (train, held))
+    train, valid = (locate(part, heart) if heart and len(part) else part for part in (train, valid))
     pool, start = synthetic_pool(train, settings), _starting_weights(heart, settings)
     options: dict[str, Any] = {"checkpoints": checkpoints, "progress": progress}
-    networks, histories = train_networks(train, settings, pool, start, validation=held, **options)
+    networks, histories = train_networks(train, settings, pool, start, validation=valid, **options)
     detector = Detector(settings, networks, heart, Calibration(), histories)
-    if len(held):
-        views, patients = detector.views(held), held.manifest["patient_id"].to_numpy()
-        calibrate(detector, held, views, detector.read(batch_of(views)), patients)
+    if len(valid):
+        views, patients = detector.views(valid), valid.manifest["patient_id"].to_numpy()
+        calibrate(detector, valid, views, detector.read(batch_of(views)), patients)
     return detector
 
 
@@ -366,13 +366,13 @@ def train_networks(
     pairs, ids, synthetic = of_cohort(train), set(train.manifest["study_id"]), None
     if scars := [scar for scar in pool if scar.source in ids]:
         synthetic = _pairs([one.view for one in scars], [one.report for one in scars], settings)
-    held = of_cohort(validation) if validation and len(validation) > 1 else None
+    valid = of_cohort(validation) if validation and len(validation) > 1 else None
     if settings.frame == "polar" and settings.encoder_init == "segmentation":
         every = join(pairs.batch, synthetic.batch) if synthetic else pairs.batch
         seeded = settings.override(seed=settings.seed + 100 * fold)
         encoder_state = pretrain_polar(every.to(cache.accelerator()), seeded, progress)
     networks, histories = [], []
-    options: dict[str, Any] = {"synthetic": synthetic, "validation": held, "progress": progress}
+    options: dict[str, Any] = {"synthetic": synthetic, "validation": valid, "progress": progress}
     for number in range(settings.models):
         own = settings.override(seed=settings.seed + 1000 * number + 100 * fold)
         file = checkpoints / f"fold{fold}_{number}.pt" if checkpoints else None

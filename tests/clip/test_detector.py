@@ -161,6 +161,7 @@ def test_reports_of_one_kind_are_refused_before_the_long_run(cohort, monkeypatch
         with pytest.raises(ZeroDivisionError):
             fit_detector(scarred, bare, **options)
     with warnings.catch_warnings(record=True) as caught, pytest.raises(ZeroDivisionError):
+        warnings.simplefilter("always")
         fit_detector(cohort, painted, **options)
     one_kind = any("2 of 2 studies for calibration" in str(one.message) for one in caught)
     assert one_kind is not all_studies

@@ -2,7 +2,6 @@
 
 import math
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -260,24 +259,3 @@ def test_whole_reports_fit_into_the_context():
     with pytest.warns(UserWarning, match="longer than 24 tokens"):
         pairs = ImageTextPairs(toy(6).batch, [(report,) for report in reports[:6]])
         fit(pairs, settings(epochs=1), progress=False)
-
-
-def test_a_wider_beam_does_not_favour_short_captions():
-    """By the sum of log-probabilities, "a" and "a b" would displace "a b c"."""
-    pad, start, end, a, b, c, *others = range(16)
-    following = torch.full((16, 16), 1e-6)
-    following[start, a] = following[c, end] = 1.0
-    following[a, [end, b]] = torch.tensor([0.2, 0.8])
-    following[b, [end, c, *others]] = torch.tensor([0.1625, 0.15, *[0.06875] * 10])
-    following[others, end] = 1.0
-    model = SimpleNamespace(
-        visual=SimpleNamespace(embed=lambda *_: (None, torch.zeros(1, 1, 1))),
-        text_and_tokens=lambda text: (None, text),
-        text_decoder=lambda _, text: following[text].log(),
-    )
-    words = SimpleNamespace(pad_id=pad, start_id=start, end_id=end, context_length=8)
-    words.decode = lambda ids: ids.tolist()
-    batch = SimpleNamespace(mask=torch.ones(1, 1, dtype=torch.bool))
-    encoded = torch.zeros(1), torch.zeros(1)
-    (caption,) = write_captions(model, words, batch, beams=2, encoded=encoded)
-    assert [token for token in caption if token != pad] == [start, a, b, c, end]
