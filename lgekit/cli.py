@@ -392,11 +392,12 @@ def fit(
     """
     from lgekit.cache import memory
     from lgekit.clip import fit as detector
-    from lgekit.clip.train import begin_fit
+    from lgekit.clip.model import check_encoder
+    from lgekit.clip.train import resumable
     from lgekit.config import read_changes, size_settings
     from lgekit.data import readers
     from lgekit.data.readers import pretraining_specs
-    from lgekit.segmentation.train import check_encoder, pretraining_cohorts
+    from lgekit.segmentation.train import pretraining_cohorts
     from lgekit.viz.describe import report_sources
 
     settings = size_settings(size, **{"seed": seed, **read_changes(changes or [])})
@@ -417,25 +418,12 @@ def fit(
     typer.echo(
         f"Heart network: {masks} masks of the cohort, phantoms{''.join(f', {other}' for other in specs)}."
     )
-    target = model_dir.resolve()
-    kept = target.with_name(
-        f".{target.name}.training"
-    )  # the same command goes on from here after a kill
-    about = settings.model_dump(exclude={"workers"}) | {
-        "--all": all_studies,
-        "--pretrain-on": specs,
-    }
-    try:
-        begin_fit(kept, SPEC=spec, studies=studies.fingerprint, **about)
-    except OSError as error:
-        remedy = "Give it back to yourself, or remove it: it keeps what a fit that was cut off had trained"
-        raise InputError(kept, f"cannot be read or written ({error.strerror})", remedy) from error
-    fitted = detector.fit_detector(
-        studies, settings, all_studies=all_studies, pretrain_on=further, checkpoints=kept
-    )
-    with WholeFolder(model_dir) as folder:
-        fitted.save(folder)
-    shutil.rmtree(kept, ignore_errors=True)
+    with resumable(studies, settings, all_studies, *further) as kept:
+        fitted = detector.fit_detector(
+            studies, settings, all_studies=all_studies, pretrain_on=further, checkpoints=kept
+        )
+        with WholeFolder(model_dir) as folder:
+            fitted.save(folder)
     typer.echo(f"model in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
 
 

@@ -3,41 +3,20 @@
 import numpy as np
 import torch
 
-from lgekit.clip.data import Pairs
+from lgekit.clip.data import ImageTextPairs
 from lgekit.clip.model import pad_studies
 from lgekit.config import make_settings
-from lgekit.study import (
-    CAVITY,
-    MYOCARDIUM,
-    Landmarks,
-    Study,
-)
+from lgekit.study import CAVITY, MYOCARDIUM, Landmarks, Study
 
-TINY = {
-    "width": 16,
-    "polar_channels": 8,
-    "embed_dim": 16,
-    "text_width": 16,
-    "text_layers": 1,
-    "depths": 12,
-}
-
-
-TINY |= {
-    "angles": 24,
-    "context_length": 24,
-    "dropout": 0.0,
-    "synthetic_per_real": 0,
-    "batch_size": 8,
-    "augment": 0.3,
-}
-
-
+TINY = {"width": 16, "polar_channels": 8, "embed_dim": 16, "text_width": 16, "text_layers": 1}
+TINY |= {"depths": 12, "angles": 24, "context_length": 24, "dropout": 0.0}
+TINY |= {"synthetic_per_real": 0, "batch_size": 8, "augment": 0.3}
 WALLS = ("anterior", "inferior")
+TEXTS = ["no scar", *(f"scar in the {wall} wall" for wall in WALLS)]
 
 
 def toy(studies=16, seed=0, height=12, width=24):
-    """Studies with a bright sector at one of two places, or none; texts that say so."""
+    """Studies with a bright sector in slice 0 at one of two places, or none, and texts about it."""
     rng = np.random.default_rng(seed)
     tensors, texts = [], []
     for number in range(studies):
@@ -47,8 +26,8 @@ def toy(studies=16, seed=0, height=12, width=24):
         if kind:
             image[0, 0, 3:8, 12 * (kind - 1) + 2 : 12 * (kind - 1) + 8] += 1.5
         tensors.append((image, torch.linspace(0, 1, slices)))
-        texts.append((f"scar in the {WALLS[kind - 1]} wall" if kind else "no scar",))
-    return Pairs(pad_studies(tensors), texts)
+        texts.append((TEXTS[kind],))
+    return ImageTextPairs(pad_studies(tensors), texts)
 
 
 def settings(**changes):
@@ -64,11 +43,9 @@ def ring_study(
     size=112,
     **fields,
 ) -> Study:
-    """A ring of known size: blood 200, wall 60, the rest 100, noise 4; landmarks where the caller says."""
+    """A ring of known size: blood 200, wall 60, the rest 100, noise 4; with these landmarks."""
     rng = np.random.default_rng(4)
-    x, y = np.meshgrid(
-        np.arange(size) - size / 2 + 0.5, np.arange(size) - size / 2 + 0.5, indexing="ij"
-    )
+    x, y = np.indices((size, size)) - size / 2 + 0.5
     radius = np.hypot(x * spacing[0], y * spacing[1])
     outer = np.linspace(38, 26, slices)[:: -1 if flip_slices else 1]
     labels = np.where(radius[..., None] < outer, MYOCARDIUM, 0)

@@ -1,0 +1,1 @@
+"""The detector: image and text encoders, their training, zero-shot reading and captions."""

@@ -1,10 +1,11 @@
-"""Image-text pairs."""
+"""Image-text pairs: the views of studies, their texts, augmentation and batches."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,18 @@ from torch import Tensor
 from lgekit.anatomy.frame import intensity_reference, normalise
 from lgekit.anatomy.labels import slice_levels
 from lgekit.anatomy.polar import INSIDE, OUTSIDE, PolarGrid, polar_grid, study_tensor
-from lgekit.clip.model import (
-    StudyBatch,
-    join,
-    pad_studies,
-)
+from lgekit.clip.model import StudyBatch, join, pad_studies
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.config import FitSettings
 from lgekit.study import Study
 
 
 def augment(batch: StudyBatch, settings: FitSettings, generator: torch.Generator) -> StudyBatch:
-    """New images for one step, drawn for the whole batch at once; no left–right flip: it would make the text wrong.
+    """Draw new images for one step. Nothing is mirrored: it would make the text wrong.
 
-    Polar view: a small turn (the insertion point's error), per slice a shift and stretch of the depths and a smooth
-    wobble of the contour (the segmentation's error). Image view: small turns, shifts, scale. Both: gain, offset and
-    noise of the intensities; one slice in eight left out.
+    Polar view: a small turn (error of the insertion point), and for each slice a shift and stretch
+    in depth and a smooth wobble of the contour (error of the segmentation). Image view: small
+    turns, shifts and scales. Both: gain, offset and noise; one slice in eight is left out.
     """
     strength = settings.augment
     if not strength:
@@ -55,39 +52,27 @@ def augment(batch: StudyBatch, settings: FitSettings, generator: torch.Generator
         shift = 0.05 * study[..., 0] + 0.05 * each[..., 0]
         rows = vertical * (1 + 0.05 * each[..., 4] + 0.05 * study[..., 1])[..., None, None]
         rows = rows + shift[..., None, None] + 0.04 * wobble[..., None, :]
-        turn = (
-            8.0 / 360 * study[..., 2] + 2.0 / 360 * each[..., 5]
-        ) * width  # in angle samples, circular
+        turn = (8.0 / 360 * study[..., 2] + 2.0 / 360 * each[..., 5]) * width  # in angle samples
         columns = (torch.arange(width, device=device) + turn[..., None, None]) % width
-        flat = torch.cat([flat, flat[..., :1]], -1)  # (…, width + 1): the circle closed
         columns = columns * (2 / width) - 1
-        grid = torch.stack(torch.broadcast_tensors(columns, rows), -1)
+        flat = torch.cat([flat, flat[..., :1]], -1)  # (…, width + 1): closes the circle
     else:
         horizontal = torch.linspace(-1, 1, width, device=device)[None]
         turn = (math.radians(7) * study[..., 2])[..., None, None]
         scale = (1 + 0.06 * study[..., 3])[..., None, None]
-        columns = (
-            scale * (horizontal * turn.cos() - vertical * turn.sin())
-            + 0.03 * each[..., 0, None, None]
-        )
-        rows = (
-            scale * (horizontal * turn.sin() + vertical * turn.cos())
-            + 0.03 * each[..., 1, None, None]
-        )
-        grid = torch.stack(torch.broadcast_tensors(columns, rows), -1).expand(
-            studies, slices, height, width, 2
-        )
-    grid = grid.flatten(0, 1).to(flat.dtype)
+        across, down = (0.03 * each[..., k, None, None] for k in (0, 1))
+        columns = scale * (horizontal * turn.cos() - vertical * turn.sin()) + across
+        rows = scale * (horizontal * turn.sin() + vertical * turn.cos()) + down
+    grid = torch.stack(torch.broadcast_tensors(columns, rows), -1).flatten(0, 1).to(flat.dtype)
     flat = F.grid_sample(flat, grid, padding_mode="border", align_corners=True)
     images = flat.unflatten(0, (studies, slices))
     gain = (0.15 * study[..., 4] + 0.03 * each[..., 2]).exp()[..., None, None, None]
     offset = (0.08 * study[..., 5] + 0.03 * each[..., 3])[..., None, None, None]
-    images.mul_(gain).add_(offset)  # in place from here: a batch is larger than the caches
-    noise = (
-        torch.randn(images.shape, generator=generator).to(device)
-        if device.type == "cpu"
-        else torch.randn_like(images)
-    )
+    images.mul_(gain).add_(offset)  # in place: a batch is larger than the caches
+    if device.type == "cpu":
+        noise = torch.randn(images.shape, generator=generator)
+    else:
+        noise = torch.randn_like(images)
     images.add_(noise.mul_((0.05 * study[..., 6].abs())[..., None, None, None]))
     kept = torch.rand(studies, slices, generator=generator).to(device) > 0.125 * min(strength, 1.0)
     kept = kept & mask
@@ -95,14 +80,8 @@ def augment(batch: StudyBatch, settings: FitSettings, generator: torch.Generator
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Studies with their texts, ready to train on.
-
-    Attributes:
-        batch: all studies, padded to the longest.
-        texts: for each study the texts that are true of it; the contrastive loss draws one of them anew in each epoch,
-            the caption is the first.
-    """
+class ImageTextPairs:
+    """Studies with their texts. The first text is the caption; each epoch draws one to contrast."""
 
     batch: StudyBatch
     texts: Sequence[tuple[str, ...]]
@@ -111,76 +90,53 @@ class Pairs:
         return len(self.texts)
 
 
-def dealt(rng: np.random.Generator, *groups: Pairs) -> list[Pairs]:
-    """The same studies with one another's texts, dealt over all groups: the control that must fall to chance."""
+def shuffle_texts(rng: np.random.Generator, *groups: ImageTextPairs) -> list[ImageTextPairs]:
+    """Permute the texts over all studies: the control, whose accuracy must fall to chance."""
     texts = [options for group in groups for options in group.texts]
-    order, given = rng.permutation(len(texts)), []
-    for group in groups:
-        own, order = order[: len(group)], order[len(group) :]
-        given.append(Pairs(group.batch, [texts[number] for number in own]))
-    return given
+    shuffled = iter([texts[number] for number in rng.permutation(len(texts))])
+    return [ImageTextPairs(group.batch, list(islice(shuffled, len(group)))) for group in groups]
 
 
 @dataclass(frozen=True)
-class Store:
-    """Studies on the device that trains, the real ones first, with each distinct text once. Make it with `Store.of`.
+class TrainingData:
+    """Studies on the training device, and each distinct text once."""
 
-    Attributes:
-        studies: real and synthetic ones.
-        real: how many are real.
-        texts: for each study the numbers of its texts, rows of ``tokens``.
-        tokens: `(texts, length)`.
-    """
-
-    studies: StudyBatch
-    real: int
-    texts: list[np.ndarray]
-    tokens: Tensor
+    studies: StudyBatch  # the real ones first, then the synthetic ones
+    real: int  # number of real studies
+    texts: list[np.ndarray]  # of each study, as rows of `tokens`
+    tokens: Tensor  # (texts, length)
 
     @classmethod
     def of(
-        cls,
-        tokenizer: ReportTokenizer,
-        device: torch.device,
-        pairs: Pairs,
-        synthetic: Pairs | None = None,
-    ) -> Store:
-        """Studies and their texts on a device."""
-        studies, everything = (
-            pairs.batch.to(device),
-            [*pairs.texts, *(synthetic.texts if synthetic else [])],
+        cls, tokenizer: ReportTokenizer, device: torch.device, groups: Sequence[ImageTextPairs]
+    ) -> TrainingData:
+        """Move the real and any synthetic studies, and their tokens, to a device."""
+        studies, *synthetic = [group.batch.to(device) for group in groups]
+        for batch in synthetic:
+            studies = join(studies, batch)
+        texts = [options for group in groups for options in group.texts]
+        distinct, row_of = np.unique(
+            [text for options in texts for text in options], return_inverse=True
         )
-        if synthetic:
-            studies = join(studies, synthetic.batch.to(device))
-        distinct = sorted({text for options in everything for text in options})
-        number_of = {text: number for number, text in enumerate(distinct)}
-        texts = [np.array([number_of[text] for text in options]) for options in everything]
-        return cls(studies, len(pairs), texts, tokenizer(distinct).to(device))
+        rows = np.split(row_of, np.cumsum([len(options) for options in texts])[:-1])
+        return cls(studies, len(groups[0]), rows, tokenizer(distinct.tolist()).to(device))
 
-    def batches(self, epoch: int, settings: FitSettings) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """`epoch_batches` of these studies."""
-        yield from epoch_batches(
-            epoch, self.real, len(self.texts) - self.real, self.texts, settings
-        )
-
-    def step_inputs(
+    def select(
         self, index: np.ndarray, chosen: np.ndarray, captions: bool
-    ) -> tuple[StudyBatch, Tensor, Tensor, Tensor | None, Tensor]:
-        """What a step needs: the studies, the distinct texts' tokens, which of them is each study's, which its caption
-        (None without captions), and the number of each study's text in the whole store."""
+    ) -> tuple[StudyBatch, Tensor, Tensor, Tensor | None]:
+        """The inputs of `lgekit.clip.model.CoCa` for a step of `epoch_batches`."""
+        first = [self.texts[study][0] for study in index] if captions else []
+        distinct, where = np.unique([*chosen, *first], return_inverse=True)
         device = self.tokens.device
-        unique, where = distinct_texts(index, chosen, self.texts, captions)
-        which = torch.from_numpy(where).to(device)
-        words = self.tokens[torch.from_numpy(unique).to(device)]
-        studies = self.studies.rows(torch.from_numpy(index).to(device))
-        own, rest = which[: len(index)], which[len(index) :] if captions else None
-        return studies, words, own, rest, torch.from_numpy(chosen).to(device)
+        rows, studies, texts = (torch.from_numpy(a).to(device) for a in (where, index, distinct))
+        caption_of = rows[len(index) :] if captions else None
+        return self.studies.rows(studies), self.tokens[texts], rows[: len(index)], caption_of
 
 
 def epoch_batches(
     epoch: int, real: int, synthetic: int, texts: Sequence[np.ndarray], settings: FitSettings
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Study indices and text ids of each step of an epoch: all real studies, the synthetic drawn anew."""
+    """Study indices and text rows of each step: all real studies, and new synthetic ones."""
     rng = np.random.default_rng([settings.seed, epoch])
     take = min(round(settings.synthetic_per_real * real), synthetic)
     index = np.concatenate([np.arange(real), real + rng.permutation(synthetic)[:take]])
@@ -188,16 +144,6 @@ def epoch_batches(
     chosen = np.array([texts[study][rng.integers(len(texts[study]))] for study in index])
     parts = max(1, math.ceil(len(index) / settings.batch_size))
     yield from zip(np.array_split(index, parts), np.array_split(chosen, parts), strict=True)
-
-
-def distinct_texts(
-    index: np.ndarray, chosen: np.ndarray, texts: Sequence[np.ndarray], captions: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct text ids of a step, and where in them the contrastive texts of the studies stand, then their captions
-    (a study's first text)."""
-    full = np.array([texts[study][0] for study in index] if captions else [], dtype=int)
-    unique, where = np.unique(np.concatenate([chosen, full]), return_inverse=True)
-    return unique, where
 
 
 REACH = (
@@ -287,10 +233,14 @@ def _along(grid: PolarGrid, study: Study) -> View:
 
 
 def batch_of(views: Sequence[View]) -> StudyBatch:
-    """Views as one padded batch."""
+    """Stack views into one padded batch."""
     return pad_studies([(view.images, view.levels) for view in views])
 
 
-def chunks(batch: StudyBatch, size: int = 64) -> list[StudyBatch]:
-    """A batch in parts."""
-    return [batch.rows(slice(start, start + size)) for start in range(0, len(batch.mask), size)]
+CHUNK = 64  # studies that are read at a time
+
+
+def chunks(batch: StudyBatch) -> list[StudyBatch]:
+    """Split a batch into parts of at most `CHUNK` studies."""
+    parts = zip(*(part.split(CHUNK) for part in batch), strict=True)
+    return [StudyBatch(*part) for part in parts]

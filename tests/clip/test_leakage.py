@@ -1,41 +1,44 @@
-"""No image, mask or report of a test fold touches what reads it: every step is watched, by the ids that go into it."""
+"""No image, mask or report of a test fold influences training, and shuffled texts teach nothing."""
 
 from collections import defaultdict
 
+import numpy as np
 import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
 
+from lgekit.anatomy.segments import segment_map
 from lgekit.clip import fit as module
-from lgekit.clip import fit as stages
-from lgekit.clip.data import make_view
-from lgekit.clip.fit import fit_detector, synthetic_views
+from lgekit.clip.data import batch_of, make_view
+from lgekit.clip.detector import Detector
+from lgekit.clip.fit import fit_detector, synthetic_pool, train_networks
 from lgekit.config import size_settings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import refuse_shared
 from lgekit.errors import InputError
-from lgekit.evaluation import scores as evaluation
+from lgekit.evaluation.scores import development, with_fold
+from lgekit.findings import WALLS, Findings, Scar
+from lgekit.reports.writer import write_report
 from lgekit.segmentation.model import HeartNetwork
-from lgekit.segmentation.train import pretraining_cohorts, weights_fingerprint
-from lgekit.study import Cohort, Study
+from lgekit.segmentation.train import weights_fingerprint
+from lgekit.study import CAVITY, MYOCARDIUM, SCAR, Cohort, Landmarks, Study
 
 QUICK = {"epochs": 1, "heart_phantom": 4, "heart_base_steps": 1, "heart_steps": 2, "width": 16}
 SIGNED = "Report number "  # each report ends with the id of its study
-
-
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
 def cohort():
-    studies = phantom_cohort(12, seed=1, pixels=72, workers=1).studies
-    signed = [
+    studies = [
         Study(**{**study, "report": f"{study['report']}\n{SIGNED}{study['study_id']}"})
-        for study in studies
+        for study in phantom_cohort(12, seed=1, pixels=72, workers=1).studies
     ]
-    return evaluation.with_fold(Cohort(signed, "signed"), 0, 3)
+    return with_fold(Cohort(studies, "signed"), 0, 3)
 
 
-def ids(*cohorts) -> set[str]:
-    return {study["study_id"] for one in cohorts if one is not None for study in one.studies}
+def ids(cohort) -> set[str]:
+    return {study["study_id"] for study in cohort.studies}
 
 
 def slices_of(batch) -> set[bytes]:
@@ -43,146 +46,152 @@ def slices_of(batch) -> set[bytes]:
 
 
 @pytest.fixture
-def seen(monkeypatch):
-    """What goes into each step: step → ids of studies (for the polar pretraining: its pictures)."""
-    seen: dict[str, set] = defaultdict(set)
+def used(monkeypatch):
+    """What goes into each step: step → ids of studies, or slices of the polar pretraining."""
+    used: dict[str, set] = defaultdict(set)
 
-    def watch(place, name, note):
-        original = getattr(place, name)
+    def watch(name, note):
+        original = getattr(module, name)
 
         def watched(*arguments, **named):
             result = original(*arguments, **named)
-            note(result, *arguments)
+            used[name] |= note(result, *arguments)
             return result
 
-        monkeypatch.setattr(place, name, watched)
+        monkeypatch.setattr(module, name, watched)
 
-    def heart(_, cohorts, own, steps, init, progress):
-        seen["base network" if init is None else "heart network"].update(*map(ids, [*cohorts]))
-
-    def hosts(painted, located, *_):
-        seen["synthetic hosts"] |= {one.source for one in painted}
-        seen["offered as hosts"] |= ids(located)
-
-    def report(_, text, *__):
-        seen["reports"].add(text.rsplit(SIGNED, 1)[-1])
-
-    watch(stages, "_fitted", heart)
-    watch(module, "locate", lambda _, cohort, network: seen["located"].update(ids(cohort)))
-    watch(module, "synthetic_views", hosts)
-    watch(module, "make_view", lambda _, study, settings: seen["views"].add(study["study_id"]))
-    watch(
-        module, "_networks", lambda _, train, validation, *rest: seen["networks"].update(ids(train))
-    )
-    watch(
-        module,
-        "pretrain_polar",
-        lambda _, batch, *rest: seen["polar pretraining"].update(slices_of(batch)),
-    )
-    watch(module, "calibrate", lambda _, reading, cohort: seen["calibration"].update(ids(cohort)))
-    watch(module, "report_texts", report)
-    watch(module, "read_report", report)
-    return seen
+    watch("heart_network", lambda _, train, *rest: ids(train))
+    watch("locate", lambda _, located, *rest: ids(located))
+    watch("synthetic_pool", lambda pool, located, _: ids(located) | {one.source for one in pool})
+    watch("make_view", lambda _, study, settings: {study["study_id"]})
+    watch("train_networks", lambda _, train, *rest: ids(train))
+    watch("pretrain_polar", lambda _, batch, *rest: slices_of(batch))
+    watch("calibrate", lambda _, detector, held, *rest: ids(held))
+    watch("report_texts", lambda _, text, mode: {text.rsplit(SIGNED, 1)[-1]})
+    return used
 
 
-def test_a_test_fold_touches_nothing(cohort, seen):
-    other = phantom_cohort(4, seed=9, pixels=72, workers=1)  # a cohort to pretrain on
-    other = Cohort(
-        [Study(**{**study, "study_id": f"other {study['study_id']}"}) for study in other.studies],
-        "other",
-    )
+def test_a_fit_on_the_splits_does_not_use_the_test_split(cohort, used):
     own = size_settings("smoke", **QUICK)
-    fitted = fit_detector(cohort, own, progress=False, pretrain_on=[other])
-    train, validation, test = (ids(cohort.split(name)) for name in ("train", "validation", "test"))
-    assert len(test) == 4 and train and validation
-    assert seen["heart network"] == train and ids(other) < seen["base network"]
-    assert (
-        seen["networks"] == train
-        and seen["offered as hosts"] == train
-        and seen["synthetic hosts"] <= train
-    )
-    assert seen["calibration"] == validation and set(fitted.held_out["study_id"]) == validation
-    assert seen["views"] == seen["located"] == train | validation
-    written = {
-        text for text in seen["reports"] if text in ids(cohort)
-    }  # painted scars have reports of their own
-    assert written == train | validation
-    assert not test & set().union(
-        *(found for step, found in seen.items() if step != "polar pretraining")
-    )
-    views = {
-        name: slices_of(
-            module.batch_of(
-                [make_view(study, own) for study in fitted.locate(cohort.split(name)).studies]
-            )
-        )
-        for name in ("train", "validation", "test")
+    fitted = fit_detector(cohort, own, progress=False)
+    splits = {name: cohort.split(name) for name in ("train", "validation", "test")}
+    train, validation, test = map(ids, splits.values())
+    assert len(test) == 4
+    assert used["heart_network"] == used["train_networks"] == used["synthetic_pool"] == train
+    assert used["calibrate"] == set(fitted.held_out["study_id"]) == validation
+    assert used["make_view"] == used["locate"] == train | validation
+    assert used["report_texts"] & ids(cohort) == train | validation
+    slices = {
+        name: slices_of(batch_of([make_view(s, own) for s in fitted.locate(part).studies]))
+        for name, part in splits.items()
     }
-    assert views["train"] <= seen["polar pretraining"]
-    assert not (views["validation"] | views["test"]) & seen["polar pretraining"]
+    assert slices["train"] <= used["pretrain_polar"]
+    assert not (slices["validation"] | slices["test"]) & used["pretrain_polar"]
 
 
-def test_scars_painted_into_held_out_studies_are_left_out(cohort, monkeypatch):
-    """Cross-fitting paints once into all studies; a fold's networks get those of their own training studies alone."""
-    given = {}
+def test_cross_fits_do_not_use_the_test_fold_and_share_heart_networks(cohort, used):
+    hearts = []
+    for fold in (0, 1):
+        split = with_fold(cohort, fold, 3)
+        learned_from, test = development(split), ids(split.split("test"))
+        used.clear()
+        own = size_settings("smoke", **QUICK)
+        fitted = fit_detector(learned_from, own, all_studies=True, progress=False)
+        assert len(fitted.networks) == 2 and used["calibrate"] == ids(learned_from)
+        for step in set(used) - {"pretrain_polar"}:
+            assert used[step] and not used[step] & test, step
+        networks = fitted.heart.networks
+        hearts += [weights_fingerprint(HeartNetwork(fitted.heart.settings, [n])) for n in networks]
+    assert len(hearts) == 4 and len(set(hearts)) == 3
+
+
+def test_cross_fitting_reads_each_study_with_networks_that_never_saw_it(cohort, monkeypatch):
+    trained, read = [], []
+    fit, reading = module.fit, Detector.read
+
+    def spy_fit(pairs, *rest, **named):
+        trained.append(slices_of(pairs.batch) | slices_of(named["synthetic"].batch))
+        return fit(pairs, *rest, **named)
+
+    def spy_read(self, batch, *rest):
+        read.append(slices_of(batch))
+        return reading(self, batch, *rest)
+
+    monkeypatch.setattr(module, "fit", spy_fit)
+    monkeypatch.setattr(Detector, "read", spy_read)
+    own = size_settings("smoke", **QUICK, masks="true")
+    fitted = fit_detector(cohort, own, all_studies=True, progress=False)
+    assert len(trained) == len(read) == 3 and set(fitted.held_out["study_id"]) == ids(cohort)
+    for seen, unseen in zip(trained, read, strict=True):
+        assert unseen and not seen & unseen
+
+
+def test_networks_are_trained_only_with_scars_painted_into_their_own_studies(cohort, monkeypatch):
+    given = []
 
     def fit(pairs, settings, synthetic, **_):
-        given["pictures"] = slices_of(synthetic.batch)
+        given.append(slices_of(synthetic.batch))
         raise StopIteration
 
     own = size_settings("smoke", **QUICK, masks="true")
-    pool = synthetic_views(cohort, 24, own)
-    train = cohort.split("train")
-    assert {painted.source for painted in pool} & ids(train) < {painted.source for painted in pool}
+    pool, train = synthetic_pool(cohort, own), cohort.split("train")
     monkeypatch.setattr(module, "fit", fit)
     with pytest.raises(StopIteration):
-        module._networks(train, None, pool, own, None, False, None, 0)
-    inside = [painted.view for painted in pool if painted.source in ids(train)]
-    outside = [painted.view for painted in pool if painted.source not in ids(train)]
-    assert given["pictures"] == slices_of(module.batch_of(inside))
-    assert not given["pictures"] & slices_of(module.batch_of(outside))
-
-
-def test_a_cross_fitted_fold_touches_nothing_and_shares_heart_networks(cohort, seen):
-    own, hearts = size_settings("smoke", **QUICK), []
-    for fold in (0, 1):
-        split = evaluation.with_fold(cohort, fold, 3)
-        learned_from, test = evaluation.development(split), ids(split.split("test"))
-        assert ids(learned_from) == ids(split) - test and len(test) == 4
-        seen.clear()
-        fitted = fit_detector(learned_from, own, all_studies=True, progress=False)
-        assert len(fitted.networks) == 2, "the two other folds"
-        assert seen["calibration"] == ids(learned_from)
-        for step in (
-            "heart network",
-            "located",
-            "views",
-            "networks",
-            "offered as hosts",
-            "reports",
-        ):
-            assert seen[step] and not seen[step] & test, step
-        hearts += [
-            weights_fingerprint(HeartNetwork(fitted.heart.settings, [one]))
-            for one in fitted.heart.networks
-        ]
-    assert len(hearts) == 4 and len(set(hearts)) == 3, (
-        "the network without folds 0 and 1 serves both"
-    )
+        train_networks(train, own, pool)
+    inside = [scar.view for scar in pool if scar.source in ids(train)]
+    outside = [scar.view for scar in pool if scar.source not in ids(train)]
+    assert given == [slices_of(batch_of(inside))] and not given[0] & slices_of(batch_of(outside))
 
 
 def test_pretraining_on_the_cohort_itself_is_refused(cohort):
-    """Under another name: its test studies' masks would be learned, and no split says so."""
-    copy = cohort.studies[-1]
-    other = Cohort(
-        [Study(**{**copy, "study_id": "a new name", "patient_id": "a new name"})], "another folder"
-    )
-    with pytest.raises(
-        InputError, match=rf"another folder.*a new name has the image of {copy['study_id']}"
-    ):
-        refuse_shared(cohort, [phantom_cohort(2, seed=2, pixels=72, workers=1), other])
-    refuse_shared(cohort, [phantom_cohort(2, seed=2, pixels=72, workers=1)])
-    with pytest.raises(InputError, match="has the image of"):
-        pretraining_cohorts(
-            phantom_cohort(3, seed=0), "phantom:studies=3,seed=0", "phantom:studies=2,seed=0"
-        )
+    """Even under another name: no split says that its test studies' masks would be learned."""
+    copy, other = cohort.studies[-1], phantom_cohort(2, seed=2, pixels=72, workers=1)
+    renamed = Study(**{**copy, "study_id": "a new name", "patient_id": "a new name"})
+    with pytest.raises(InputError, match=rf"a new name has the image of {copy['study_id']}"):
+        refuse_shared(cohort, [other, Cohort([renamed], "another folder")])
+
+
+def ring(number: int) -> Study:
+    """A noisy ring of muscle; every other one has a bright scar in one wall, and says so."""
+    rng = np.random.default_rng(number)
+    x, y = (np.arange(40) - 19.5)[:, None], (np.arange(40) - 19.5)[None]
+    labels = np.zeros((40, 40, 3), np.uint8)
+    labels[np.hypot(x, y) < 15] = MYOCARDIUM
+    labels[np.hypot(x, y) < 9] = CAVITY
+    findings, marks = Findings(), Landmarks(120.0, 240.0)
+    if number % 2:
+        wall = int(rng.integers(6))
+        scar = Scar(walls=(WALLS[wall],), levels=("basal", "mid"), depth="transmural")
+        findings = Findings((scar,))
+        labels[np.isin(segment_map(labels, (1.5, 1.5, 10), marks), (1 + wall, 7 + wall))] = SCAR
+    tissues = [labels == CAVITY, labels == SCAR, labels == MYOCARDIUM]
+    image = np.select(tissues, [100.0, 70.0, 20.0], 40.0) * rng.uniform(0.8, 1.2)
+    image = image + rng.normal(0, 12, image.shape)
+    fields = {"findings": findings, "landmarks": marks, "report": write_report(findings, rng)}
+    return Study.from_arrays(f"ring{number:02d}", image, (1.5, 1.5, 10), labels, **fields)
+
+
+def test_shuffled_texts_fall_to_chance(monkeypatch):
+    """The mean AUC of the control is within its 99.9 % interval around 0.5; that of the method is
+    far outside. A single control may be on either side, as a random direction can follow scar."""
+    monkeypatch.setenv("LGEKIT_CACHE", "")
+    cohort = Cohort([ring(number) for number in range(60)], "rings")
+    tiny = {"masks": "true", "synthetic_per_real": 0, "caption_weight": 0.0, "depths": 12}
+    tiny |= {"encoder_init": "random", "width": 16, "angles": 24, "polar_channels": 8}
+    tiny |= {"batch_size": 18, "epochs": 30, "learning_rate": 5e-3, "embed_dim": 16}
+    tiny |= {"text_width": 16, "text_layers": 1, "context_length": 24, "dropout": 0.0}
+
+    def areas(runs: int, shuffled: bool) -> np.ndarray:
+        found = []
+        for number in range(runs):
+            split = with_fold(cohort, number % 5, 5, seed=number // 5)
+            own, test = size_settings("smoke", **tiny, shuffle_text=shuffled, seed=number), "test"
+            read = fit_detector(split, own, progress=False).predict(split.split(test))
+            truth = split.split(test).manifest["scar"].astype(bool)
+            found.append(roc_auc_score(truth, read["p_lge"]))
+        return np.array(found)
+
+    control, method = areas(12, shuffled=True), areas(3, shuffled=False)
+    half_width = stats.t.ppf(0.9995, 11) * control.std(ddof=1) / np.sqrt(12)
+    assert abs(control.mean() - 0.5) < half_width < 0.35 < method.mean()
+    assert method.mean() > 0.5 + half_width
