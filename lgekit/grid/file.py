@@ -1,24 +1,24 @@
-"""Grid files."""
+"""Read grid files and expand them to runs."""
 
 from __future__ import annotations
 
 import csv
-import functools
 import hashlib
 import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Strict,
     StrictBool,
     StrictFloat,
     StrictInt,
@@ -26,297 +26,205 @@ from pydantic import (
     ValidationError,
 )
 
-from lgekit.cache import code_version
+from lgekit.cache import code_version, memory
 from lgekit.config import SIZES, FitSettings, size_settings
 from lgekit.data.readers import _path, parse_spec, pretraining_specs, split_specs
 from lgekit.errors import InputError
 from lgekit.workbook import check_parameters, read_code, read_parameters
 
-# What can change a number of a run. Plots, grids and the command line cannot.
+# The rooms whose code can change the numbers of a run.
 ROOMS = ("anatomy", "reports", "data", "segmentation", "scars", "clip", "evaluation")
-
-
-def cohort_fingerprint(spec: str, root: Path) -> str:
-    """What stands for a cohort in a run's id: the SPEC, and names and contents of its files.
-
-    Of a folder all files count, of a table the table and the images and reports that it names. Files copied to another
-    place or machine have the same fingerprint; contents are read once for each name, size and time stamp
-    (`lgekit.cache`). A folder that is not there has a fingerprint too: a grid can be looked at where its data are not.
-    """
-    path = _path(spec, root)
-    digest = hashlib.sha256(spec.encode())
-    if path is not None and path.exists():
-        files = sorted(_files(path, "") if path.is_dir() else _of_table(path))
-        listing = [
-            (str(path.resolve()), name, status.st_size, status.st_mtime_ns)
-            for name, _, status in files
-        ]
-        stamp = hashlib.sha256(repr(listing).encode()).hexdigest()
-        from lgekit.cache import memory
-
-        digest.update(
-            memory().cache(_contents, ignore=["files"])(
-                stamp, [(name, file) for name, file, _ in files]
-            )
-        )
-    return digest.hexdigest()[:16]
-
-
-def _contents(stamp: str, files: list[tuple[str, Path]]) -> bytes:
-    digest = hashlib.sha256()
-    for name, file in files:
-        with file.open("rb") as stream:
-            digest.update(f"{name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
-    return digest.digest()
-
-
-def _files(folder: Path, prefix: str) -> Iterator[tuple[str, Path, os.stat_result]]:
-    for entry in os.scandir(folder):
-        if entry.is_dir():
-            yield from _files(Path(entry.path), f"{prefix}{entry.name}/")
-        else:
-            yield prefix + entry.name, Path(entry.path), entry.stat()
-
-
-def _of_table(table: Path) -> Iterator[tuple[str, Path, os.stat_result]]:
-    yield "", table, table.stat()
-    for row in csv.reader(table.read_text("utf-8", "replace").splitlines()):
-        for cell in row:
-            name = cell.strip()
-            if (
-                name.lower().endswith((".nii", ".nii.gz", ".txt"))
-                and (table.parent / name).is_file()
-            ):
-                yield name, table.parent / name, (table.parent / name).stat()
-
-
-Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
 RESERVED = ("grids", "workbook", "manual")  # other folders of papermill_runs/
+Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
+Seed = Annotated[int, Strict(), Field(ge=0)]
 
 
 class GridFile(BaseModel):
-    """What may stand in a grid's YAML file; see `lgekit.grid.run`."""
+    """The content of a grid's YAML file."""
 
     model_config = ConfigDict(extra="forbid")
-    notebook: StrictStr
-    parameters: dict[str, Scalar] = {}
-    rows: dict[str, dict[str, Scalar]] = Field(min_length=1)
-    seeds: list[StrictInt] = Field([0], min_length=1)
-    folds: StrictInt | None = Field(None, ge=2)
-    axes: dict[str, list[Scalar]] = {}
-    timeout: float | None = Field(None, gt=0)
+    notebook: StrictStr  # path from the project's folder
+    parameters: dict[str, Scalar] = {}  # of all runs
+    rows: dict[str, dict[str, Scalar]] = Field(min_length=1)  # row → the parameters it changes
+    seeds: list[Seed] = Field([0], min_length=1)
+    folds: StrictInt | None = Field(None, ge=2)  # of a cross-validation
+    axes: dict[str, list[Scalar]] = {}  # parameter → values, combined with all others
+    timeout: float | None = Field(None, gt=0)  # seconds for a run
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a grid: a row of the table at one seed (and fold, …).
+    """One row of a grid at one seed (and fold, and point of further axes)."""
 
-    Attributes:
-        id: 16 hex digits of all that the run depends on; two rows with the same parameters share a run.
-        row: the row's name.
-        axes: ``seed``, ``fold`` and the file's own axes → this run's value.
-        params: what the notebook is called with.
-    """
-
-    id: str
+    id: str  # 16 hex digits of all that the run depends on; rows that are alike share a run
     row: str
-    axes: dict[str, Any]
-    params: dict[str, Any]
+    axes: dict[str, Any]  # seed, fold and further axes → the value
+    params: dict[str, Any]  # of the notebook
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A grid file, read and checked: where it lives and what it consists of."""
+    """A grid file that was read and checked."""
 
     file: Path
-    root: Path
+    root: Path  # the project's folder
     notebook: Path
-    folder: Path
+    folder: Path  # of its runs
     timeout: float | None
     runs: list[Run] = field(repr=False)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """yaml.safe_load's loader that refuses a key given twice, where YAML would let the last one win."""
+class _Loader(yaml.CSafeLoader):
+    """Refuse a key that is given twice; YAML itself would keep the last one."""
 
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(
-                key, yaml.ScalarNode
-            ):  # as in {{spec}}, a template that nobody filled in
-                raise yaml.constructor.ConstructorError(
-                    None, None, "a name must be a word", key.start_mark
-                )
-            if key.value in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} stands there twice", key.start_mark
-                )
-            seen.add(key.value)
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        for key, count in Counter(str(key.value) for key, _ in node.value).items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(problem=f"{key!r} is given twice")
         return super().construct_mapping(node, deep)
 
 
 def load_grid(file: str | Path) -> Grid:
-    """Read a grid file, hold it against its notebook's parameters and expand it.
+    """Read a grid file, check all that its runs could fail on, and list its runs row by row.
 
     Raises:
-        InputError: no such file, no YAML, an unknown field, a missing notebook, an unknown or mistyped parameter, a
-            value that its run would fail on.
+        InputError: the file is missing or not YAML, or it has an unknown field, a missing notebook,
+            an unknown or mistyped parameter, or a SPEC, size or setting that a run would refuse.
     """
     file = Path(file).absolute()
     try:
-        content = yaml.load(file.read_text("utf-8"), _Loader)  # _Loader is a safe loader
+        content = yaml.load(file.read_text("utf-8"), _Loader)  # a safe loader
         if isinstance(content, dict) and isinstance(content.get("rows"), dict):
-            content["rows"] = {
-                str(name): changes or {} for name, changes in content["rows"].items()
-            }
+            content["rows"] = {str(name): row or {} for name, row in content["rows"].items()}
         spec = GridFile.model_validate(content)
     except OSError as error:
-        raise InputError(
-            file, f"cannot be read ({error.strerror})", "Give a grid's YAML file"
-        ) from error
+        remedy = "Give a grid's YAML file"
+        raise InputError(file, f"cannot be read ({error.strerror})", remedy) from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(
-            file, f"is not YAML: {error}", "Mend it; see papermill_runs/grids/ for examples"
-        ) from error
+        remedy = "See papermill_runs/grids/ for examples"
+        raise InputError(file, f"is not YAML: {error}", remedy) from error
     except ValidationError as error:
         first = error.errors()[0]
         place = " → ".join(map(str, first["loc"][:3])) or "the file"
-        fields = ", ".join(GridFile.model_fields)
-        raise InputError(
-            f"{file}, {place}", f"{first['msg']}", f"The fields are {fields}"
-        ) from error
+        remedy = f"The fields are {', '.join(GridFile.model_fields)}"
+        raise InputError(f"{file}, {place}", first["msg"], remedy) from error
     if file.stem in RESERVED:
-        raise InputError(
-            file,
-            f"a grid cannot be called {file.stem!r}",
-            "Rename the file: its runs need a folder",
-        )
-    root = next(
-        (place for place in (*file.parents, Path.cwd()) if (place / spec.notebook).is_file()), None
-    )
-    if root is None:
-        raise InputError(
-            file,
-            f"notebook {spec.notebook!r} is not there",
-            "Give its path from the project's folder",
-        )
-    notebook, folder = root / spec.notebook, root / "papermill_runs" / file.stem
-    return Grid(file, root, notebook, folder, spec.timeout, _expand(file, spec, notebook, root))
+        remedy = "Rename the file: its runs need a folder"
+        raise InputError(file, f"a grid cannot be called {file.stem!r}", remedy)
+    for root in (*file.parents, Path.cwd()):
+        if (root / spec.notebook).is_file():
+            runs = _expand(file, spec, root)
+            folder = root / "papermill_runs" / file.stem
+            return Grid(file, root, root / spec.notebook, folder, spec.timeout, runs)
+    remedy = "Give its path from the project's folder"
+    raise InputError(file, f"notebook {spec.notebook!r} does not exist", remedy)
 
 
 def notebook_version(notebook: str | Path) -> str:
-    """A hash of a notebook's code and of the library's modules that it uses: what a run depends on, but parameters."""
-    cells = read_code(notebook)
-    return hashlib.sha256(json.dumps([cells, code_version(*ROOMS)]).encode()).hexdigest()
+    """Hash the code of a notebook and of the library's rooms that it can use."""
+    code = json.dumps([read_code(notebook), code_version(*ROOMS)])
+    return hashlib.sha256(code.encode()).hexdigest()
 
 
-def expand(file: str | Path) -> list[Run]:
-    """The runs of a grid, row by row. Raises InputError as `load_grid` does."""
-    return load_grid(file).runs
+def cohort_fingerprint(spec: str, root: Path) -> str:
+    """Hash a SPEC with the names and contents of its files.
+
+    All files of a folder count; of a table, the table and the files that its cells name. A copy in
+    another place has the same fingerprint. Contents are read again when sizes or times change.
+    """
+    path = _path(spec, root)
+    if path is None or not path.exists():
+        return hashlib.sha256(spec.encode()).hexdigest()
+    base = path if path.is_dir() else path.parent
+    if path.is_dir():
+        tree = os.walk(path, followlinks=True)
+        found = [Path(folder) / name for folder, _, names in tree for name in names]
+    else:
+        rows = csv.reader(path.read_text("utf-8", "replace").splitlines())
+        named = {os.path.join(base, cell.strip()) for row in rows for cell in row}
+        found = [path, *map(Path, filter(os.path.isfile, named))]
+    files = {os.path.relpath(file, base): file for file in sorted(found)}
+    stamps = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in files.items()]
+    hashed = memory().cache(_hash_files, ignore=["files"])
+    return hashlib.sha256(
+        f"{spec} {hashed(str(base.resolve()), stamps, files)}".encode()
+    ).hexdigest()
 
 
-def _refuse_taken(file: Path, spec: GridFile) -> None:
-    """Each parameter has one place in the file: what the grid sets itself, no other part of it sets too."""
+def _hash_files(base: str, stamps: list, files: dict[str, Path]) -> str:
+    digest = hashlib.sha256()
+    for name, file in files.items():
+        with file.open("rb") as stream:
+            digest.update(f"{name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _expand(file: Path, spec: GridFile, root: Path) -> list[Run]:
+    notebook = root / spec.notebook
+    defaults = read_parameters(notebook)
+    axes: dict[str, list[Any]] = {"seed": list(spec.seeds), **spec.axes}
+    base = dict(spec.parameters)
+    if spec.folds:
+        base["folds"], axes["fold"] = spec.folds, list(range(spec.folds))
+    _refuse_given_twice(file, spec)
+    base = defaults | check_parameters(defaults, base, f"{file}, parameters")
+    for name, points in axes.items():
+        if not points or len(set(points)) < len(points):
+            problem = f"{points} is empty or names a value twice"
+            raise InputError(f"{file}, {name}", problem, "Name each value once")
+        checked = [check_parameters(defaults, {name: p}, f"{file}, {name}") for p in points]
+        axes[name] = [point[name] for point in checked]
+    settings, version = _settings_in(notebook), notebook_version(notebook)
+    fingerprints: dict[str, str] = {}
+    runs = []
+    for row, changes in spec.rows.items():
+        where = f"{file}, row {row}"
+        changes = check_parameters(defaults, changes, where)
+        for point in itertools.product(*axes.values()):
+            at = dict(zip(axes, point, strict=True))
+            params = base | changes | at
+            params.pop("out", None)
+            _refuse_impossible(params, defaults, settings, where)
+            cohorts = [str(params.get("cohort", ""))]
+            if "pretrain_on" in params:
+                cohorts += pretraining_specs(cohorts[0], params["pretrain_on"], root)
+            for cohort in cohorts:
+                if cohort not in fingerprints:
+                    fingerprints[cohort] = cohort_fingerprint(cohort, root)
+            known_by = [version, params, [fingerprints[cohort] for cohort in cohorts]]
+            digest = hashlib.sha256(json.dumps(known_by, sort_keys=True).encode()).hexdigest()
+            runs.append(Run(digest[:16], row, at, params))
+    return runs
+
+
+def _refuse_given_twice(file: Path, spec: GridFile) -> None:
+    """Refuse a parameter that two parts of the file set, or that the grid sets itself."""
     own = {"seed", "out", *(("fold", "folds") if spec.folds else ())}
-    places = [
-        ("axes", {*spec.axes}, own | {"fold", "folds"}),
-        ("parameters", {*spec.parameters}, own | {*spec.axes}),
-    ]
-    places += [(f"row {name}", {*row}, own | {*spec.axes}) for name, row in spec.rows.items()]
-    for place, given, taken in places:
-        for name in sorted(given & taken):
-            remedy = "Take it out here: what varies stands in `seeds`, `folds` or `axes`, and each run has its own folder"
+    parts = [("axes", spec.axes, own | {"fold", "folds"})]
+    parts.append(("parameters", spec.parameters, own | spec.axes.keys()))
+    parts += [(f"row {name}", row, own | spec.axes.keys()) for name, row in spec.rows.items()]
+    for place, given, taken in parts:
+        for name in sorted(taken & given.keys()):
+            remedy = "Remove it here: `seeds`, `folds` and `axes` set what varies"
             raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
 
 
-def _settings_named(notebook: Path) -> set[str]:
-    """The settings of the method that a notebook makes of parameters which are called like them."""
+def _settings_in(notebook: Path) -> set[str]:
+    """Find the settings that a notebook takes from parameters of the same name."""
     cells = [cell for cell in read_code(notebook) if "size_settings(" in cell]
-    return {
-        word for cell in cells for word in re.findall(r"\w+", cell)
-    } & FitSettings.model_fields.keys()
-
-
-@functools.lru_cache(maxsize=4096)
-def _try_settings(size: str, named: tuple[tuple[str, Any], ...]) -> None:
-    """Raises InputError where these are no settings; looked at once for all runs that share them."""
-    size_settings(size, **dict(named))
+    return set(re.findall(r"\w+", " ".join(cells))) & FitSettings.model_fields.keys()
 
 
 def _refuse_impossible(
     params: dict[str, Any], defaults: dict[str, Any], settings: set[str], where: str
 ) -> None:
-    """Values that a run would fail on after others have run for hours: SPECs, sizes and settings of the method.
-
-    Args:
-        params: of a run.
-        defaults: the notebook's own, which always pass: 0 or -1 may stand there for "the size's own".
-        settings: names of the parameters that are settings.
-        where: the place of the fault.
-    """
+    """Refuse SPECs, sizes and settings that a run would fail on. Defaults always pass."""
     given = {name: value for name, value in params.items() if value != defaults[name]}
     size = params["size"] if defaults.get("size") in SIZES else "laptop"
     try:
         for spec in [given.get("cohort"), *split_specs(str(given.get("pretrain_on", "")))]:
             if spec and spec not in ("auto", "none"):
                 parse_spec(spec)
-        named = sorted((name, value) for name, value in given.items() if name in settings)
-        _try_settings(size, tuple(pair for pair in named if pair[0] != "seed"))
-        _try_settings(
-            size, tuple(pair for pair in named if pair[0] == "seed")
-        )  # apart: rows share their seeds
+        size_settings(size, **{name: given[name] for name in settings & given.keys()})
     except InputError as error:
         raise InputError(where, f"{error.where}: {error.problem}", error.remedy) from error
-
-
-def _expand(file: Path, spec: GridFile, notebook: Path, root: Path) -> list[Run]:
-    _refuse_taken(file, spec)
-    axes: dict[str, Sequence[Any]] = {"seed": spec.seeds, **spec.axes}
-    base = dict(spec.parameters)
-    if spec.folds:
-        base["folds"], axes["fold"] = spec.folds, range(spec.folds)
-    known = read_parameters(notebook)
-    defaults = {name: parameter.default for name, parameter in known.items()}
-    base = defaults | check_parameters(notebook, base, f"{file}, parameters")
-    rows = {
-        name: check_parameters(notebook, row, f"{file}, row {name}")
-        for name, row in spec.rows.items()
-    }
-    values = []
-    for name, points in axes.items():
-        if len(set(points)) < len(points) or not points:
-            raise InputError(
-                f"{file}, {name}",
-                f"{list(points)} is empty or names a value twice",
-                "Name each once",
-            )
-        values.append(
-            [check_parameters(notebook, {name: point}, f"{file}, {name}")[name] for point in points]
-        )
-    settings = _settings_named(notebook)
-    common = hashlib.sha256(notebook_version(notebook).encode())
-    cohorts: dict[str, str] = {}
-    runs = []
-    for row, changes in rows.items():
-        for point in itertools.product(*values):
-            at = dict(zip(axes, point, strict=True))
-            params = base | changes | at
-            params.pop("out", None)
-            _refuse_impossible(params, defaults, settings, f"{file}, row {row}")
-            cohort = str(params.get("cohort", ""))
-            if cohort not in cohorts:
-                cohorts[cohort] = cohort_fingerprint(cohort, root)
-            beside = (
-                pretraining_specs(cohort, str(params["pretrain_on"]), root)
-                if "pretrain_on" in params
-                else []
-            )
-            for further in beside:
-                if further not in cohorts:
-                    cohorts[further] = cohort_fingerprint(further, root)
-            read = [cohorts[cohort], *(cohorts[further] for further in beside)]
-            digest = common.copy()
-            digest.update(json.dumps([params, read], sort_keys=True).encode())
-            runs.append(Run(digest.hexdigest()[:16], row, at, params))
-    return runs
