@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from lgekit import __version__
+import lgekit as lk
 from lgekit.errors import InputError, RunError
 
 SPEC_HELP = (
@@ -32,6 +32,34 @@ NewFolder = Annotated[Path, typer.Argument(help="A new or empty folder.")]
 ModelFolder = Annotated[Path, typer.Argument(help="Folder that `lgekit fit` wrote.")]
 GridYaml = Annotated[Path, typer.Argument(help="Grid YAML.")]
 Repo = Annotated[str, typer.Argument(help="Hugging Face hub repository, OWNER/NAME.")]
+Model = Annotated[Path | None, typer.Option(help="Fitted model whose heart network is used.")]
+Pixels = Annotated[int, typer.Option(min=16, help="Side of the square frame in pixels.")]
+ALL_HELP = "Train on every study; threshold from inner folds."
+AllStudies = Annotated[bool, typer.Option("--all", help=ALL_HELP)]
+PretrainOn = Annotated[str, typer.Option(help=PRETRAIN_HELP)]
+SET_HELP = "A setting of lgekit/config.py, e.g. --set patience=10; repeatable."
+Changes = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
+OutCsv = Annotated[Path, typer.Argument(help="Table to write.")]
+Beams = Annotated[int, typer.Option(min=1, help="Width of the captions' beam search; 1 is greedy.")]
+TABLE_HELP = "Table of `lgekit predict`, or held_out.csv of a model."
+Predictions = Annotated[Path, typer.Argument(help=TABLE_HELP)]
+SPLIT_HELP = "Only the studies of this split: train, validation or test."
+Split = Annotated[str, typer.Option(help=SPLIT_HELP)]
+Public = Annotated[bool, typer.Option("--public", help="Make a new repository public.")]
+OwnCohort = Annotated[str, typer.Option(help=f"{SPEC_HELP}; default: the size's phantom.")]
+Only = Annotated[list[str] | None, typer.Option(help="Only this row or notebook; repeatable.")]
+Figures = Annotated[Path | None, typer.Argument(help="Default: figures/ of the checkout.")]
+WORKERS_HELP = "Local processes; default: one per GPU, or else one per core if memory allows."
+Workers = Annotated[int | None, typer.Option(min=1, help=WORKERS_HELP)]
+Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, tcp://…")]
+Seeds = Annotated[list[int] | None, typer.Option(help="Only this seed; repeatable.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds a run may take.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List the runs, run nothing.")]
+Retries = Annotated[int, typer.Option(min=0, help="Times to retry a failed run at once.")]
+ReportFolder = Annotated[Path, typer.Argument(help="For figures and tables.")]
+Everything = Annotated[bool, typer.Option("--all", help="The finished runs too.")]
+Yes = Annotated[bool, typer.Option("--yes", help="Remove finished runs without asking.")]
+Version = Annotated[bool, typer.Option("--version", help="Show the version.")]
 
 ABOUT = (
     "Text-supervised scar detection in cardiac LGE MRI. Research and teaching only: not a medical "
@@ -134,11 +162,9 @@ def refuse_other_table(target: Path, inputs: Sequence[Path]) -> None:
 
 
 @app.callback(invoke_without_command=True, help=ABOUT)
-def version(
-    show: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
-) -> None:
+def version(show: Version = False) -> None:
     if show:
-        typer.echo(f"lgekit {__version__}")
+        typer.echo(f"lgekit {lk.__version__}")
         raise typer.Exit
 
 
@@ -148,13 +174,10 @@ def cohort(spec: Spec, out_dir: NewFolder) -> None:
 
     Example: lgekit cohort phantom:studies=20,seed=1 my_cohort
     """
-    from lgekit.data.manifest import write_manifest
-    from lgekit.data.readers import read_cohort
-
     refuse_full(out_dir)
-    studies = read_cohort(spec)
+    studies = lk.read_cohort(spec)
     with whole_folder(out_dir) as folder:
-        write_manifest(studies, folder)
+        lk.write_manifest(studies, folder)
     spec = f"manifest:{out_dir}/manifest.csv"
     typer.echo(f"{len(studies)} studies in {out_dir}; read them with {spec}")
 
@@ -165,27 +188,17 @@ def check(spec: Spec) -> None:
 
     Example: lgekit check manifest:my_cohort/manifest.csv
     """
-    from lgekit.data import readers
-    from lgekit.viz.describe import cohort_summary
-
-    faults = readers.check_cohort(spec)
+    faults = lk.check_cohort(spec)
     for fault in faults:
         typer.echo(f"{fault.study_id or '-'}\t{fault.where}: {fault.problem}. {fault.remedy}")
     if faults:
         typer.echo(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
         raise typer.Exit(1)
-    typer.echo(f"no faults; {cohort_summary(readers.read_cohort(spec))}")
+    typer.echo(f"no faults; {lk.describe.cohort_summary(lk.read_cohort(spec))}")
 
 
 @app.command()
-def standardize(
-    spec: Spec,
-    out_dir: NewFolder,
-    model: Annotated[
-        Path | None, typer.Option(help="Folder of a fitted model, whose heart network is used.")
-    ] = None,
-    pixels: Annotated[int, typer.Option(min=16, help="Side of the square frame in pixels.")] = 96,
-) -> None:
+def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pixels = 96) -> None:
     """Write every study in the standard short-axis frame, with landmarks.csv.
 
     Labels and landmarks come from the cohort if it has them, or else from --model.
@@ -194,29 +207,25 @@ def standardize(
     import pandas as pd
     from tqdm import tqdm
 
-    from lgekit.anatomy.frame import StandardizeShortAxis
     from lgekit.cache import memory
-    from lgekit.data.manifest import write_manifest
-    from lgekit.data.readers import read_cohort
     from lgekit.segmentation.train import landmark_row, locate_hearts, ready
-    from lgekit.study import Cohort
 
     refuse_full(out_dir)
     memory()  # fails now if the cache cannot be written
-    studies = read_cohort(spec)
+    studies = lk.read_cohort(spec)
     if model is None and not all(map(ready, studies.studies)):
         typer.echo(
             "Masks or insertion points are missing: a heart network is trained first, which takes "
             "some minutes (see --model)."
         )
     located = locate_hearts(studies, model)
-    transform = StandardizeShortAxis(pixels=pixels)
+    transform = lk.StandardizeShortAxis(pixels=pixels)
     bar = tqdm(located.studies, desc="standardising", unit="study", disable=None)
-    framed = Cohort([transform(study) for study in bar], located.name)
+    framed = lk.Cohort([transform(study) for study in bar], located.name)
     pairs = zip(located.studies, framed.studies, strict=True)
     rows = pd.DataFrame([landmark_row(before, after) for before, after in pairs])
     with whole_folder(out_dir) as folder:
-        write_manifest(framed, folder)
+        lk.write_manifest(framed, folder)
         rows.to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
     typer.echo(f"{len(framed)} studies and landmarks.csv in {out_dir}")
     if lost := int((~rows["turned"].astype(bool)).sum()):
@@ -230,39 +239,30 @@ def standardize(
 def fit(
     spec: Spec,
     model_dir: NewFolder,
-    all_studies: Annotated[
-        bool, typer.Option("--all", help="Train on every study; threshold from inner folds.")
-    ] = False,
+    all_studies: AllStudies = False,
     size: Size = "laptop",
     seed: Seed = 0,
-    pretrain_on: Annotated[str, typer.Option(help=PRETRAIN_HELP)] = "auto",
-    changes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="A setting of lgekit/config.py, e.g. --set patience=10; repeatable."
-        ),
-    ] = None,
+    pretrain_on: PretrainOn = "auto",
+    changes: Changes = None,
 ) -> None:
     """Train the full method on the reports: heart network, synthetic scars, CLIP and captions.
 
     Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
     """
     from lgekit.cache import memory
-    from lgekit.clip import fit as training
     from lgekit.clip.train import begin_fit
-    from lgekit.config import read_changes, size_settings
-    from lgekit.data.readers import pretraining_specs, read_cohort
+    from lgekit.config import read_changes
+    from lgekit.data.readers import pretraining_specs
     from lgekit.segmentation.train import check_encoder, pretraining_cohorts
-    from lgekit.viz.describe import report_sources
 
-    settings = size_settings(size, **{"seed": seed, **read_changes(changes or [])})
+    settings = lk.size_settings(size, **{"seed": seed, **read_changes(changes or [])})
     refuse_full(model_dir)
     memory()
     check_encoder(settings)
-    studies = read_cohort(spec)
+    studies = lk.read_cohort(spec)
     specs = pretraining_specs(spec, pretrain_on)
     further = pretraining_cohorts(studies, spec, pretrain_on)
-    typer.echo(report_sources(studies).capitalize() + ".")
+    typer.echo(lk.describe.report_sources(studies).capitalize() + ".")
     if set(studies.manifest["report_source"]) == {"masks"}:
         typer.echo("No clinical reports: these are written from the masks, which is easier.")
     masks = sum(study.label_map is not None for study in studies.studies)
@@ -274,7 +274,7 @@ def fit(
     about = settings.model_dump(exclude={"workers"})
     about |= {"--all": all_studies, "--pretrain-on": specs}
     begin_fit(checkpoints, SPEC=spec, studies=studies.fingerprint, **about)
-    fitted = training.fit_detector(
+    fitted = lk.fit_detector(
         studies,
         settings,
         all_studies=all_studies,
@@ -288,14 +288,7 @@ def fit(
 
 
 @app.command()
-def predict(
-    model_dir: ModelFolder,
-    spec: Spec,
-    out_csv: Annotated[Path, typer.Argument(help="Table to write.")],
-    beams: Annotated[
-        int, typer.Option(min=1, help="Width of the captions' beam search; 1 is greedy.")
-    ] = 1,
-) -> None:
+def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 1) -> None:
     """Detect scar in images alone: study_id, p_lge, p_<wall>, slice_weights, attention, segments,
     caption and insertion points (degrees).
 
@@ -305,18 +298,17 @@ def predict(
     Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
     from lgekit.cache import memory, replacing
-    from lgekit.clip.detector import Detector
-    from lgekit.data.readers import parse_spec, read_cohort
+    from lgekit.data.readers import parse_spec
 
     inputs = [Path(parse_spec(spec)[1]).expanduser(), model_dir / "held_out.csv"]
     refuse_other_table(out_csv, inputs)
     memory()
-    model = Detector.load(model_dir)
+    model = lk.Detector.load(model_dir)
     if model.settings.masks == "true" and model.settings.orientation != "none":
         problem = "was fitted with masks='true': it needs contours drawn by hand"
         remedy = "Give a model fitted with masks='predicted', the default"
         raise InputError(model_dir, problem, remedy)
-    table = model.predict(read_cohort(spec, images_only=True), beams)
+    table = model.predict(lk.read_cohort(spec, images_only=True), beams)
     with replacing(out_csv) as part:
         table.to_csv(part, index=False, float_format="%.6g")
     positive = int((table["p_lge"] > 0.5).sum())
@@ -329,29 +321,19 @@ def predict(
 
 
 @app.command()
-def score(
-    predictions: Annotated[
-        Path, typer.Argument(help="Table of `lgekit predict`, or held_out.csv of a model.")
-    ],
-    spec: Spec,
-    split: Annotated[
-        str, typer.Option(help="Only the studies of this split: train, validation or test.")
-    ] = "",
-) -> None:
+def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
     """Compare predictions with the cohort's masks, or else with its reports.
 
     Every score has a patient-level 95 % interval. Score only studies that the model was not trained
     on: the split test, another cohort, or held_out.csv in the model's folder.
     Example: lgekit score predictions.csv manifest:mine.csv --split test
     """
-    from lgekit.data.readers import read_cohort
-    from lgekit.evaluation.scores import in_both, score_table
-    from lgekit.viz.describe import cohort_summary
+    from lgekit.evaluation.scores import in_both
 
     if not predictions.is_file():
         remedy = "Name the table that `lgekit predict` wrote"
         raise InputError(predictions, "no such file", remedy)
-    whole = read_cohort(spec)
+    whole = lk.read_cohort(spec)
     of_split = whole.split(split).manifest["study_id"] if split else None
     table, studies = in_both(predictions, whole)
     if of_split is not None:
@@ -367,19 +349,15 @@ def score(
             "on this cohort, give --split test",
             stacklevel=1,
         )
-    typer.echo(f"{len(table)} predictions; {cohort_summary(studies)}")
-    scores = score_table(table, studies).dropna(subset="value")
+    typer.echo(f"{len(table)} predictions; {lk.describe.cohort_summary(studies)}")
+    scores = lk.score_table(table, studies).dropna(subset="value")
     if table["caption"].isna().all():  # as in held_out.csv
         scores = scores[~scores.index.str.startswith("caption")]
     typer.echo(scores.to_string(float_format="{:.2f}".format, na_rep=""))
 
 
 @app.command()
-def push(
-    model_dir: ModelFolder,
-    repo: Repo,
-    public: Annotated[bool, typer.Option("--public", help="Make a new repository public.")] = False,
-) -> None:
+def push(model_dir: ModelFolder, repo: Repo, public: Public = False) -> None:
     """Send a model to the repository that you name on the Hugging Face hub, with your own login.
 
     Sent: weights (safetensors), settings and tokenizer (JSON), a model card (README.md). Not sent:
@@ -409,12 +387,7 @@ def pull(repo: Repo, model_dir: NewFolder) -> None:
 
 @app.command()
 def workbook(
-    size: Size = "laptop",
-    cohort: Annotated[str, typer.Option(help=f"{SPEC_HELP}; default: the size's phantom.")] = "",
-    seed: Seed = 0,
-    only: Annotated[
-        list[str] | None, typer.Option(help="Only this notebook (number or name); repeatable.")
-    ] = None,
+    size: Size = "laptop", cohort: OwnCohort = "", seed: Seed = 0, only: Only = None
 ) -> None:
     """Run the notebooks 00-07 in order; results in papermill_runs/workbook/ and figures/.
 
@@ -427,34 +400,24 @@ def workbook(
 
 
 @app.command()
-def figures(
-    folder: Annotated[
-        Path | None, typer.Argument(help="Default: figures/ of the checkout.")
-    ] = None,
-) -> None:
+def figures(folder: Figures = None) -> None:
     """Redraw every figure, and each grid's table, from the CSV next to it, without images."""
     from lgekit.viz.figures import redraw
-    from lgekit.workbook import project_root
 
-    folder = folder or project_root() / "figures"
+    folder = folder or lk.project_root() / "figures"
     typer.echo(f"{len(redraw(folder))} figures in {folder}")
 
 
 @grid_app.command("run")
 def grid_run(
     file: GridYaml,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Local processes; default: one per GPU, or else per core."),
-    ] = None,
-    scheduler: Annotated[
-        str | None, typer.Option(help="Address of a running Dask scheduler, tcp://…")
-    ] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Only this row; repeatable.")] = None,
-    seeds: Annotated[list[int] | None, typer.Option(help="Only this seed; repeatable.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds a run may take.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs, run nothing.")] = False,
-    retries: Annotated[int, typer.Option(min=0, help="Times to retry a failed run at once.")] = 0,
+    workers: Workers = None,
+    scheduler: Scheduler = None,
+    only: Only = None,
+    seeds: Seeds = None,
+    timeout: Timeout = None,
+    dry_run: DryRun = False,
+    retries: Retries = 0,
 ) -> None:
     """Run what is not yet done.
 
@@ -491,10 +454,7 @@ def grid_collect(file: GridYaml) -> None:
 
 
 @grid_app.command("report")
-def grid_report(
-    file: GridYaml,
-    folder: Annotated[Path, typer.Argument(help="For figures and tables.")] = Path("figures"),
-) -> None:
+def grid_report(file: GridYaml, folder: ReportFolder = Path("figures")) -> None:
     """Make tables (CSV, Markdown, LaTeX) with intervals and claims, and figures, of all runs."""
     from lgekit.grid.report import report_grid
 
@@ -503,13 +463,7 @@ def grid_report(
 
 
 @grid_app.command("clean")
-def grid_clean(
-    file: GridYaml,
-    everything: Annotated[bool, typer.Option("--all", help="The finished runs too.")] = False,
-    yes: Annotated[
-        bool, typer.Option("--yes", help="Remove finished runs without asking.")
-    ] = False,
-) -> None:
+def grid_clean(file: GridYaml, everything: Everything = False, yes: Yes = False) -> None:
     """Remove failed runs, and runs of other code, parameters or data than now."""
     from lgekit.grid import run as grid
 

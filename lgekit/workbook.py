@@ -218,11 +218,13 @@ def environment_record(**run: Any) -> dict[str, Any]:
     except OSError:
         commit = ""
     torch = sys.modules.get("torch")  # a notebook that did not import it ran on the CPU
-    on_gpu = torch is not None and torch.cuda.is_available()
+    device = f"CPU ({os.cpu_count()} cores)"
+    if torch is not None and torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
     return run | {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({os.cpu_count()} cores)",
+        "device": device,
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "commit": commit.rstrip("+"),
         "dirty": commit.endswith("+"),
@@ -304,15 +306,7 @@ def run_notebook(
     return load_metrics(out_dir) or {}
 
 
-def _execute(
-    notebook: Path,
-    output: Path,
-    params: dict[str, Any],
-    timeout: float | None,
-    progress: bool,
-    root: str | Path,
-    env: Mapping[str, str] | None,
-) -> None:
+def _execute(notebook, output, params, timeout, progress, root, env) -> None:
     import papermill
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager

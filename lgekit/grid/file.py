@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import itertools
 import json
@@ -26,7 +27,7 @@ from pydantic import (
     ValidationError,
 )
 
-from lgekit.cache import code_version, memory
+from lgekit.cache import code_version
 from lgekit.config import SIZES, FitSettings, size_settings
 from lgekit.data.readers import _path, parse_spec, pretraining_specs, split_specs
 from lgekit.errors import InputError
@@ -130,32 +131,22 @@ def cohort_fingerprint(spec: str, root: Path) -> str:
     """Hash a SPEC with the names and contents of its files.
 
     All files of a folder count; of a table, the table and the files that its cells name. A copy in
-    another place has the same fingerprint. Contents are read again when sizes or times change.
+    another place has the same fingerprint.
     """
+    digest = hashlib.sha256(spec.encode())
     path = _path(spec, root)
-    if path is None or not path.exists():
-        return hashlib.sha256(spec.encode()).hexdigest()
-    base = path if path.is_dir() else path.parent
-    if path.is_dir():
-        tree = os.walk(path, followlinks=True)
-        found = [Path(folder) / name for folder, _, names in tree for name in names]
-    else:
+    files: list[Path] = []
+    if path is not None and path.is_dir():
+        for folder, _, names in os.walk(path, followlinks=True):
+            files += [Path(folder) / name for name in names]
+    elif path is not None and path.exists():
         rows = csv.reader(path.read_text("utf-8", "replace").splitlines())
-        named = {os.path.join(base, cell.strip()) for row in rows for cell in row}
-        found = [path, *map(Path, filter(os.path.isfile, named))]
-    files = {os.path.relpath(file, base): file for file in sorted(found)}
-    stamps = [(name, file.stat().st_size, file.stat().st_mtime_ns) for name, file in files.items()]
-    hashed = memory().cache(_hash_files, ignore=["files"])
-    return hashlib.sha256(
-        f"{spec} {hashed(str(base.resolve()), stamps, files)}".encode()
-    ).hexdigest()
-
-
-def _hash_files(base: str, stamps: list, files: dict[str, Path]) -> str:
-    digest = hashlib.sha256()
-    for name, file in files.items():
+        named = {os.path.join(path.parent, cell.strip()) for row in rows for cell in row}
+        files = [path, *map(Path, filter(os.path.isfile, named))]
+    for file in sorted(files):
         with file.open("rb") as stream:
-            digest.update(f"{name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{os.path.relpath(file, path)}\0{content}\n".encode())
     return digest.hexdigest()
 
 
@@ -174,8 +165,11 @@ def _expand(file: Path, spec: GridFile, root: Path) -> list[Run]:
             raise InputError(f"{file}, {name}", problem, "Name each value once")
         checked = [check_parameters(defaults, {name: p}, f"{file}, {name}") for p in points]
         axes[name] = [point[name] for point in checked]
-    settings, version = _settings_in(notebook), notebook_version(notebook)
-    fingerprints: dict[str, str] = {}
+    # The settings that the notebook takes from parameters of the same name.
+    code = " ".join(cell for cell in read_code(notebook) if "size_settings(" in cell)
+    settings = set(re.findall(r"\w+", code)) & FitSettings.model_fields.keys()
+    version = notebook_version(notebook)
+    fingerprint = functools.cache(lambda cohort: cohort_fingerprint(cohort, root))
     runs = []
     for row, changes in spec.rows.items():
         where = f"{file}, row {row}"
@@ -188,10 +182,7 @@ def _expand(file: Path, spec: GridFile, root: Path) -> list[Run]:
             cohorts = [str(params.get("cohort", ""))]
             if "pretrain_on" in params:
                 cohorts += pretraining_specs(cohorts[0], params["pretrain_on"], root)
-            for cohort in cohorts:
-                if cohort not in fingerprints:
-                    fingerprints[cohort] = cohort_fingerprint(cohort, root)
-            known_by = [version, params, [fingerprints[cohort] for cohort in cohorts]]
+            known_by = [version, params, [fingerprint(cohort) for cohort in cohorts]]
             digest = hashlib.sha256(json.dumps(known_by, sort_keys=True).encode()).hexdigest()
             runs.append(Run(digest[:16], row, at, params))
     return runs
@@ -200,19 +191,13 @@ def _expand(file: Path, spec: GridFile, root: Path) -> list[Run]:
 def _refuse_given_twice(file: Path, spec: GridFile) -> None:
     """Refuse a parameter that two parts of the file set, or that the grid sets itself."""
     own = {"seed", "out", *(("fold", "folds") if spec.folds else ())}
-    parts = [("axes", spec.axes, own | {"fold", "folds"})]
-    parts.append(("parameters", spec.parameters, own | spec.axes.keys()))
-    parts += [(f"row {name}", row, own | spec.axes.keys()) for name, row in spec.rows.items()]
-    for place, given, taken in parts:
-        for name in sorted(taken & given.keys()):
+    parts = {"axes": [*spec.axes], "parameters": [*spec.parameters]}
+    parts |= {f"row {name}": [*row] for name, row in spec.rows.items()}
+    for place, given in parts.items():
+        taken = ["fold", "folds"] if place == "axes" else [*spec.axes]
+        for name in sorted({*given} & {*own, *taken}):
             remedy = "Remove it here: `seeds`, `folds` and `axes` set what varies"
             raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
-
-
-def _settings_in(notebook: Path) -> set[str]:
-    """Find the settings that a notebook takes from parameters of the same name."""
-    cells = [cell for cell in read_code(notebook) if "size_settings(" in cell]
-    return set(re.findall(r"\w+", " ".join(cells))) & FitSettings.model_fields.keys()
 
 
 def _refuse_impossible(

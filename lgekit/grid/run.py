@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import logging
 import os
@@ -13,6 +12,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ def gpus() -> list[str]:
 def connect(
     scheduler: str | None, workers: int | None, runs: int
 ) -> Iterator[tuple[Client, int, dict[str, float]]]:
-    """Connect to a Dask scheduler, or start processes on this machine for as long as needed.
+    """Connect to a Dask scheduler, or start processes on this machine for a while.
 
     Args:
         scheduler: address of a running scheduler, or None.
@@ -70,9 +70,6 @@ def connect(
 
     Yields:
         The client, the number of runs that share a host, and the resources that a run needs.
-
-    Raises:
-        InputError: the scheduler does not answer.
     """
     import dask
     import psutil
@@ -87,22 +84,18 @@ def connect(
         with client:
             client.wait_for_workers(1)
             info = client.scheduler_info(n_workers=-1)["workers"].values()
-            runs_of_host: Counter[str] = Counter()
-            for worker in info:
-                runs_of_host[worker["host"]] += worker["nthreads"]
+            hosts = Counter(worker["host"] for worker in info for _ in range(worker["nthreads"]))
             has_gpu = any("GPU" in worker["resources"] for worker in info)
-            yield client, max(runs_of_host.values()), {"GPU": 1.0} if has_gpu else {}
+            yield client, max(hosts.values()), {"GPU": 1.0} if has_gpu else {}
         return
     in_memory = max(1, int(psutil.virtual_memory().available / BYTES_PER_RUN))
-    count = workers or len(gpus()) or min(joblib.cpu_count(), in_memory)
-    count = min(count, runs)
+    count = min(runs, workers or len(gpus()) or min(joblib.cpu_count(), in_memory))
     with (
         dask.config.set(DASK),
         LocalCluster(
             n_workers=count,
             threads_per_worker=1,
             memory_limit=0,
-            host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
         ) as cluster,
@@ -126,15 +119,14 @@ def run_grid(
 
     Args:
         file: the grid's YAML file.
-        workers: local processes, each with one run at a time; None: one per GPU, or else one per
-            core if memory allows.
+        workers: local processes; None: one per GPU, or else one per core if memory allows.
         scheduler: address of a running Dask scheduler (``tcp://…``) whose workers see the files.
         only: the row or rows to run; None: all.
         seeds: the seeds to run; None: all.
         timeout: seconds that a run may take; None: as in the file.
         dry_run: run nothing. The table then has ``expected_seconds``, from earlier runs.
-        retries: how often a failed run is tried again at once. A run whose worker was killed is
-            always moved to another worker.
+        retries: how often a failed run is tried again at once. If a worker is killed, its run is
+            always tried again.
         progress: show a progress bar.
 
     Returns:
@@ -142,14 +134,15 @@ def run_grid(
 
     Raises:
         InputError: as `load_grid`; an unknown row or seed; a bad timeout; a missing cohort (in a
-            dry run only a warning).
+            dry run only a warning); the scheduler does not answer.
         RunError: the scheduler was lost. Finished runs are kept.
     """
     if timeout is not None and not timeout > 0:
         raise InputError("timeout", f"{timeout:g} is not a time", "Give seconds, more than 0")
     grid = load_grid(file)
-    runs = _choose(grid, only, seeds)
-    for cohort in dict.fromkeys(str(run.params.get("cohort", "")) for run in runs):
+    rows = [only] if isinstance(only, str) else only
+    runs = _choose(grid, rows, seeds)
+    for cohort in {str(run.params.get("cohort", "")) for run in runs}:
         if missing := missing_path(cohort, grid.root):
             where = f"{grid.file}, cohort {cohort!r}"
             fault = InputError(where, f"{missing} does not exist", "Correct the path")
@@ -165,65 +158,41 @@ def run_grid(
     # By seed first: a grid that is stopped early has complete seeds rather than complete rows.
     # Within a seed, runs side by side are of different folds, so none waits for a shared result.
     in_order = sorted(runs, key=lambda run: run.axes["seed"])
-    todo = {run.id: run for run in in_order if run.id not in done}
-    if todo:
-        _run_all(grid, list(todo.values()), workers, scheduler, timeout, retries, progress)
+    if todo := {run.id: run for run in in_order if run.id not in done}:
+        grid = replace(grid, runs=list(todo.values()), timeout=timeout or grid.timeout)
+        _run_all(grid, workers, scheduler, retries, progress)
     return _status_of(grid, runs)
 
 
-def _choose(grid: Grid, only: str | Sequence[str] | None, seeds: Sequence[int] | None) -> list[Run]:
-    rows = [only] if isinstance(only, str) else only
-    chosen = grid.runs
+def _choose(grid: Grid, rows: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Run]:
+    known = {"row": {run.row for run in grid.runs}, "seed": {run.axes["seed"] for run in grid.runs}}
     for kind, asked in ("row", rows), ("seed", seeds):
-        known = {run.axes["seed"] if kind == "seed" else run.row for run in grid.runs}
-        for name in set(asked or ()) - known:
-            names = sorted(map(str, known))
-            close = difflib.get_close_matches(str(name), names) or names
-            remedy = f"Choose from {', '.join(close)}"
+        for name in set(asked or ()) - known[kind]:
+            remedy = f"Choose from {', '.join(sorted(map(str, known[kind])))}"
             raise InputError(grid.file, f"has no {kind} {name!r}", remedy)
-    if rows:
-        chosen = [run for run in chosen if run.row in rows]
-    if seeds:
-        chosen = [run for run in chosen if run.axes["seed"] in seeds]
-    return chosen
+    of_rows = [run for run in grid.runs if not rows or run.row in rows]
+    return [run for run in of_rows if not seeds or run.axes["seed"] in seeds]
 
 
 def _run_all(
-    grid: Grid,
-    runs: list[Run],
-    workers: int | None,
-    scheduler: str | None,
-    timeout: float | None,
-    retries: int,
-    progress: bool,
+    grid: Grid, workers: int | None, scheduler: str | None, retries: int, progress: bool
 ) -> None:
     from distributed import as_completed
     from tqdm.auto import tqdm
 
-    code = notebook_version(grid.notebook)
+    code, lost = notebook_version(grid.notebook), 0
     devices = [] if scheduler else gpus()
-    lost = 0
-    with connect(scheduler, workers, len(runs)) as (client, share, needs):
+    with connect(scheduler, workers, len(grid.runs)) as (client, share, needs):
         futures = {}
-        for number, run in enumerate(runs):
-            future = client.submit(
-                run_one,
-                (str(grid.notebook), str(grid.folder / run.id), run.params),
-                timeout or grid.timeout,
-                str(grid.root),
-                share,
-                devices,
-                code,
-                # One prefix for all: Dask then gives a free worker the next run, and does not
-                # distribute the runs at the start.
-                key=f"run-{run.id}-{os.urandom(4).hex()}",
-                priority=-number,
-                retries=retries,
-                resources=needs or None,
-                pure=False,
-            )
+        for number, run in enumerate(grid.runs):
+            # All keys begin alike: Dask then gives a free worker the next run, where it would
+            # otherwise distribute the runs at the start. Retries count only failed runs.
+            options = {"key": f"run-{run.id}-{os.urandom(4).hex()}", "priority": -number}
+            options |= {"retries": retries, "resources": needs or None, "pure": False}
+            bare = replace(grid, runs=[run])
+            future = client.submit(run_one, bare, code, share, devices, **options)
             futures[future] = run
-        with tqdm(total=len(runs), desc=grid.file.stem, unit="run", disable=not progress) as bar:
+        with tqdm(total=len(futures), desc=grid.file.stem, unit="run", disable=not progress) as bar:
             for future in as_completed(futures):
                 run = futures[future]
                 if future.status == "error":
@@ -238,35 +207,28 @@ def _run_all(
         raise RunError(f"{problem}; finished runs are kept: run the grid again")
 
 
-def run_one(
-    what: tuple[str, str, dict[str, Any]],
-    timeout: float | None,
-    root: str,
-    share: int,
-    devices: list[str],
-    code: str,
-) -> None:
-    """Run a notebook on a worker, with its part of the host's cores and its own GPU.
+def run_one(grid: Grid, code: str, share: int, devices: list[str]) -> None:
+    """Run a grid of one run on a worker, with its part of the host's cores and its own GPU.
 
     Args:
-        what: the notebook, the run's folder and the parameters.
-        timeout: seconds for the run.
-        root: the kernel's working folder.
+        grid: the grid with one run.
+        code: `notebook_version` when the grid was started.
         share: number of runs that share the host.
         devices: names of GPUs; the worker's number chooses one.
-        code: `notebook_version` when the grid was started.
     """
     from distributed import get_worker
 
-    notebook, out_dir, params = what
-    if notebook_version(notebook) != code:
+    (run,) = grid.runs
+    folder = grid.folder / run.id
+    if notebook_version(grid.notebook) != code:
         message = "the library or the notebook was edited after the grid started: start it again"
-        record_failure(out_dir, message)
+        record_failure(folder, message)
         raise RunError(message)
     env = {name: str(max(1, joblib.cpu_count() // share)) for name in THREADS}
     if devices:
         env["CUDA_VISIBLE_DEVICES"] = devices[int(get_worker().name) % len(devices)]
-    run_notebook(notebook, out_dir, params, timeout, False, root=root, env=env, skip_done=True)
+    options = {"timeout": grid.timeout, "progress": False, "root": grid.root, "env": env}
+    run_notebook(grid.notebook, folder, run.params, skip_done=True, **options)
 
 
 def grid_status(file: str | Path) -> pd.DataFrame:
@@ -274,11 +236,8 @@ def grid_status(file: str | Path) -> pd.DataFrame:
 
     Returns:
         One row per run: ``row``, ``seed`` and further axes, ``run_id``, ``state`` (done, failed,
-        running, to do), ``seconds`` so far, ``error``, and ``where``: the executed notebook, with a
-        link to the cell that failed; or the heading that a running notebook has reached.
-
-    Raises:
-        InputError: as `load_grid`.
+        running, to do), ``seconds``, ``error``, and ``where``: the executed notebook, with a link
+        to the cell that failed, or the heading that a running notebook has reached.
     """
     grid = load_grid(file)
     return _status_of(grid, grid.runs)
@@ -342,9 +301,9 @@ def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
         out: the CSV; None: ``table.csv`` in the grid's folder.
 
     Returns:
-        One row per run, in the file's order: the axes, ``run_id``, ``state``, ``commit`` (with
-        ``+`` for uncommitted changes), ``device`` and the metrics, names of nested ones joined by
-        dots. Runs that are not done have missing metrics.
+        One row per run: the axes, ``run_id``, ``state``, ``commit`` (with ``+`` for uncommitted
+        changes), ``device`` and the metrics, names of nested ones joined by dots. Runs that are not
+        done have missing metrics.
 
     Raises:
         InputError: as `load_grid`; no run is done.
@@ -356,14 +315,12 @@ def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
     for run, state in zip(grid.runs, table["state"], strict=True):
         line: dict[str, Any] = {}
         if state == "done":
-            folder = grid.folder / run.id
-            record, metrics = _read(folder / ENVIRONMENT), load_metrics(folder) or {}
+            record = _read(grid.folder / run.id / ENVIRONMENT)
             line["commit"] = record.get("commit", "")[:12] + "+" * bool(record.get("dirty"))
             line["device"] = record.get("device", "")
-            flat = pd.json_normalize(metrics).iloc[0].to_dict() if metrics else {}
-            for name in sorted(flat):
-                is_list = isinstance(flat[name], list)
-                line[name] = json.dumps(flat[name]) if is_list else flat[name]
+            metrics = pd.json_normalize(load_metrics(grid.folder / run.id) or {})
+            for name, (value,) in sorted(metrics.items()):
+                line[str(name)] = json.dumps(value) if isinstance(value, list) else value
         lines.append(line)
     table = table.drop(columns=["seconds", "error", "where"])
     table = table.join(pd.DataFrame(lines, index=table.index), rsuffix="_metric")
@@ -375,15 +332,12 @@ def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
 def collect_predictions(
     file: str | Path, out: str | Path | None = None, of: str | Path = PREDICTIONS
 ) -> pd.DataFrame:
-    """Put the predictions of all finished runs into one table: the axes, then their own columns.
+    """Put the predictions of all finished runs into one table, after columns for the axes.
 
     Args:
         file: the grid's YAML file.
         out: the CSV; None: a file of the same name in the grid's folder.
         of: the runs' table. Runs without it are skipped.
-
-    Raises:
-        InputError: as `load_grid`; no run is done.
     """
     import pandas as pd
 
@@ -404,7 +358,6 @@ def collect_predictions(
 
 
 def _load_done(file: str | Path) -> tuple[Grid, pd.DataFrame]:
-    """Load a grid and its status. Raises InputError if no run is done."""
     grid = load_grid(file)
     table = _status_of(grid, grid.runs)
     if not (table["state"] == "done").any():
@@ -440,11 +393,10 @@ def clean(file: str | Path, everything: bool = False) -> list[str]:
 
 
 def older_runs(file: str | Path) -> list[str]:
-    """List finished runs of other code, parameters or data in a grid's folder."""
+    """List the runs of other code, parameters or data in a grid's folder."""
     grid = load_grid(file)
-    others = _names(grid.folder) - {run.id for run in grid.runs} - {"failed", ".locks"}
-    folders = [name for name in sorted(others) if (grid.folder / name).is_dir()]
-    return [name for name in folders if not name.startswith(".")]
+    others = _names(grid.folder) - {run.id for run in grid.runs} - {"failed"}
+    return sorted(name for name in others if name[0] != "." and (grid.folder / name).is_dir())
 
 
 def _names(folder: Path) -> set[str]:
