@@ -227,8 +227,8 @@ def run_one(grid: Grid, code: str, share: int, devices: list[str]) -> None:
     env = {name: str(max(1, joblib.cpu_count() // share)) for name in THREADS}
     if devices:
         env["CUDA_VISIBLE_DEVICES"] = devices[int(get_worker().name) % len(devices)]
-    options = {"timeout": grid.timeout, "progress": False, "root": grid.root, "env": env}
-    run_notebook(grid.notebook, folder, run.params, skip_done=True, **options)
+    what = (grid.notebook, folder, run.params, grid.timeout)
+    run_notebook(*what, progress=False, root=grid.root, env=env, skip_done=True)
 
 
 def grid_status(file: str | Path) -> pd.DataFrame:
