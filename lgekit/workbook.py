@@ -34,15 +34,9 @@ if TYPE_CHECKING:
 
     from lgekit.study import Cohort
 
-NOTEBOOKS = (
-    "00_start_here",
-    "01_data_exploration",
-    "02_orientation_standardization",
-    "03_synthetic_scar_generation",
-    "04_pretraining",
-    "05_clip_captioning",
-    "06_ablations",
-    "07_paper_figures",
+NOTEBOOKS = tuple(
+    """00_start_here 01_data_exploration 02_orientation_standardization 03_synthetic_scar_generation
+    04_pretraining 05_clip_captioning 06_ablations 07_paper_figures""".split()
 )
 STUDIES = {"smoke": 40, "laptop": 300, "paper": 965}  # of the phantom; 965 as in the paper [P]
 BASELINES = {"smoke": "all", "laptop": "supervised", "paper": "all"}  # trained in notebook 05
@@ -56,11 +50,7 @@ TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 def read_code(notebook: str | Path) -> list[str]:
-    """Read the source of each code cell of a notebook.
-
-    Raises:
-        InputError: the file is missing or is not a notebook.
-    """
+    """Read the source of each code cell. Raises InputError if the file is not a notebook."""
     try:
         cells = json.loads(Path(notebook).read_text("utf-8"))["cells"]
         return ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
@@ -97,18 +87,11 @@ def read_parameters(notebook: str | Path) -> dict[str, Any]:
     return defaults
 
 
-def check_parameters(
-    defaults: Mapping[str, Any], params: Mapping[str, Any], where: object
-) -> dict[str, Any]:
-    """Check names and types of parameters, and convert them to the notebook's types.
-
-    Args:
-        defaults: the notebook's parameters, from `read_parameters`.
-        params: names → values.
-        where: the place that an error names.
+def check_parameters(defaults: dict, params: Mapping[str, Any], where: object) -> dict[str, Any]:
+    """Check names and types of parameters, and convert them to the types of the defaults.
 
     Raises:
-        InputError: an unknown name (Papermill would only warn), or a wrong type.
+        InputError: an unknown name (Papermill would only warn), or a wrong type, at ``where``.
     """
     checked = {}
     for name, value in params.items():
@@ -146,7 +129,7 @@ def save_run(
     history: pd.DataFrame | list[dict] | None = None,
     tables: Mapping[str, pd.DataFrame] | None = None,
 ) -> Path:
-    """Save the results of a notebook. Call it in the last cell.
+    """Save the results of a notebook, in its last cell, and return the folder.
 
     The same numbers give the same bytes: floats have 6 significant digits, keys are sorted, NaN
     and infinity become null. A run is complete when its ``metrics.json`` exists.
@@ -156,12 +139,6 @@ def save_run(
         metrics: names → numbers (NumPy and torch too), strings, bools, None, or lists and dicts.
         predictions, history: saved as ``predictions.csv`` and ``history.csv``, without the index.
         tables: name → further table, saved as ``<name>.csv``.
-
-    Returns:
-        The folder.
-
-    Raises:
-        InputError: a metric cannot be stored.
     """
     import pandas as pd
 
@@ -206,11 +183,7 @@ def load_metrics(folder: str | Path) -> dict[str, Any] | None:
 
 
 def environment_record(**run: Any) -> dict[str, Any]:
-    """Record what results depend on besides parameters: versions, commit, device; no host or user.
-
-    Args:
-        run: further entries, which come first.
-    """
+    """Record versions, commit and device after the given entries; no host and no user."""
     try:
         command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
         folder = Path(__file__).parent
@@ -271,7 +244,6 @@ def run_notebook(
     params = check_parameters(defaults, params or {}, notebook.name)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / PARAMS).exists():
         raise InputError(out_dir, "holds files that are not a run", "Choose another folder")
-    failed = out_dir.parent / "failed" / out_dir.name
     with locked(out_dir.parent / ".locks" / out_dir.name):
         if skip_done and (done := load_metrics(out_dir)) is not None:
             return done
@@ -295,14 +267,14 @@ def run_notebook(
             _put_in_place(work, out_dir)
         except Exception as error:
             message = _explain(error, work / NOTEBOOK, timeout)
-            (work / METRICS).unlink(missing_ok=True)
             with suppress(OSError):  # the disk may be full
-                _put_in_place(work, failed)
+                (work / METRICS).unlink(missing_ok=True)
+                _put_in_place(work, out_dir.parent / "failed" / out_dir.name)
             record_failure(out_dir, message)
             raise RunError(f"{notebook.name} in {out_dir.name}: {message}") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
-    shutil.rmtree(failed, ignore_errors=True)
+    shutil.rmtree(out_dir.parent / "failed" / out_dir.name, ignore_errors=True)
     return load_metrics(out_dir) or {}
 
 
@@ -414,13 +386,11 @@ class Session:
         return pd.Series(record).to_frame("")
 
     def cohort(self, show_identifiers: bool = False) -> Cohort:
-        """Read the cohort, and check that its reports identify nobody.
-
-        Args:
-            show_identifiers: True skips the check.
+        """Read the cohort.
 
         Raises:
-            InputError: a report seems to hold a name, date, number or address.
+            InputError: a report seems to hold a name, date, number or address, unless
+                ``show_identifiers``.
         """
         from lgekit.data.readers import read_cohort
         from lgekit.reports.writer import require_privacy
@@ -497,18 +467,15 @@ def run_workbook(
     folder: Path | None = None,
     figures: Path | None = None,
 ) -> Path:
-    """Run the notebooks in order with Papermill.
+    """Run the notebooks in order with Papermill, and return the folder of their results.
 
     Args:
         size: ``smoke``, ``laptop`` or ``paper``.
         cohort: a SPEC; empty: the phantom of that size.
         seed: of everything random.
         only: names or numbers of notebooks, such as ``["05"]``; None: all.
-        folder: for the results; None: ``papermill_runs/workbook/``.
+        folder: for ``NN_name.ipynb`` and ``NN_name/``; None: ``papermill_runs/workbook/``.
         figures: for notebook 07; None: ``figures/``, or ``figures/<kind>/`` for a real cohort.
-
-    Returns:
-        The folder, with ``NN_name.ipynb`` and the results of each notebook in ``NN_name/``.
 
     Raises:
         InputError: an unknown notebook, size or SPEC, before anything runs.

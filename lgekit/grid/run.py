@@ -61,12 +61,7 @@ def gpus() -> list[str]:
 def connect(
     scheduler: str | None, workers: int | None, runs: int
 ) -> Iterator[tuple[Client, int, dict[str, float]]]:
-    """Connect to a Dask scheduler, or start processes on this machine for a while.
-
-    Args:
-        scheduler: address of a running scheduler, or None.
-        workers: number of processes; None: one per GPU, or else one per core if memory allows.
-        runs: the most processes that are useful.
+    """Connect to a Dask scheduler, or start processes for the runs on this machine.
 
     Yields:
         The client, the number of runs that share a host, and the resources that a run needs.
@@ -210,11 +205,7 @@ def _run_all(
 def run_one(grid: Grid, code: str, share: int, devices: list[str]) -> None:
     """Run a grid of one run on a worker, with its part of the host's cores and its own GPU.
 
-    Args:
-        grid: the grid with one run.
-        code: `notebook_version` when the grid was started.
-        share: number of runs that share the host.
-        devices: names of GPUs; the worker's number chooses one.
+    ``code`` is the `notebook_version` when the grid was started; ``share`` runs share the host.
     """
     from distributed import get_worker
 
@@ -294,11 +285,7 @@ def _position(folder: Path, run_id: str) -> dict[str, Any]:
 
 
 def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
-    """Put the metrics of all runs into one table, and save it as CSV.
-
-    Args:
-        file: the grid's YAML file.
-        out: the CSV; None: ``table.csv`` in the grid's folder.
+    """Put the metrics of all runs into one table, and save it (``table.csv`` in the grid's folder).
 
     Returns:
         One row per run: the axes, ``run_id``, ``state``, ``commit`` (with ``+`` for uncommitted
@@ -332,7 +319,7 @@ def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
 def collect_predictions(
     file: str | Path, out: str | Path | None = None, of: str | Path = PREDICTIONS
 ) -> pd.DataFrame:
-    """Put the predictions of all finished runs into one table, after columns for the axes.
+    """Put a table of all finished runs into one, after columns for the axes, and save it.
 
     Args:
         file: the grid's YAML file.
@@ -369,12 +356,7 @@ def _load_done(file: str | Path) -> tuple[Grid, pd.DataFrame]:
 def clean(file: str | Path, everything: bool = False) -> list[str]:
     """Remove runs of older code or parameters, failed runs and unfinished folders.
 
-    Args:
-        file: the grid's YAML file.
-        everything: remove the finished runs too.
-
-    Returns:
-        The names of what was removed.
+    With ``everything``, finished runs too. Returns the names of what was removed.
 
     Raises:
         InputError: as `load_grid`; runs of the grid are going on.
