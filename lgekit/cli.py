@@ -93,11 +93,7 @@ def main() -> None:
 
 
 def refuse_full(folder: Path) -> None:
-    """Check before long work that a folder is new or empty and that it can be written.
-
-    Raises:
-        InputError: it cannot take the results.
-    """
+    """Raise InputError before long work if a folder is not new or empty, or cannot be written."""
     target = folder.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         remedy = "Name a new folder, or empty this one"
@@ -117,13 +113,9 @@ def _refuse_unwritable(target: Path, parent: Path) -> None:
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Write a folder whole or not at all: in a temporary place next to it, which is then renamed.
+    """Write a folder whole or not at all: yield a new path next to it, which is renamed at the end.
 
-    Args:
-        target: a folder that `refuse_full` accepts. If it exists, its content is moved there.
-
-    Yields:
-        The place to write to. It does not exist yet.
+    If the folder exists (empty), the new content is moved into it.
     """
     target = target.resolve()
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
@@ -137,14 +129,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def refuse_other_table(target: Path, inputs: Sequence[Path]) -> None:
-    """Check before long work that predictions can be written, and that they replace only others.
+    """Raise InputError before long work if predictions cannot be written or would replace a file.
 
-    Args:
-        target: a new file, or a table of predictions.
-        inputs: files that the command reads.
-
-    Raises:
-        InputError: the target is something else, or it cannot be written.
+    They may replace only another table of predictions, and never the command's inputs.
     """
     if target.is_dir():
         raise InputError(target, "is a folder", f"Name a file in it: {target / 'predictions.csv'}")
@@ -275,11 +262,7 @@ def fit(
     about |= {"--all": all_studies, "--pretrain-on": specs}
     begin_fit(checkpoints, SPEC=spec, studies=studies.fingerprint, **about)
     fitted = lk.fit_detector(
-        studies,
-        settings,
-        all_studies=all_studies,
-        pretrain_on=further,
-        checkpoints=checkpoints,
+        studies, settings, all_studies=all_studies, pretrain_on=further, checkpoints=checkpoints
     )
     with whole_folder(model_dir) as folder:
         fitted.save(folder)
@@ -423,9 +406,7 @@ def grid_run(
 
     Example: lgekit grid run papermill_runs/grids/smoke.yaml --workers 2
     """
-    from lgekit.grid import run as grid
-
-    result = grid.run_grid(file, workers, scheduler, only, seeds, timeout, dry_run, retries)
+    result = lk.run_grid(file, workers, scheduler, only, seeds, timeout, dry_run, retries)
     typer.echo(result.to_string(index=False))
     left = result[result["state"] != "done"]
     if dry_run:
@@ -448,9 +429,7 @@ def grid_status(file: GridYaml) -> None:
 @grid_app.command("collect")
 def grid_collect(file: GridYaml) -> None:
     """Put all runs into one table, saved in the grid's folder."""
-    from lgekit.grid import run as grid
-
-    typer.echo(grid.collect(file).to_string(index=False))
+    typer.echo(lk.collect(file).to_string(index=False))
 
 
 @grid_app.command("report")

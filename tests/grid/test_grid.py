@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from tiny_notebook import PARAMETERS, SAVE, WORK, write_notebook
+from tiny_notebook import PARAMETERS, WORK, write_notebook
 from typer.testing import CliRunner
 
 from lgekit.cache import is_locked, locked
@@ -95,18 +95,14 @@ def test_a_run_id_depends_on_parameters_cohort_and_notebook(project):
     after = ids(grid_file(project, text))
     assert not set(after) & set(before)
     write_notebook(project / "tiny.ipynb", work=WORK + "\n1 + 1")
-    assert not set(ids(grid_file(project, text))) & {*before, *after}
-
-
-def test_the_cohorts_of_the_heart_network_count(project):
+    edited = ids(grid_file(project, text))
+    assert not set(edited) & {*before, *after}
+    # Cohorts that the heart network is pretrained on count too: here a folder acdc.
     write_notebook(project / "tiny.ipynb", parameters=PARAMETERS + '\npretrain_on: str = "auto"')
-    (project / "data" / "emidec").mkdir(parents=True)
-    file = grid_file(project, GRID.replace("{width: 1e-4}", '{cohort: "emidec:data/emidec"}'))
-    alone = ids(file)[0]
-    (project / "data" / "acdc").mkdir()
-    with_acdc = ids(file)[0]
-    (project / "data" / "acdc" / "x.nii.gz").write_bytes(b"1")
-    assert len({alone, with_acdc, ids(file)[0]}) == 3
+    alone = ids(grid_file(project, text))
+    (project / "acdc").mkdir()
+    (project / "acdc" / "x.nii.gz").write_bytes(b"1")
+    assert not set(ids(grid_file(project, text))) & {*alone, *edited}
 
 
 def test_a_cohort_fingerprint_depends_on_names_and_contents_of_files(tmp_path):
@@ -144,16 +140,13 @@ def test_a_cohort_fingerprint_depends_on_names_and_contents_of_files(tmp_path):
         ("  shifted:", "  full:", "'full' is given twice"),
         ("shift: true", "seed: 3", "'seed' is set by the grid"),
         ("{width: 1e-4}", "{out: here}", "'out' is set by the grid"),
-        ("seeds: [0, 1]", "axes: {fold: [0, 1]}", "axes: 'fold' is set by the grid"),
         ("seeds: [0, 1]", "axes: {shift: [true]}", "row shifted: 'shift' is set by the grid"),
         ("{width: 1e-4}", "{folds: 10}\nfolds: 3", "parameters: 'folds' is set by the grid"),
         ("{width: 1e-4}", "{{spec}}", "is not YAML"),
         ("seeds: [0, 1]", "seeds: []", "seeds"),
         ("seeds: [0, 1]", "seeds: [-1]", "seeds"),
         ("seeds: [0, 1]", "seeds: [1, 1]", "names a value twice"),
-        ("seeds: [0, 1]", "folds: 1", "folds"),
         ("tiny.ipynb", "tidy.ipynb", "'tidy.ipynb' does not exist"),
-        ("rows:", "rows: [", "is not YAML"),
         (GRID, "", "the file"),
         (GRID, "notebook: tiny.ipynb\nrows: {}\n", "rows"),
     ],
@@ -205,18 +198,6 @@ def test_specs_sizes_and_settings_are_checked_before_anything_runs(tmp_path, cha
     else:
         with pytest.raises(InputError, match=f"row one: {problem}"):
             run_grid(file, dry_run=True)
-
-
-def test_a_parameter_is_a_setting_only_if_the_notebook_makes_settings(project):
-    """A parameter may have the name of a setting and mean something else."""
-    parameters = PARAMETERS + '\ntext: str = "long"'
-    file = grid_file(project, GRID.replace("{shift: true}", "{text: short}"))
-    write_notebook(project / "tiny.ipynb", parameters=parameters)
-    assert len(load_grid(file).runs) == 4
-    save = SAVE + "\nsize_settings('smoke', text=text)"
-    write_notebook(project / "tiny.ipynb", save=save, parameters=parameters)
-    with pytest.raises(InputError, match="row shifted: setting text"):
-        load_grid(file)
 
 
 @pytest.mark.parametrize("file", KEPT, ids=lambda path: path.stem)
@@ -287,14 +268,6 @@ def test_an_edited_notebook_is_not_run_under_the_old_id(project):
     error = project / "papermill_runs" / "toy" / "failed" / old[1] / "error.json"
     assert "the notebook was edited" in json.loads(error.read_text())["error"]
     assert list(grid_status(file)["state"]) == ["to do", "to do"]
-
-
-def test_a_run_past_its_time_fails_and_the_rest_goes_on(project):
-    text = ONE_SEED.replace("  shifted:", "  slow: {mode: sleep}\n  shifted:")
-    write_notebook(project / "tiny.ipynb", save="import json\n" + SAVE)
-    status = run_grid(grid_file(project, text + "timeout: 20\n"), workers=2, progress=False)
-    assert list(status["state"]) == ["done", "failed", "done"]
-    assert "longer than the 20 s allowed" in status["error"][1]
 
 
 def test_the_status_shows_the_heading_that_a_run_has_reached(project):
