@@ -29,7 +29,6 @@ from pydantic import (
 
 from lgekit.cache import code_version
 from lgekit.config import SIZES, FitSettings, size_settings
-from lgekit.data.readers import _path, parse_spec, pretraining_specs, split_specs
 from lgekit.errors import InputError
 from lgekit.workbook import check_parameters, read_code, read_parameters
 
@@ -133,6 +132,8 @@ def cohort_fingerprint(spec: str, root: Path) -> str:
     All files of a folder count; of a table, the table and the files that its cells name. A copy in
     another place has the same fingerprint.
     """
+    from lgekit.data.readers import _path
+
     digest = hashlib.sha256(spec.encode())
     path = _path(spec, root)
     files: list[Path] = []
@@ -151,6 +152,8 @@ def cohort_fingerprint(spec: str, root: Path) -> str:
 
 
 def _expand(file: Path, spec: GridFile, root: Path) -> list[Run]:
+    from lgekit.data.readers import pretraining_specs
+
     notebook = root / spec.notebook
     defaults = read_parameters(notebook)
     axes: dict[str, list[Any]] = {"seed": list(spec.seeds), **spec.axes}
@@ -204,6 +207,8 @@ def _refuse_impossible(
     params: dict[str, Any], defaults: dict[str, Any], settings: set[str], where: str
 ) -> None:
     """Refuse SPECs, sizes and settings that a run would fail on. Defaults always pass."""
+    from lgekit.data.readers import parse_spec, split_specs
+
     given = {name: value for name, value in params.items() if value != defaults[name]}
     size = params["size"] if defaults.get("size") in SIZES else "laptop"
     try:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import joblib
 
 from lgekit.cache import is_locked, replacing
-from lgekit.data.readers import missing_path
 from lgekit.errors import InputError, RunError
 from lgekit.grid.file import Grid, Run, load_grid, notebook_version
 from lgekit.workbook import (
@@ -132,6 +131,8 @@ def run_grid(
             dry run only a warning); the scheduler does not answer.
         RunError: the scheduler was lost. Finished runs are kept.
     """
+    from lgekit.data.readers import missing_path  # not in workers, which need no torch
+
     if timeout is not None and not timeout > 0:
         raise InputError("timeout", f"{timeout:g} is not a time", "Give seconds, more than 0")
     grid = load_grid(file)
