@@ -270,7 +270,7 @@ def run_notebook(
             with suppress(OSError):  # the disk may be full
                 (work / METRICS).unlink(missing_ok=True)
                 _put_in_place(work, out_dir.parent / "failed" / out_dir.name)
-            record_failure(out_dir, message)
+            record_failure(out_dir, message, traceback.format_exc())
             raise RunError(f"{notebook.name} in {out_dir.name}: {message}") from error
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -353,11 +353,11 @@ def _put_in_place(work: Path, target: Path) -> None:
     shutil.rmtree(work.with_suffix(".old.part"), ignore_errors=True)
 
 
-def record_failure(out_dir: str | Path, message: str) -> None:
+def record_failure(out_dir: str | Path, message: str, trace: str = "") -> None:
     """Write ``failed/<name>/error.json`` for a run that did not end well."""
     failed = Path(out_dir).parent / "failed" / Path(out_dir).name
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    record = {"error": message, "traceback": traceback.format_exc(), "recorded": now}
+    record = {"error": message, "traceback": trace, "recorded": now}
     with suppress(OSError):
         _write_json(failed / ERROR, record)
 
