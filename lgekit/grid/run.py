@@ -181,13 +181,12 @@ def _run_all(
     with connect(scheduler, workers, len(grid.runs)) as (client, share, needs):
         futures = {}
         for number, run in enumerate(grid.runs):
-            # All keys begin alike: Dask then gives a free worker the next run, where it would
-            # otherwise distribute the runs at the start. Retries count only failed runs.
+            # All keys begin alike, so that Dask gives the next run to the worker that is free first.
+            # It would otherwise assign all runs at the start.
             options = {"key": f"run-{run.id}-{os.urandom(4).hex()}", "priority": -number}
             options |= {"retries": retries, "resources": needs or None, "pure": False}
-            bare = replace(grid, runs=[run])
-            future = client.submit(run_one, bare, code, share, devices, **options)
-            futures[future] = run
+            alone = replace(grid, runs=[run])
+            futures[client.submit(run_one, alone, code, share, devices, **options)] = run
         with tqdm(total=len(futures), desc=grid.file.stem, unit="run", disable=not progress) as bar:
             for future in as_completed(futures):
                 run = futures[future]
@@ -317,15 +316,10 @@ def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
     return table
 
 
-def collect_predictions(
-    file: str | Path, out: str | Path | None = None, of: str | Path = PREDICTIONS
-) -> pd.DataFrame:
-    """Put a table of all finished runs into one, after columns for the axes, and save it.
+def collect_predictions(file: str | Path, of: str = PREDICTIONS) -> pd.DataFrame:
+    """Join the predictions of all finished runs, or another table ``of`` those that have it.
 
-    Args:
-        file: the grid's YAML file.
-        out: the CSV; None: a file of the same name in the grid's folder.
-        of: the runs' table. Runs without it are skipped.
+    Columns for the axes come first. The result is saved under the same name in the grid's folder.
     """
     import pandas as pd
 
@@ -340,7 +334,7 @@ def collect_predictions(
                 table.insert(place, name, value)
             tables.append(table)
     everything = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    with replacing(out or grid.folder / of) as part:
+    with replacing(grid.folder / of) as part:
         everything.to_csv(part, index=False)
     return everything
 
