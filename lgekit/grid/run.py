@@ -181,8 +181,8 @@ def _run_all(
     with connect(scheduler, workers, len(grid.runs)) as (client, share, needs):
         futures = {}
         for number, run in enumerate(grid.runs):
-            # All keys begin alike, so that Dask gives the next run to the worker that is free first.
-            # It would otherwise assign all runs at the start.
+            # All keys begin alike, so that Dask gives the next run to the first free worker. It
+            # would otherwise assign all runs at the start.
             options = {"key": f"run-{run.id}-{os.urandom(4).hex()}", "priority": -number}
             options |= {"retries": retries, "resources": needs or None, "pure": False}
             alone = replace(grid, runs=[run])
