@@ -1,4 +1,4 @@
-"""The on-disk cache, and the device and number format that networks run in."""
+"""The on-disk cache, file locks, and the device and number format of networks."""
 
 from __future__ import annotations
 
@@ -7,52 +7,42 @@ import errno
 import functools
 import hashlib
 import os
-import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import torch
-from joblib import Memory
+from typing import TYPE_CHECKING, Any
 
 from lgekit.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from joblib import Memory
 
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file whole or not at all.
+    """Write a file completely or not at all.
 
     Args:
-        path: the file to write; its folder is made if it is not there.
+        path: the file to write; its folder is made if needed.
 
     Yields:
-        A new empty file beside it, which takes its name when the block ends without an error.
+        A path in the same folder to write to. It is renamed to ``path`` when the block succeeds.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(
-        prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
-    )
-    os.close(descriptor)
-    part = Path(name)
+    part = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
     try:
         yield part
-        part.chmod(0o666 & ~_umask())
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
-
-
 def code_version(*rooms: str) -> str:
     """Hash the source of some rooms of the library and of its ground floor.
 
-    Part of the key of everything that is cached and of a run's id: an edit to the code makes it again.
+    It is part of every cache key and run id, so that changed code is run again.
 
     Args:
         rooms: folders of ``lgekit/``, such as ``"clip"``.
@@ -63,7 +53,9 @@ def code_version(*rooms: str) -> str:
     root = Path(__file__).parent
     files = [root / f"{name}.py" for name in ("study", "findings", "config")]
     for room in rooms:
-        files += sorted((root / room).rglob("*.py"))
+        files += sorted(
+            path for path in (root / room).rglob("*") if path.suffix in (".py", ".toml")
+        )
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
@@ -71,96 +63,50 @@ def code_version(*rooms: str) -> str:
 
 
 def memory() -> Memory:
-    """The library's cache: the folder ``LGEKIT_CACHE``, or ``~/.cache/lgekit`` where that is not set.
+    """Open the library's cache: the folder ``LGEKIT_CACHE``, or ``~/.cache/lgekit`` if it is unset.
 
-    Arrays come back memory-mapped, copy on write: a cached cohort costs no memory until it is looked at, and
-    changing a study in place never changes the cache. ``LGEKIT_CACHE=`` (empty) switches caching off.
+    Arrays are memory-mapped, copy on write: they are read only when used, and changing them in
+    place does not change the cache. ``LGEKIT_CACHE=`` (empty) switches caching off.
 
     Raises:
         InputError: the folder cannot be made or written.
     """
-    folder = os.environ.get("LGEKIT_CACHE")
-    if folder is None:
-        folder = str(Path("~/.cache/lgekit").expanduser())
-    if folder:
-        try:
-            os.makedirs(folder, exist_ok=True)
-            if not os.access(folder, os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except OSError as error:
-            remedy = "Set the variable LGEKIT_CACHE to a folder that you may write to, or to nothing: LGEKIT_CACHE="
-            raise InputError(
-                f"cache {folder}", f"cannot be written ({error.strerror})", remedy
-            ) from error
-    return Memory(folder or None, mmap_mode="c" if folder else None, verbose=0)
+    from joblib import Memory
 
-
-def accelerator() -> torch.device:
-    """The GPU that this process uses (the first one that it sees), else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@functools.cache
-def has_fast_bfloat16() -> bool:
-    """Whether this machine's CPU multiplies bfloat16 by itself (AVX512-BF16 or AMX); False where torch cannot say."""
-    capabilities: dict[str, Any] = getattr(
-        torch.cpu, "get_capabilities", dict
-    )()  # older versions of torch lack it
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def predicting(device: torch.device) -> torch.autocast:
-    """Context in which convolutions on a CPU that has fast bfloat16 are computed in it; elsewhere nothing changes.
-
-    The heart network then takes three quarters of the time (72 → 54 ms of one core a phantom study), and those of
-    EMIDEC's five folds draw its 60 studies as well: medians of cavity, wall and anterior point 0.928, 0.839 and 7.7°,
-    in float32 0.928, 0.838 and 7.5° [O]. So a prediction may differ a little between machines. Training is in
-    float32, unless the setting ``bfloat16`` says otherwise.
-    """
-    return torch.autocast(
-        "cpu", torch.bfloat16, enabled=device.type == "cpu" and has_fast_bfloat16()
-    )
-
-
-def trains_in_bfloat16(device: torch.device, asked: bool) -> bool:
-    """Whether CLIP's training multiplies in bfloat16: on a GPU always, on a CPU where asked to and fast at it."""
-    return device.type == "cuda" or (device.type == "cpu" and asked and has_fast_bfloat16())
+    folder = os.environ.get("LGEKIT_CACHE", str(Path("~/.cache/lgekit").expanduser()))
+    if not folder:
+        return Memory(None, verbose=0)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        remedy = "Set the variable LGEKIT_CACHE to a folder that you may write to, or to nothing: "
+        problem = f"cannot be written ({error.strerror})"
+        raise InputError(f"cache {folder}", problem, remedy + "LGEKIT_CACHE=") from error
+    return Memory(folder, mmap_mode="c", verbose=0)
 
 
 @contextlib.contextmanager
 def locked(path: str | Path) -> Iterator[None]:
-    """Hold a file lock, waiting for it if need be. The system frees it when its process dies, by whatever cause.
-
-    For stages that several runs share: take the lock, look whether the result is there, else compute it.
-    """
-    import fcntl
+    """Wait for a file lock and hold it. It is freed when its process ends, even by kill -9."""
+    from filelock import FileLock
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with FileLock(path):
         try:
-            if os.fstat(descriptor).st_ino == os.stat(path).st_ino:
-                break
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)  # the holder before us removed the file: lock the new one
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        os.close(descriptor)
+            yield
+        finally:
+            path.unlink(missing_ok=True)  # safe: a waiting FileLock opens the path again
 
 
 def is_locked(path: str | Path) -> bool:
-    """Whether a living process holds ``locked(path)``."""
+    """Tell whether a living process holds ``locked(path)``."""
     import fcntl
 
     try:
-        with (
-            open(path) as file
-        ):  # shared: two who ask at once see no lock of one another, and NFS asks no writing
+        with open(path) as file:  # shared and read-only: two who ask do not disturb each other
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -170,20 +116,51 @@ def is_locked(path: str | Path) -> bool:
 
 
 def compute_once(cached: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a function cached by joblib.Memory so that runs which start together compute it once, not each for itself.
+    """Call a cached function so that processes which start together compute the result only once.
 
     Args:
-        cached: what ``memory.cache(function)`` returned (its ``ignore`` counts); a plain function is just called.
+        cached: what ``memory().cache(function)`` returned. A plain function is simply called.
         args, kwargs: its arguments.
     """
-    if getattr(cached, "store_backend", None) is None or cached.check_call_in_cache(
-        *args, **kwargs
-    ):
+    store = getattr(cached, "store_backend", None)
+    if store is None or cached.check_call_in_cache(*args, **kwargs):
         return cached(*args, **kwargs)
     from joblib import hashing
     from joblib.func_inspect import filter_args
 
-    what = filter_args(cached.func, cached.ignore, args, kwargs)  # as joblib tells calls apart
-    key = hashing.hash((cached.func.__module__, cached.func.__qualname__, what))
-    with locked(Path(cached.store_backend.location) / "locks" / key):
+    given = filter_args(cached.func, cached.ignore, args, kwargs)
+    key = hashing.hash((cached.func.__module__, cached.func.__qualname__, given))
+    with locked(Path(store.location) / "locks" / key):
         return cached(*args, **kwargs)
+
+
+def accelerator() -> torch.device:
+    """Return the first visible GPU, else the CPU."""
+    import torch
+
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@functools.cache
+def has_fast_bfloat16() -> bool:
+    """Tell whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def predicting(device: torch.device) -> torch.autocast:
+    """Return a context that predicts in bfloat16 on a CPU that is fast at it.
+
+    So a prediction may differ a little between machines.
+    """
+    import torch
+
+    enabled = device.type == "cpu" and has_fast_bfloat16()
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
+
+
+def trains_in_bfloat16(device: torch.device, asked: bool) -> bool:
+    """Tell whether CLIP trains in bfloat16: always on a GPU; on a fast CPU only when asked."""
+    return device.type == "cuda" or (device.type == "cpu" and asked and has_fast_bfloat16())

@@ -6,109 +6,72 @@ from collections.abc import Sequence
 from typing import Any, Literal, get_origin
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from lgekit.errors import InputError
 
+# Longest text of each kind in tokens, including start and end. Phantom reports reach 228, their
+# statements on enhancement 115, and findings 33, with a vocabulary of 600 [O].
+CONTEXT = {"findings": 64, "lge_statement": 128, "report": 256}
+
 
 class FitSettings(BaseModel):
-    """What `lgekit fit` trains, and how. Unknown names and wrong types are refused.
+    """Say what `lgekit fit` trains, and how. Unknown names and wrong types are refused.
 
-    Marks as in the notebooks: [P] the paper says so, [S] a summary of it says so, [O] our own choice.
+    Marks: [P] from the paper, [S] from a summary of it, [O] our own choice.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     # What the ablation tables change
-    orientation: Literal["rvip", "centre", "none"] = (
-        "rvip"  # [P] standard short-axis frame; centre = neither turned
-    )
-    # nor mirrored, the heart found all the same; none = raw crop about the picture's centre, of the image view
-    view: Literal["polar", "image"] = (
-        "polar"  # [O] polar = the wall unrolled; none-orientation forces image
-    )
-    synthetic_per_real: float = Field(
-        default=1.0, ge=0, le=16
-    )  # [P] synthetic scars per real study and epoch
+    # [P] rvip: standard short-axis frame. centre: not rotated or mirrored, but the heart is found.
+    # none: raw crop about the centre of the picture, in the image view.
+    orientation: Literal["rvip", "centre", "none"] = "rvip"
+    view: Literal["polar", "image"] = "polar"  # [O] polar: the myocardium unrolled
+    synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] per real study and epoch
     synthetic_pool: int = Field(
         default=4, ge=0, le=1000
     )  # epochs' worth of them that are painted before, each epoch
     # drawing from these; 0: painted anew for every epoch, by other processes while the one before is trained on
-    caption_weight: float = Field(
-        default=1.0, ge=0
-    )  # [P] weight of the captioning loss; 0 = contrastive alone
-    encoder_init: Literal["segmentation", "random"] = (
-        "segmentation"  # [S] slice encoder starts from segmentation
-    )
-    targets: Literal["same_text", "identity"] = (
-        "same_text"  # [O] studies with one text are each other's positives
-    )
-    text: Literal["report", "lge_statement", "findings"] = (
-        "findings"  # [O] whole report, its LGE part, or re-worded
-    )
-    shuffle_text: bool = False  # control: texts dealt to the wrong studies; must fall to chance
-    masks: Literal["predicted", "true"] = (
-        "predicted"  # heart contours: the network's own, or the cohort's (reference)
-    )
-    min_confidence: float = Field(
-        default=0.01, ge=0, le=1
-    )  # of insertion points to turn by; a poor guess beats none
+    caption_weight: float = Field(default=1.0, ge=0)  # [P] captioning loss; 0: contrastive only
+    encoder_init: Literal["segmentation", "random"] = "segmentation"  # [S] slice encoder's start
+    targets: Literal["same_text", "identity"] = "same_text"  # [O] same text: positive pair
+    text: Literal["report", "lge_statement", "findings"] = "findings"  # [O] see `report_texts`
+    shuffle_text: bool = False  # control: reports of other studies; must fall to chance
+    masks: Literal["predicted", "true"] = "predicted"  # heart contours; true: reference only
+    # Least confidence of landmarks to rotate by: a poor guess is better than none
+    min_confidence: float = Field(default=0.01, ge=0, le=1)
 
     # Heart network: contours and insertion points
-    heart_size: Literal["smoke", "laptop", "paper"] = (
-        "laptop"  # see lgekit.segmentation.model.SIZES
-    )
-    heart_phantom: int = Field(
-        default=64, ge=0
-    )  # phantom studies that its training sees beside the cohort's
-    heart_base_steps: int = Field(
-        default=1200, ge=1
-    )  # on phantoms and other cohorts, shared by all folds and rows
+    heart_size: Literal["smoke", "laptop", "paper"] = "laptop"
+    heart_phantom: int = Field(default=64, ge=0)  # phantom studies added to the cohort's
+    heart_base_steps: int = Field(default=1200, ge=1)  # on other cohorts; shared by folds and rows
     heart_steps: int = Field(default=900, ge=1)  # on the cohort
-    heart_folds: int = Field(
-        default=4, ge=2
-    )  # of a fit on all studies: contours come from a fold not trained on
-
-    heart_seed: int = Field(
-        default=-1, ge=-1
-    )  # -1: `seed`; a fixed one lets runs of many seeds share the network
+    heart_folds: int = Field(default=4, ge=2)  # contours of a study come from a held-out fold
+    heart_seed: int = Field(default=-1, ge=-1)  # -1: `seed`; fix it to share one across seeds
 
     # Slice encoder
-    encoder: str = "regnetx_002"  # timm name, image view and segmentation network
+    encoder: str = "regnetx_002"  # timm name, for the image view and the segmentation network
     pixels: int = Field(default=96, ge=32, le=256)  # image view: side of the square frame
     depths: int = Field(default=24, ge=8, le=96)  # polar view: samples from inside to outside
     angles: int = Field(default=72, ge=24, le=288)  # polar view: samples around
     polar_channels: int = Field(default=16, ge=8)  # polar view: channels of the first layer
-    polar_pretraining: int = Field(
-        default=12, ge=1
-    )  # polar view: rounds over all slices that its first weights take
+    polar_pretraining: int = Field(default=12, ge=1)  # polar view: epochs of its pretraining
     width: int = Field(default=64, ge=16, multiple_of=4)  # slice features
 
     # Text tower and caption decoder (open_clip's CoCa)
-    text_encoder: str = (
-        "scratch"  # scratch, or a Hugging Face name or folder (its tokenizer comes with it)
-    )
-    text_encoder_rate: float = Field(
-        default=0.01, gt=0
-    )  # of the learning rate, for a Hugging Face encoder: 2e-5, the
-    # least of those that BERT was adapted with (Devlin 2019, arXiv 1810.04805, appendix A.3)
+    text_encoder: str = "scratch"  # or a Hugging Face name or folder, with its tokenizer
+    # Factor of the learning rate for a Hugging Face encoder. It gives 2e-5, the lowest rate used
+    # to fine-tune BERT (Devlin 2019, arXiv 1810.04805, appendix A.3).
+    text_encoder_rate: float = Field(default=0.01, gt=0)
     embed_dim: int = Field(default=64, ge=8)  # joint space
     text_width: int = Field(default=64, ge=16)  # of text tower and decoder
     text_layers: int = Field(default=2, ge=1)
     text_heads: int = Field(default=4, ge=1)
     decoder_layers: int = Field(default=1, ge=1)
-    context_length: int | None = Field(
-        default=None, ge=8
-    )  # longest text in tokens; None = what texts need (`CONTEXT`)
-    vocabulary: int = Field(default=600, ge=100)  # most tokens the tokenizer may learn
-    caption_queries: int = Field(default=8, ge=1)  # image tokens the decoder reads
+    context_length: int | None = Field(default=None, ge=8)  # longest text; None: see `CONTEXT`
+    vocabulary: int = Field(default=600, ge=100)  # most tokens that the tokenizer may learn
+    caption_queries: int = Field(default=8, ge=1)  # image tokens that the decoder reads
 
     # Training
     epochs: int = Field(default=60, ge=1)
@@ -117,73 +80,67 @@ class FitSettings(BaseModel):
     warmup: float = Field(default=0.1, ge=0, lt=1)  # share of all steps
     weight_decay: float = Field(default=0.05, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
-    augment: float = Field(default=1.0, ge=0)  # strength of the image augmentation; 0 = none
-    average: float = Field(
-        default=0.0, ge=0, lt=1
-    )  # decay of the running average of weights; 0 = the last weights
-    patience: int = Field(
-        default=0, ge=0
-    )  # epochs without a better validation loss; 0 = never stop early
-    models: int = Field(default=1, ge=1)  # networks from different seeds whose scores are averaged
+    augment: float = Field(default=1.0, ge=0)  # strength of the image augmentation; 0: none
+    average: float = Field(default=0.0, ge=0, lt=1)  # decay of the weights' average; 0: none
+    patience: int = Field(default=0, ge=0)  # epochs to wait for a better validation loss; 0: off
+    models: int = Field(default=1, ge=1)  # networks from different seeds; their scores are averaged
     folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies
-    bfloat16: bool = False  # multiply in it on a CPU that does so fast (a GPU always does): at the paper's size a step
-    # takes three fifths of the time, at the laptop's just as long
-    workers: int = Field(
-        default=0, ge=0
-    )  # processes that the folds run in; 0 = one a core. Changes no result
+    # Use bfloat16 on a CPU that is fast at it (a GPU always does). It helps at the paper size only
+    bfloat16: bool = False
+    workers: int = Field(default=0, ge=0)  # processes for the folds; 0: one per core
     seed: int = Field(default=0, ge=0)
 
     @field_validator("text_heads")
     @classmethod
-    def _heads_share_the_width(cls, heads: int, others: ValidationInfo) -> int:
+    def _heads_divide_the_width(cls, heads: int, others: ValidationInfo) -> int:
         if others.data.get("text_width", 0) % heads:
             raise ValueError(f"text_width, {others.data['text_width']}, is no multiple of it")
         return heads
 
     @property
     def frame(self) -> Literal["polar", "image"]:
-        """The view in effect; without orientation there is no polar view."""
+        """The view in effect: without orientation there is no polar view."""
         return "image" if self.orientation == "none" else self.view
 
     @property
     def needs_heart(self) -> bool:
-        """Whether a detector fitted so has a heart network, and cannot read without it."""
-        uses = (
-            self.orientation != "none"
-            or self.encoder_init == "segmentation"
-            or self.synthetic_per_real > 0
-        )
-        return uses and self.masks != "true"
+        """Whether a detector with these settings needs a heart network."""
+        oriented = self.orientation != "none"
+        pretrained = self.encoder_init == "segmentation"
+        return self.masks != "true" and (oriented or pretrained or self.synthetic_per_real > 0)
 
     @property
     def longest_text(self) -> int:
-        """Tokens of a text, start and end included, beyond which it is cut."""
+        """Tokens after which a text is cut, including start and end."""
         return self.context_length or CONTEXT[self.text]
 
     def override(self, **changes: Any) -> FitSettings:
-        """A copy with changes, checked like the original."""
+        """Return a copy with changes, checked like the original."""
         return make_settings(**(self.model_dump() | changes))
 
 
 def make_settings(**values: Any) -> FitSettings:
-    """Settings from keywords; raises InputError naming the setting, the value and what is allowed."""
+    """Make settings from keywords.
+
+    Raises:
+        InputError: names the setting, the value and what is allowed.
+    """
     try:
         return FitSettings(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(map(str, first["loc"]))
-        known = ", ".join(FitSettings.model_fields)
-        remedy = (
-            f"Known settings: {known}."
-            if first["type"] == "extra_forbidden"
-            else "See lgekit/settings.py."
-        )
-        problem = f"{first['msg'].removeprefix('Value error, ')} (found {first.get('input')!r})"
-        raise InputError(f"setting {name}", problem, remedy) from None
+    name = ".".join(map(str, first["loc"]))
+    problem = f"{first['msg'].removeprefix('Value error, ')} (found {first.get('input')!r})"
+    remedy = "See lgekit/config.py."
+    if first["type"] == "extra_forbidden":
+        remedy = f"Known settings: {', '.join(FitSettings.model_fields)}."
+    raise InputError(f"setting {name}", problem, remedy)
 
 
 def read_changes(words: Sequence[str]) -> dict[str, Any]:
-    """``["patience=10"]`` → ``{"patience": 10}``, each value as YAML reads it; where text is wanted, as it stands.
+    """Read ``["patience=10"]`` as ``{"patience": 10}``.
+
+    Values are read as YAML, but a setting that takes text keeps its text.
 
     Raises:
         InputError: not ``NAME=VALUE``, or a name given twice.
@@ -192,31 +149,20 @@ def read_changes(words: Sequence[str]) -> dict[str, Any]:
     for word in words:
         name, equals, value = word.partition("=")
         if not (equals and name.isidentifier()) or name in named:
-            raise InputError(
-                "--set",
-                f"{word!r} is not NAME=VALUE, or is given twice",
-                "Write e.g. --set patience=10.",
-            )
+            problem = f"{word!r} is not NAME=VALUE, or is given twice"
+            raise InputError("--set", problem, "Write e.g. --set patience=10.")
         try:
             named[name] = yaml.safe_load(value)
         except yaml.YAMLError:
             named[name] = value
-        if _is_text(name) and not isinstance(named[name], str):  # masks=true
+        field = FitSettings.model_fields.get(name)
+        takes_text = field and (field.annotation is str or get_origin(field.annotation) is Literal)
+        if takes_text and not isinstance(named[name], str):  # masks=true
             named[name] = value.strip()
     return named
 
 
-def _is_text(name: str) -> bool:
-    """Whether a setting is one of some words, or any."""
-    kind = FitSettings.model_fields[name].annotation if name in FitSettings.model_fields else None
-    return kind is str or get_origin(kind) is Literal
-
-
-# Longest text of each kind in tokens, start and end included. Of the reports of 300 phantom studies the longest has 228
-# (median 114), its statement on enhancement 115, the findings said plainly 33, with a vocabulary of 600 [O].
-CONTEXT = {"findings": 64, "lge_statement": 128, "report": 256}
-
-# The lower reference: no domain knowledge at all.
+# The lower baseline: CLIP without any domain knowledge
 PLAIN_CLIP: dict[str, Any] = {
     "orientation": "none",
     "synthetic_per_real": 0.0,
@@ -270,7 +216,7 @@ SIZES: dict[str, FitSettings] = {
 
 
 def size_settings(size: str, **changes: Any) -> FitSettings:
-    """The preset of a size (smoke, laptop, paper) with overrides."""
+    """Return the preset of a size (smoke, laptop, paper) with overrides."""
     if size not in SIZES:
         raise InputError("size", f"unknown size {size!r}", f"Use one of {', '.join(SIZES)}.")
     return SIZES[size].override(**changes)

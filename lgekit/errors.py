@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used.
+    """Report input that cannot be used.
 
     Args:
         where: the file, study, field or option at fault.
@@ -16,11 +16,9 @@ class InputError(ValueError):
         self.where, self.problem, self.remedy = str(where), problem, remedy
         super().__init__(f"{where}: {problem}. {remedy}")
 
-    def __reduce__(
-        self,
-    ):  # a plain ValueError would be rebuilt from its one message when it crosses a process
+    def __reduce__(self):  # pickle would pass the one message to three arguments
         return type(self), (self.where, self.problem, self.remedy)
 
 
 class RunError(RuntimeError):
-    """A notebook did not run to its end. One message, so that it crosses processes whole."""
+    """Report a notebook that failed. It takes one message, so that it can be pickled."""

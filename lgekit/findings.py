@@ -1,16 +1,18 @@
-"""The vocabulary of scar: what a report says of it, in the terms of the AHA 17-segment model.
+"""The vocabulary of scar: what a report says, in the terms of the AHA 17-segment model.
 
-Sources: segments and coronary territories, Cerqueira et al., Circulation 2002, doi:10.1161/hc0402.102975; patterns of
-enhancement by disease, Mahrholdt et al., European Heart Journal 2005, doi:10.1093/eurheartj/ehi258. How often each
-pattern is drawn is our own choice [O]: no published cohort reports all of them together.
+Sources: segments and coronary territories, Cerqueira et al., Circulation 2002,
+doi:10.1161/hc0402.102975; patterns of enhancement by disease, Mahrholdt et al., European Heart
+Journal 2005, doi:10.1093/eurheartj/ehi258. How often each pattern is drawn is our own choice [O]:
+no published cohort reports all of them together.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -25,8 +27,8 @@ ISCHAEMIC = ("LAD", "RCA", "LCx", "ischaemic")
 NON_ISCHAEMIC = ("myocarditis", "dilated", "hypertrophic", "sarcoid", "amyloid", "non-ischaemic")
 AETIOLOGIES = ISCHAEMIC + NON_ISCHAEMIC
 
-# Words that name a wall in reports. "Septal" and "lateral" are two walls each at the basal and mid level. "Posterior"
-# is read as inferolateral: the wall that older echo and CMR reports call so lies opposite the anterior septum.
+# Words that name walls in reports. "Posterior" means inferolateral: older echo and CMR reports use
+# it for the wall opposite the anterior septum.
 WALL_WORDS: dict[str, tuple[str, ...]] = {
     **{wall: (wall,) for wall in WALLS},
     "septal": ("anteroseptal", "inferoseptal"),
@@ -36,9 +38,13 @@ WALL_WORDS: dict[str, tuple[str, ...]] = {
     "posteroseptal": ("inferoseptal",),
     "inferoposterior": ("inferior", "inferolateral"),
 }
-# Apical walls: segments 13-16 are anterior, septal, inferior, lateral.
-_APICAL = dict(zip(WALLS, (13, 14, 14, 15, 16, 16), strict=True))
-# Coronary territories (Cerqueira 2002).
+_RING_SEGMENTS = {"basal": range(1, 7), "mid": range(7, 13), "apical": (13, 14, 14, 15, 16, 16)}
+_SEGMENTS = {
+    (wall, level): segment
+    for level, segments in _RING_SEGMENTS.items()
+    for wall, segment in zip(WALLS, segments, strict=True)
+}
+# Coronary territories (Cerqueira 2002)
 TERRITORIES: dict[str, frozenset[int]] = {
     "LAD": frozenset({1, 2, 7, 8, 13, 14, 17}),
     "RCA": frozenset({3, 4, 9, 10, 15}),
@@ -47,73 +53,58 @@ TERRITORIES: dict[str, frozenset[int]] = {
 
 
 def segment_of(wall: str, level: str) -> int:
-    """AHA segment (1-17) of a wall at a level; the apex is 17 whatever the wall."""
-    if level == "apex":
-        return 17
-    if level == "apical":
-        return _APICAL[wall]
-    return WALLS.index(wall) + (1 if level == "basal" else 7)
+    """Return the AHA segment (1-17) of a wall at a level; the apex is 17 for every wall."""
+    return 17 if level == "apex" else _SEGMENTS[wall, level]
 
 
-def _segment_parts(segment: int) -> tuple[str, tuple[str, ...]]:
-    """Level of a segment, and the walls that lie in it."""
-    if segment == 17:
-        return "apex", ()
-    if segment >= 13:
-        return "apical", tuple(wall for wall in WALLS if _APICAL[wall] == segment)
-    return ("basal", "mid")[(segment - 1) // 6], (WALLS[(segment - 1) % 6],)
+def _level_of(segment: int) -> str:
+    return LEVELS[int(np.searchsorted((6, 12, 16), segment))]
 
 
-def _ordered(values: Iterable[str] | str, allowed: tuple[str, ...], what: str) -> tuple[str, ...]:
-    """The values as a tuple in the order of ``allowed``, each once; "septal" and the like become their walls."""
-    if not isinstance(values, Iterable):
-        raise InputError(
-            f"Scar.{what}",
-            f"{values!r} is not a list",
-            f"give a list of some of {', '.join(allowed)}",
-        )
-    given = [values] if isinstance(values, str) else list(values)
+def _ordered(values: Iterable[str] | str, allowed: tuple[str, ...], field: str) -> tuple[str, ...]:
+    """Return the values in the order of ``allowed``, each once; "septal" becomes its walls."""
+    given = values if isinstance(values, Iterable) and not isinstance(values, str) else (values,)
+    words = WALL_WORDS if field == "walls" else {value: (value,) for value in allowed}
+    wanted: set[str] = set()
     for value in given:
-        if not isinstance(value, str) or not (
-            value in allowed or (what == "walls" and value in WALL_WORDS)
-        ):
-            raise InputError(
-                f"Scar.{what}", f"unknown value {value!r}", f"use some of {', '.join(allowed)}"
-            )
-    wanted = {part for value in given for part in WALL_WORDS.get(value, (value,))}
+        if not isinstance(value, str) or value not in words:
+            raise _unknown(field, value, f"use some of {', '.join(allowed)}")
+        wanted.update(words[value])
     return tuple(value for value in allowed if value in wanted)
 
 
-def _percentage(value: Any, what: str) -> int | None:
+def _unknown(field: str, value: object, remedy: str) -> InputError:
+    return InputError(f"Scar.{field}", f"unknown value {value!r}", remedy)
+
+
+def _percentage(value: Any, field: str) -> int | None:
     if value is None:
         return None
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(
-        value, bool
-    )
+    number = isinstance(value, Real) and not isinstance(value, bool)
     if not number or not 1 <= value <= 100 or value != int(value):
-        raise InputError(
-            f"Scar.{what}", f"{value!r} is not a percentage", "use a whole number, 1-100, or None"
-        )
+        problem = f"{value!r} is not a percentage"
+        raise InputError(f"Scar.{field}", problem, "use a whole number, 1-100, or None")
     return int(value)
 
 
 @dataclass(frozen=True)
 class Scar:
-    """One region of hyperenhancement: walls × levels, with a depth in the wall.
+    """One region of hyperenhancement: walls × levels, with a depth in the myocardium.
 
-    Values come in one canonical form, so that equal regions are equal objects: walls and levels in the order of `WALLS`
-    and `LEVELS`; a scar at the apical level alone holds both walls of its segments (14 is anteroseptal and
-    inferoseptal); a scar of the apex (17) alone has no wall; a transmurality without a depth gives the depth.
+    Values have one canonical form, so that equal regions are equal objects. Walls and levels follow
+    the order of `WALLS` and `LEVELS`. A scar of the apical level alone holds both walls of its
+    segments (14 is anteroseptal and inferoseptal), a scar of the apex (17) alone holds no wall.
+    A transmurality without a depth gives the depth.
 
     Attributes:
-        walls: some of `WALLS`, or a word of `WALL_WORDS`; empty where the report does not say (or for the apex alone).
-        levels: some of `LEVELS`; empty where not stated.
+        walls: some of `WALLS`, or words of `WALL_WORDS`; empty if not stated.
+        levels: some of `LEVELS`; empty if not stated.
         depth: one of `DEPTHS`, or None.
-        transmurality: percent of the wall's thickness, 1-100, or None.
-        aetiology: one of `AETIOLOGIES` (a coronary territory means an infarct there), or None.
+        transmurality: percent of the wall thickness, 1-100, or None.
+        aetiology: one of `AETIOLOGIES` (a coronary territory is an infarct there), or None.
         no_reflow: microvascular obstruction inside the scar.
         pattern: one of `PATTERNS`; None is an ordinary confluent scar.
-        circumference: percent of the LV circumference that the scar covers, 1-100, or None.
+        circumference: percent of the LV circumference, 1-100, or None.
 
     Raises:
         InputError: unknown word, or a percentage outside 1-100.
@@ -129,49 +120,44 @@ class Scar:
     circumference: int | None = None
 
     def __post_init__(self):
-        levels, walls = (
-            _ordered(self.levels, LEVELS, "levels"),
-            _ordered(self.walls, WALLS, "walls"),
-        )
+        walls = _ordered(self.walls, WALLS, "walls")
+        levels = _ordered(self.levels, LEVELS, "levels")
         if levels == ("apex",):
             walls = ()
-        elif levels and not {"basal", "mid"} & set(
-            levels
-        ):  # no finer walls than segments 13-16 tell
-            touched = {_APICAL[wall] for wall in walls}
-            walls = tuple(wall for wall in WALLS if _APICAL[wall] in touched)
+        elif levels and not {"basal", "mid"} & set(levels):
+            touched = {_SEGMENTS[wall, "apical"] for wall in walls}
+            walls = tuple(wall for wall in WALLS if _SEGMENTS[wall, "apical"] in touched)
         for name, allowed in (("depth", DEPTHS), ("aetiology", AETIOLOGIES), ("pattern", PATTERNS)):
-            value, options = getattr(self, name), ", ".join(allowed)
+            value = getattr(self, name)
             if value is not None and value not in allowed:
-                raise InputError(
-                    f"Scar.{name}", f"unknown value {value!r}", f"use one of {options}, or None"
-                )
+                raise _unknown(name, value, f"use one of {', '.join(allowed)}, or None")
         if self.no_reflow not in (True, False):
-            raise InputError(
-                "Scar.no_reflow", f"{self.no_reflow!r} is not true or false", "use true or false"
-            )
-        percent, depth = _percentage(self.transmurality, "transmurality"), self.depth
-        if depth is None and percent is not None:
-            depth = "transmural" if percent > 75 else "subendocardial"
-        around = _percentage(self.circumference, "circumference")
+            raise _unknown("no_reflow", self.no_reflow, "use true or false")
+        transmurality = _percentage(self.transmurality, "transmurality")
+        depth = self.depth
+        if depth is None and transmurality is not None:
+            depth = "transmural" if transmurality > 75 else "subendocardial"
         canonical = {
             "walls": walls,
             "levels": levels,
             "depth": depth,
+            "transmurality": transmurality,
             "no_reflow": bool(self.no_reflow),
+            "circumference": _percentage(self.circumference, "circumference"),
         }
-        for name, value in {**canonical, "transmurality": percent, "circumference": around}.items():
+        for name, value in canonical.items():
             object.__setattr__(self, name, value)
 
     @property
     def segments(self) -> frozenset[int]:
-        """AHA segments 1-17. An unstated level means all three rings, an unstated wall all walls; neither, none."""
+        """AHA segments 1-17.
+
+        Unstated levels mean basal to apical; unstated walls mean all; if both are, no segment.
+        """
         if not self.walls and not self.levels:
             return frozenset()
-        levels = self.levels or LEVELS[:3]
-        return frozenset(
-            segment_of(wall, level) for wall, level in product(self.walls or WALLS, levels)
-        )
+        places = product(self.walls or WALLS, self.levels or LEVELS[:3])
+        return frozenset(segment_of(wall, level) for wall, level in places)
 
     @property
     def ischaemic(self) -> bool:
@@ -180,46 +166,34 @@ class Scar:
 
     @classmethod
     def from_segments(cls, segments: Iterable[int], **details) -> Scar:
-        """The smallest walls × levels that holds these AHA segments (1-17); ``details`` are the other fields.
+        """Return the smallest walls × levels that hold these AHA segments (1-17).
 
-        It can hold more than given (basal inferior + mid inferolateral → both walls at both levels);
-        `Findings.from_segments` splits instead.
+        It may hold more (basal inferior + mid inferolateral → both walls at both levels);
+        `Findings.from_segments` is exact. ``details`` are the other fields.
         """
-        levels: set[str] = set()
+        segments = sorted({int(segment) for segment in segments})
+        if not segments or segments[0] < 1 or segments[-1] > 17:
+            remedy = "give at least one AHA segment from 1 to 17"
+            raise InputError("segments", f"{segments} given", remedy)
         walls: set[str] = set()
-        segments = {int(segment) for segment in segments}
-        if not segments or min(segments) < 1 or max(segments) > 17:
-            raise InputError(
-                "segments",
-                f"{sorted(segments)} given",
-                "give at least one AHA segment from 1 to 17",
-            )
-        for segment in sorted(
-            segments
-        ):  # apical segments name a wall only where basal and mid ones have not
-            level, own = _segment_parts(segment)
-            levels.add(level)
-            if not walls & set(own):
-                walls |= set(own)
-        return cls(tuple(walls), tuple(levels), **details)
+        for segment in segments:  # an apical segment adds walls only if no other level named one
+            own = {wall for (wall, _), number in _SEGMENTS.items() if number == segment}
+            if not walls & own:
+                walls |= own
+        return cls(tuple(walls), tuple(map(_level_of, segments)), **details)
 
     def to_dict(self) -> dict[str, Any]:
-        """The stated fields only, JSON-ready."""
-        stated = {
-            name: value for name, value in asdict(self).items() if value not in (None, (), False)
-        }
+        """Return the stated fields, ready for JSON."""
+        stated = {name: value for name, value in asdict(self).items() if value}
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in stated.items()
         }
 
 
-scar_from_segments = Scar.from_segments
-
-
 @dataclass(frozen=True)
 class Findings:
-    """All scars of a study, in canonical order, each once; none means that there is no hyperenhancement."""
+    """All scars of a study, in canonical order, each once. No scars: no hyperenhancement."""
 
     scars: tuple[Scar, ...] = ()
 
@@ -227,9 +201,8 @@ class Findings:
         scars = (self.scars,) if isinstance(self.scars, Scar) else tuple(self.scars)
         for scar in scars:
             if not isinstance(scar, Scar):
-                raise InputError(
-                    "Findings.scars", f"{type(scar).__name__} {scar!r} given", "give Scar objects"
-                )
+                problem = f"{type(scar).__name__} {scar!r} given"
+                raise InputError("Findings.scars", problem, "give Scar objects")
         object.__setattr__(self, "scars", tuple(sorted(set(scars), key=_sort_key)))
 
     @property
@@ -239,65 +212,58 @@ class Findings:
 
     @property
     def walls(self) -> frozenset[str]:
-        """The AHA walls (of `WALLS`) that any scar touches."""
+        """The walls (of `WALLS`) that any scar touches."""
         return frozenset(wall for scar in self.scars for wall in scar.walls)
 
     @property
     def segments(self) -> frozenset[int]:
-        """AHA segments (1-17) that any scar touches."""
+        """The AHA segments (1-17) that any scar touches."""
         return frozenset().union(*(scar.segments for scar in self.scars))
 
     @classmethod
     def from_segments(cls, segments: Iterable[int], **details) -> Findings:
-        """Scars that cover exactly these AHA segments: one if they are walls × levels, else one per group of levels."""
-        segments = frozenset(int(segment) for segment in segments)
-        if not segments:
+        """Return scars that cover exactly these AHA segments.
+
+        One scar if they are walls × levels, else one per group of levels.
+        """
+        wanted = frozenset(int(segment) for segment in segments)
+        if not wanted:
             return cls()
-        whole = Scar.from_segments(segments, **details)
-        if whole.segments == segments:
+        whole = Scar.from_segments(wanted, **details)
+        if whole.segments == wanted:
             return cls((whole,))
-        by_level = {
-            level: {s for s in segments if _segment_parts(s)[0] == level} for level in LEVELS
-        }
         scars: list[Scar] = []
-        for own in filter(
-            None, by_level.values()
-        ):  # join a level to the scar before it where that stays exact
-            joined = Scar.from_segments(scars[-1].segments | own, **details) if scars else None
-            if joined and joined.segments == scars[-1].segments | own:
-                scars[-1] = joined
+        for level in LEVELS:
+            own = {segment for segment in wanted if _level_of(segment) == level}
+            if not own:
+                continue
+            joined = own | scars[-1].segments if scars else own
+            merged = Scar.from_segments(joined, **details)
+            if scars and merged.segments == joined:  # still exact: one scar for both levels
+                scars[-1] = merged
             else:
                 scars.append(Scar.from_segments(own, **details))
         return cls(tuple(scars))
 
     def to_json(self) -> str:
-        """One line of JSON, for a manifest column: a list of scars with their stated fields."""
+        """Return one line of JSON for a manifest column: a list of scars."""
         return json.dumps([scar.to_dict() for scar in self.scars])
 
     @classmethod
     def from_json(cls, text: str) -> Findings:
-        """The inverse of `to_json`. Raises InputError on anything else."""
-        known, example = (
-            {field.name for field in fields(Scar)},
-            'write e.g. [{"walls": ["inferior"]}]',
-        )
+        """Read what `to_json` wrote. Raises InputError on anything else."""
+        known = sorted(field.name for field in fields(Scar))
+        example = 'write e.g. [{"walls": ["inferior"]}]'
         try:
             entries = json.loads(text)
         except (TypeError, ValueError) as error:
-            raise InputError(
-                "findings", f"not JSON: {str(text)[:60]!r} ({error})", example
-            ) from None
-        if not isinstance(entries, list) or not all(
-            isinstance(entry, Mapping) for entry in entries
-        ):
+            problem = f"not JSON: {str(text)[:60]!r} ({error})"
+            raise InputError("findings", problem, example) from None
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
             raise InputError("findings", f"{str(text)[:60]!r} is not a list of scars", example)
-        for entry in entries:
-            if unknown := set(entry) - known:
-                raise InputError(
-                    "findings",
-                    f"unknown field {sorted(unknown)}",
-                    f"use {', '.join(sorted(known))}",
-                )
+        unknown = sorted({name for entry in entries for name in entry} - set(known))
+        if unknown:
+            raise InputError("findings", f"unknown field {unknown}", f"use {', '.join(known)}")
         return cls(tuple(Scar(**entry) for entry in entries))
 
 
@@ -306,77 +272,67 @@ def _sort_key(scar: Scar) -> tuple:
 
 
 def _pick(rng: np.random.Generator, choices: str) -> tuple[str, ...]:
-    """One of "a+b 3, c 1", by weight, as a tuple of words; "-" is the empty one."""
+    """Draw one of "a+b 3, c 1" by weight, as a tuple of words; "-" is the empty one."""
     names, weights = zip(*(choice.rsplit(" ", 1) for choice in choices.split(", ")), strict=True)
     edges = np.cumsum([float(weight) for weight in weights])
     chosen = names[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
     return () if chosen == "-" else tuple(chosen.split("+"))
 
 
-# Clinical prevalence [O]. Per disease: weight; then walls, levels, depths and patterns, each choice with its weight.
-_INFARCT = ("subendocardial 3, transmural 2", "- 1")
-_RINGS = "basal 2, mid 2, basal+mid 4, mid+apical 1, basal+mid+apical 1"
-_TOWARDS_APEX = (
-    "mid+apical 4, mid+apical+apex 3, apical+apex 2, apical 2, mid 2, basal+mid+apical 2, apex 1"
+# Clinical prevalence [O]: choices with their weights. Hypertrophic scars lie at the insertion
+# points (both ends of the septum) or, patchy, in the thickest wall.
+_DISEASES = (
+    "LAD 24, RCA 20, LCx 16, myocarditis 14, dilated 9, hypertrophic 8, sarcoid 5, amyloid 4"
 )
-_DISEASES: dict[str, tuple[float, str, str, str, str]] = {
-    "LAD": (
-        24,
-        "anterior+anteroseptal 5, anterior 2, anteroseptal 2, anterior+septal 2",
-        _TOWARDS_APEX,
-        *_INFARCT,
-    ),
-    "RCA": (20, "inferior 5, inferior+inferoseptal 4, inferior+inferolateral 2", _RINGS, *_INFARCT),
-    "LCx": (16, "inferolateral 4, lateral 4, anterolateral 1", _RINGS, *_INFARCT),
-    "myocarditis": (
-        *(14, "inferolateral 6, lateral 4, inferior+inferolateral 2, anteroseptal 1", _RINGS),
-        *("subepicardial 5, mid-wall 2", "- 3, patchy 2, linear 1"),
-    ),
-    "dilated": (
-        9,
-        "septal 6, anteroseptal 2, inferoseptal 1",
-        _RINGS,
-        "mid-wall 1",
-        "linear 3, - 2",
-    ),
-    # at the insertion points (both ends of the septum), or patchy in the thickest wall
-    "hypertrophic": (
-        8,
-        "septal 3, anterior+anteroseptal 2, anteroseptal 1",
-        _RINGS,
-        "mid-wall 1",
-        "patchy 3, - 2",
-    ),
-    "sarcoid": (
-        *(5, "septal 3, anteroseptal 2, inferolateral 2, lateral 1", _RINGS),
-        *("subepicardial 3, mid-wall 3, transmural 1", "patchy 3, - 1"),
-    ),
-    "amyloid": (
-        *(4, "anterior+septal+inferior+lateral 1", "basal+mid+apical 3, basal+mid 1"),
-        *("subendocardial 3, transmural 1", "diffuse 1"),
-    ),
+_DISEASE_WALLS = {
+    "LAD": "anterior+anteroseptal 5, anterior 2, anteroseptal 2, anterior+septal 2",
+    "RCA": "inferior 5, inferior+inferoseptal 4, inferior+inferolateral 2",
+    "LCx": "inferolateral 4, lateral 4, anterolateral 1",
+    "myocarditis": "inferolateral 6, lateral 4, inferior+inferolateral 2, anteroseptal 1",
+    "dilated": "septal 6, anteroseptal 2, inferoseptal 1",
+    "hypertrophic": "septal 3, anterior+anteroseptal 2, anteroseptal 1",
+    "sarcoid": "septal 3, anteroseptal 2, inferolateral 2, lateral 1",
+    "amyloid": "anterior+septal+inferior+lateral 1",
+}
+_LEVELS_BY_DEFAULT = "basal 2, mid 2, basal+mid 4, mid+apical 1, basal+mid+apical 1"
+_DISEASE_LEVELS = {
+    "LAD": "mid+apical 4, mid+apical+apex 3, apical+apex 2, apical 2, mid 2, basal+mid+apical 2, "
+    "apex 1",
+    "amyloid": "basal+mid+apical 3, basal+mid 1",
+}
+_DEPTHS_OF_INFARCTS = "subendocardial 3, transmural 2"
+_DISEASE_DEPTHS = {
+    "myocarditis": "subepicardial 5, mid-wall 2",
+    "dilated": "mid-wall 1",
+    "hypertrophic": "mid-wall 1",
+    "sarcoid": "subepicardial 3, mid-wall 3, transmural 1",
+    "amyloid": "subendocardial 3, transmural 1",
+}
+_DISEASE_PATTERNS = {
+    "myocarditis": "- 3, patchy 2, linear 1",
+    "dilated": "linear 3, - 2",
+    "hypertrophic": "patchy 3, - 2",
+    "sarcoid": "patchy 3, - 1",
+    "amyloid": "diffuse 1",
 }
 _TRANSMURALITY = {"subendocardial": tuple(range(15, 80, 5)), "transmural": tuple(range(80, 105, 5))}
 
 
 def _draw_details(rng: np.random.Generator, scar: Scar) -> Scar:
-    """Percentages and no-reflow that fit the depth: no-reflow only in large subendocardial or transmural scars."""
+    """Draw percentages and no-reflow that fit the depth."""
+    confluent = scar.pattern is None
+    transmurality = circumference = None
     steps = _TRANSMURALITY.get(scar.depth or "")
-    percent = (
-        int(rng.choice(steps)) if steps and scar.pattern is None and rng.random() < 0.6 else None
-    )
-    deep = scar.depth == "transmural" or (percent or 0) >= 50
-    no_reflow = (
-        deep
-        and scar.pattern is None
-        and (scar.ischaemic or scar.aetiology is None)
-        and rng.random() < 0.25
-    )
-    share = len(scar.walls) / 6
-    around = rng.random() < 0.2 and scar.levels != ("apex",) and scar.pattern is None
-    circumference = max(5, 5 * round(20 * share * rng.uniform(0.6, 1.0))) if around else None
+    if steps and confluent and rng.random() < 0.6:
+        transmurality = int(rng.choice(steps))
+    deep = scar.depth == "transmural" or (transmurality or 0) >= 50
+    infarct = scar.ischaemic or scar.aetiology is None
+    no_reflow = deep and confluent and infarct and rng.random() < 0.25
+    if rng.random() < 0.2 and scar.levels != ("apex",) and confluent:
+        share = len(scar.walls) / 6
+        circumference = max(5, 5 * round(20 * share * rng.uniform(0.6, 1.0)))
     return replace(
-        scar, transmurality=percent, no_reflow=bool(no_reflow), circumference=circumference
+        scar, transmurality=transmurality, no_reflow=no_reflow, circumference=circumference
     )
 
 
@@ -386,11 +342,12 @@ def draw_scar(
     """Draw one scar.
 
     Args:
-        rng: the only source of chance.
-        prevalence: ``"clinical"`` draws a disease and a pattern typical of it (an infarct in a coronary territory,
-            lateral subepicardial myocarditis, septal mid-wall fibrosis, …); ``"uniform"`` draws one to three
-            neighbouring walls, neighbouring levels and a depth with equal chance, without an aetiology, like the
-            paper's controller of wall, depth and slice [P]; its distribution is our choice [O].
+        rng: the only source of randomness.
+        prevalence: ``"clinical"`` draws a disease and its typical pattern (an infarct in a coronary
+            territory, lateral subepicardial myocarditis, septal mid-wall fibrosis, …).
+            ``"uniform"`` draws one to three neighbouring walls, neighbouring levels and a depth
+            with equal chance and no aetiology, like the paper's controller of wall, depth and
+            slice [P]; its distribution is our choice [O].
         aetiology: with ``"clinical"``, the disease to draw (``LAD`` … ``amyloid``).
 
     Raises:
@@ -405,31 +362,27 @@ def draw_scar(
     if prevalence != "clinical":
         raise InputError("prevalence", f"unknown value {prevalence!r}", "use clinical or uniform")
     if aetiology is None:
-        aetiology = _pick(
-            rng, ", ".join(f"{name} {disease[0]}" for name, disease in _DISEASES.items())
-        )[0]
-    elif aetiology not in _DISEASES:
-        raise InputError(
-            "aetiology", f"cannot draw {aetiology!r}", f"use one of {', '.join(_DISEASES)}, or None"
-        )
-    walls, levels, depth, pattern = (_pick(rng, choices) for choices in _DISEASES[aetiology][1:])
-    scar = Scar(
-        walls, levels, depth[0], aetiology=aetiology, pattern=pattern[0] if pattern else None
-    )
-    stated = (
-        scar
-        if rng.random() < 0.7
-        else replace(scar, aetiology="ischaemic" if scar.ischaemic else "non-ischaemic")
-    )
-    return _draw_details(rng, stated)
+        aetiology = _pick(rng, _DISEASES)[0]
+    elif aetiology not in _DISEASE_WALLS:
+        remedy = f"use one of {', '.join(_DISEASE_WALLS)}, or None"
+        raise InputError("aetiology", f"cannot draw {aetiology!r}", remedy)
+    walls = _pick(rng, _DISEASE_WALLS[aetiology])
+    levels = _pick(rng, _DISEASE_LEVELS.get(aetiology, _LEVELS_BY_DEFAULT))
+    depth = _pick(rng, _DISEASE_DEPTHS.get(aetiology, _DEPTHS_OF_INFARCTS))[0]
+    pattern = _pick(rng, _DISEASE_PATTERNS.get(aetiology, "- 1"))
+    if rng.random() >= 0.7:  # some reports do not name the disease
+        aetiology = "ischaemic" if aetiology in ISCHAEMIC else "non-ischaemic"
+    scar = Scar(walls, levels, depth, aetiology=aetiology, pattern=pattern[0] if pattern else None)
+    return _draw_details(rng, scar)
 
 
 def draw_findings(
     rng: np.random.Generator, prevalence: str = "clinical", positive: float = 1.0
 ) -> Findings:
-    """Draw the findings of a study: one scar in most, two or three in some, none with chance ``1 - positive``.
+    """Draw the findings of a study: usually one scar, sometimes two or three.
 
-    Scars of one study share no segment; in the clinical setting they are all infarcts or all not.
+    There is none with chance ``1 - positive``. Scars of one study share no segment. In the clinical
+    setting all of them are infarcts or none is.
     """
     if rng.random() >= positive:
         return Findings()
@@ -439,7 +392,7 @@ def draw_findings(
         if len(scars) == wanted:
             break
         other = draw_scar(rng, prevalence)
-        taken = frozenset().union(*(scar.segments for scar in scars))
-        if not taken & other.segments and other.ischaemic == scars[0].ischaemic:
+        overlap = Findings(tuple(scars)).segments & other.segments
+        if not overlap and other.ischaemic == scars[0].ischaemic:
             scars.append(other)
     return Findings(tuple(scars))

@@ -1,0 +1,1 @@
+"""Write reports from findings, read findings from reports, and make training texts from both."""

@@ -1,10 +1,10 @@
-"""The texts that a network learns from, and the prompts that read it."""
+"""The texts that a network is trained on, and the prompts for its zero-shot scores."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from lgekit.findings import LEVELS, WALLS, Findings, Scar
+from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
 from lgekit.reports.reader import lge_statement, read_report
 from lgekit.reports.writer import canonical_text, prompts
 
@@ -12,14 +12,16 @@ KINDS = ("presence", "wall", "level", "depth")
 
 
 def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
-    """Texts that say what a report says; the first is the fullest (the caption), training draws among all.
+    """Return the training texts of a report.
+
+    The first is the fullest (the caption); training draws among all.
 
     Args:
         report: a CMR report.
-        mode: ``report``: as it stands. ``lge_statement``: what it says about enhancement. ``findings`` [O]: what
-            `read_report` finds in it, in fixed words: in full, and its walls, levels and depths one by one, so that
-            studies share texts and every prompt of `prompt_sets` is a text that was learned. Nothing but the report
-            is used.
+        mode: ``report``: the whole report. ``lge_statement``: its sentences on enhancement.
+            ``findings`` [O]: what `read_report` finds, in fixed words: all of it, and each wall,
+            level and depth alone. So studies share texts, and every prompt of `prompt_sets` is
+            a training text.
     """
     if mode == "report":
         return (report.strip(),)
@@ -32,33 +34,30 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
         replace(scar, transmurality=None, circumference=None, aetiology=None)
         for scar in found.scars
     )
-    full = canonical_text(Findings(plain))
     walls = tuple(wall for wall in WALLS if wall in found.walls)
     levels = tuple(level for level in LEVELS if any(level in scar.levels for scar in found.scars))
-    depths = tuple(dict.fromkeys(scar.depth for scar in found.scars if scar.depth))
-    texts = [
-        full,
-        *(say(walls=(wall,)) for wall in walls),
-        *(say(levels=(level,)) for level in levels),
-    ]
-    texts += [say(walls=walls)] * bool(walls) + [say(levels=levels)] * bool(levels)
-    return tuple(dict.fromkeys(texts + [say(depth=depth) for depth in depths]))
+    texts = [canonical_text(Findings(plain))]
+    texts += [_one_scar(walls=(wall,)) for wall in walls]
+    texts += [_one_scar(levels=(level,)) for level in levels]
+    if walls:
+        texts.append(_one_scar(walls=walls))
+    if levels:
+        texts.append(_one_scar(levels=levels))
+    texts += [_one_scar(depth=scar.depth) for scar in found.scars if scar.depth]
+    return tuple(dict.fromkeys(texts))
 
 
-def say(**fields) -> str:
-    """One scar in fixed words, e.g. ``walls=("inferior",)``."""
+def _one_scar(**fields) -> str:
     return canonical_text(Findings((Scar(**fields),)))
 
 
 def prompt_sets(mode: str = "findings") -> dict[str, dict[str, list[str]]]:
-    """Prompts by kind (presence, wall, level, depth) and label, in the words that the mode trains on."""
+    """Return prompts by kind (presence, wall, level, depth) and label, in the mode's own words."""
     if mode != "findings":
         return {kind: prompts(kind) for kind in KINDS}
-    sets: dict[str, dict[str, list[str]]] = {
-        kind: {label: [] for label in prompts(kind)} for kind in KINDS[1:]
-    }
-    sets["wall"] = {wall: [say(walls=(wall,))] for wall in WALLS}
-    sets["level"] = {level: [say(levels=(level,))] for level in LEVELS}
-    sets["depth"] = {depth: [say(depth=depth)] for depth in sets["depth"]}
-    positive = [text for texts in sets["wall"].values() for text in texts]
-    return {"presence": {"positive": positive, "negative": [canonical_text(Findings())]}, **sets}
+    wall = {name: [_one_scar(walls=(name,))] for name in WALLS}
+    level = {name: [_one_scar(levels=(name,))] for name in LEVELS}
+    depth = {name: [_one_scar(depth=name)] for name in DEPTHS}
+    positive = [text for texts in wall.values() for text in texts]
+    presence = {"positive": positive, "negative": [canonical_text(Findings())]}
+    return {"presence": presence, "wall": wall, "level": level, "depth": depth}

@@ -1,0 +1,87 @@
+"""The cache: atomic files, locks that end with their process, and shared computations."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+
+from lgekit import cache
+from lgekit.cache import code_version, compute_once, is_locked, locked, replacing
+
+ROOT = Path(__file__).parents[1]
+
+
+def start(code: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Popen:
+    code = f"import sys; sys.path[:0] = [{str(ROOT)!r}, '.']\n{code}"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_file_is_written_completely_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "a.nii.gz"
+    with replacing(path) as part:
+        assert part.name.endswith(".nii.gz") and not path.exists()
+        part.write_text("one")
+    with pytest.raises(RuntimeError), replacing(path) as part:
+        part.write_text("tw")
+        raise RuntimeError
+    assert path.read_text() == "one" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_lock_is_free_after_its_process_is_killed(tmp_path):
+    path = tmp_path / "locks" / "a"
+    code = "import time; from lgekit.cache import locked\n"
+    code += "with locked(sys.argv[1]): print('locked', flush=True); time.sleep(60)"
+    holder = start(code, path)
+    assert holder.stdout.readline() == "locked\n" and is_locked(path)
+    holder.kill()
+    holder.wait()
+    assert path.exists() and not is_locked(path)
+    with locked(path):
+        assert is_locked(path)
+    assert not path.exists() and not is_locked(path)
+
+
+def test_processes_that_start_together_compute_once(tmp_path):
+    stage = (
+        "import time\ndef slow(x, who): print('computed', flush=True); time.sleep(1); return x + 1"
+    )
+    (tmp_path / "stage.py").write_text(stage)
+    code = "import joblib, stage; from lgekit.cache import compute_once\n"
+    code += "cached = joblib.Memory('cache', verbose=0).cache(stage.slow, ignore=['who'])\n"
+    code += "assert compute_once(cached, 41, who=object()) == 42"
+    started = [start(code, cwd=tmp_path) for _ in range(3)]
+    printed = [process.communicate()[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0, 0]
+    assert "".join(printed) == "computed\n"
+
+
+def test_without_a_cache_a_function_is_just_called():
+    assert compute_once(joblib.Memory(None).cache(lambda x: x + 1), 41) == 42
+    assert compute_once(lambda x: x + 1, 41) == 42
+
+
+def make_zeros(count):
+    return np.zeros(count)
+
+
+def test_a_loaded_array_does_not_change_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path / "cache"))
+    zeros = cache.memory().cache(make_zeros)
+    zeros(5)
+    assert zeros.check_call_in_cache(5)
+    zeros(5)[:] = 1
+    assert not zeros(5).any()
+
+
+def test_the_code_version_depends_on_the_rooms():
+    versions = {code_version(), code_version("reports"), code_version("reports", "anatomy")}
+    assert len(versions) == 3 and code_version("reports") == code_version("reports")
+
+
+def test_importing_the_cache_loads_nothing_heavy():
+    code = "import lgekit.cache; print(sorted({'torch', 'pandas', 'joblib'} & set(sys.modules)))"
+    assert start(code).communicate()[0] == "[]\n"
