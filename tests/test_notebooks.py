@@ -11,7 +11,7 @@ import lgekit as lk
 from lgekit import workbook
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
-from lgekit.grid.file import load_grid
+from lgekit.grid.run import load_grid
 from lgekit.workbook import read_parameters
 
 ROOT = Path(__file__).parents[1]

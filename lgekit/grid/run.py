@@ -1,7 +1,11 @@
-"""Run grids and collect their results."""
+"""Ablation grids: read the YAML file, run it with Dask, collect the results."""
 
 from __future__ import annotations
 
+import csv
+import functools
+import hashlib
+import itertools
 import json
 import logging
 import os
@@ -11,30 +15,38 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import joblib
+import pandas as pd
+import pydantic as pyd
+import yaml
 
-from lgekit.cache import is_locked, replacing
+from lgekit.cache import code_version, is_locked, memory, replacing
+from lgekit.config import SIZES, FitSettings, size_settings
 from lgekit.errors import InputError, RunError
-from lgekit.grid.file import Grid, Run, load_grid, notebook_version
 from lgekit.workbook import (
     ENVIRONMENT,
     ERROR,
     NOTEBOOK,
     PARAMS,
+    check_parameters,
     load_metrics,
+    read_code,
+    read_parameters,
     record_failure,
     run_notebook,
 )
 
 if TYPE_CHECKING:
-    import pandas as pd
     from distributed import Client
 
+# The rooms whose code can change the numbers of a run.
+ROOMS = ("anatomy", "reports", "data", "segmentation", "scars", "clip", "evaluation")
+RESERVED = ("grids", "workbook", "manual")  # other folders of papermill_runs/
 BYTES_PER_RUN = 3e9  # memory that a run needs: torch, a cohort and a small model
 DASK = {
     "distributed.scheduler.worker-saturation": 1.0,  # no run waits behind a long one
@@ -44,6 +56,182 @@ DASK = {
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
 TABLE, PREDICTIONS, REFERENCES = "table.csv", "predictions.csv", "reference_predictions.csv"
 ERROR_CELL = "papermill-error-cell"  # the link that Papermill puts before a cell that failed
+
+Scalar = pyd.StrictBool | pyd.StrictInt | pyd.StrictFloat | pyd.StrictStr
+Row = Annotated[dict[str, Scalar], pyd.BeforeValidator(lambda row: row or {})]
+
+
+class GridFile(pyd.BaseModel):
+    """The content of a grid's YAML file."""
+
+    model_config = pyd.ConfigDict(extra="forbid")
+    notebook: str  # path from the project's folder
+    parameters: Row = {}  # of all runs
+    rows: dict[str, Row] = pyd.Field(min_length=1)  # row → the parameters it changes
+    seeds: list[Annotated[int, pyd.Strict(), pyd.Field(ge=0)]] = pyd.Field([0], min_length=1)
+    folds: int | None = pyd.Field(None, ge=2)  # of a cross-validation
+    axes: dict[str, list[Scalar]] = {}  # parameter → values, combined with all others
+    timeout: float | None = pyd.Field(None, gt=0)  # seconds for a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of a grid at one seed (and fold, and point of further axes)."""
+
+    id: str  # 16 hex digits of all that the run depends on; rows that are alike share a run
+    row: str
+    axes: dict[str, Any]  # seed, fold and further axes → the value
+    params: dict[str, Any]  # of the notebook
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Return the row and the axes, which name the run in tables."""
+        return {"row": self.row, **self.axes}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file that was read and checked."""
+
+    file: Path
+    root: Path  # the project's folder
+    notebook: Path
+    folder: Path  # of its runs
+    timeout: float | None
+    runs: list[Run] = field(repr=False)
+
+
+class _Loader(yaml.CSafeLoader):
+    """Refuse a key that is given twice; YAML itself would keep the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        for key, count in Counter(str(key.value) for key, _ in node.value).items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(problem=f"{key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def load_grid(file: str | Path) -> Grid:
+    """Read a grid file, check all that its runs could fail on, and list its runs row by row."""
+    file = Path(file).absolute()
+    try:
+        spec = GridFile.model_validate(yaml.load(file.read_text("utf-8"), _Loader))
+    except OSError as error:
+        remedy = "Give a grid's YAML file"
+        raise InputError(file, f"cannot be read ({error.strerror})", remedy) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        remedy = "See papermill_runs/grids/ for examples"
+        raise InputError(file, f"is not YAML: {error}", remedy) from error
+    except pyd.ValidationError as error:
+        first = error.errors()[0]
+        place = " → ".join(map(str, first["loc"][:3])) or "the file"
+        remedy = f"The fields are {', '.join(GridFile.model_fields)}"
+        raise InputError(f"{file}, {place}", first["msg"], remedy) from error
+    if file.stem in RESERVED:
+        remedy = "Rename the file: its runs need a folder"
+        raise InputError(file, f"a grid cannot be called {file.stem!r}", remedy)
+    for root in (*file.parents, Path.cwd()):
+        if (root / spec.notebook).is_file():
+            folder = root / "papermill_runs" / file.stem
+            runs = _expand(file, spec, root)
+            return Grid(file, root, root / spec.notebook, folder, spec.timeout, runs)
+    remedy = "Give its path from the project's folder"
+    raise InputError(file, f"notebook {spec.notebook!r} does not exist", remedy)
+
+
+def _expand(file: Path, spec: GridFile, root: Path) -> list[Run]:
+    from lgekit.data.readers import pretraining_specs
+
+    own = {"seed", "out"} | ({"fold", "folds"} if spec.folds else set())
+    parts: dict[str, Any] = {f"row {name}": row for name, row in spec.rows.items()}
+    for place, part in {"axes": spec.axes, "parameters": spec.parameters, **parts}.items():
+        taken = {"fold", "folds"} if place == "axes" else spec.axes.keys()
+        for name in (own | taken) & part.keys():
+            remedy = "Remove it here: `seeds`, `folds` and `axes` set what varies"
+            raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
+    defaults = read_parameters(root / spec.notebook)
+    axes: dict[str, list[Any]] = {"seed": spec.seeds, **spec.axes}
+    common = spec.parameters
+    if spec.folds:
+        common, axes["fold"] = common | {"folds": spec.folds}, list(range(spec.folds))
+    base = defaults | check_parameters(defaults, common, f"{file}, parameters")
+    for name, points in axes.items():
+        if not points or len(set(points)) < len(points):
+            problem = f"{points} is empty or names a value twice"
+            raise InputError(f"{file}, {name}", problem, "Name each value once")
+    version = notebook_version(root / spec.notebook)
+    fingerprint = functools.cache(lambda cohort: cohort_fingerprint(cohort, root))
+    runs = []
+    for row, changes in spec.rows.items():
+        where = f"{file}, row {row}"
+        for point in itertools.product(*axes.values()):
+            at = check_parameters(defaults, dict(zip(axes, point, strict=True)), f"{file}, axes")
+            params = base | check_parameters(defaults, changes, where) | at
+            params.pop("out", None)
+            _refuse_impossible(params, defaults, where)
+            cohorts = [str(params.get("cohort", ""))]
+            if "pretrain_on" in params:
+                cohorts += pretraining_specs(cohorts[0], params["pretrain_on"], root)
+            known_by = [version, params, [fingerprint(cohort) for cohort in cohorts]]
+            digest = hashlib.sha256(json.dumps(known_by, sort_keys=True).encode()).hexdigest()
+            runs.append(Run(digest[:16], row, at, params))
+    return runs
+
+
+def _refuse_impossible(params: dict[str, Any], defaults: dict[str, Any], where: str) -> None:
+    """Refuse SPECs, sizes and settings that a run would fail on. Defaults always pass."""
+    from lgekit.data.readers import parse_spec, split_specs
+
+    given = {name: value for name, value in params.items() if value != defaults[name]}
+    try:
+        for spec in [given.get("cohort"), *split_specs(str(given.get("pretrain_on", "")))]:
+            if spec and spec not in ("auto", "none"):
+                parse_spec(spec)
+        if defaults.get("size") in SIZES:  # as in the workbook's notebooks
+            settings = FitSettings.model_fields.keys() & given.keys()
+            size_settings(params["size"], **{name: given[name] for name in settings})
+    except InputError as error:
+        raise InputError(where, f"{error.where}: {error.problem}", error.remedy) from error
+
+
+def notebook_version(notebook: str | Path) -> str:
+    """Hash the code of a notebook and of the library's rooms that it can use."""
+    code = [cell["source"] for cell in read_code(notebook)]
+    return hashlib.sha256(json.dumps([code, code_version(*ROOMS)]).encode()).hexdigest()
+
+
+def cohort_fingerprint(spec: str, root: Path) -> str:
+    """Hash a SPEC with the names and contents of its files.
+
+    All files of a folder count; of a table, the table and the files that its cells name. A copy in
+    another place has the same fingerprint.
+    """
+    from lgekit.data.readers import _path
+
+    path = _path(spec, root)
+    if path is None or not path.exists():
+        return hashlib.sha256(spec.encode()).hexdigest()
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        walk = os.walk(path, followlinks=True)
+        files = [os.path.join(place, name) for place, _, names in walk for name in names]
+    else:
+        rows = csv.reader(path.read_text("utf-8", "replace").splitlines())
+        named = {os.path.join(folder, cell.strip()) for row in rows for cell in row}
+        files = [str(path), *filter(os.path.isfile, named)]
+    stats = [(os.path.relpath(file, folder), os.stat(file)) for file in sorted(files)]
+    stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return memory().cache(_hash_files)(spec, folder.resolve(), stamps)
+
+
+def _hash_files(spec: str, folder: Path, stamps: list[tuple[str, int, int]]) -> str:
+    """Hash names and contents of files. The cache knows them by sizes and time stamps."""
+    digest = hashlib.sha256(spec.encode())
+    for name, *_ in stamps:
+        with (folder / name).open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{name}\0{content}\n".encode())
+    return digest.hexdigest()
 
 
 def gpus() -> list[str]:
@@ -62,8 +250,7 @@ def connect(
 ) -> Iterator[tuple[Client, int, dict[str, float]]]:
     """Connect to a Dask scheduler, or start processes for the runs on this machine.
 
-    Yields:
-        The client, the number of runs that share a host, and the resources that a run needs.
+    Yields the client, the number of runs that share a host, and the resources that a run needs.
     """
     import dask
     import psutil
@@ -84,15 +271,10 @@ def connect(
         return
     in_memory = max(1, int(psutil.virtual_memory().available / BYTES_PER_RUN))
     count = min(runs, workers or len(gpus()) or min(joblib.cpu_count(), in_memory))
+    options = {"threads_per_worker": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     with (
         dask.config.set(DASK),
-        LocalCluster(
-            n_workers=count,
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
+        LocalCluster(n_workers=count, dashboard_address="127.0.0.1:0", **options) as cluster,
         Client(cluster) as client,
     ):
         yield client, count, {}
@@ -112,32 +294,32 @@ def run_grid(
     """Run what is not yet done. A failed run is recorded, and the next call tries it again.
 
     Args:
-        file: the grid's YAML file.
         workers: local processes; None: one per GPU, or else one per core if memory allows.
         scheduler: address of a running Dask scheduler (``tcp://…``) whose workers see the files.
-        only: the row or rows to run; None: all.
-        seeds: the seeds to run; None: all.
+        only, seeds: the rows and seeds to run; None: all.
         timeout: seconds that a run may take; None: as in the file.
         dry_run: run nothing. The table then has ``expected_seconds``, from earlier runs.
         retries: how often a failed run is tried again at once. If a worker is killed, its run is
             always tried again.
-        progress: show a progress bar.
 
     Returns:
         `grid_status` of the chosen runs.
 
     Raises:
-        InputError: as `load_grid`; an unknown row or seed; a bad timeout; a missing cohort (in a
-            dry run only a warning); the scheduler does not answer.
+        InputError: the file is faulty, the cohort is missing (only a warning in a dry run), or the
+            scheduler does not answer.
         RunError: the scheduler was lost. Finished runs are kept.
     """
     from lgekit.data.readers import missing_path  # not in workers, which need no torch
 
-    if timeout is not None and not timeout > 0:
-        raise InputError("timeout", f"{timeout:g} is not a time", "Give seconds, more than 0")
     grid = load_grid(file)
-    rows = [only] if isinstance(only, str) else only
-    runs = _choose(grid, rows, seeds)
+    runs, rows = grid.runs, [only] if isinstance(only, str) else only
+    for kind, chosen in {"row": rows, "seed": seeds}.items():
+        known = {run.place[kind] for run in grid.runs}
+        for name in set(chosen or ()) - known:
+            remedy = f"Choose from {', '.join(sorted(map(str, known)))}"
+            raise InputError(grid.file, f"has no {kind} {name!r}", remedy)
+        runs = [run for run in runs if run.place[kind] in (chosen or known)]
     for cohort in {str(run.params.get("cohort", "")) for run in runs}:
         if missing := missing_path(cohort, grid.root):
             where = f"{grid.file}, cohort {cohort!r}"
@@ -147,27 +329,13 @@ def run_grid(
             warnings.warn(f"{fault}; nothing would run", stacklevel=2)
     if dry_run:
         return _status_of(grid, runs, expected=True)
-    for part in grid.folder.glob(".*.part"):  # of runs whose process was killed
-        if not is_locked(grid.folder / ".locks" / part.name.split(".")[1]):
-            shutil.rmtree(part, ignore_errors=True)
-    done = _names(grid.folder)
     # By seed first: a grid that is stopped early has complete seeds rather than complete rows.
     # Within a seed, runs side by side are of different folds, so none waits for a shared result.
     in_order = sorted(runs, key=lambda run: run.axes["seed"])
-    if todo := {run.id: run for run in in_order if run.id not in done}:
+    if todo := {run.id: run for run in in_order if run.id not in _names(grid.folder)}:
         grid = replace(grid, runs=list(todo.values()), timeout=timeout or grid.timeout)
         _run_all(grid, workers, scheduler, retries, progress)
     return _status_of(grid, runs)
-
-
-def _choose(grid: Grid, rows: Sequence[str] | None, seeds: Sequence[int] | None) -> list[Run]:
-    known = {"row": {run.row for run in grid.runs}, "seed": {run.axes["seed"] for run in grid.runs}}
-    for kind, asked in ("row", rows), ("seed", seeds):
-        for name in set(asked or ()) - known[kind]:
-            remedy = f"Choose from {', '.join(sorted(map(str, known[kind])))}"
-            raise InputError(grid.file, f"has no {kind} {name!r}", remedy)
-    of_rows = [run for run in grid.runs if not rows or run.row in rows]
-    return [run for run in of_rows if not seeds or run.axes["seed"] in seeds]
 
 
 def _run_all(
@@ -192,8 +360,9 @@ def _run_all(
                 run = futures[future]
                 if future.status == "error":
                     error = future.exception()
-                    if run.id not in _names(grid.folder / "failed"):  # its worker was killed
-                        record_failure(grid.folder / run.id, f"{type(error).__name__}: {error}")
+                    failed = grid.folder / "failed" / run.id
+                    if not failed.exists():  # its worker was killed
+                        record_failure(failed, f"{type(error).__name__}: {error}")
                     bar.write(f"failed: {run.row} {run.axes}: {error}")
                 lost += future.status in ("cancelled", "lost")
                 bar.update()
@@ -210,15 +379,14 @@ def run_one(grid: Grid, code: str, share: int, devices: list[str]) -> None:
     from distributed import get_worker
 
     (run,) = grid.runs
-    folder = grid.folder / run.id
     if notebook_version(grid.notebook) != code:
         message = "the library or the notebook was edited after the grid started: start it again"
-        record_failure(folder, message)
+        record_failure(grid.folder / "failed" / run.id, message)
         raise RunError(message)
     env = {name: str(max(1, joblib.cpu_count() // share)) for name in THREADS}
     if devices:
         env["CUDA_VISIBLE_DEVICES"] = devices[int(get_worker().name) % len(devices)]
-    what = (grid.notebook, folder, run.params, grid.timeout)
+    what = (grid.notebook, grid.folder / run.id, run.params, grid.timeout)
     run_notebook(*what, progress=False, root=grid.root, env=env, skip_done=True)
 
 
@@ -235,20 +403,20 @@ def grid_status(file: str | Path) -> pd.DataFrame:
 
 
 def _status_of(grid: Grid, runs: list[Run], expected: bool = False) -> pd.DataFrame:
-    import pandas as pd
-
     done, failed = _names(grid.folder), _names(grid.folder / "failed")
-    locks = _names(grid.folder / ".locks")
     lines = []
     for run in runs:
-        line: dict[str, Any] = {"row": run.row, **run.axes, "run_id": run.id, "state": "to do"}
-        line |= {"seconds": None, "error": "", "where": ""}
+        line = run.place | {"run_id": run.id, "state": "to do", "seconds": None}
+        line |= {"error": "", "where": ""}
         folder = grid.folder / run.id
         if run.id in done:
             line |= {"state": "done", "seconds": _read(folder / ENVIRONMENT).get("wall_seconds")}
             line["where"] = (folder / NOTEBOOK).relative_to(grid.root).as_posix()
-        elif run.id in locks and is_locked(grid.folder / ".locks" / run.id):
-            line |= {"state": "running", **_position(grid.folder, run.id)}
+        elif is_locked(grid.folder / ".locks" / run.id):
+            line["state"] = "running"
+            for params in grid.folder.glob(f".{run.id}.*.part/{PARAMS}"):
+                line["seconds"] = round(time.time() - os.path.getmtime(params))
+                line["where"] = f"in “{_heading(params.with_name(NOTEBOOK))}”"
         elif run.id in failed:
             folder = grid.folder / "failed" / run.id
             line |= {"state": "failed", "error": _read(folder / ERROR).get("error", "")}
@@ -268,20 +436,16 @@ def _status_of(grid: Grid, runs: list[Run], expected: bool = False) -> pd.DataFr
     return table
 
 
-def _position(folder: Path, run_id: str) -> dict[str, Any]:
-    """Find how long a run has been running, and the heading above its current cell."""
+def _heading(notebook: Path) -> str:
+    """Find the heading above the current cell of a running notebook."""
     heading = ""
-    for part in folder.glob(f".{run_id}.*.part"):
-        with suppress(FileNotFoundError):  # the run may just have ended
-            seconds = round(time.time() - (part / PARAMS).stat().st_mtime)
-            for cell in _read(part / NOTEBOOK).get("cells", []):
-                if cell["cell_type"] == "markdown":
-                    titles = re.findall(r"(?m)^#+ (.*)", "".join(cell["source"]))
-                    heading = (titles or [heading])[-1]
-                elif cell["metadata"].get("papermill", {}).get("status") == "running":
-                    return {"seconds": seconds, "where": f"in “{heading}”"}
-            return {"seconds": seconds}
-    return {}
+    for cell in _read(notebook).get("cells", []):
+        if cell["cell_type"] == "markdown":
+            titles = re.findall(r"(?m)^#+ (.*)", "".join(cell["source"]))
+            heading = (titles or [heading])[-1]
+        elif cell["metadata"].get("papermill", {}).get("status") == "running":
+            break
+    return heading
 
 
 def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
@@ -291,22 +455,17 @@ def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
         One row per run: the axes, ``run_id``, ``state``, ``commit`` (with ``+`` for uncommitted
         changes), ``device`` and the metrics, names of nested ones joined by dots. Runs that are not
         done have missing metrics.
-
-    Raises:
-        InputError: as `load_grid`; no run is done.
     """
-    import pandas as pd
-
     grid, table = _load_done(file)
     lines = []
-    for run, state in zip(grid.runs, table["state"], strict=True):
+    for run in grid.runs:
         line: dict[str, Any] = {}
-        if state == "done":
+        metrics = load_metrics(grid.folder / run.id)
+        if metrics is not None:
             record = _read(grid.folder / run.id / ENVIRONMENT)
             line["commit"] = record.get("commit", "")[:12] + "+" * bool(record.get("dirty"))
             line["device"] = record.get("device", "")
-            metrics = pd.json_normalize(load_metrics(grid.folder / run.id) or {})
-            for name, (value,) in sorted(metrics.items()):
+            for name, (value,) in sorted(pd.json_normalize(metrics).items()):
                 line[str(name)] = json.dumps(value) if isinstance(value, list) else value
         lines.append(line)
     table = table.drop(columns=["seconds", "error", "where"])
@@ -321,18 +480,14 @@ def collect_predictions(file: str | Path, of: str = PREDICTIONS) -> pd.DataFrame
 
     Columns for the axes come first. The result is saved under the same name in the grid's folder.
     """
-    import pandas as pd
-
     grid, _ = _load_done(file)
     tables = []
     for run in grid.runs:
         path = grid.folder / run.id / of
         if path.is_file():
             table = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})  # ids such as 001
-            axes = {name: value for name, value in run.axes.items() if name not in table}
-            for place, (name, value) in enumerate({"row": run.row, **axes}.items()):
-                table.insert(place, name, value)
-            tables.append(table)
+            first = {name: [value] for name, value in run.place.items() if name not in table}
+            tables.append(pd.DataFrame(first).merge(table, how="cross"))
     everything = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     with replacing(grid.folder / of) as part:
         everything.to_csv(part, index=False)
@@ -351,10 +506,8 @@ def _load_done(file: str | Path) -> tuple[Grid, pd.DataFrame]:
 def clean(file: str | Path, everything: bool = False) -> list[str]:
     """Remove runs of older code or parameters, failed runs and unfinished folders.
 
-    With ``everything``, finished runs too. Returns the names of what was removed.
-
-    Raises:
-        InputError: as `load_grid`; runs of the grid are going on.
+    With ``everything``, finished runs too. Returns the names of what was removed. Raises InputError
+    while runs of the grid are going on.
     """
     grid = load_grid(file)
     locks = grid.folder / ".locks"
@@ -372,8 +525,8 @@ def clean(file: str | Path, everything: bool = False) -> list[str]:
 def older_runs(file: str | Path) -> list[str]:
     """List the runs of other code, parameters or data in a grid's folder."""
     grid = load_grid(file)
-    others = _names(grid.folder) - {run.id for run in grid.runs} - {"failed"}
-    return sorted(name for name in others if name[0] != "." and (grid.folder / name).is_dir())
+    runs = {path.name for path in grid.folder.glob("[0-9a-f]" * 16)}
+    return sorted(runs - {run.id for run in grid.runs})
 
 
 def _names(folder: Path) -> set[str]:

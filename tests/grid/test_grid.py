@@ -22,8 +22,15 @@ from typer.testing import CliRunner
 from lgekit.cache import is_locked, locked
 from lgekit.cli import grid_app
 from lgekit.errors import InputError
-from lgekit.grid.file import cohort_fingerprint, load_grid
-from lgekit.grid.run import clean, collect, collect_predictions, grid_status, run_grid
+from lgekit.grid.run import (
+    clean,
+    cohort_fingerprint,
+    collect,
+    collect_predictions,
+    grid_status,
+    load_grid,
+    run_grid,
+)
 
 ROOT = Path(__file__).parents[2]
 KEPT = sorted((ROOT / "papermill_runs" / "grids").glob("*.yaml"))
