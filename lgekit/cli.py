@@ -2,78 +2,64 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 import lgekit as lk
 from lgekit.errors import InputError, RunError
 
-SPEC_HELP = (
-    "Cohort SPEC: phantom:studies=200,seed=1 | emidec:FOLDER | acdc:FOLDER | myops:FOLDER | "
-    "mnms:FOLDER | manifest:FILE.csv | dicom:FOLDER | bids:FOLDER"
-)
-SIZE_HELP = "smoke (seconds), laptop (minutes on two cores) or paper (a GPU)."
-PRETRAIN_HELP = (
-    "Further cohorts with masks for the heart network: SPECs separated by spaces, none, or auto: "
-    "a folder named acdc next to the cohort's own."
-)
-Spec = Annotated[str, typer.Argument(help=SPEC_HELP, metavar="SPEC")]
-Size = Annotated[str, typer.Option(help=SIZE_HELP)]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of everything random.")]
-NewFolder = Annotated[Path, typer.Argument(help="A new or empty folder.")]
-ModelFolder = Annotated[Path, typer.Argument(help="Folder that `lgekit fit` wrote.")]
-GridYaml = Annotated[Path, typer.Argument(help="Grid YAML.")]
-Repo = Annotated[str, typer.Argument(help="Hugging Face hub repository, OWNER/NAME.")]
-Model = Annotated[Path | None, typer.Option(help="Fitted model whose heart network is used.")]
-Pixels = Annotated[int, typer.Option(min=16, help="Side of the square frame in pixels.")]
-ALL_HELP = "Train on every study; threshold from inner folds."
-AllStudies = Annotated[bool, typer.Option("--all", help=ALL_HELP)]
-PretrainOn = Annotated[str, typer.Option(help=PRETRAIN_HELP)]
+SPEC_HELP = """Cohort SPEC: phantom:studies=200,seed=1 | emidec:FOLDER | acdc:FOLDER | myops:FOLDER
+| mnms:FOLDER | manifest:FILE.csv | dicom:FOLDER | bids:FOLDER"""
+PRETRAIN_HELP = """Further cohorts with masks for the heart network: SPECs separated by spaces, or
+none, or auto: a folder named acdc next to the cohort's own."""
+argument, option = typer.Argument, typer.Option
+Spec = Annotated[str, argument(help=SPEC_HELP, metavar="SPEC")]
+Size = Annotated[str, option(help="smoke (seconds), laptop (minutes on two cores), paper (a GPU).")]
+Seed = Annotated[int, option(min=0, help="Seed of everything random.")]
+NewFolder = Annotated[Path, argument(help="A new or empty folder.")]
+ModelFolder = Annotated[Path, argument(help="Folder that `lgekit fit` wrote.")]
+GridYaml = Annotated[Path, argument(help="Grid YAML.")]
+Repo = Annotated[str, argument(help="Hugging Face hub repository, OWNER/NAME.")]
+Model = Annotated[Path | None, option(help="Fitted model whose heart network is used.")]
+Pixels = Annotated[int, option(min=16, help="Side of the square frame in pixels.")]
+AllStudies = Annotated[bool, option("--all", help="Train on all; threshold from inner folds.")]
+PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 SET_HELP = "A setting of lgekit/config.py, e.g. --set patience=10; repeatable."
-Changes = Annotated[list[str] | None, typer.Option("--set", help=SET_HELP)]
-OutCsv = Annotated[Path, typer.Argument(help="Table to write.")]
-Beams = Annotated[int, typer.Option(min=1, help="Width of the captions' beam search; 1 is greedy.")]
-TABLE_HELP = "Table of `lgekit predict`, or held_out.csv of a model."
-Predictions = Annotated[Path, typer.Argument(help=TABLE_HELP)]
-SPLIT_HELP = "Only the studies of this split: train, validation or test."
-Split = Annotated[str, typer.Option(help=SPLIT_HELP)]
-Public = Annotated[bool, typer.Option("--public", help="Make a new repository public.")]
-OwnCohort = Annotated[str, typer.Option(help=f"{SPEC_HELP}; default: the size's phantom.")]
-Only = Annotated[list[str] | None, typer.Option(help="Only this row or notebook; repeatable.")]
-Figures = Annotated[Path | None, typer.Argument(help="Default: figures/ of the checkout.")]
-WORKERS_HELP = "Local processes; default: one per GPU, or else one per core if memory allows."
-Workers = Annotated[int | None, typer.Option(min=1, help=WORKERS_HELP)]
-Scheduler = Annotated[str | None, typer.Option(help="Address of a running Dask scheduler, tcp://…")]
-Seeds = Annotated[list[int] | None, typer.Option(help="Only this seed; repeatable.")]
-Timeout = Annotated[float | None, typer.Option(help="Seconds a run may take.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="List the runs, run nothing.")]
-Retries = Annotated[int, typer.Option(min=0, help="Times to retry a failed run at once.")]
-ReportFolder = Annotated[Path, typer.Argument(help="For figures and tables.")]
-Everything = Annotated[bool, typer.Option("--all", help="The finished runs too.")]
-Yes = Annotated[bool, typer.Option("--yes", help="Remove finished runs without asking.")]
-Version = Annotated[bool, typer.Option("--version", help="Show the version.")]
+Changes = Annotated[list[str] | None, option("--set", help=SET_HELP)]
+OutCsv = Annotated[Path, argument(help="Table to write.")]
+Beams = Annotated[int, option(min=1, help="Width of the captions' beam search; 1 is greedy.")]
+Predictions = Annotated[Path, argument(help="Table of `lgekit predict`, or held_out.csv.")]
+Split = Annotated[str, option(help="Only this split: train, validation or test.")]
+Public = Annotated[bool, option("--public", help="Make a new repository public.")]
+OwnCohort = Annotated[str, option(help=f"{SPEC_HELP}; default: the size's phantom.")]
+Only = Annotated[list[str] | None, option(help="Only this row or notebook; repeatable.")]
+Figures = Annotated[Path | None, argument(help="Default: figures/ of the checkout.")]
+Workers = Annotated[int | None, option(min=1, help="Local processes; default: by GPUs or cores.")]
+Scheduler = Annotated[str | None, option(help="Address of a running Dask scheduler, tcp://…")]
+Seeds = Annotated[list[int] | None, option(help="Only this seed; repeatable.")]
+Timeout = Annotated[float | None, option(min=1, help="Seconds a run may take.")]
+DryRun = Annotated[bool, option("--dry-run", help="List the runs, run nothing.")]
+Retries = Annotated[int, option(min=0, help="Times to retry a failed run at once.")]
+ReportFolder = Annotated[Path, argument(help="For figures and tables.")]
+Everything = Annotated[bool, option("--all", help="The finished runs too.")]
+Yes = Annotated[bool, option("--yes", help="Remove finished runs without asking.")]
+Version = Annotated[bool, option("--version", help="Show the version.")]
 
-ABOUT = (
-    "Text-supervised scar detection in cardiac LGE MRI. Research and teaching only: not a medical "
-    "device."
-)
+ABOUT = """Text-supervised scar detection in cardiac LGE MRI. Research and teaching only: not a
+medical device."""
 GRID = "Ablation grids: YAML → runs → one tidy table."
-app = typer.Typer(
-    help=ABOUT,
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-)
-grid_app = typer.Typer(help=GRID, no_args_is_help=True, rich_markup_mode=None)
+plain: Any = {"no_args_is_help": True, "rich_markup_mode": None}
+app = typer.Typer(help=ABOUT, add_completion=False, pretty_exceptions_enable=False, **plain)
+grid_app = typer.Typer(help=GRID, **plain)
 app.add_typer(grid_app, name="grid")
 
 
@@ -92,60 +78,54 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def refuse_full(folder: Path) -> None:
-    """Raise InputError before long work if a folder is not new or empty, or cannot be written."""
-    target = folder.resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        remedy = "Name a new folder, or empty this one"
-        raise InputError(folder, "exists and is not an empty folder", remedy)
-    _refuse_unwritable(folder, target.parent)
-
-
-def _refuse_unwritable(target: Path, parent: Path) -> None:
-    if not parent.is_dir():
-        raise InputError(target, "its folder does not exist", f"Make it first: mkdir -p {parent}")
+def refuse_unwritable(target: Path) -> None:
+    """Raise InputError if a file or folder cannot be written."""
     try:
-        tempfile.TemporaryFile(dir=parent).close()
+        tempfile.TemporaryFile(dir=target.resolve().parent).close()
     except OSError as error:
-        remedy = "Choose a place that you may write to"
+        remedy = "Make its folder first, or choose a place that you may write to"
         raise InputError(target, f"cannot be written ({error.strerror})", remedy) from error
 
 
 @contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """Write a folder whole or not at all: yield a new path next to it, which is renamed at the end.
+def new_folder(target: Path) -> Iterator[Path]:
+    """Write a folder whole or not at all, and check before long work that it can be written.
 
-    If the folder exists (empty), the new content is moved into it.
+    Yields a new path next to it, which is renamed at the end. If the folder exists (empty), the
+    new content is moved into it.
     """
+    refuse_unwritable(target)
     target = target.resolve()
-    with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as temporary:
-        part = Path(temporary) / target.name
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        remedy = "Name a new folder, or empty this one"
+        raise InputError(target, "exists and is not an empty folder", remedy)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
         yield part
         if target.exists():
             for entry in part.iterdir():
                 entry.rename(target / entry.name)
         else:
             part.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
-def refuse_other_table(target: Path, inputs: Sequence[Path]) -> None:
+def refuse_other_table(target: Path, model_dir: Path) -> None:
     """Raise InputError before long work if predictions cannot be written or would replace a file.
 
-    They may replace only another table of predictions, and never the command's inputs.
+    They may replace only another table of predictions, and never that of a model.
     """
+    refuse_unwritable(target)
     if target.is_dir():
         raise InputError(target, "is a folder", f"Name a file in it: {target / 'predictions.csv'}")
     if target.exists():
-        remedy = "Name another file"
-        if any(file.exists() and target.samefile(file) for file in inputs):
-            raise InputError(target, "is what the command reads", remedy)
-        header = "not a file"
-        if target.is_file():
-            with target.open(encoding="utf-8-sig", errors="replace") as stream:
-                header = stream.readline(100_000).strip()
-        if header and not {"study_id", "p_lge"} <= set(header.split(",")):
-            raise InputError(target, "exists and is not a table of predictions", remedy)
-    _refuse_unwritable(target, target.parent)
+        with target.open(encoding="utf-8-sig", errors="replace") as stream:
+            header = stream.readline(100_000).strip()
+        own = target.resolve() == (model_dir / "held_out.csv").resolve()
+        if own or (header and not {"study_id", "p_lge"} <= set(header.split(","))):
+            problem = "exists and is not a table of predictions that may be replaced"
+            raise InputError(target, problem, "Name another file")
 
 
 @app.callback(invoke_without_command=True, help=ABOUT)
@@ -161,9 +141,8 @@ def cohort(spec: Spec, out_dir: NewFolder) -> None:
 
     Example: lgekit cohort phantom:studies=20,seed=1 my_cohort
     """
-    refuse_full(out_dir)
-    studies = lk.read_cohort(spec)
-    with whole_folder(out_dir) as folder:
+    with new_folder(out_dir) as folder:
+        studies = lk.read_cohort(spec)
         lk.write_manifest(studies, folder)
     spec = f"manifest:{out_dir}/manifest.csv"
     typer.echo(f"{len(studies)} studies in {out_dir}; read them with {spec}")
@@ -197,29 +176,24 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     from lgekit.cache import memory
     from lgekit.segmentation.train import landmark_row, locate_hearts, ready
 
-    refuse_full(out_dir)
     memory()  # fails now if the cache cannot be written
-    studies = lk.read_cohort(spec)
-    if model is None and not all(map(ready, studies.studies)):
-        typer.echo(
-            "Masks or insertion points are missing: a heart network is trained first, which takes "
-            "some minutes (see --model)."
-        )
-    located = locate_hearts(studies, model)
-    transform = lk.StandardizeShortAxis(pixels=pixels)
-    bar = tqdm(located.studies, desc="standardising", unit="study", disable=None)
-    framed = lk.Cohort([transform(study) for study in bar], located.name)
-    pairs = zip(located.studies, framed.studies, strict=True)
-    rows = pd.DataFrame([landmark_row(before, after) for before, after in pairs])
-    with whole_folder(out_dir) as folder:
+    with new_folder(out_dir) as folder:
+        studies = lk.read_cohort(spec)
+        if model is None and not all(map(ready, studies.studies)):
+            missing = "Masks or insertion points are missing: a heart network is trained first"
+            typer.echo(f"{missing}, which takes some minutes (see --model).")
+        located = locate_hearts(studies, model)
+        transform = lk.StandardizeShortAxis(pixels=pixels)
+        bar = tqdm(located.studies, desc="standardising", unit="study", disable=None)
+        framed = lk.Cohort([transform(study) for study in bar], located.name)
+        pairs = zip(located.studies, framed.studies, strict=True)
+        rows = pd.DataFrame([landmark_row(before, after) for before, after in pairs])
         lk.write_manifest(framed, folder)
         rows.to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
     typer.echo(f"{len(framed)} studies and landmarks.csv in {out_dir}")
     if lost := int((~rows["turned"].astype(bool)).sum()):
-        typer.echo(
-            f"{lost} of them could not be turned, because no insertion point was found: see the "
-            "column turned of landmarks.csv."
-        )
+        reason = "because no insertion point was found: see the column turned of landmarks.csv."
+        typer.echo(f"{lost} of them could not be turned, {reason}")
 
 
 @app.command()
@@ -243,29 +217,26 @@ def fit(
     from lgekit.segmentation.train import check_encoder, pretraining_cohorts
 
     settings = lk.size_settings(size, **{"seed": seed, **read_changes(changes or [])})
-    refuse_full(model_dir)
     memory()
     check_encoder(settings)
-    studies = lk.read_cohort(spec)
-    specs = pretraining_specs(spec, pretrain_on)
-    further = pretraining_cohorts(studies, spec, pretrain_on)
-    typer.echo(lk.describe.report_sources(studies).capitalize() + ".")
-    if set(studies.manifest["report_source"]) == {"masks"}:
-        typer.echo("No clinical reports: these are written from the masks, which is easier.")
-    masks = sum(study.label_map is not None for study in studies.studies)
-    sources = ", ".join([f"{masks} masks of the cohort", "phantoms", *specs])
-    typer.echo(f"Heart network: {sources}.")
-    target = model_dir.resolve()
-    # After a kill, the same command resumes from here.
-    checkpoints = target.with_name(f".{target.name}.training")
-    about = settings.model_dump(exclude={"workers"})
-    about |= {"--all": all_studies, "--pretrain-on": specs}
-    begin_fit(checkpoints, SPEC=spec, studies=studies.fingerprint, **about)
-    fitted = lk.fit_detector(
-        studies, settings, all_studies=all_studies, pretrain_on=further, checkpoints=checkpoints
-    )
-    with whole_folder(model_dir) as folder:
-        fitted.save(folder)
+    with new_folder(model_dir) as folder:
+        studies = lk.read_cohort(spec)
+        specs = pretraining_specs(spec, pretrain_on)
+        further = pretraining_cohorts(studies, spec, pretrain_on)
+        typer.echo(lk.describe.report_sources(studies).capitalize() + ".")
+        if set(studies.manifest["report_source"]) == {"masks"}:
+            typer.echo("No clinical reports: these are written from the masks, which is easier.")
+        masks = sum(study.label_map is not None for study in studies.studies)
+        sources = ", ".join([f"{masks} masks of the cohort", "phantoms", *specs])
+        typer.echo(f"Heart network: {sources}.")
+        target = model_dir.resolve()
+        # After a kill, the same command resumes from here.
+        checkpoints = target.with_name(f".{target.name}.training")
+        about = settings.model_dump(exclude={"workers"})
+        about |= {"--all": all_studies, "--pretrain-on": specs}
+        begin_fit(checkpoints, SPEC=spec, studies=studies.fingerprint, **about)
+        parts: Any = {"pretrain_on": further, "checkpoints": checkpoints}
+        lk.fit_detector(studies, settings, all_studies=all_studies, **parts).save(folder)
     shutil.rmtree(checkpoints, ignore_errors=True)
     typer.echo(f"model in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
 
@@ -281,10 +252,8 @@ def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 
     Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
     from lgekit.cache import memory, replacing
-    from lgekit.data.readers import parse_spec
 
-    inputs = [Path(parse_spec(spec)[1]).expanduser(), model_dir / "held_out.csv"]
-    refuse_other_table(out_csv, inputs)
+    refuse_other_table(out_csv, model_dir)
     memory()
     model = lk.Detector.load(model_dir)
     if model.settings.masks == "true" and model.settings.orientation != "none":
@@ -297,9 +266,9 @@ def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 
     positive = int((table["p_lge"] > 0.5).sum())
     typer.echo(f"{len(table)} studies, {positive} called positive, in {out_csv}")
     if model.heart is not None and (lost := int(table["anterior_rvip_deg"].isna().sum())):
+        typer.echo(f"The heart was not found in {lost} of {len(table)}, which were read as stored:")
         typer.echo(
-            f"The heart was not found in {lost} of {len(table)}, which were read as stored: do not "
-            "rely on these. A larger --size of `lgekit fit`, or masks (--pretrain-on), may help."
+            "do not rely on these. A larger --size of `lgekit fit`, or --pretrain-on, helps."
         )
 
 
@@ -313,9 +282,6 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
     """
     from lgekit.evaluation.scores import in_both
 
-    if not predictions.is_file():
-        remedy = "Name the table that `lgekit predict` wrote"
-        raise InputError(predictions, "no such file", remedy)
     whole = lk.read_cohort(spec)
     of_split = whole.split(split).manifest["study_id"] if split else None
     table, studies = in_both(predictions, whole)
@@ -327,11 +293,9 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
         studies = studies.subset(table["study_id"])
     splits = set(studies.manifest["split"])
     if predictions.name != "held_out.csv" and len(splits) > 1 and "train" in splits:
-        warnings.warn(
-            "studies of the splits train and test are scored together: if the model was trained "
-            "on this cohort, give --split test",
-            stacklevel=1,
-        )
+        together = "studies of the splits train and test are scored together"
+        remedy = "if the model was trained on this cohort, give --split test"
+        warnings.warn(f"{together}: {remedy}", stacklevel=1)
     typer.echo(f"{len(table)} predictions; {lk.describe.cohort_summary(studies)}")
     scores = lk.score_table(table, studies).dropna(subset="value")
     if table["caption"].isna().all():  # as in held_out.csv
@@ -361,8 +325,7 @@ def pull(repo: Repo, model_dir: NewFolder) -> None:
     """
     from lgekit.clip import detector
 
-    refuse_full(model_dir)
-    with whole_folder(model_dir) as folder:
+    with new_folder(model_dir) as folder:
         names = detector.pull(repo, folder)
     use = f"lgekit predict {model_dir} SPEC OUT.csv"
     typer.echo(f"{len(names)} files in {model_dir}; use it with: {use}")
@@ -410,10 +373,10 @@ def grid_run(
     typer.echo(result.to_string(index=False))
     left = result[result["state"] != "done"]
     if dry_run:
-        expected = left["expected_seconds"]
-        known = "; their time is not known: none is done"
-        if expected.notna().all():
-            known = f": {expected.sum():.0f} s if each runs alone"
+        seconds = left["expected_seconds"].sum(skipna=False)
+        known = (
+            f": {seconds:.0f} s if each runs alone" if seconds >= 0 else "; their time is not known"
+        )
         typer.echo(f"{len(left)} of {len(result)} runs to go{known}")
     raise typer.Exit(int(not dry_run and len(left) > 0))
 

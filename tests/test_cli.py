@@ -11,7 +11,7 @@ import torchio as tio
 from command_line import SMALL, lgekit, refused
 
 import lgekit as lk
-from lgekit.cli import whole_folder
+from lgekit.cli import new_folder
 from lgekit.clip import train as training
 from lgekit.clip.detector import Detector
 from lgekit.errors import InputError
@@ -133,7 +133,7 @@ def test_score_compares_with_masks_or_with_reports(written, spec, model, tmp_pat
 def test_score_of_a_split_and_of_tables_that_do_not_fit(written, spec, model, tmp_path):
     held_out = pd.read_csv(model / "held_out.csv", dtype={"study_id": str})
     table = tmp_path / "table.csv"
-    refused("score", table, spec, mentions="no such file")
+    refused("score", table, spec, mentions="not a readable table")
     refused("score", written / "manifest.csv", spec, mentions="'p_lge' is missing")
     held_out.to_csv(table, index=False)
     assert "give --split test" in lgekit("score", table, spec).stderr
@@ -185,7 +185,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     for setting in ("patience", "patiense=3", "patience=-3", "encoder=resnet999"):
         refused("fit", SMALL, out, "--set", setting, mentions=setting.split("=")[0])
     refused("predict", tmp_path, SMALL, tmp_path / "out.csv", mentions=str(tmp_path))
-    refused("predict", model, SMALL, out / "out.csv", mentions="folder does not exist")
+    refused("predict", model, SMALL, out / "out.csv", mentions="out.csv: cannot be written (No such file")
     refused("workbook", "--size", "huge", mentions="huge")
     assert not list(tmp_path.iterdir())
 
@@ -200,13 +200,13 @@ def test_predictions_never_replace_what_is_not_a_table_of_predictions(tmp_path, 
     (tmp_path / "notes.csv").write_text("study_id,remark\na,b\n")
     (tmp_path / "held_out.csv").write_text("study_id,p_lge\na,0.5\n")
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    read = "is what the command reads"
+    other = "exists and is not a table of predictions"
     for target, problem in (
-        (manifest, read),
-        (link, read),
-        (tmp_path / "held_out.csv", read),
-        (tmp_path / "notes.csv", "exists and is not a table of predictions"),
-        (tmp_path / "s0.nii", "exists and is not a table of predictions"),
+        (manifest, other),
+        (link, other),
+        (tmp_path / "held_out.csv", other),
+        (tmp_path / "notes.csv", other),
+        (tmp_path / "s0.nii", other),
         (tmp_path, "is a folder. Name a file in it"),
     ):
         refused("predict", tmp_path, f"manifest:{manifest}", target, mentions=problem)
@@ -237,11 +237,11 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, exists):
     target = tmp_path / "out"
     if exists:
         target.mkdir()
-    with pytest.raises(KeyError), whole_folder(target) as part:
+    with pytest.raises(KeyError), new_folder(target) as part:
         part.mkdir()
         raise KeyError
     assert names(tmp_path) == ["out"] * exists
-    with whole_folder(target) as part:
+    with new_folder(target) as part:
         (part / "heart").mkdir(parents=True)
         (part / "heart" / "weights").write_text("w")
     assert names(tmp_path) == ["out", "out/heart", "out/heart/weights"]
