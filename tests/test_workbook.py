@@ -35,13 +35,11 @@ def test_parameters_are_read_without_running(tmp_path):
     notebook = write_notebook(tmp_path / "a {x}.ipynb", parameters=cell + "fast: bool = False")
     found = {"epochs": 30, "rate": 1e-4, "name": "a", "fast": False}
     assert read_parameters(notebook) == found
-    write_notebook(notebook, parameters="epochs: int = 31")
-    assert read_parameters(notebook) == {"epochs": 31}
     assert read_parameters(write_notebook(tmp_path / "b.ipynb", parameters="")) == {}
 
 
 @pytest.mark.parametrize(
-    "line", ["x = 3", "x: list = [1]", "x: int = len([])", 'x: int = "many"', "x: int"]
+    "line", ["x = 3", "x: list = [1]", "x: int = len([])", 'x: int = "many"', "x: int", "x: int ="]
 )
 def test_parameters_without_plain_type_and_literal_are_refused(tmp_path, line):
     notebook = write_notebook(tmp_path / "a.ipynb", parameters=f"seed: int = 0\n{line}")
@@ -60,20 +58,18 @@ DEFAULTS = {"epochs": 3, "rate": 0.1, "name": "", "fast": False}
 
 
 def test_values_are_converted_to_the_types_of_the_parameters():
-    given = {"epochs": "5", "rate": "1e-4", "fast": "True", "name": "x"}
+    given = {"epochs": np.int64(5), "rate": "1e-4", "fast": True, "name": "x"}
     converted = {"epochs": 5, "rate": 1e-4, "fast": True, "name": "x"}
     assert check_parameters(DEFAULTS, given, "here") == converted
-    checked = check_parameters(DEFAULTS, {"rate": 2, "epochs": np.int64(7)}, "here")
-    assert checked == {"rate": 2.0, "epochs": 7}
-    assert [type(value) for value in checked.values()] == [float, int]
+    checked = check_parameters(DEFAULTS, {"rate": 2, "epochs": "7"}, "here")
+    assert {name: type(value) for name, value in checked.items()} == {"rate": float, "epochs": int}
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [("rate", "abc"), ("epochs", True), ("epochs", 1.5), ("fast", 1), ("fast", "yes"), ("name", 3)],
+    ("name", "value"), [("rate", "abc"), ("epochs", 1.5), ("fast", 3), ("name", 3)]
 )
 def test_wrong_types_are_refused(name, value):
-    with pytest.raises(InputError, match=f"here: {name} is .*not of type"):
+    with pytest.raises(InputError, match=f"here: {name} is .*valid.*The default is"):
         check_parameters(DEFAULTS, {name: value}, "here")
 
 
@@ -89,7 +85,7 @@ def test_results_are_saved_as_plain_files(tmp_path):
     assert (tmp_path / "history.csv").read_text() == "epoch,loss\n1,0.5\n"
     assert (tmp_path / "walls.csv").exists() and np.isnan(load_metrics(tmp_path)["nan"])
     assert load_metrics(tmp_path / "absent") is None
-    with pytest.raises(InputError, match="metric deep"):
+    with pytest.raises(InputError, match="metrics: cannot be stored"):
         save_run(tmp_path / "a", {"deep": {"x": object()}})
     assert not (tmp_path / "a").exists()
 
@@ -134,9 +130,9 @@ KILL = SAVE + "\nimport os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     ("mode", "save", "message"),
     [
         ("raise", SAVE, r"ValueError: no luck with seed 0 in cell In \[3\]"),
-        ("exit", SAVE, r"the kernel died in cell In \[3\]"),
-        ("ok", KILL, r"the kernel died in cell In \[4\]"),  # after it wrote metrics.json
-        ("sleep", SAVE, r"longer than the 5 s allowed, in cell In \[3\]"),
+        ("exit", SAVE, r"the kernel died .* in cell In \[3\]"),
+        ("ok", KILL, r"the kernel died .* in cell In \[4\]"),  # after it wrote metrics.json
+        ("sleep", SAVE, r"longer than the 5 s allowed in cell In \[3\]"),
         ("forget", SAVE, "wrote no metrics.json"),
     ],
     ids=["raise", "exit", "killed in the last cell", "too long", "no metrics"],
@@ -155,6 +151,7 @@ def test_a_failed_run_is_recorded_and_the_earlier_result_is_kept(tmp_path, mode,
     assert left_in(tmp_path / "runs") == {"a", "failed"}
     assert re.search(message, json.loads((failed / "error.json").read_text())["error"])
     nbformat.validate(nbformat.read(failed / "run.ipynb", 4))
+    assert (failed / "kernel.log").exists()
     if mode == "raise":
         assert run_notebook(notebook, folder, **options)["seed_seen"] == 0
         assert left_in(folder) == FILES and not failed.exists()
