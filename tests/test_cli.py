@@ -107,10 +107,8 @@ def test_predict_reads_only_images_and_writes_the_promised_columns(written, spec
     assert {*wanted, "anterior_rvip_deg", "inferior_rvip_deg"} <= set(full) and len(full) == 12
     assert full[["p_lge", *walls]].stack().between(0, 1).all()
     slices = tio.ScalarImage(written / table["image"][0]).shape[3]
-    lengths = full[["slice_weights", "attention", "segments"]].map(
-        lambda cell: len(json.loads(cell))
-    )
-    assert lengths.loc[0].tolist() == [slices, slices, 17]
+    lists = [json.loads(full[name][0]) for name in ("slice_weights", "attention", "segments")]
+    assert list(map(len, lists)) == [slices, slices, 17]
 
 
 def test_score_compares_with_masks_or_with_reports(written, spec, model, tmp_path):
@@ -144,9 +142,8 @@ def test_score_of_a_split_and_of_tables_that_do_not_fit(written, spec, model, tm
     refused("score", table, spec, "--split", "test", mentions="holds no study of the split 'test'")
     pd.concat([held_out, held_out]).to_csv(table, index=False)
     refused("score", table, spec, mentions="two rows")
-    held_out.replace({"study_id": {held_out["study_id"][0]: "elsewhere"}}).to_csv(
-        table, index=False
-    )
+    held_out.loc[0, "study_id"] = "elsewhere"
+    held_out.to_csv(table, index=False)
     done = lgekit("score", table, spec)
     assert "11 predictions" in done.stdout and "elsewhere" in done.stderr
 
@@ -163,8 +160,7 @@ def test_a_killed_fit_is_resumed_by_the_same_command_only(spec, tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir()] == [".mine.training"]
     with monkeypatch.context() as patch:
         patch.setattr("lgekit.clip.fit.fit_detector", long_work)
-        changed = "epochs was 8 and is now 3"
-        refused(*command, "--set", "epochs=3", mentions=changed)
+        refused(*command, "--set", "epochs=3", mentions="epochs was 8 and is now 3")
         refused(*command, "--all", mentions="--all was False and is now True")
     with monkeypatch.context() as patch:
         patch.setattr(training, "augment", lambda *_: pytest.fail("an epoch was trained again"))
@@ -185,7 +181,13 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     for setting in ("patience", "patiense=3", "patience=-3", "encoder=resnet999"):
         refused("fit", SMALL, out, "--set", setting, mentions=setting.split("=")[0])
     refused("predict", tmp_path, SMALL, tmp_path / "out.csv", mentions=str(tmp_path))
-    refused("predict", model, SMALL, out / "out.csv", mentions="out.csv: cannot be written (No such file")
+    refused(
+        "predict",
+        model,
+        SMALL,
+        out / "out.csv",
+        mentions="out.csv: cannot be written (No such file",
+    )
     refused("workbook", "--size", "huge", mentions="huge")
     assert not list(tmp_path.iterdir())
 
@@ -200,16 +202,11 @@ def test_predictions_never_replace_what_is_not_a_table_of_predictions(tmp_path, 
     (tmp_path / "notes.csv").write_text("study_id,remark\na,b\n")
     (tmp_path / "held_out.csv").write_text("study_id,p_lge\na,0.5\n")
     before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    other = "exists and is not a table of predictions"
-    for target, problem in (
-        (manifest, other),
-        (link, other),
-        (tmp_path / "held_out.csv", other),
-        (tmp_path / "notes.csv", other),
-        (tmp_path / "s0.nii", other),
-        (tmp_path, "is a folder. Name a file in it"),
-    ):
+    held_out, notes, image = (tmp_path / name for name in ("held_out.csv", "notes.csv", "s0.nii"))
+    for target in manifest, link, held_out, notes, image:
+        problem = f"{target}: exists and is not a table of predictions"
         refused("predict", tmp_path, f"manifest:{manifest}", target, mentions=problem)
+    refused("predict", tmp_path, SMALL, tmp_path, mentions="is a folder. Name a file in it")
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
@@ -218,12 +215,7 @@ def test_an_unwritable_place_is_refused_before_the_long_work(tmp_path, monkeypat
     monkeypatch.setattr(Detector, "load", long_work)
     monkeypatch.setattr("lgekit.data.readers.read_cohort", long_work)
     refused("predict", "model", SMALL, "/proc/out.csv", mentions="/proc/out.csv: cannot be written")
-    for command in (
-        ["fit", SMALL],
-        ["standardize", SMALL],
-        ["cohort", SMALL],
-        ["pull", "me/model"],
-    ):
+    for command in ("fit", SMALL), ("standardize", SMALL), ("cohort", SMALL), ("pull", "me/model"):
         refused(*command, "/proc/out", mentions="/proc/out: cannot be written")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path / "file" / "cache"))
@@ -251,7 +243,6 @@ def test_a_command_writes_into_the_current_folder(tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    done = lgekit("cohort", "phantom:studies=2,seed=1", ".")
-    assert done.returncode == 0, done.stderr
-    assert Path("manifest.csv").is_file() and names(tmp_path)[0] == "here"
+    assert lgekit("cohort", "phantom:studies=2,seed=1", ".").returncode == 0
+    assert Path("manifest.csv").is_file()
     assert [path.name for path in tmp_path.iterdir()] == ["here"]

@@ -49,11 +49,8 @@ def test_the_lock_pins_each_package_once_and_conda_agrees():
 def test_every_import_is_of_a_declared_dependency():
     """A package that is only installed by chance is missing from a fresh environment."""
     declared = {canonicalize_name(requirement.name) for requirement in WANTED}
-    files = [
-        file
-        for folder in ("lgekit", "tests", "notebooks")
-        for file in (ROOT / folder).rglob("*.py")
-    ]
+    folders = ("lgekit", "tests", "notebooks")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     sources = {file: file.read_text() for file in files}
     for file in (ROOT / "notebooks").rglob("*.ipynb"):
         cells = nbformat.read(file, as_version=4).cells

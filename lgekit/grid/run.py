@@ -25,21 +25,10 @@ import pandas as pd
 import pydantic as pyd
 import yaml
 
+from lgekit import workbook
 from lgekit.cache import code_version, is_locked, memory, replacing
 from lgekit.config import SIZES, FitSettings, size_settings
 from lgekit.errors import InputError, RunError
-from lgekit.workbook import (
-    ENVIRONMENT,
-    ERROR,
-    NOTEBOOK,
-    PARAMS,
-    check_parameters,
-    load_metrics,
-    read_code,
-    read_parameters,
-    record_failure,
-    run_notebook,
-)
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -116,10 +105,7 @@ def load_grid(file: str | Path) -> Grid:
     file = Path(file).absolute()
     try:
         spec = GridFile.model_validate(yaml.load(file.read_text("utf-8"), _Loader))
-    except OSError as error:
-        remedy = "Give a grid's YAML file"
-        raise InputError(file, f"cannot be read ({error.strerror})", remedy) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         remedy = "See papermill_runs/grids/ for examples"
         raise InputError(file, f"is not YAML: {error}", remedy) from error
     except pyd.ValidationError as error:
@@ -149,12 +135,12 @@ def _expand(file: Path, spec: GridFile, root: Path) -> list[Run]:
         for name in (own | taken) & part.keys():
             remedy = "Remove it here: `seeds`, `folds` and `axes` set what varies"
             raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
-    defaults = read_parameters(root / spec.notebook)
+    defaults = workbook.read_parameters(root / spec.notebook)
     axes: dict[str, list[Any]] = {"seed": spec.seeds, **spec.axes}
     common = spec.parameters
     if spec.folds:
         common, axes["fold"] = common | {"folds": spec.folds}, list(range(spec.folds))
-    base = defaults | check_parameters(defaults, common, f"{file}, parameters")
+    base = defaults | workbook.check_parameters(defaults, common, f"{file}, parameters")
     for name, points in axes.items():
         if not points or len(set(points)) < len(points):
             problem = f"{points} is empty or names a value twice"
@@ -165,8 +151,9 @@ def _expand(file: Path, spec: GridFile, root: Path) -> list[Run]:
     for row, changes in spec.rows.items():
         where = f"{file}, row {row}"
         for point in itertools.product(*axes.values()):
-            at = check_parameters(defaults, dict(zip(axes, point, strict=True)), f"{file}, axes")
-            params = base | check_parameters(defaults, changes, where) | at
+            given = dict(zip(axes, point, strict=True))
+            at = workbook.check_parameters(defaults, given, f"{file}, axes")
+            params = base | workbook.check_parameters(defaults, changes, where) | at
             params.pop("out", None)
             _refuse_impossible(params, defaults, where)
             cohorts = [str(params.get("cohort", ""))]
@@ -196,7 +183,7 @@ def _refuse_impossible(params: dict[str, Any], defaults: dict[str, Any], where: 
 
 def notebook_version(notebook: str | Path) -> str:
     """Hash the code of a notebook and of the library's rooms that it can use."""
-    code = [cell["source"] for cell in read_code(notebook)]
+    code = [cell["source"] for cell in workbook.read_code(notebook)]
     return hashlib.sha256(json.dumps([code, code_version(*ROOMS)]).encode()).hexdigest()
 
 
@@ -328,14 +315,14 @@ def run_grid(
                 raise fault
             warnings.warn(f"{fault}; nothing would run", stacklevel=2)
     if dry_run:
-        return _status_of(grid, runs, expected=True)
+        return grid_status(replace(grid, runs=runs), expected=True)
     # By seed first: a grid that is stopped early has complete seeds rather than complete rows.
     # Within a seed, runs side by side are of different folds, so none waits for a shared result.
     in_order = sorted(runs, key=lambda run: run.axes["seed"])
     if todo := {run.id: run for run in in_order if run.id not in _names(grid.folder)}:
-        grid = replace(grid, runs=list(todo.values()), timeout=timeout or grid.timeout)
-        _run_all(grid, workers, scheduler, retries, progress)
-    return _status_of(grid, runs)
+        rest = replace(grid, runs=list(todo.values()), timeout=timeout or grid.timeout)
+        _run_all(rest, workers, scheduler, retries, progress)
+    return grid_status(replace(grid, runs=runs))
 
 
 def _run_all(
@@ -362,7 +349,7 @@ def _run_all(
                     error = future.exception()
                     failed = grid.folder / "failed" / run.id
                     if not failed.exists():  # its worker was killed
-                        record_failure(failed, f"{type(error).__name__}: {error}")
+                        workbook.record_failure(failed, f"{type(error).__name__}: {error}")
                     bar.write(f"failed: {run.row} {run.axes}: {error}")
                 lost += future.status in ("cancelled", "lost")
                 bar.update()
@@ -381,46 +368,43 @@ def run_one(grid: Grid, code: str, share: int, devices: list[str]) -> None:
     (run,) = grid.runs
     if notebook_version(grid.notebook) != code:
         message = "the library or the notebook was edited after the grid started: start it again"
-        record_failure(grid.folder / "failed" / run.id, message)
+        workbook.record_failure(grid.folder / "failed" / run.id, message)
         raise RunError(message)
     env = {name: str(max(1, joblib.cpu_count() // share)) for name in THREADS}
     if devices:
         env["CUDA_VISIBLE_DEVICES"] = devices[int(get_worker().name) % len(devices)]
     what = (grid.notebook, grid.folder / run.id, run.params, grid.timeout)
-    run_notebook(*what, progress=False, root=grid.root, env=env, skip_done=True)
+    workbook.run_notebook(*what, progress=False, root=grid.root, env=env, skip_done=True)
 
 
-def grid_status(file: str | Path) -> pd.DataFrame:
+def grid_status(file: str | Path | Grid, expected: bool = False) -> pd.DataFrame:
     """Return the state of each run of a grid.
 
     Returns:
         One row per run: ``row``, ``seed`` and further axes, ``run_id``, ``state`` (done, failed,
         running, to do), ``seconds``, ``error``, and ``where``: the executed notebook, with a link
-        to the cell that failed, or the heading that a running notebook has reached.
+        to the cell that failed, or the heading that a running notebook has reached. With
+        ``expected``, also ``expected_seconds``, from earlier runs.
     """
-    grid = load_grid(file)
-    return _status_of(grid, grid.runs)
-
-
-def _status_of(grid: Grid, runs: list[Run], expected: bool = False) -> pd.DataFrame:
+    grid = file if isinstance(file, Grid) else load_grid(file)
     done, failed = _names(grid.folder), _names(grid.folder / "failed")
     lines = []
-    for run in runs:
+    for run in grid.runs:
         line = run.place | {"run_id": run.id, "state": "to do", "seconds": None}
         line |= {"error": "", "where": ""}
         folder = grid.folder / run.id
         if run.id in done:
-            line |= {"state": "done", "seconds": _read(folder / ENVIRONMENT).get("wall_seconds")}
-            line["where"] = (folder / NOTEBOOK).relative_to(grid.root).as_posix()
+            line |= {"state": "done", "seconds": _environment(folder).get("wall_seconds")}
+            line["where"] = (folder / workbook.NOTEBOOK).relative_to(grid.root).as_posix()
         elif is_locked(grid.folder / ".locks" / run.id):
             line["state"] = "running"
-            for params in grid.folder.glob(f".{run.id}.*.part/{PARAMS}"):
+            for params in grid.folder.glob(f".{run.id}.*.part/{workbook.PARAMS}"):
                 line["seconds"] = round(time.time() - os.path.getmtime(params))
-                line["where"] = f"in “{_heading(params.with_name(NOTEBOOK))}”"
+                line["where"] = f"in “{_heading(params.with_name(workbook.NOTEBOOK))}”"
         elif run.id in failed:
             folder = grid.folder / "failed" / run.id
-            line |= {"state": "failed", "error": _read(folder / ERROR).get("error", "")}
-            notebook = folder / NOTEBOOK
+            line |= {"state": "failed", "error": _read(folder / workbook.ERROR).get("error", "")}
+            notebook = folder / workbook.NOTEBOOK
             place = notebook if notebook.exists() else folder
             line["where"] = place.relative_to(grid.root).as_posix()
             if notebook.exists() and ERROR_CELL in notebook.read_text("utf-8"):
@@ -430,7 +414,7 @@ def _status_of(grid: Grid, runs: list[Run], expected: bool = False) -> pd.DataFr
     if expected:
         took = table["seconds"].where(table["state"] == "done")
         by_row = took.groupby(table["row"]).transform("mean")
-        everything = [_read(grid.folder / name / ENVIRONMENT).get("wall_seconds") for name in done]
+        everything = [_environment(grid.folder / name).get("wall_seconds") for name in done]
         overall = pd.Series(everything, dtype=float).mean()
         table["expected_seconds"] = by_row.fillna(overall).round(1)
     return table
@@ -460,9 +444,9 @@ def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
     lines = []
     for run in grid.runs:
         line: dict[str, Any] = {}
-        metrics = load_metrics(grid.folder / run.id)
+        metrics = workbook.load_metrics(grid.folder / run.id)
         if metrics is not None:
-            record = _read(grid.folder / run.id / ENVIRONMENT)
+            record = _environment(grid.folder / run.id)
             line["commit"] = record.get("commit", "")[:12] + "+" * bool(record.get("dirty"))
             line["device"] = record.get("device", "")
             for name, (value,) in sorted(pd.json_normalize(metrics).items()):
@@ -496,7 +480,7 @@ def collect_predictions(file: str | Path, of: str = PREDICTIONS) -> pd.DataFrame
 
 def _load_done(file: str | Path) -> tuple[Grid, pd.DataFrame]:
     grid = load_grid(file)
-    table = _status_of(grid, grid.runs)
+    table = grid_status(grid)
     if not (table["state"] == "done").any():
         remedy = f"Start it: lgekit grid run {grid.file.name}"
         raise InputError(grid.file, "no run of it is done", remedy)
@@ -531,6 +515,10 @@ def older_runs(file: str | Path) -> list[str]:
 
 def _names(folder: Path) -> set[str]:
     return set(os.listdir(folder)) if folder.is_dir() else set()
+
+
+def _environment(folder: Path) -> dict[str, Any]:
+    return _read(folder / workbook.ENVIRONMENT)
 
 
 def _read(path: Path) -> dict[str, Any]:
