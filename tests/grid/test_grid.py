@@ -221,10 +221,9 @@ def test_the_grids_of_the_repository_expand_and_hold_the_ablation_rows(file):
 
 
 def test_a_grid_runs_is_not_run_twice_and_is_collected(project):
-    text = ONE_SEED.replace(
-        "  shifted:", "  broken: {mode: raise}\n  dead: {mode: exit}\n  shifted:"
-    )
-    file, folder = grid_file(project, text), project / "papermill_runs" / "toy"
+    failing = "  broken: {mode: raise}\n  dead: {mode: exit}\n"
+    file = grid_file(project, ONE_SEED.replace("  shifted:", f"{failing}  shifted:"))
+    folder = project / "papermill_runs" / "toy"
     plan = CliRunner().invoke(grid_app, ["run", str(file), "--dry-run"])
     assert plan.exit_code == 0 and "4 of 4 runs to go; their time is not known" in plan.stdout
     assert not folder.exists()
@@ -233,7 +232,7 @@ def test_a_grid_runs_is_not_run_twice_and_is_collected(project):
     status = grid_status(file).set_index("row")
     assert list(status["state"]) == ["done", "failed", "failed", "done"]
     assert "ValueError: no luck with seed 0 in cell In [3]" in status["error"]["broken"]
-    assert "the kernel died in cell In [3]" in status["error"]["dead"]
+    assert re.match(r"the kernel died .* in cell In \[3\]", status["error"]["dead"])
     for row, where in status["where"].items():
         path, _, link = where.partition("#")
         assert (project / path).name == "run.ipynb" and (project / path).is_file()
