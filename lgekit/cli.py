@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 import lgekit as lk
+from lgekit.cache import memory, replacing
 from lgekit.errors import InputError, RunError
 
 SPEC_HELP = """Cohort SPEC: phantom:studies=200,seed=1 | emidec:FOLDER | acdc:FOLDER | myops:FOLDER
@@ -33,8 +34,7 @@ Model = Annotated[Path | None, option(help="Fitted model whose heart network is 
 Pixels = Annotated[int, option(min=16, help="Side of the square frame in pixels.")]
 AllStudies = Annotated[bool, option("--all", help="Train on all; threshold from inner folds.")]
 PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
-SET_HELP = "A setting of lgekit/config.py, e.g. --set patience=10; repeatable."
-Changes = Annotated[list[str] | None, option("--set", help=SET_HELP)]
+Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set patience=10.")]
 OutCsv = Annotated[Path, argument(help="Table to write.")]
 Beams = Annotated[int, option(min=1, help="Width of the captions' beam search; 1 is greedy.")]
 Predictions = Annotated[Path, argument(help="Table of `lgekit predict`, or held_out.csv.")]
@@ -117,9 +117,9 @@ def refuse_other_table(target: Path, model_dir: Path) -> None:
     They may replace only another table of predictions, and never that of a model.
     """
     refuse_unwritable(target)
-    if target.is_dir():
-        raise InputError(target, "is a folder", f"Name a file in it: {target / 'predictions.csv'}")
     if target.exists():
+        if not target.is_file():
+            raise InputError(target, "is not a file", "Name a file, such as predictions.csv")
         with target.open(encoding="utf-8-sig", errors="replace") as stream:
             header = stream.readline(100_000).strip()
         own = target.resolve() == (model_dir / "held_out.csv").resolve()
@@ -144,8 +144,7 @@ def cohort(spec: Spec, out_dir: NewFolder) -> None:
     with new_folder(out_dir) as folder:
         studies = lk.read_cohort(spec)
         lk.write_manifest(studies, folder)
-    spec = f"manifest:{out_dir}/manifest.csv"
-    typer.echo(f"{len(studies)} studies in {out_dir}; read them with {spec}")
+    typer.echo(f"{len(studies)} studies; read them with manifest:{out_dir}/manifest.csv")
 
 
 @app.command()
@@ -173,7 +172,6 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     import pandas as pd
     from tqdm import tqdm
 
-    from lgekit.cache import memory
     from lgekit.segmentation.train import landmark_row, locate_hearts, ready
 
     memory()  # fails now if the cache cannot be written
@@ -210,7 +208,6 @@ def fit(
 
     Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
     """
-    from lgekit.cache import memory
     from lgekit.clip.train import begin_fit
     from lgekit.config import read_changes
     from lgekit.data.readers import pretraining_specs
@@ -251,8 +248,6 @@ def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 
     unseen. The decision is p_lge > 0.5.
     Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
-    from lgekit.cache import memory, replacing
-
     refuse_other_table(out_csv, model_dir)
     memory()
     model = lk.Detector.load(model_dir)
@@ -267,9 +262,7 @@ def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 
     typer.echo(f"{len(table)} studies, {positive} called positive, in {out_csv}")
     if model.heart is not None and (lost := int(table["anterior_rvip_deg"].isna().sum())):
         typer.echo(f"The heart was not found in {lost} of {len(table)}, which were read as stored:")
-        typer.echo(
-            "do not rely on these. A larger --size of `lgekit fit`, or --pretrain-on, helps."
-        )
+        typer.echo("do not rely on these. Masks (--pretrain-on) or a larger --size may help.")
 
 
 @app.command()
@@ -327,8 +320,7 @@ def pull(repo: Repo, model_dir: NewFolder) -> None:
 
     with new_folder(model_dir) as folder:
         names = detector.pull(repo, folder)
-    use = f"lgekit predict {model_dir} SPEC OUT.csv"
-    typer.echo(f"{len(names)} files in {model_dir}; use it with: {use}")
+    typer.echo(f"{len(names)} files; use them with: lgekit predict {model_dir} SPEC OUT.csv")
 
 
 @app.command()
@@ -374,19 +366,17 @@ def grid_run(
     left = result[result["state"] != "done"]
     if dry_run:
         seconds = left["expected_seconds"].sum(skipna=False)
-        known = (
-            f": {seconds:.0f} s if each runs alone" if seconds >= 0 else "; their time is not known"
-        )
-        typer.echo(f"{len(left)} of {len(result)} runs to go{known}")
+        known = f"{seconds:.0f} s if each runs alone" if seconds >= 0 else "their time is not known"
+        typer.echo(f"{len(left)} of {len(result)} runs to go: {known}")
     raise typer.Exit(int(not dry_run and len(left) > 0))
 
 
 @grid_app.command("status")
 def grid_status(file: GridYaml) -> None:
     """Show which runs are done, running, failed (and where) or waiting."""
-    from lgekit.grid import run as grid
+    from lgekit.grid import run
 
-    typer.echo(grid.grid_status(file).to_string(index=False))
+    typer.echo(run.grid_status(file).to_string(index=False))
 
 
 @grid_app.command("collect")

@@ -206,7 +206,7 @@ def test_predictions_never_replace_what_is_not_a_table_of_predictions(tmp_path, 
     for target in manifest, link, held_out, notes, image:
         problem = f"{target}: exists and is not a table of predictions"
         refused("predict", tmp_path, f"manifest:{manifest}", target, mentions=problem)
-    refused("predict", tmp_path, SMALL, tmp_path, mentions="is a folder. Name a file in it")
+    refused("predict", tmp_path, SMALL, tmp_path, mentions="is not a file")
     assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 

@@ -225,7 +225,7 @@ def test_a_grid_runs_is_not_run_twice_and_is_collected(project):
     file = grid_file(project, ONE_SEED.replace("  shifted:", f"{failing}  shifted:"))
     folder = project / "papermill_runs" / "toy"
     plan = CliRunner().invoke(grid_app, ["run", str(file), "--dry-run"])
-    assert plan.exit_code == 0 and "4 of 4 runs to go; their time is not known" in plan.stdout
+    assert plan.exit_code == 0 and "4 of 4 runs to go: their time is not known" in plan.stdout
     assert not folder.exists()
     done = CliRunner().invoke(grid_app, ["run", str(file), "--workers", "2"])
     assert done.exit_code == 1
