@@ -7,6 +7,7 @@ import difflib
 import glob
 import importlib.metadata
 import json
+import logging
 import math
 import os
 import platform
@@ -251,6 +252,7 @@ def _execute(notebook, work, params, timeout, progress, root, env) -> None:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from traitlets.config import Config
 
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # our errors say the same
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # no warning of frozen modules
     deadline = time.monotonic() + (timeout or 1e8)
