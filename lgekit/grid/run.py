@@ -53,7 +53,7 @@ Row = Annotated[dict[str, Scalar], pyd.BeforeValidator(lambda row: row or {})]
 class GridFile(pyd.BaseModel):
     """The content of a grid's YAML file."""
 
-    model_config = pyd.ConfigDict(extra="forbid")
+    model_config = pyd.ConfigDict(extra="forbid", coerce_numbers_to_str=True)
     notebook: str  # path from the project's folder
     parameters: Row = {}  # of all runs
     rows: dict[str, Row] = pyd.Field(min_length=1)  # row → the parameters it changes
@@ -107,7 +107,7 @@ def load_grid(file: str | Path) -> Grid:
         spec = GridFile.model_validate(yaml.load(file.read_text("utf-8"), _Loader))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         remedy = "See papermill_runs/grids/ for examples"
-        raise InputError(file, f"is not YAML: {error}", remedy) from error
+        raise InputError(file, f"cannot be read as YAML ({error})", remedy) from error
     except pyd.ValidationError as error:
         first = error.errors()[0]
         place = " → ".join(map(str, first["loc"][:3])) or "the file"

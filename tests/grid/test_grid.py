@@ -98,6 +98,7 @@ def test_a_run_id_depends_on_parameters_cohort_and_notebook(project):
     assert ids(grid_file(project, text.replace("full:", "whole:"), "c")) == before
     rows_alike = ids(grid_file(project, text.replace("true", "false"), "d"))
     assert rows_alike == [*before[:2], *before[:2]]
+    assert ids(grid_file(project, text.replace("full:", "10:"), "e")) == before
     (project / "a.nii").write_bytes(b"12")
     after = ids(file)
     write_notebook(project / "tiny.ipynb", work=WORK + "\n1 + 1")
@@ -155,7 +156,7 @@ def test_the_contents_of_a_cohort_are_read_once(tmp_path, own_cache, monkeypatch
         ("{width: 1e-4}", "{out: here}", "'out' is set by the grid"),
         ("seeds: [0, 1]", "axes: {shift: [true]}", "row shifted: 'shift' is set by the grid"),
         ("{width: 1e-4}", "{folds: 10}\nfolds: 3", "parameters: 'folds' is set by the grid"),
-        ("{width: 1e-4}", "{{spec}}", "is not YAML"),
+        ("{width: 1e-4}", "{{spec}}", "cannot be read as YAML"),
         ("seeds: [0, 1]", "seeds: []", "seeds"),
         ("seeds: [0, 1]", "seeds: [-1]", "seeds"),
         ("seeds: [0, 1]", "seeds: [1, 1]", "names a value twice"),
