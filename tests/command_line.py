@@ -12,7 +12,7 @@ SMALL = "phantom:studies=12,seed=3"
 
 @dataclass
 class Done:
-    """What a command left: exit code and what it printed."""
+    """The exit code of a command and what it printed."""
 
     returncode: int
     stdout: str
@@ -20,7 +20,7 @@ class Done:
 
 
 def lgekit(*arguments: object) -> Done:
-    """Run the command line in this process: importing torch anew for every call would take most of the time."""
+    """Run a command in this process, so that torch is imported only once."""
     stdout, stderr, before = io.StringIO(), io.StringIO(), sys.argv
     code = 0
     try:
@@ -35,6 +35,7 @@ def lgekit(*arguments: object) -> Done:
 
 
 def refused(*arguments: object, mentions: str) -> None:
+    """Assert that a command ends with one line of error that mentions a text."""
     done = lgekit(*arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert mentions in done.stderr and "Traceback" not in done.stderr

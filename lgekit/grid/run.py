@@ -1,142 +1,270 @@
-"""Run grids."""
+"""Ablation grids: read the YAML file, run it with Dask, collect the results."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
+import csv
+import functools
+import hashlib
+import itertools
 import json
 import logging
 import os
+import re
 import shutil
-import subprocess
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.util import find_spec
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from lgekit.cache import is_locked
-from lgekit.data.readers import missing_path
+import joblib
+import pandas as pd
+import pydantic as pyd
+import yaml
+
+from lgekit import workbook
+from lgekit.cache import code_version, is_locked, memory, replacing
+from lgekit.config import SIZES, FitSettings, size_settings
 from lgekit.errors import InputError, RunError
-from lgekit.grid.file import Grid, Run, load_grid, notebook_version
-from lgekit.workbook import (
-    ENVIRONMENT,
-    ERROR,
-    NOTEBOOK,
-    PARAMS,
-    load_metrics,
-    record_failure,
-    run_notebook,
-)
 
 if TYPE_CHECKING:
-    import pandas as pd
     from distributed import Client
 
-
-LOCAL = {
+# The rooms whose code can change the numbers of a run.
+ROOMS = ("anatomy", "reports", "data", "segmentation", "scars", "clip", "evaluation")
+RESERVED = ("grids", "workbook", "manual")  # other folders of papermill_runs/
+BYTES_PER_RUN = 3e9  # memory that a run needs: torch, a cohort and a small model
+DASK = {
     "distributed.scheduler.worker-saturation": 1.0,  # no run waits behind a long one
-    "distributed.worker.profile.enabled": False,  # it would sample each process a hundred times a second
+    # Dask's own variables make each training step ask the system for its memory again.
+    "distributed.nanny.pre-spawn-environ": {},
 }
-BYTES_A_RUN = 3e9  # memory left free for each run: torch, a cohort and a small model
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+TABLE, PREDICTIONS, REFERENCES = "table.csv", "predictions.csv", "reference_predictions.csv"
+ERROR_CELL = "papermill-error-cell"  # the link that Papermill puts before a cell that failed
+
+Scalar = pyd.StrictBool | pyd.StrictInt | pyd.StrictFloat | pyd.StrictStr
+Row = Annotated[dict[str, Scalar], pyd.BeforeValidator(lambda row: row or {})]
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+class GridFile(pyd.BaseModel):
+    """The content of a grid's YAML file."""
+
+    model_config = pyd.ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+    notebook: str  # path from the project's folder
+    parameters: Row = {}  # of all runs
+    rows: dict[str, Row] = pyd.Field(min_length=1)  # row → the parameters it changes
+    seeds: list[Annotated[int, pyd.Strict(), pyd.Field(ge=0)]] = pyd.Field([0], min_length=1)
+    folds: int | None = pyd.Field(None, ge=2)  # of a cross-validation
+    axes: dict[str, list[Scalar]] = {}  # parameter → values, combined with all others
+    timeout: float | None = pyd.Field(None, gt=0)  # seconds for a run
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of a grid at one seed (and fold, and point of further axes)."""
+
+    id: str  # 16 hex digits of all that the run depends on; rows that are alike share a run
+    row: str
+    axes: dict[str, Any]  # seed, fold and further axes → the value
+    params: dict[str, Any]  # of the notebook
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """Return the row and the axes, which name the run in tables."""
+        return {"row": self.row, **self.axes}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file that was read and checked."""
+
+    file: Path
+    root: Path  # the project's folder
+    notebook: Path
+    folder: Path  # of its runs
+    timeout: float | None
+    runs: list[Run] = field(repr=False)
+
+
+class _Loader(yaml.CSafeLoader):
+    """Refuse a key that is given twice; YAML itself would keep the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        for key, count in Counter(str(key.value) for key, _ in node.value).items():
+            if count > 1:
+                raise yaml.constructor.ConstructorError(problem=f"{key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def load_grid(file: str | Path) -> Grid:
+    """Read a grid file, check all that its runs could fail on, and list its runs row by row."""
+    file = Path(file).absolute()
+    try:
+        spec = GridFile.model_validate(yaml.load(file.read_text("utf-8"), _Loader))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        remedy = "See papermill_runs/grids/ for examples"
+        raise InputError(file, f"cannot be read as YAML ({error})", remedy) from error
+    except pyd.ValidationError as error:
+        first = error.errors()[0]
+        place = " → ".join(map(str, first["loc"][:3])) or "the file"
+        remedy = f"The fields are {', '.join(GridFile.model_fields)}"
+        raise InputError(f"{file}, {place}", first["msg"], remedy) from error
+    if file.stem in RESERVED:
+        remedy = "Rename the file: its runs need a folder"
+        raise InputError(file, f"a grid cannot be called {file.stem!r}", remedy)
+    for root in (*file.parents, Path.cwd()):
+        if (root / spec.notebook).is_file():
+            folder = root / "papermill_runs" / file.stem
+            runs = _expand(file, spec, root)
+            return Grid(file, root, root / spec.notebook, folder, spec.timeout, runs)
+    remedy = "Give its path from the project's folder"
+    raise InputError(file, f"notebook {spec.notebook!r} does not exist", remedy)
+
+
+def _expand(file: Path, spec: GridFile, root: Path) -> list[Run]:
+    from lgekit.data.readers import pretraining_specs
+
+    own = {"seed", "out"} | ({"fold", "folds"} if spec.folds else set())
+    parts: dict[str, Any] = {f"row {name}": row for name, row in spec.rows.items()}
+    for place, part in {"axes": spec.axes, "parameters": spec.parameters, **parts}.items():
+        taken = {"fold", "folds"} if place == "axes" else spec.axes.keys()
+        for name in (own | taken) & part.keys():
+            remedy = "Remove it here: `seeds`, `folds` and `axes` set what varies"
+            raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
+    defaults = workbook.read_parameters(root / spec.notebook)
+    axes: dict[str, list[Any]] = {"seed": spec.seeds, **spec.axes}
+    common = spec.parameters
+    if spec.folds:
+        common, axes["fold"] = common | {"folds": spec.folds}, list(range(spec.folds))
+    base = defaults | workbook.check_parameters(defaults, common, f"{file}, parameters")
+    for name, points in axes.items():
+        if not points or len(set(points)) < len(points):
+            problem = f"{points} is empty or names a value twice"
+            raise InputError(f"{file}, {name}", problem, "Name each value once")
+    version = notebook_version(root / spec.notebook)
+    fingerprint = functools.cache(lambda cohort: cohort_fingerprint(cohort, root))
+    runs = []
+    for row, changes in spec.rows.items():
+        where = f"{file}, row {row}"
+        for point in itertools.product(*axes.values()):
+            given = dict(zip(axes, point, strict=True))
+            at = workbook.check_parameters(defaults, given, f"{file}, axes")
+            params = base | workbook.check_parameters(defaults, changes, where) | at
+            params.pop("out", None)
+            _refuse_impossible(params, defaults, where)
+            cohorts = [str(params.get("cohort", ""))]
+            if "pretrain_on" in params:
+                cohorts += pretraining_specs(cohorts[0], params["pretrain_on"], root)
+            known_by = [version, params, [fingerprint(cohort) for cohort in cohorts]]
+            digest = hashlib.sha256(json.dumps(known_by, sort_keys=True).encode()).hexdigest()
+            runs.append(Run(digest[:16], row, at, params))
+    return runs
+
+
+def _refuse_impossible(params: dict[str, Any], defaults: dict[str, Any], where: str) -> None:
+    """Refuse SPECs, sizes and settings that a run would fail on. Defaults always pass."""
+    from lgekit.data.readers import parse_spec, split_specs
+
+    given = {name: value for name, value in params.items() if value != defaults[name]}
+    try:
+        for spec in [given.get("cohort"), *split_specs(str(given.get("pretrain_on", "")))]:
+            if spec and spec not in ("auto", "none"):
+                parse_spec(spec)
+        if defaults.get("size") in SIZES:  # as in the workbook's notebooks
+            settings = FitSettings.model_fields.keys() & given.keys()
+            size_settings(params["size"], **{name: given[name] for name in settings})
+    except InputError as error:
+        raise InputError(where, f"{error.where}: {error.problem}", error.remedy) from error
+
+
+def notebook_version(notebook: str | Path) -> str:
+    """Hash the code of a notebook and of the library's rooms that it can use."""
+    code = [cell["source"] for cell in workbook.read_code(notebook)]
+    return hashlib.sha256(json.dumps([code, code_version(*ROOMS)]).encode()).hexdigest()
+
+
+def cohort_fingerprint(spec: str, root: Path) -> str:
+    """Hash a SPEC with the names and contents of its files.
+
+    All files of a folder count; of a table, the table and the files that its cells name. A copy in
+    another place has the same fingerprint.
+    """
+    from lgekit.data.readers import _path
+
+    path = _path(spec, root)
+    if path is None or not path.exists():
+        return hashlib.sha256(spec.encode()).hexdigest()
+    folder = path if path.is_dir() else path.parent
+    if path.is_dir():
+        walk = os.walk(path, followlinks=True)
+        files = [os.path.join(place, name) for place, _, names in walk for name in names]
+    else:
+        rows = csv.reader(path.read_text("utf-8", "replace").splitlines())
+        named = {os.path.join(folder, cell.strip()) for row in rows for cell in row}
+        files = [str(path), *filter(os.path.isfile, named)]
+    stats = [(os.path.relpath(file, folder), os.stat(file)) for file in sorted(files)]
+    stamps = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return memory().cache(_hash_files)(spec, folder.resolve(), stamps)
+
+
+def _hash_files(spec: str, folder: Path, stamps: list[tuple[str, int, int]]) -> str:
+    """Hash names and contents of files. The cache knows them by sizes and time stamps."""
+    digest = hashlib.sha256(spec.encode())
+    for name, *_ in stamps:
+        with (folder / name).open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{name}\0{content}\n".encode())
+    return digest.hexdigest()
 
 
 def gpus() -> list[str]:
-    """Names of the GPUs to use, as ``CUDA_VISIBLE_DEVICES`` takes them; found without importing torch."""
+    """List the GPUs to use, as in ``CUDA_VISIBLE_DEVICES``."""
     if "CUDA_VISIBLE_DEVICES" in os.environ:
-        return [
-            name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name and name != "-1"
-        ]
-    try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [
-        str(number)
-        for number, line in enumerate(listed.stdout.splitlines())
-        if line.startswith("GPU ")
-    ]
+        names = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
+        return [name for name in names if name not in ("", "-1")]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
-@contextlib.contextmanager
+@contextmanager
 def connect(
     scheduler: str | None, workers: int | None, runs: int
 ) -> Iterator[tuple[Client, int, dict[str, float]]]:
-    """A Dask client for so many runs, closed at the end with the processes it started.
+    """Connect to a Dask scheduler, or start processes for the runs on this machine.
 
-    Args:
-        scheduler: address of a running scheduler, or None: processes of this machine.
-        workers: how many of them; None: one a GPU, or one a core as far as the memory goes.
-        runs: no more workers than runs.
-
-    Yields:
-        The client; how many runs a host carries at a time; the resources that each run needs.
-
-    Raises:
-        InputError: no scheduler answers there.
+    Yields the client, the number of runs that share a host, and the resources that a run needs.
     """
     import dask
     import psutil
-    from distributed import Client, Nanny, Scheduler, SpecCluster
+    from distributed import Client, LocalCluster
 
     if scheduler is not None:
         try:
             client = Client(scheduler, timeout=10)
         except (OSError, ValueError) as error:
-            raise InputError(
-                "scheduler", f"{scheduler!r} does not answer", "Start it: `dask scheduler`"
-            ) from error
+            remedy = "Start it: `dask scheduler`"
+            raise InputError("scheduler", f"{scheduler!r} does not answer", remedy) from error
         with client:
-            client.wait_for_workers(1)  # for what runs need is read from the workers that are there
-            there = client.scheduler_info(n_workers=-1)["workers"].values()
-            hosts = Counter()  # type: Counter[str]
-            for worker in there:
-                hosts[worker["host"]] += worker["nthreads"]
-            needs = {"GPU": 1.0} if any("GPU" in worker["resources"] for worker in there) else {}
-            yield client, max(hosts.values(), default=1), needs
+            client.wait_for_workers(1)
+            info = client.scheduler_info(n_workers=-1)["workers"].values()
+            hosts = Counter(worker["host"] for worker in info for _ in range(worker["nthreads"]))
+            has_gpu = any("GPU" in worker["resources"] for worker in info)
+            yield client, max(hosts.values()), {"GPU": 1.0} if has_gpu else {}
         return
-    devices = gpus()
-    fitting = min(cores(), max(1, int(psutil.virtual_memory().available / BYTES_A_RUN)))
-    count = max(1, min(workers or len(devices) or fitting, runs))
-    specs: dict[int, dict[str, Any]] = {}
-    for number in range(count):
-        options: dict[str, Any] = {
-            "nthreads": 1,
-            "memory_limit": 0,
-            "silence_logs": logging.CRITICAL,
-        }
-        if devices:
-            options["env"] = {
-                "CUDA_VISIBLE_DEVICES": devices[number % len(devices)]
-            }  # one thread, one GPU
-        specs[number] = {
-            "cls": Nanny,
-            "options": {**options, "host": "127.0.0.1", "dashboard": False},
-        }
-    watch = {"dashboard": find_spec("bokeh") is not None, "dashboard_address": "127.0.0.1:0"}
-    here = {"cls": Scheduler, "options": {"host": "127.0.0.1", "port": 0, **watch}}
+    in_memory = max(1, int(psutil.virtual_memory().available / BYTES_PER_RUN))
+    count = min(runs, workers or len(gpus()) or min(joblib.cpu_count(), in_memory))
+    options = {"threads_per_worker": 1, "memory_limit": 0, "silence_logs": logging.CRITICAL}
     with (
-        dask.config.set(LOCAL),
-        SpecCluster(workers=specs, scheduler=here, silence_logs=logging.CRITICAL) as cluster,
+        dask.config.set(DASK),
+        LocalCluster(n_workers=count, dashboard_address="127.0.0.1:0", **options) as cluster,
         Client(cluster) as client,
     ):
-        # A worker has one thread and one GPU: none need be asked for, and Dask would deal runs with needs out at once
-        # instead of giving a worker the next one when it is free.
         yield client, count, {}
-
-
-# Whoever starts threads or processes in a run reads one of these.
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
-# Dask bids glibc give freed memory back at once (MALLOC_TRIM_THRESHOLD_=65536), for workers that hold data. A training
-# step then gets each of its tensors page by page anew: 5.4 s of system time beside 5.9 s of work, with these 0.4 s [O].
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(1 << 30)}  # bytes
 
 
 def run_grid(
@@ -150,371 +278,247 @@ def run_grid(
     retries: int = 0,
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Run what is not yet done. A failing run is recorded and the rest goes on; the next call tries it again.
+    """Run what is not yet done. A failed run is recorded, and the next call tries it again.
 
     Args:
-        file: the grid's YAML file.
-        workers: processes, each one run at a time; None: one a GPU, or where there is none one a core, as far as the
-            memory goes.
-        scheduler: address of a running Dask scheduler (``tcp://…``) to use instead; its workers must see the files.
-        only: row or rows to run; None: all.
-        seeds: seeds to run, of the file's; None: all.
-        timeout: seconds a run may take, more than 0; None: the file's.
-        dry_run: run nothing; the table then has ``expected_seconds`` too, from earlier runs. A cohort's folder that is
-            not there is a warning then.
-        retries: times a failed run is tried again at once (a run whose worker was killed is moved in any case).
-        progress: show a bar with the time left.
+        workers: local processes; None: one per GPU, or else one per core if memory allows.
+        scheduler: address of a running Dask scheduler (``tcp://…``) whose workers see the files.
+        only, seeds: the rows and seeds to run; None: all.
+        timeout: seconds that a run may take; None: as in the file.
+        dry_run: run nothing. The table then has ``expected_seconds``, from earlier runs.
+        retries: how often a failed run is tried again at once. If a worker is killed, its run is
+            always tried again.
 
     Returns:
-        `grid_status` of the runs chosen.
+        `grid_status` of the chosen runs.
 
     Raises:
-        InputError: as `load_grid`; an unknown row or seed; no time; a cohort's folder that is not there.
-        RunError: the scheduler was lost; what is done is kept.
+        InputError: the file is faulty, the cohort is missing (only a warning in a dry run), or the
+            scheduler does not answer.
+        RunError: the scheduler was lost. Finished runs are kept.
     """
-    if timeout is not None and not timeout > 0:
-        raise InputError(
-            "timeout", f"{timeout:g} is no time for a run", "Give seconds, more than 0"
-        )
+    from lgekit.data.readers import missing_path  # not in workers, which need no torch
+
     grid = load_grid(file)
-    runs = _choose(grid, only, seeds)
-    for cohort in dict.fromkeys(str(run.params.get("cohort", "")) for run in runs):
+    runs, rows = grid.runs, [only] if isinstance(only, str) else only
+    for kind, chosen in {"row": rows, "seed": seeds}.items():
+        known = {run.place[kind] for run in grid.runs}
+        for name in set(chosen or ()) - known:
+            remedy = f"Choose from {', '.join(sorted(map(str, known)))}"
+            raise InputError(grid.file, f"has no {kind} {name!r}", remedy)
+        runs = [run for run in runs if run.place[kind] in (chosen or known)]
+    for cohort in {str(run.params.get("cohort", "")) for run in runs}:
         if missing := missing_path(cohort, grid.root):
-            fault = InputError(
-                f"{grid.file}, cohort {cohort!r}", f"{missing} is not there", "Mend the path"
-            )
+            where = f"{grid.file}, cohort {cohort!r}"
+            fault = InputError(where, f"{missing} does not exist", "Correct the path")
             if not dry_run:
                 raise fault
-            warnings.warn(
-                f"{fault}; nothing would run", stacklevel=2
-            )  # a plan can be read where the data are not
+            warnings.warn(f"{fault}; nothing would run", stacklevel=2)
     if dry_run:
-        return status_of(grid, runs, expected=True)
-    sweep(grid.folder)
-    present = names_in(grid.folder)
-    todo = {run.id: run for run in sorted(runs, key=_seed_first) if run.id not in present}
-    if todo:
-        grid.folder.mkdir(parents=True, exist_ok=True)
-        _run_all(grid, todo, workers, scheduler, timeout or grid.timeout, retries, progress)
-    return status_of(grid, runs)
-
-
-def _choose(grid: Grid, only: str | Sequence[str] | None, seeds: Sequence[int] | None) -> list[Run]:
-    only = [only] if isinstance(only, str) else only
-    there: dict[str, set] = {
-        "row": {run.row for run in grid.runs},
-        "seed": {run.axes["seed"] for run in grid.runs},
-    }
-    for kind, asked in ("row", only), ("seed", seeds):
-        for name in set(asked or ()) - there[kind]:
-            names = sorted(map(str, there[kind]))
-            close = difflib.get_close_matches(str(name), names, n=3) or names
-            raise InputError(
-                grid.file, f"has no {kind} {name!r}", f"Choose from {', '.join(close)}"
-            )
-    return [
-        r
-        for r in grid.runs
-        if (not only or r.row in only) and (not seeds or r.axes["seed"] in seeds)
-    ]
-
-
-def _seed_first(run: Run) -> int:
-    """A grid that is stopped half-way has whole seeds rather than whole rows. Within a seed it goes row by row, so that
-    runs side by side are of different folds: they share no stage that one would have to wait for."""
-    return run.axes["seed"]
+        return grid_status(replace(grid, runs=runs), expected=True)
+    # By seed first: a grid that is stopped early has complete seeds rather than complete rows.
+    # Within a seed, runs side by side are of different folds, so none waits for a shared result.
+    in_order = sorted(runs, key=lambda run: run.axes["seed"])
+    if todo := {run.id: run for run in in_order if run.id not in _names(grid.folder)}:
+        rest = replace(grid, runs=list(todo.values()), timeout=timeout or grid.timeout)
+        _run_all(rest, workers, scheduler, retries, progress)
+    return grid_status(replace(grid, runs=runs))
 
 
 def _run_all(
-    grid: Grid, todo: dict[str, Run], workers, scheduler, timeout, retries: int, progress: bool
+    grid: Grid, workers: int | None, scheduler: str | None, retries: int, progress: bool
 ) -> None:
     from distributed import as_completed
     from tqdm.auto import tqdm
 
-    with connect(scheduler, workers, len(todo)) as (client, share, resources):
-        code = notebook_version(grid.notebook)
-        jobs = [
-            (
-                str(grid.notebook),
-                str(grid.folder / run.id),
-                run.params,
-                timeout,
-                str(grid.root),
-                share,
-                code,
-            )
-            for run in todo.values()
-        ]
-        options = {"retries": retries, "resources": resources}
-        futures = dict(
-            zip(
-                submit_all(client, run_one, jobs, list(todo), **options), todo.values(), strict=True
-            )
-        )
-        import pandas  # noqa: F401  the table at the end needs it; now there is time
-
-        lost = 0
+    code, lost = notebook_version(grid.notebook), 0
+    devices = [] if scheduler else gpus()
+    with connect(scheduler, workers, len(grid.runs)) as (client, share, needs):
+        futures = {}
+        for number, run in enumerate(grid.runs):
+            # All keys begin alike, so that Dask gives the next run to the first free worker. It
+            # would otherwise assign all runs at the start.
+            options = {"key": f"run-{run.id}-{os.urandom(4).hex()}", "priority": -number}
+            options |= {"retries": retries, "resources": needs or None, "pure": False}
+            alone = replace(grid, runs=[run])
+            futures[client.submit(run_one, alone, code, share, devices, **options)] = run
         with tqdm(total=len(futures), desc=grid.file.stem, unit="run", disable=not progress) as bar:
             for future in as_completed(futures):
                 run = futures[future]
                 if future.status == "error":
                     error = future.exception()
-                    if not isinstance(error, RunError) or run.id not in names_in(
-                        grid.folder / "failed"
-                    ):
-                        # its worker died, again and again, or could not write
-                        record_failure(grid.folder / run.id, f"{type(error).__name__}: {error}")
+                    failed = grid.folder / "failed" / run.id
+                    if not failed.exists():  # its worker was killed
+                        workbook.record_failure(failed, f"{type(error).__name__}: {error}")
                     bar.write(f"failed: {run.row} {run.axes}: {error}")
                 lost += future.status in ("cancelled", "lost")
                 bar.update()
     if lost:
-        raise RunError(
-            f"the scheduler was lost with {lost} runs to go; what is done is kept: run the grid again"
-        )
+        problem = f"the scheduler was lost with {lost} runs to go"
+        raise RunError(f"{problem}; finished runs are kept: run the grid again")
 
 
-def submit_all(
-    client, call: Callable, jobs: Sequence[tuple], names: Sequence[str], **options: Any
-) -> list:
-    """Futures of the jobs, in their order.
+def run_one(grid: Grid, code: str, share: int, devices: list[str]) -> None:
+    """Run a grid of one run on a worker, with its part of the host's cores and its own GPU.
 
-    All keys have one prefix: so Dask takes the jobs for one group, keeps them at the scheduler and gives each worker
-    the next when it is free. With a prefix each it dealt them all out at the start, long and short, and a worker that
-    had drawn the short ones stood idle.
+    ``code`` is the `notebook_version` when the grid was started; ``share`` runs share the host.
     """
-    keys = [f"run-{name}-{os.urandom(4).hex()}" for name in names]
-    options = {name: value for name, value in options.items() if value}
-    return [
-        client.submit(call, *job, key=key, priority=-number, pure=False, **options)
-        for number, (job, key) in enumerate(zip(jobs, keys, strict=True))
-    ]
+    from distributed import get_worker
 
-
-def run_one(
-    notebook: str,
-    out_dir: str,
-    params: dict,
-    timeout: float | None,
-    root: str,
-    share: int,
-    code: str,
-) -> None:
-    """One run, on a worker whose host runs ``share`` of them at a time: each gets its part of the cores."""
-    if notebook_version(notebook) != code:
-        message = "the library or the notebook was edited after the grid was started: start the grid again"
-        record_failure(out_dir, message)
+    (run,) = grid.runs
+    if notebook_version(grid.notebook) != code:
+        message = "the library or the notebook was edited after the grid started: start it again"
+        workbook.record_failure(grid.folder / "failed" / run.id, message)
         raise RunError(message)
-    threads = str(max(1, cores() // share))
-    env = {name: threads for name in THREADS} | MALLOC
-    run_notebook(
-        notebook, out_dir, params, timeout, progress=False, root=root, env=env, skip_done=True
-    )
+    env = {name: str(max(1, joblib.cpu_count() // share)) for name in THREADS}
+    if devices:
+        env["CUDA_VISIBLE_DEVICES"] = devices[int(get_worker().name) % len(devices)]
+    what = (grid.notebook, grid.folder / run.id, run.params, grid.timeout)
+    workbook.run_notebook(*what, progress=False, root=grid.root, env=env, skip_done=True)
 
 
-TABLE, PREDICTIONS, REFERENCES = "table.csv", "predictions.csv", "reference_predictions.csv"
-ERROR_CELL = "papermill-error-cell"  # the anchor that Papermill sets before a cell that raised
+def grid_status(file: str | Path | Grid, expected: bool = False) -> pd.DataFrame:
+    """Return the state of each run of a grid.
 
-
-def grid_status(file: str | Path) -> pd.DataFrame:
-    """One row a run: the axes (``row``, ``seed``, …), ``run_id``, ``state`` (done, failed, running, to do),
-    ``seconds`` it took or has been running, ``error``, and ``where`` its executed notebook lies, from the project's
-    folder, with the anchor of the cell that raised; of one that is running, the heading it has come to.
-
-    Raises:
-        InputError: as `lgekit.grid.file.load_grid`.
+    Returns:
+        One row per run: ``row``, ``seed`` and further axes, ``run_id``, ``state`` (done, failed,
+        running, to do), ``seconds``, ``error``, and ``where``: the executed notebook, with a link
+        to the cell that failed, or the heading that a running notebook has reached. With
+        ``expected``, also ``expected_seconds``, from earlier runs.
     """
-    grid = load_grid(file)
-    return status_of(grid, grid.runs)
-
-
-def status_of(grid: Grid, runs: Iterable[Run], expected: bool = False) -> pd.DataFrame:
-    """`grid_status` of some of a grid's runs; ``expected`` adds the mean time of the row's runs so far, else of all."""
-    import pandas as pd
-
-    done, failed, locks = (names_in(grid.folder / name) for name in ("", "failed", ".locks"))
+    grid = file if isinstance(file, Grid) else load_grid(file)
+    done, failed = _names(grid.folder), _names(grid.folder / "failed")
     lines = []
-    for run in runs:
-        line: dict[str, Any] = {"row": run.row, **run.axes, "run_id": run.id, "state": "to do"}
-        line |= {"seconds": None, "error": "", "where": ""}
+    for run in grid.runs:
+        line = run.place | {"run_id": run.id, "state": "to do", "seconds": None}
+        line |= {"error": "", "where": ""}
+        folder = grid.folder / run.id
         if run.id in done:
-            environment = _read(grid.folder / run.id / ENVIRONMENT)
-            line |= {"state": "done", "seconds": environment.get("wall_seconds")}
-            line["where"] = _relative(grid, grid.folder / run.id / NOTEBOOK)
-        elif run.id in locks and is_locked(grid.folder / ".locks" / run.id):
-            line |= {"state": "running", **_progress(grid.folder, run.id)}
+            line |= {"state": "done", "seconds": _environment(folder).get("wall_seconds")}
+            line["where"] = (folder / workbook.NOTEBOOK).relative_to(grid.root).as_posix()
+        elif is_locked(grid.folder / ".locks" / run.id):
+            line["state"] = "running"
+            for params in grid.folder.glob(f".{run.id}.*.part/{workbook.PARAMS}"):
+                line["seconds"] = round(time.time() - os.path.getmtime(params))
+                line["where"] = f"in “{_heading(params.with_name(workbook.NOTEBOOK))}”"
         elif run.id in failed:
-            place = grid.folder / "failed" / run.id
-            line |= {"state": "failed", "error": _read(place / ERROR).get("error", "")}
-            line["where"] = _relative(
-                grid, place / NOTEBOOK if (place / NOTEBOOK).exists() else place
-            )
-            if (place / NOTEBOOK).exists() and ERROR_CELL in (place / NOTEBOOK).read_text("utf-8"):
-                line["where"] += f"#{ERROR_CELL}"  # a link to the failing cell itself
+            folder = grid.folder / "failed" / run.id
+            line |= {"state": "failed", "error": _read(folder / workbook.ERROR).get("error", "")}
+            notebook = folder / workbook.NOTEBOOK
+            place = notebook if notebook.exists() else folder
+            line["where"] = place.relative_to(grid.root).as_posix()
+            if notebook.exists() and ERROR_CELL in notebook.read_text("utf-8"):
+                line["where"] += f"#{ERROR_CELL}"
         lines.append(line)
     table = pd.DataFrame(lines).astype({"seconds": float})
     if expected:
-        everything = [_read(grid.folder / name / ENVIRONMENT).get("wall_seconds") for name in done]
-        overall = pd.Series(everything, dtype=float).mean()
         took = table["seconds"].where(table["state"] == "done")
-        table["expected_seconds"] = (
-            took.groupby(table["row"]).transform("mean").fillna(overall).round(1)
-        )
+        by_row = took.groupby(table["row"]).transform("mean")
+        everything = [_environment(grid.folder / name).get("wall_seconds") for name in done]
+        overall = pd.Series(everything, dtype=float).mean()
+        table["expected_seconds"] = by_row.fillna(overall).round(1)
     return table
+
+
+def _heading(notebook: Path) -> str:
+    """Find the heading above the current cell of a running notebook."""
+    heading = ""
+    for cell in _read(notebook).get("cells", []):
+        if cell["cell_type"] == "markdown":
+            titles = re.findall(r"(?m)^#+ (.*)", "".join(cell["source"]))
+            heading = (titles or [heading])[-1]
+        elif cell["metadata"].get("papermill", {}).get("status") == "running":
+            break
+    return heading
 
 
 def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
-    """All metrics of a grid as one tidy table, also written as CSV.
-
-    Args:
-        file: the grid's YAML file.
-        out: the CSV; None: ``table.csv`` in the grid's folder.
+    """Put the metrics of all runs into one table, and save it (``table.csv`` in the grid's folder).
 
     Returns:
-        One row a run, in the file's order: the axes, ``run_id``, ``state``, ``commit`` (with ``+`` where the checkout
-        was changed), ``device``, then the metrics by name (nested ones joined by dots). Runs that are not done are
-        there, with missing metrics: no row is hidden.
-
-    Raises:
-        InputError: as `load_grid`; no run is done.
+        One row per run: the axes, ``run_id``, ``state``, ``commit`` (with ``+`` for uncommitted
+        changes), ``device`` and the metrics, names of nested ones joined by dots. Runs that are not
+        done have missing metrics.
     """
-    grid = load_grid(file)
-    table = status_of(grid, grid.runs).drop(columns=["seconds", "error", "where"])
-    _require_done(grid, table)
-    metrics = []
-    for run, state in zip(grid.runs, table["state"], strict=True):
+    grid, table = _load_done(file)
+    lines = []
+    for run in grid.runs:
         line: dict[str, Any] = {}
-        if state == "done":
-            environment = _read(grid.folder / run.id / ENVIRONMENT)
-            line["commit"] = environment.get("commit", "")[:12] + "+" * bool(
-                environment.get("dirty")
-            )
-            line["device"] = environment.get("device", "")
-            line |= dict(sorted(_flat(load_metrics(grid.folder / run.id) or {})))
-        metrics.append(line)
-    import pandas as pd
-
-    table = table.join(pd.DataFrame(metrics, index=table.index), rsuffix="_metric")
-    _save(table, Path(out) if out else grid.folder / TABLE)
+        metrics = workbook.load_metrics(grid.folder / run.id)
+        if metrics is not None:
+            record = _environment(grid.folder / run.id)
+            line["commit"] = record.get("commit", "")[:12] + "+" * bool(record.get("dirty"))
+            line["device"] = record.get("device", "")
+            for name, (value,) in sorted(pd.json_normalize(metrics).items()):
+                line[str(name)] = json.dumps(value) if isinstance(value, list) else value
+        lines.append(line)
+    table = table.drop(columns=["seconds", "error", "where"])
+    table = table.join(pd.DataFrame(lines, index=table.index), rsuffix="_metric")
+    with replacing(out or grid.folder / TABLE) as part:
+        table.to_csv(part, index=False)
     return table
 
 
-def collect_predictions(
-    file: str | Path, out: str | Path | None = None, of: str | Path = PREDICTIONS
-) -> pd.DataFrame:
-    """The predictions of all finished runs below one another: the axes, then the columns of ``predictions.csv``.
+def collect_predictions(file: str | Path, of: str = PREDICTIONS) -> pd.DataFrame:
+    """Join the predictions of all finished runs, or another table ``of`` those that have it.
 
-    Args:
-        file: the grid's YAML file.
-        out: the CSV; None: a file of the same name in the grid's folder.
-        of: another table of the runs, ``reference_predictions.csv``; runs without it are passed over.
-
-    Raises:
-        InputError: as `load_grid`; no run is done.
+    Columns for the axes come first. The result is saved under the same name in the grid's folder.
     """
-    import pandas as pd
-
-    grid = load_grid(file)
-    _require_done(grid, status_of(grid, grid.runs))
+    grid, _ = _load_done(file)
     tables = []
     for run in grid.runs:
         path = grid.folder / run.id / of
         if path.is_file():
             table = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})  # ids such as 001
-            axes = {
-                "row": run.row,
-                **{name: value for name, value in run.axes.items() if name not in table},
-            }
-            for place, (name, value) in enumerate(axes.items()):
-                table.insert(place, name, value)
-            tables.append(table)
+            first = {name: [value] for name, value in run.place.items() if name not in table}
+            tables.append(pd.DataFrame(first).merge(table, how="cross"))
     everything = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-    _save(everything, Path(out) if out else grid.folder / of)
+    with replacing(grid.folder / of) as part:
+        everything.to_csv(part, index=False)
     return everything
 
 
+def _load_done(file: str | Path) -> tuple[Grid, pd.DataFrame]:
+    grid = load_grid(file)
+    table = grid_status(grid)
+    if not (table["state"] == "done").any():
+        remedy = f"Start it: lgekit grid run {grid.file.name}"
+        raise InputError(grid.file, "no run of it is done", remedy)
+    return grid, table
+
+
 def clean(file: str | Path, everything: bool = False) -> list[str]:
-    """Remove what no longer belongs to a grid: runs of older code or parameters, failures, left-over parts.
+    """Remove runs of older code or parameters, failed runs and unfinished folders.
 
-    Args:
-        file: the grid's YAML file.
-        everything: remove the finished runs too.
-
-    Returns:
-        The names of what was removed.
-
-    Raises:
-        InputError: as `load_grid`; runs of the grid are going on.
+    With ``everything``, finished runs too. Returns the names of what was removed. Raises InputError
+    while runs of the grid are going on.
     """
     grid = load_grid(file)
-    busy = [
-        name
-        for name in names_in(grid.folder / ".locks")
-        if is_locked(grid.folder / ".locks" / name)
-    ]
-    if busy:
-        which = ", ".join(sorted(busy)[:3]) + (
-            f" and {len(busy) - 3} more" if len(busy) > 3 else ""
-        )
-        raise InputError(
-            grid.folder, f"runs are going on: {which}", "Wait for them, or end them and try again"
-        )
-    keep = set() if everything else {run.id for run in grid.runs} | {TABLE, PREDICTIONS, REFERENCES}
-    gone = sorted(names_in(grid.folder) - keep)
-    for name in gone:
+    locks = grid.folder / ".locks"
+    if busy := sorted(name for name in _names(locks) if is_locked(locks / name)):
+        remedy = "Wait for them, or end them and try again"
+        raise InputError(grid.folder, f"runs are going on: {', '.join(busy)}", remedy)
+    kept = {TABLE, PREDICTIONS, REFERENCES, *(run.id for run in grid.runs)}
+    removed = sorted(_names(grid.folder) - (set() if everything else kept))
+    for name in removed:
         path = grid.folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return gone
+    return removed
 
 
 def older_runs(file: str | Path) -> list[str]:
-    """Finished runs in a grid's folder that are none of its runs: of other code, parameters, data, or another file."""
+    """List the runs of other code, parameters or data in a grid's folder."""
     grid = load_grid(file)
-    kept = {run.id for run in grid.runs} | {"failed"}
-    names = sorted(names_in(grid.folder) - kept)
-    return [name for name in names if not name.startswith(".") and (grid.folder / name).is_dir()]
+    runs = {path.name for path in grid.folder.glob("[0-9a-f]" * 16)}
+    return sorted(runs - {run.id for run in grid.runs})
 
 
-def sweep(folder: Path) -> None:
-    """Remove the half-made folders of runs whose process was killed."""
-    for path in folder.glob(".*.part"):
-        if not is_locked(folder / ".locks" / path.name.split(".")[1]):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def names_in(folder: Path) -> set[str]:
-    """Names in a folder, none where there is no folder. A finished run's name appears by one rename."""
+def _names(folder: Path) -> set[str]:
     return set(os.listdir(folder)) if folder.is_dir() else set()
 
 
-def _progress(folder: Path, run_id: str) -> dict[str, Any]:
-    """How long a run has been running, and the last heading above the cell that its notebook is in."""
-    for part in folder.glob(f".{run_id}.*.part"):
-        try:
-            seconds = round(time.time() - (part / PARAMS).stat().st_mtime)
-        except FileNotFoundError:  # it has just come to its end
-            break
-        heading = ""
-        for cell in _read(part / NOTEBOOK).get("cells", []):
-            if cell["cell_type"] == "markdown":
-                titles = [
-                    line for line in "".join(cell["source"]).splitlines() if line.startswith("#")
-                ]
-                heading = titles[-1].lstrip("# ") if titles else heading
-            elif cell["metadata"].get("papermill", {}).get("status") == "running":
-                return {"seconds": seconds, "where": f"in “{heading}”"}
-        return {"seconds": seconds}
-    return {}
-
-
-def _require_done(grid: Grid, table: pd.DataFrame) -> None:
-    if not (table["state"] == "done").any():
-        raise InputError(
-            grid.file, "no run of it is done", f"Start it: lgekit grid run {grid.file.name}"
-        )
-
-
-def _relative(grid: Grid, path: Path) -> str:
-    return path.relative_to(grid.root).as_posix()
+def _environment(folder: Path) -> dict[str, Any]:
+    return _read(folder / workbook.ENVIRONMENT)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -522,20 +526,3 @@ def _read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):
         return {}
-
-
-def _flat(metrics: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    flat: list[tuple[str, Any]] = []
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            flat += _flat(value, f"{prefix}{name}.")
-        else:
-            flat.append((prefix + name, json.dumps(value) if isinstance(value, list) else value))
-    return flat
-
-
-def _save(table: pd.DataFrame, path: Path) -> None:
-    part = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table.to_csv(part, index=False)
-    os.replace(part, path)
