@@ -9,13 +9,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from lgekit.anatomy.labels import (
-    angle_map,
-    lv_centre,
-    slice_levels,
-    slice_thirds,
-    wall_depth,
-)
+from lgekit.anatomy.labels import Ventricle, angle_map, lv_centre, slice_levels, wall_depth
 from lgekit.anatomy.segments import (
     SECTORS,
     circumference_of,
@@ -82,7 +76,11 @@ def _geometry(labels: np.ndarray, spacing: Sequence[float], landmarks: Landmarks
         for s, m, n in zip(spans, margin, labels.shape, strict=True)
     )
     shape = (x.stop - x.start, y.stop - y.start, z.stop - z.start)
-    thirds, levels, (_, centres) = slice_thirds(labels), slice_levels(labels), lv_centre(labels)
+    thirds, levels, (_, centres) = (
+        Ventricle.of(labels).thirds,
+        slice_levels(labels),
+        lv_centre(labels),
+    )
     parts: list[tuple[np.ndarray, ...]] = []
     for k in np.flatnonzero(filled[z]):
         plane = labels[..., z.start + k]
@@ -101,7 +99,7 @@ def _geometry(labels: np.ndarray, spacing: Sequence[float], landmarks: Landmarks
         thickness = (area / np.maximum(middle * np.radians(15), 1.0))[coarse]
         index = np.ravel_multi_index((i - x.start, j - y.start, np.full(len(i), k)), shape)
         third = np.full(len(i), max(thirds[z.start + k], 0))
-        cell = 3 * SECTORS * k + wall_cell(angle, depth)
+        cell = wall_cell(np.full(len(i), k), angle, depth)
         parts.append((index, np.full(len(i), k), third, bins, cell, depth, thickness, radius))
     names = ("index", "plane", "third", "bin", "cell", "depth", "thickness_mm", "radius_mm")
     columns = {n: np.concatenate(c) for n, c in zip(names, zip(*parts, strict=True), strict=True)}
