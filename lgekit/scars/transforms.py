@@ -1,9 +1,11 @@
-"""Paint synthetic scars."""
+"""TorchIO transforms that paint synthetic scars, from the shape of a scar to its report."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -13,79 +15,434 @@ from scipy import ndimage
 from torchio.transforms.augmentation.random_transform import RandomTransform
 from torchio.transforms.intensity_transform import IntensityTransform
 
-from lgekit.anatomy.segments import findings_from_labels, insertion_points
+from lgekit.anatomy.segments import (
+    circumference_of,
+    count_cells,
+    depth_of_voxels,
+    findings_from_labels,
+    insertion_points,
+    scars_in_words,
+    segment_number,
+    transmurality_of,
+    wall_cell,
+    wall_voxels,
+)
 from lgekit.errors import InputError
-from lgekit.findings import LEVELS, Findings, Scar, draw_findings
+from lgekit.findings import LEVELS, WALLS, Findings, Scar, draw_findings
 from lgekit.reports.reader import read_report
 from lgekit.reports.writer import write_report
-from lgekit.scars.region import (
-    Geometry,
-    Region,
-    draw_region,
-    random_fields,
-    wall_geometry,
-)
-from lgekit.study import (
-    CAVITY,
-    MYOCARDIUM,
-    NO_REFLOW,
-    RV,
-    SCAR,
-    WALL_CODES,
-    Landmarks,
-    Study,
-)
+from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, WALL_CODES, Landmarks, Study
 
-# What scars look like in the 40 infarcts of EMIDEC that the project develops on (Lalande et al., Data 2020, 5(4), 89),
-# over studies: enhancement / (blood - remote) has the median 1.1 and a log-sd of 0.33, 0.15 between slices of one
-# study; no-reflow lies at 0.5 +- 0.3 of the enhancement.
+# Contrast of the scars of 40 EMIDEC infarcts (Lalande et al., Data 2020;5(4):89), over studies:
+# median of enhancement / (blood - remote) 1.1, log-sd 0.33, and 0.15 between slices of one study.
+# The signal of no-reflow is 0.5 +- 0.3 of the enhancement.
 CONTRAST, CONTRAST_SPREAD, SLICE_SPREAD, PATCHINESS = 1.5, 0.30, 0.10, 0.22
 MINIMUM_WALL_VOXELS = 30
-SOFT_BORDER_MM = 8.0  # grey zone and point spread end here
-DRAWS = 8  # findings drawn for one study before it is left as it is
+SOFT_BORDER_MM = 8.0  # beyond this distance from a scar the image does not change
+PLACEMENTS = 16  # shapes drawn for one scar
+FINDINGS_DRAWN = 8  # findings drawn for one study before it stays unchanged
+
+BINS = 180  # angular bins of 2 degrees
+BIN_DEG = (np.arange(BINS) + 0.5) * 360 / BINS
+# Waves around the circle, scaled so that a random sum of them has variance 1.
+_WAVES = np.arange(1, 17)
+_BASIS = np.concatenate(
+    [wave(np.radians(BIN_DEG)[:, None] * _WAVES) for wave in (np.cos, np.sin)], axis=1
+).astype(np.float32)
+_BASIS *= np.tile(1 / np.sqrt(1 + (_WAVES / 4) ** 2), 2)
+_BASIS /= np.sqrt((_BASIS**2).sum(1).mean())
+
+# Extent of each layer as a share of the wall's thickness.
+LAYERS = {
+    "subendocardial": (0.25, 0.68),
+    "transmural": (0.8, 0.98),
+    "mid-wall": (0.28, 0.45),
+    "subepicardial": (0.28, 0.5),
+}
 
 
 @dataclass(frozen=True)
-class ScarCanvas:
-    """A study ready to be painted: geometry, and what its intensities are like. Make it with `prepare_canvas`.
+class Geometry:
+    """The wall as a list of voxels in the standard frame; arrays ``(voxels,)`` unless stated.
 
     Attributes:
-        spacing: mm in plane.
-        image, labels: the study's arrays, ``(X, Y, slices)`` float32 and uint8; never written to.
-        geometry: the wall's coordinates.
-        remote, blood: medians of myocardium and cavity in each slice of the box, ``(slices,)``.
-        smooth: local mean within the wall, ``(voxels,)``; with ``remote`` it follows bias field and partial volume.
-        noise: standard deviation of the wall about ``smooth``, one number.
-        blur: matrices ``(x, x)`` and ``(y, y)`` that apply the study's point spread to a slice of the box.
-        whole_numbers: the image holds integers only, so the painted one does too.
-        free: voxels of healthy wall that may become scar, ``(voxels,)`` bool.
+        box: the part of the stack that contains the wall and a margin.
+        shape: of the box.
+        index: position in the flattened box.
+        plane, bin, cell: slice in the box, angular bin, and cell (see ``wall_cell``).
+        depth: 0 endocardium … 1 epicardium.
+        thickness_mm, radius_mm: thickness of the wall there, and distance from the LV centre.
+        thirds, levels: of each slice of the box; the third is -1 without a wall.
+        cell_size: voxels in each cell, ``(slices, 60, 3)``.
     """
 
-    study_id: str
-    spacing: tuple[float, float]
-    image: np.ndarray
-    labels: np.ndarray
-    geometry: Geometry
-    remote: np.ndarray
-    blood: np.ndarray
-    smooth: np.ndarray
-    noise: float
-    blur: tuple[np.ndarray, np.ndarray]
-    whole_numbers: bool
-    free: np.ndarray
+    box: tuple[slice, slice, slice]
+    shape: tuple[int, int, int]
+    index: np.ndarray
+    plane: np.ndarray
+    bin: np.ndarray
+    cell: np.ndarray
+    depth: np.ndarray
+    thickness_mm: np.ndarray
+    radius_mm: np.ndarray
+    thirds: np.ndarray
+    levels: np.ndarray
+    cell_size: np.ndarray
 
-    def levels_present(self) -> tuple[str, ...]:
-        """Levels (of `LEVELS`) that the stack of slices shows; few stacks hold the apex."""
-        return tuple(
-            level for third, level in enumerate(LEVELS) if (self.geometry.thirds == third).any()
+    @classmethod
+    def of(cls, labels: np.ndarray, spacing: Sequence[float], landmarks: Landmarks) -> Geometry:
+        """Measure the wall of a label map. Raises InputError for unknown landmarks."""
+        ventricle, x, y, stored, angle = wall_voxels(labels, spacing, landmarks)
+        depth = depth_of_voxels(labels, spacing, x, y, stored, np.unique(stored))
+        centre = ventricle.centres[stored].T
+        radius = np.hypot((x - centre[0]) * spacing[0], (y - centre[1]) * spacing[1])
+        # thickness: area of the wall in each of 24 sectors over the length of its middle line
+        sector = 24 * stored + (angle // 15).astype(int) % 24
+        voxels = np.bincount(sector)
+        length = np.bincount(sector, radius) / np.maximum(voxels, 1) * np.radians(15)
+        thickness = (voxels * spacing[0] * spacing[1] / np.maximum(length, 1.0))[sector]
+        margins = (int(np.ceil(6 / spacing[0])), int(np.ceil(6 / spacing[1])), 0)
+        box = tuple(
+            slice(max(int(place.min()) - margin, 0), min(int(place.max()) + 1 + margin, size))
+            for place, margin, size in zip((x, y, stored), margins, labels.shape, strict=True)
+        )
+        shape = tuple(side.stop - side.start for side in box)
+        plane = stored - box[2].start
+        cell = wall_cell(plane, angle, depth)
+        has_wall = np.isin(np.arange(labels.shape[2]), stored)
+        return cls(
+            box=cast(tuple[slice, slice, slice], box),
+            shape=cast(tuple[int, int, int], shape),
+            index=np.ravel_multi_index((x - box[0].start, y - box[1].start, plane), shape),
+            plane=plane,
+            bin=np.minimum((angle * BINS / 360).astype(int), BINS - 1),
+            cell=cell,
+            depth=depth.astype(np.float32),
+            thickness_mm=thickness.astype(np.float32),
+            radius_mm=radius.astype(np.float32),
+            thirds=np.where(has_wall, ventricle.thirds, -1)[box[2]],
+            levels=ventricle.levels[box[2]].astype(np.float32),
+            cell_size=count_cells(cell, shape[2]),
         )
 
+
+_GEOMETRIES: dict[tuple, Geometry] = {}
+
+
+def _cached_geometry(
+    labels: np.ndarray, spacing: tuple[float, ...], landmarks: Landmarks
+) -> Geometry:
+    """The geometry of the last 256 studies is kept: it costs ten times as much as painting."""
+    key = hashlib.blake2b(labels.tobytes()).digest(), labels.shape, spacing, landmarks
+    if key not in _GEOMETRIES:
+        if len(_GEOMETRIES) >= 256:
+            _GEOMETRIES.pop(next(iter(_GEOMETRIES)))
+        _GEOMETRIES[key] = Geometry.of(labels, spacing, landmarks)
+    return _GEOMETRIES[key]
+
+
+@dataclass(frozen=True)
+class Region:
+    """The shape of one scar; arrays over the wall's voxels in and near it.
+
+    Attributes:
+        voxels: indices into the geometry's arrays.
+        depth_mm: distance inside the scar's border, mm; negative outside.
+        membership: share of scar in the voxel, 0 … 1, with the grey zone.
+        core: distance inside the no-reflow core, mm; negative outside.
+    """
+
+    voxels: np.ndarray
+    depth_mm: np.ndarray
+    membership: np.ndarray
+    core: np.ndarray
+
+
+@lru_cache(maxsize=512)
+def _degrees_inside(
+    walls: tuple[str, ...], levels: tuple[str, ...], segments: frozenset[int]
+) -> np.ndarray:
+    """Signed distance of each angular bin to the border of the walls, ``(bins, 4 thirds)`` degrees.
+
+    180 if the whole circle is chosen, -180 if nothing is. At the apical level, where AHA segments
+    are wider than walls, a bin must be in both.
+    """
+    in_walls = np.ones(BINS, bool)
+    if walls:
+        in_walls = np.isin((BIN_DEG - 60) % 360 // 60, [WALLS.index(name) for name in walls])
+    apart = np.abs((BIN_DEG[:, None] - BIN_DEG[None] + 180) % 360 - 180)
+    result = np.full((BINS, 4), -180.0, np.float32)
+    for third in range(4):
+        if LEVELS[third] not in levels:
+            continue
+        chosen = in_walls.copy()
+        if third < 3:
+            chosen &= np.isin(segment_number(BIN_DEG, third), list(segments))
+        if chosen.all():
+            result[:, third] = 180
+        elif chosen.any():
+            for side, sign in ((chosen, 1), (~chosen, -1)):
+                result[side, third] = sign * (apart[side][:, ~side].min(1) - 180 / BINS)
+    return result
+
+
+def random_fields(rng: np.random.Generator, count: int, slices: int) -> np.ndarray:
+    """Draw smooth fields of variance 1, continuous over slices: ``(count, bins, slices)``."""
+    waves = rng.standard_normal((count, 2 * len(_WAVES), slices)).astype(np.float32)
+    for s in range(1, slices):
+        waves[..., s] = 0.7 * waves[..., s - 1] + 0.714 * waves[..., s]
+    return _BASIS @ waves
+
+
+def draw_region(wall: Geometry, free: np.ndarray, scar: Scar, rng: np.random.Generator) -> Region:
+    """Draw the shape of a scar, until walls, levels, depth and extent measure as ``scar`` says.
+
+    Args:
+        wall: the geometry of the study.
+        free: ``(voxels,)`` bool, healthy wall.
+        scar: what to draw; attributes that it leaves open are drawn.
+        rng: the only source of chance.
+
+    Raises:
+        InputError: there is no such place in this study, or 16 shapes did not fit.
+    """
+    levels = scar.levels or tuple(LEVELS[third] for third in range(3) if third in wall.thirds)
+    percent = scar.transmurality
+    problem = remedy = ""
+    if not scar.segments:
+        problem = f"{scar} names no wall and no level"
+        remedy = "Give the scar walls, levels or both."
+    elif (
+        percent
+        and scar.depth
+        and not (66 if scar.depth == "transmural" else 0)
+        <= percent
+        <= (100 if scar.depth == "transmural" else 84)
+    ):
+        problem = f"{scar.depth}, {percent} %"
+        remedy = "Transmural means 75 % of the wall or more."
+    elif missing := [name for name in levels if LEVELS.index(name) not in wall.thirds]:
+        problem = f"no slice shows the level {missing[0]!r}"
+        remedy = "Leave this level out."
+    if problem:
+        raise InputError("findings", problem, remedy)
+    degrees = _degrees_inside(scar.walls, levels, scar.segments)
+    own = degrees[wall.bin, wall.thirds[wall.plane]]
+    voxels = np.flatnonzero((own > -12) & free)
+    if len(voxels) < 6:
+        problem = f"{len(voxels)} voxels of healthy wall in {scar}"
+        raise InputError("findings", problem, "Choose other walls or levels.")
+    for _ in range(PLACEMENTS):
+        region = _draw_once(wall, voxels, own[voxels], degrees, scar, rng)
+        if region is not None:
+            return region
+    problem = f"{scar} does not fit this wall in {PLACEMENTS} tries"
+    raise InputError("findings", problem, "Choose a larger scar, or finer pixels.")
+
+
+def _draw_once(
+    wall: Geometry,
+    voxels: np.ndarray,
+    own: np.ndarray,
+    degrees: np.ndarray,
+    scar: Scar,
+    rng: np.random.Generator,
+) -> Region | None:
+    """Draw one shape; None if it does not measure as the scar says. ``own``: degrees of voxels."""
+    slices, plane, bins = wall.shape[2], wall.plane[voxels], wall.bin[voxels]
+    depth, thickness = wall.depth[voxels], wall.thickness_mm[voxels]
+    third = wall.thirds[plane]
+    layer, around = scar.depth or "subendocardial", scar.circumference
+    lateral, surface, patch = random_fields(rng, 3, slices)[:, bins, plane]
+
+    # the extent of the layer as a share of the wall, and the depth of the middle of a mid-wall layer
+    aim = rng.uniform(*LAYERS[layer])
+    if scar.transmurality is not None:
+        aim = scar.transmurality / 100
+        if layer == "subendocardial":  # beyond, an error of 10 points reads as another layer
+            aim = float(np.clip(aim, 0.2, 0.67))
+    elif scar.pattern == "linear":
+        aim = 0.28
+    centre = rng.uniform(0.46, 0.54)
+
+    # taper: 0 in the middle of the scar's slices, up to 1 at the basal and the apical end
+    with_scar = np.unique(plane)
+    low, high = wall.levels[with_scar].min(), wall.levels[with_scar].max()
+    along = 2 * (wall.levels - low) / max(high - low, 1e-6) - 1
+    ends = rng.uniform(0, 1, 2) * (len(with_scar) > 1)
+    taper = np.clip(np.where(along < 0, -along * ends[0], along * ends[1]), 0, 1)
+
+    # sideways: mm inside the lateral border, which wobbles and is `edge` degrees inside the walls
+    half = np.clip(degrees.max(0), 0, 90)  # half the width of the walls in each third
+    if around:
+        widths = [np.count_nonzero(degrees[:, t] > 0) * 360 / BINS for t in np.flatnonzero(half)]
+        edge = np.full(slices, np.clip((np.mean(widths) - 3.6 * around) / 2, 0, 0.8 * half.max()))
+    else:
+        share = (rng.uniform(0.05, 0.45) + 0.25 * taper) * min(1, 2 * aim)
+        edge = np.minimum(half[wall.thirds] * share, 45)
+    whole = (own >= 180) & (third < 3)
+    if whole.any() and scar.pattern != "diffuse":  # large infarcts leave a gap between two walls
+        gap = 1.8 * (100 - around) if around else rng.uniform(10, 45)
+        middle = 60 * rng.integers(6) + rng.normal(0, 5)
+        from_middle = np.abs((BIN_DEG[bins] - middle + 180) % 360 - 180)
+        own = np.where(whole, from_middle - min(gap, 50), own)
+        edge, half = np.where(half[wall.thirds] >= 90, 0, edge), np.maximum(half, 30)
+    inner = own - edge[plane] + 4 * lateral * np.minimum(half[third] / 60, 1)
+    inner = np.where(own >= 180, 180, np.minimum(inner, own))
+    sideways = np.radians(inner) * wall.radius_mm[voxels]
+    if scar.pattern == "patchy":
+        sideways = np.minimum(sideways, (patch + 0.4) * 5)
+
+    # across: mm inside the border of the layer, which is thinner at the scar's edges and ends
+    ramp = np.clip(inner / rng.uniform(8, 25), 0, 1)
+    uneven = np.exp(rng.normal(0, 0.16, slices))[plane]
+    flank = 1 - rng.uniform(0.2, 0.7) * (1 - ramp * ramp * (3 - 2 * ramp))
+    profile = uneven * flank * (1 - 0.3 * taper[plane])
+    rough = np.minimum(1.2, 0.14 * thickness) * surface
+
+    def across(extent: float) -> np.ndarray:
+        if layer == "mid-wall":
+            from_centre = np.abs(depth - centre - 0.05 * patch)
+            inside = (extent * profile / 2 - from_centre) * thickness + rough / 2
+            return np.minimum(inside, (0.4 - np.abs(depth - 0.5)) * thickness)
+        from_border = 1 - depth if layer == "subepicardial" else depth
+        return (extent * profile - from_border) * thickness + rough
+
+    extent = aim
+    if scar.transmurality or layer in ("subendocardial", "transmural"):
+        low, high, size = 0.05, 2.0, wall.cell_size.sum(2)
+        for _ in range(7):  # bisection for the extent that gives the transmurality
+            extent = (low + high) / 2
+            filled = wall.cell[voxels[np.minimum(sideways, across(extent)) > 0]]
+            reached = transmurality_of(count_cells(filled, slices).sum(2), size)
+            low, high = (extent, high) if reached < aim else (low, extent)
+    inside = np.minimum(sideways, across(extent))
+    mask = inside > 0
+    if mask.sum() < 3 or not _agrees(wall, voxels[mask], scar, layer):
+        return None
+    core = np.full(len(voxels), -9.0, np.float32)
+    if scar.no_reflow:
+        spared = depth * thickness - rng.uniform(0.2, 1)  # a rim of scar towards the cavity
+        core = np.minimum(np.minimum(inside, spared), 2.5) + 0.5 * patch
+        core = np.where(mask, core - np.quantile(core[mask], 1 - rng.uniform(0.08, 0.3)), -9.0)
+    grey_zone = rng.uniform(0.8, 2.2)  # mm
+    share = 1 / (1 + np.exp(-np.clip(inside / grey_zone, -30, 30)))
+    return Region(voxels, inside, np.clip((share - 0.05) / 0.9, 0, 1), core)
+
+
+def _agrees(wall: Geometry, scarred: np.ndarray, scar: Scar, layer: str) -> bool:
+    """Whether the voxels measure as the scar: walls, levels, depth; percentages within 10."""
+    counts = count_cells(wall.cell[scarred], wall.shape[2])
+    measured = scars_in_words(wall.cell_size, counts, np.zeros_like(counts), wall.thirds)
+    walls = {name for one in measured for name in one.walls}
+    levels = {name for one in measured for name in one.levels}
+    if walls != set(scar.walls or WALLS) or levels != set(scar.levels or levels):
+        return False
+    for one in measured:
+        off = abs((one.transmurality or 0) - (scar.transmurality or one.transmurality or 0))
+        if one.depth != layer or off > 10:
+            return False
+    around = circumference_of(counts.sum(2), wall.cell_size.sum(2))
+    return scar.circumference is None or abs(around - scar.circumference) <= 10
+
+
+class ScarPainter:
+    """A study that was measured once, to paint many scars into it.
+
+    Args:
+        study: image and label map ``(1, X, Y, slices)``, in any rotation, mirroring and order of
+            slices, with ``landmarks`` (both RV insertion points) or a labelled right ventricle.
+        image_name, label_name: their keys.
+
+    Attributes:
+        image, labels: the arrays of the study, ``(X, Y, slices)`` float32 and uint8; never changed.
+        geometry: the wall's coordinates.
+        remote, blood: medians of myocardium and cavity in each slice of the box, ``(slices,)``.
+        smooth: local mean of the wall, ``(voxels,)``; it follows bias field and partial volume.
+        noise: standard deviation of the wall around ``smooth``.
+        blur: matrices ``(x, x)`` and ``(y, y)`` that apply the point spread to a slice of the box.
+        whole_numbers: whether the image contains only integers; the painted image then does, too.
+        free: voxels of healthy wall, ``(voxels,)`` bool.
+
+    Raises:
+        InputError: no labels, wrong shape, fewer than 30 voxels of wall, unknown landmarks, NaN.
+    """
+
+    def __init__(
+        self, study: tio.Subject, image_name: str = "image", label_name: str = "labels"
+    ) -> None:
+        self.name = str(study.get("study_id", "study"))
+        for key in (image_name, label_name):
+            if key not in study:
+                remedy = f"It has {', '.join(study.keys())}. The heart network makes labels."
+                raise InputError(self.name, f"has no {key!r}", remedy)
+        stack = study.get_image(image_name)
+        if stack.data.shape[0] != 1:
+            problem = f"{stack.data.shape[0]} channels"
+            raise InputError(self.name, problem, "Give one channel, (1, X, Y, slices).")
+        spacing = tuple(float(value) for value in stack.spacing)
+        self.spacing = spacing[:2]
+        self.image = np.ascontiguousarray(stack.data[0].numpy(), dtype=np.float32)
+        self.labels = labels = study.get_image(label_name).data[0].numpy()
+        landmarks = cast("Landmarks | None", study.get("landmarks"))
+        if landmarks is None and (labels == RV).any():
+            landmarks = insertion_points(labels, spacing)
+        count = int(np.isin(labels, WALL_CODES).sum())
+        problem = remedy = ""
+        if self.image.shape != labels.shape:
+            problem = f"labels {labels.shape}, image {self.image.shape}"
+            remedy = "Give labels of the image's shape."
+        elif count < MINIMUM_WALL_VOXELS:
+            problem = f"{count} voxels of myocardium"
+            remedy = f"A scar needs {MINIMUM_WALL_VOXELS} or more (codes 2-4)."
+        elif landmarks is None:
+            problem = "RV insertion points unknown"
+            remedy = "Give landmarks, an RV label, or run the heart network."
+        if landmarks is None or problem:
+            raise InputError(self.name, problem, remedy)
+        self.geometry = _cached_geometry(labels, spacing, landmarks)
+        self._measure_intensities(self.image[self.geometry.box], labels[self.geometry.box])
+
+    def _measure_intensities(self, image: np.ndarray, labels: np.ndarray) -> None:
+        """Measure the signals, noise and point spread of the box."""
+        if not np.isfinite(image).all():
+            problem = "NaN or infinite values around the heart"
+            raise InputError(self.name, problem, "Repair the image.")
+        wall, slices = self.geometry, range(self.geometry.shape[2])
+        healthy, cavity = labels == MYOCARDIUM, labels == CAVITY
+        heart = np.isin(labels, WALL_CODES) | cavity
+        self.free = healthy.ravel()[wall.index]
+        values, middle = image.ravel()[wall.index], self.free & (np.abs(wall.depth - 0.5) < 0.3)
+        if not middle.any():
+            remedy = "Choose a study whose wall is not all scar."
+            raise InputError(self.name, "no healthy myocardium", remedy)
+        deep = ndimage.binary_erosion(cavity, np.ones((3, 3, 1)))
+        self.blood = _medians([image[..., s][deep[..., s]] for s in slices])
+        self.remote = _medians([values[middle & (wall.plane == s)] for s in slices])
+
+        scale = [2.25 / self.spacing[0], 2.25 / self.spacing[1], 0]
+        weight = ndimage.gaussian_filter(healthy.astype(np.float32), scale)
+        mean = ndimage.gaussian_filter(np.where(healthy, image, 0), scale)
+        mean = (mean / np.maximum(weight, 1e-3)).ravel()[wall.index]
+        enough = weight.ravel()[wall.index] > 0.05
+        self.smooth = np.where(enough, mean, self.remote[wall.plane])
+        self.noise = float(1.4826 * np.median(np.abs(values - self.smooth)[middle]))
+
+        spread = [4 / self.spacing[0], 4 / self.spacing[1], 0]
+        share = np.maximum(ndimage.gaussian_filter(heart.astype(np.float32), spread), 0.05)
+        residual = image - ndimage.gaussian_filter(np.where(heart, image, 0), spread) / share
+        inside = ndimage.binary_erosion(heart, np.ones((3, 3, 1)))
+        self.blur = [
+            _blur_matrix(image.shape[axis], _point_spread(residual, inside, axis))
+            for axis in (0, 1)
+        ]
+        self.whole_numbers = bool((image == np.rint(image)).all())
+
     def fit(self, findings: Findings) -> Findings:
-        """The findings without levels that this stack does not show; scars that have no other level are left out."""
-        shown = self.levels_present()
+        """Remove levels that the stack does not show, and scars that have no other level."""
         kept = []
         for scar in findings.scars:
-            levels = tuple(level for level in scar.levels if level in shown)
+            levels = tuple(n for n in scar.levels if LEVELS.index(n) in self.geometry.thirds)
             if levels or not scar.levels:
                 kept.append(replace(scar, levels=levels))
         return Findings(tuple(kept))
@@ -94,259 +451,125 @@ class ScarCanvas:
         """Paint scars.
 
         Args:
-            findings: where; each scar must name a wall or a level that the stack shows.
+            findings: each scar must name a wall or a level that the stack shows.
             rng: the only source of chance.
 
         Returns:
-            New image and labels, ``(X, Y, slices)`` float32 and uint8. More than 8 mm from the new scar the image is
-            bit-identical, and so are slices without it; no label outside the healthy wall changes.
+            New image and labels, ``(X, Y, slices)`` float32 and uint8. The image changes only in
+            slices with the new scar and within 8 mm of it, the labels only in healthy wall.
 
         Raises:
-            InputError: where a scar cannot be placed as described.
+            InputError: a scar cannot be placed as described.
         """
-        return self._paint_regions(self._regions(findings, rng), rng)
+        regions = [draw_region(self.geometry, self.free, scar, rng) for scar in findings.scars]
+        image, labels = self.image.copy(), self.labels.copy()
+        for region in regions:
+            self._paint_region(region, rng, image[self.geometry.box], labels[self.geometry.box])
+        return image, labels
 
-    def paint_random(
-        self, rng: np.random.Generator, prevalence: str = "clinical"
-    ) -> tuple[Findings, int, np.ndarray, np.ndarray]:
-        """:meth:`draw` and :meth:`paint` in one, the place of the scars drawn once: findings, seed, image, labels."""
-        found, seed, regions, painting = self._draw(rng, prevalence)
-        return found, seed, *self._paint_regions(regions, painting)
+    def _paint_region(
+        self, region: Region, rng: np.random.Generator, image: np.ndarray, labels: np.ndarray
+    ) -> None:
+        """Paint one scar into the box, in place."""
+        x, y, plane = np.unravel_index(self.geometry.index[region.voxels], self.geometry.shape)
+        mask = region.depth_mm > 0
+        labels[x[mask], y[mask], plane[mask]] = np.where(region.core > 0, NO_REFLOW, SCAR)[mask]
+        # only slices with scar, and only the rectangle around it
+        planes = np.unique(plane[mask])
+        margin_x, margin_y = (int(SOFT_BORDER_MM / h) + 1 for h in self.spacing)
+        left, right = max(x[mask].min() - margin_x, 0), x[mask].max() + margin_x + 1
+        top, bottom = max(y[mask].min() - margin_y, 0), y[mask].max() + margin_y + 1
+        local = image[left:right, top:bottom]
+        inside = np.isin(plane, planes) & (x >= left) & (x < right) & (y >= top) & (y < bottom)
+        place = np.searchsorted(planes, plane[inside]), x[inside] - left, y[inside] - top
+        rise, share, scar = fields = np.zeros((3, len(planes), *local.shape[:2]), np.float32)
+        rise[place] = self._enhancement(region, rng)[inside]
+        share[place] = region.membership[inside]
+        scar[place] = mask[inside]
+        blur_x = self.blur[0][left:right, left:right]
+        blur_y = self.blur[1][top:bottom, top:bottom]
+        rise, share = blur_x @ fields[:2] @ blur_y.T
+        for n, k in enumerate(planes):
+            away = ndimage.distance_transform_edt(scar[n] == 0, sampling=self.spacing)
+            painted = local[..., k] + rise[n]
+            painted = np.rint(painted) if self.whole_numbers else painted
+            changed = (away < SOFT_BORDER_MM) & (share[n] > 0.02)
+            local[..., k] = np.where(changed, painted, local[..., k])
+
+    def _enhancement(self, region: Region, rng: np.random.Generator) -> np.ndarray:
+        """Rise of the signal in each voxel of the region before the point spread."""
+        wall, voxels = self.geometry, region.voxels
+        plane, bins, depth = wall.plane[voxels], wall.bin[voxels], wall.depth[voxels]
+        contrast = CONTRAST * np.exp(np.clip(rng.normal(0, CONTRAST_SPREAD), -0.7, 0.7))
+        by_slice = np.exp(rng.normal(0, SLICE_SPREAD, wall.shape[2]))
+        height = contrast * np.maximum(self.blood - self.remote, 2.5 * self.noise) * by_slice
+        patch = random_fields(rng, 2, wall.shape[2])
+        patchiness = patch[0][bins, plane] * (1 - depth) + patch[1][bins, plane] * depth
+        wanted = self.remote[plane] + height[plane] * (1 + PATCHINESS * patchiness)
+        rise = np.clip(wanted - self.smooth[voxels], 0, 1.25 * height[plane])
+        darker = np.clip(rng.normal(0.5, 0.25), 0.1, 1.0)
+        core = np.clip(0.5 + region.core, 0, 1)
+        return (rise * region.membership * (1 - darker * core)).astype(np.float32)
 
     def draw(
         self,
         rng: np.random.Generator,
         prevalence: str = "clinical",
         choices: Sequence[Findings] = (),
-    ) -> tuple[Findings, int]:
-        """Draw findings that fit this study, and the seed of a generator with which `paint` places them.
+    ) -> tuple[Findings, int, np.ndarray, np.ndarray]:
+        """Draw findings that fit this study, and paint them.
 
         Args:
             rng: the only source of chance.
             prevalence: see :func:`lgekit.findings.draw_scar`.
             choices: findings to choose from instead.
 
-        Raises:
-            InputError: none of 8 draws fits; the reason of the last.
-        """
-        return self._draw(rng, prevalence, choices)[:2]
+        Returns:
+            The findings, the seed with which :meth:`paint` paints them, image and labels.
 
-    def _draw(
-        self, rng: np.random.Generator, prevalence: str, choices: Sequence[Findings] = ()
-    ) -> tuple[Findings, int, list[Region], np.random.Generator]:
-        """Findings that fit, their seed, and what `paint` would draw from it: the regions, and its generator after."""
-        reason = InputError(
-            self.study_id, "no findings drawn fit its slices", "Choose others, or more slices."
-        )
-        for _ in range(DRAWS):
-            drawn = (
-                choices[int(rng.integers(len(choices)))]
-                if choices
-                else draw_findings(rng, prevalence)
-            )
+        Raises:
+            InputError: none of 8 draws fits; gives the reason of the last.
+        """
+        remedy = "Choose others, or more slices."
+        reason = InputError(self.name, "no findings drawn fit its slices", remedy)
+        for _ in range(FINDINGS_DRAWN):
+            if choices:
+                drawn = choices[int(rng.integers(len(choices)))]
+            else:
+                drawn = draw_findings(rng, prevalence)
             found, seed = self.fit(drawn), int(rng.integers(2**31))
-            if not found.present:
-                continue
-            painting = np.random.default_rng(seed)
-            try:
-                regions = self._regions(found, painting)
-            except InputError as error:
-                reason = error
-                continue
-            return found, seed, regions, painting
+            if found.present:
+                try:
+                    return found, seed, *self.paint(found, np.random.default_rng(seed))
+                except InputError as error:
+                    reason = error
         raise reason
 
-    def _regions(self, findings: Findings, rng: np.random.Generator) -> list[Region]:
-        return [draw_region(self.geometry, self.free, scar, rng) for scar in findings.scars]
 
-    def _paint_regions(
-        self, regions: list[Region], rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        image, labels = self.image.copy(), self.labels.copy()
-        for region in regions:
-            self._paint_one(region, rng, image[self.geometry.box], labels[self.geometry.box])
-        return image, labels
-
-    def _paint_one(
-        self, region: Region, rng: np.random.Generator, image: np.ndarray, labels: np.ndarray
-    ) -> None:
-        x, y, plane = np.unravel_index(self.geometry.index[region.voxels], self.geometry.shape)
-        mask = region.depth_mm > 0
-        labels[x[mask], y[mask], plane[mask]] = np.where(region.core > 0, NO_REFLOW, SCAR)[mask]
-        # only slices with scar, and only the rectangle around it
-        (left, right), (top, bottom) = (
-            (
-                max(int(v.min()) - int(SOFT_BORDER_MM / h) - 1, 0),
-                int(v.max()) + int(SOFT_BORDER_MM / h) + 2,
-            )
-            for v, h in ((x[mask], self.spacing[0]), (y[mask], self.spacing[1]))
-        )
-        planes = np.unique(plane[mask])
-        local = image[left:right, top:bottom]
-        inside = np.isin(plane, planes) & (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        place = np.searchsorted(planes, plane[inside]), x[inside] - left, y[inside] - top
-        field = np.zeros(
-            (3, len(planes), *local.shape[:2]), np.float32
-        )  # rise, share of scar, the mask
-        for layer, values in zip(
-            field, (self._enhancement(region, rng), region.membership, mask), strict=True
-        ):
-            layer[place] = values[inside]
-        rise, share = (
-            self.blur[0][left:right, left:right]
-            @ field[:2]
-            @ self.blur[1][top:bottom, top:bottom].T
-        )
-        for n, k in enumerate(planes):
-            near = (
-                ndimage.distance_transform_edt(field[2, n] == 0, sampling=self.spacing)
-                < SOFT_BORDER_MM
-            )
-            painted = local[..., k] + rise[n]
-            painted = np.rint(painted) if self.whole_numbers else painted
-            local[..., k] = np.where(near & (share[n] > 0.02), painted, local[..., k])
-
-    def _enhancement(self, region: Region, rng: np.random.Generator) -> np.ndarray:
-        """Rise of the signal in each voxel of the region before the point spread, ``(region voxels,)``."""
-        geometry, voxels = self.geometry, region.voxels
-        plane, bins, depth = geometry.plane[voxels], geometry.bin[voxels], geometry.depth[voxels]
-        contrast = CONTRAST * np.exp(np.clip(rng.normal(0, CONTRAST_SPREAD), -0.7, 0.7))
-        by_slice = np.exp(rng.normal(0, SLICE_SPREAD, geometry.shape[2]))
-        height = (
-            contrast * np.maximum(self.blood - self.remote, 2.5 * self.noise) * by_slice
-        )  # (slices,)
-        patch = random_fields(rng, 2, geometry.shape[2])
-        patchiness = patch[0][bins, plane] * (1 - depth) + patch[1][bins, plane] * depth
-        height_here = height[plane] * (1 + PATCHINESS * patchiness)
-        rise = np.clip(
-            self.remote[plane] + height_here - self.smooth[voxels], 0, 1.25 * height[plane]
-        )
-        darker = np.clip(rng.normal(0.5, 0.25), 0.1, 1.0)
-        core = np.clip(0.5 + region.core, 0, 1)
-        return (rise * region.membership * (1 - darker * core)).astype(np.float32)
-
-
-def prepare_canvas(
-    study: tio.Subject, image_name: str = "image", label_name: str = "labels"
-) -> ScarCanvas:
-    """Measure a study once, to paint many scars into it.
-
-    Args:
-        study: image and label map ``(1, X, Y, slices)``, any rotation, mirroring and slice order, with ``landmarks``
-            (both RV insertion points) or a labelled right ventricle to find them from, which is less sure.
-        image_name, label_name: their keys.
-
-    Raises:
-        InputError: no labels, another shape, under 30 voxels of wall, unknown landmarks, NaN.
-    """
-    name = str(study.get("study_id", "study"))
-    for key in (image_name, label_name):
-        if key not in study:
-            raise InputError(
-                name,
-                f"has no {key!r}",
-                f"It has {', '.join(study.keys())}; labels come from the heart network.",
-            )
-    stack, labels = study.get_image(image_name), study.get_image(label_name).data[0].numpy()
-    image, spacing = stack.data[0].numpy(), tuple(float(value) for value in stack.spacing)
-    if stack.data.shape[0] != 1:
-        raise InputError(
-            name, f"{stack.data.shape[0]} channels", "Give one channel, (1, X, Y, slices)."
-        )
-    if image.shape != labels.shape:
-        raise InputError(
-            name, f"labels {labels.shape}, image {image.shape}", "Give labels of the image's shape."
-        )
-    count = int(np.isin(labels, WALL_CODES).sum())
-    if count < MINIMUM_WALL_VOXELS:
-        raise InputError(
-            name,
-            f"{count} voxels of myocardium",
-            f"A scar needs {MINIMUM_WALL_VOXELS} or more (codes 2-4).",
-        )
-    landmarks = cast("Landmarks | None", study.get("landmarks"))
-    if landmarks is None and (labels == RV).any():
-        landmarks = insertion_points(labels, spacing)
-    if landmarks is None:
-        raise InputError(
-            name,
-            "RV insertion points unknown",
-            "Give landmarks, an RV label, or run the heart network.",
-        )
-    geometry = wall_geometry(labels, spacing, landmarks)
-    image = np.ascontiguousarray(image, dtype=np.float32)
-    crop, codes = image[geometry.box], labels[geometry.box]
-    if not np.isfinite(crop).all():
-        raise InputError(name, "NaN or infinite values around the heart", "Repair the image.")
-    wall = np.isin(codes, WALL_CODES)
-    healthy = codes == MYOCARDIUM
-    flat = geometry.index
-    values, middle = (
-        crop.reshape(-1)[flat],
-        healthy.reshape(-1)[flat] & (np.abs(geometry.depth - 0.5) < 0.3),
-    )
-    slices = range(geometry.shape[2])
-    if not middle.any():
-        raise InputError(
-            name, "no healthy myocardium", "Choose a study whose wall is not all scar."
-        )
-    cavity = codes == CAVITY
-    deep = ndimage.binary_erosion(cavity, np.ones((3, 3, 1)))
-    blood_of = [crop[..., s][deep[..., s]] for s in slices]
-    remote_of = [values[middle & (geometry.plane == s)] for s in slices]
-    remote, blood = _medians(remote_of), _medians(blood_of)
-    scale = [1.5 / spacing[0] * 1.5, 1.5 / spacing[1] * 1.5, 0]
-    weight = ndimage.gaussian_filter(healthy.astype(np.float32), scale)
-    mean = ndimage.gaussian_filter(np.where(healthy, crop, 0), scale) / np.maximum(weight, 1e-3)
-    mean = mean.reshape(-1)[flat]
-    smooth = np.where(weight.reshape(-1)[flat] > 0.05, mean, remote[geometry.plane])
-    noise = float(1.4826 * np.median(np.abs(values - smooth)[middle]))
-    heart = wall | cavity
-    spread = [4 / spacing[0], 4 / spacing[1], 0]
-    share = np.maximum(ndimage.gaussian_filter(heart.astype(np.float32), spread), 0.05)
-    residual = crop - ndimage.gaussian_filter(np.where(heart, crop, 0), spread) / share
-    inside = ndimage.binary_erosion(heart, np.ones((3, 3, 1)))
-    blur = [
-        _blur_matrix(crop.shape[axis], _point_spread(residual, inside, axis)) for axis in (0, 1)
-    ]
-    whole = bool((crop == np.rint(crop)).all())
-    free = healthy.reshape(-1)[flat]
-    return ScarCanvas(
-        *(name, (spacing[0], spacing[1]), image, labels, geometry, remote, blood),
-        *(smooth, noise, (blur[0], blur[1]), whole, free),
-    )
+prepare_canvas = ScarPainter  # the old name, for lgekit.bench and lgekit.evaluation.realism
 
 
 def _medians(groups: list[np.ndarray]) -> np.ndarray:
-    """Median of each slice; of all slices together where a slice has fewer than 8 voxels."""
+    """Median of each slice; the median of all slices for a slice with fewer than 8 voxels."""
     everything = np.concatenate(groups)
     overall = np.median(everything) if len(everything) else 0.0
-    return np.array(
-        [np.median(group) if len(group) >= 8 else overall for group in groups], np.float32
-    )
+    medians = [np.median(group) if len(group) >= 8 else overall for group in groups]
+    return np.array(medians, np.float32)
 
 
 def _point_spread(residual: np.ndarray, inside: np.ndarray, axis: int) -> float:
-    """Standard deviation of the point spread along an axis, in voxels, from how alike neighbouring noise is.
+    """Standard deviation (voxels) of the point spread along an axis, from correlated noise.
 
-    White noise under a Gaussian of standard deviation ``sd`` has autocorrelation exp(-1 / (4 sd²)) at distance 1, and
-    scanner and storage blur noise and object alike (interpolated images do; at least 0.6 voxels where noise is white).
-
-    Args:
-        residual: image less its local mean, ``(x, y, slices)``.
-        inside: where to look, bool of the same shape.
+    White noise blurred by a Gaussian has the autocorrelation exp(-1 / (4 sd²)) at distance 1.
     """
-    first, second = (
-        (slice(None, -1), slice(1, None))
-        if axis == 0
-        else ((slice(None), slice(None, -1)), (slice(None), slice(1, None)))
-    )
+    before = (slice(None),) * axis
+    first, second = (*before, slice(None, -1)), (*before, slice(1, None))
     both = inside[first] & inside[second]
     power = float((residual[inside] ** 2).mean()) if inside.any() else 0.0
     if both.sum() < 50 or power <= 0:
         return 0.8
-    alike = float((residual[first] * residual[second])[both].mean()) / power
-    return float(np.clip(np.sqrt(-0.25 / np.log(np.clip(alike, 0.01, 0.95))), 0.6, 2.0))
+    correlation = float((residual[first] * residual[second])[both].mean()) / power
+    return float(np.clip(np.sqrt(-0.25 / np.log(np.clip(correlation, 0.01, 0.95))), 0.6, 2.0))
 
 
 def _blur_matrix(count: int, sd: float) -> np.ndarray:
@@ -357,9 +580,9 @@ def _blur_matrix(count: int, sd: float) -> np.ndarray:
 
 
 def stated_findings(subject: tio.Subject) -> Findings:
-    """What is said of a study: its report where it has one, else its ``findings``, else what its labels show.
+    """Return the findings of the report; without one, those of ``findings``, else of the labels.
 
-    The report comes first because training may use no other truth than the text.
+    The report comes first because training must not use any other truth.
     """
     if subject.get("report"):
         return read_report(str(subject["report"]))
@@ -373,40 +596,44 @@ def _known_findings(subject: tio.Subject) -> Findings:
     return found or Findings()
 
 
-def _has_scar(subject: tio.Subject, label_name: str) -> bool:
-    labels = subject.get_image(label_name).data if label_name in subject else torch.zeros(1)
-    return (
-        bool(((labels == SCAR) | (labels == NO_REFLOW)).any()) or stated_findings(subject).present
-    )
+def _updated_words(subject: tio.Subject, added: Findings, seed: int) -> dict[str, Any]:
+    """Return what a study says of itself after scars were added."""
+    stated = Findings(stated_findings(subject).scars + added.scars)
+    return {
+        "findings": Findings(_known_findings(subject).scars + added.scars),
+        "report": write_report(stated, np.random.default_rng([seed, 1])),
+        "report_source": "synthetic",
+        "scar_note": "painted",
+    }
 
 
 class AddScar(IntensityTransform):
-    r"""Paint given scars into a late gadolinium enhancement study, and rewrite its words.
+    r"""Paint given scars into a late gadolinium enhancement study, and rewrite its report.
 
-    Writes the image, the label map (codes 3 scar, 4 no-reflow), ``findings``, ``report``, ``report_source``
-    (``"synthetic"``) and ``scar_note`` (``"painted"``).
+    Changes the image, the label map (codes 3 scar, 4 no-reflow), ``findings``, ``report``,
+    ``report_source`` (``"synthetic"``) and ``scar_note`` (``"painted"``).
 
     Args:
-        findings: scars to add to those that the study has.
-        seed: borders, texture and the report's wording follow from it.
-        note: why nothing was painted; with it the study stays as it is, and ``scar_note`` says why. It is how
-            :class:`RandomScar` leaves a reason in the history.
-        style: writer's style of the report (see :func:`lgekit.reports.writer.write_report`); None draws one.
-        image_name, label_name: keys of the image and of the label map (background 0, LV cavity 1, myocardium 2,
-            scar 3, no-reflow 4, RV 5).
-        **kwargs: See [`Transform`][torchio.transforms.Transform] for additional keyword arguments.
+        findings: scars to add to those of the study.
+        seed: determines borders, texture and the wording of the report.
+        note: a reason to leave the study unchanged, copied to ``scar_note``.
+            :class:`RandomScar` uses it to record the reason in the history.
+        image_name, label_name: keys of the image and of the label map (background 0, LV cavity 1,
+            myocardium 2, scar 3, no-reflow 4, RV 5).
+        **kwargs: See :class:`torchio.transforms.Transform`.
 
     Raises:
-        InputError: labels or landmarks are missing, or the scar cannot be placed as described.
+        InputError: labels or landmarks are missing, or a scar cannot be placed as described.
 
     Examples:
-        >>> from lgekit.findings import Findings, Scar
-        >>> from lgekit.data.phantom import phantom_study
-        >>> from lgekit.scars.transforms import AddScar
-        >>> inferior = Findings(Scar(walls=("inferior",), levels=("basal", "mid"), depth="subendocardial"))
-        >>> scarred = AddScar(inferior, seed=3)(phantom_study(0, seed=0, prevalence=0.0))
+        >>> import lgekit as lk
+        >>> (study,) = lk.phantom_cohort(1, seed=0, prevalence=0.0).studies
+        >>> inferior = lk.Scar(walls=("inferior",), levels=("basal", "mid"), depth="subendocardial")
+        >>> scarred = lk.AddScar(inferior, seed=3)(study)
         >>> scarred["findings"].walls
         frozenset({'inferior'})
+        >>> int(study.label_map.max()), int(scarred.label_map.max())
+        (2, 3)
     """
 
     def __init__(
@@ -414,7 +641,6 @@ class AddScar(IntensityTransform):
         findings: Findings | Scar,
         seed: int = 0,
         note: str = "",
-        style: str | None = None,
         image_name: str = "image",
         label_name: str = "labels",
         **kwargs,
@@ -422,42 +648,30 @@ class AddScar(IntensityTransform):
         super().__init__(**kwargs)
         self.findings = Findings((findings,)) if isinstance(findings, Scar) else findings
         if not isinstance(self.findings, Findings):
-            raise InputError(
-                "findings", f"{type(findings).__name__} given", "Give Findings or a Scar."
-            )
-        self.seed, self.note, self.style = int(seed), note, style
+            problem = f"{type(findings).__name__} given"
+            raise InputError("findings", problem, "Give Findings or a Scar.")
+        self.seed, self.note = int(seed), note
         self.image_name, self.label_name = image_name, label_name
-        self.args_names = ["findings", "seed", "note", "style", "image_name", "label_name"]
+        self.args_names = ["findings", "seed", "note", "image_name", "label_name"]
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         if self.note or not self.findings.present:
             subject["scar_note"] = self.note or "unchanged: no scar asked for"
             return subject
-        canvas = prepare_canvas(subject, self.image_name, self.label_name)
-        image, labels = canvas.paint(self.findings, np.random.default_rng(self.seed))
-        before = stated_findings(subject), _known_findings(subject)
+        painter = ScarPainter(subject, self.image_name, self.label_name)
+        image, labels = painter.paint(self.findings, np.random.default_rng(self.seed))
+        words = _updated_words(subject, self.findings, self.seed)
         subject.get_image(self.image_name).set_data(torch.from_numpy(image)[None])
         subject.get_image(self.label_name).set_data(torch.from_numpy(labels)[None])
-        subject.update(_words(*before, self.findings, self.seed, self.style))
+        subject.update(words)
         return subject
 
 
-def _words(
-    stated: Findings, known: Findings, added: Findings, seed: int, style: str | None
-) -> dict[str, Any]:
-    """What is said of a study after scars were added to what its report stated and what was known of it."""
-    report = write_report(
-        Findings(stated.scars + added.scars), np.random.default_rng([seed, 1]), style=style
-    )
-    about = {"findings": Findings(known.scars + added.scars), "report": report}
-    return about | {"report_source": "synthetic", "scar_note": "painted"}
-
-
 class ScarHost:
-    """A study measured once, to paint many random scars into copies of it: what :class:`RandomScar` paints, quicker.
+    """A study measured once, to paint what :class:`RandomScar` paints into many copies of it.
 
     Args:
-        study: with labels and landmarks (see :func:`lgekit.scars.transforms.prepare_canvas`), without scar.
+        study: scar-free, with labels and landmarks.
         prevalence: see :class:`RandomScar`.
 
     Raises:
@@ -465,58 +679,56 @@ class ScarHost:
     """
 
     def __init__(self, study: Study, prevalence: str = "clinical"):
-        self.study, self.prevalence = study, prevalence
-        self.canvas = prepare_canvas(study)
-        self.stated, self.known = stated_findings(study), _known_findings(study)
+        self.study, self.prevalence, self.painter = study, prevalence, ScarPainter(study)
 
     def paint(self, seed: int) -> Study:
-        """A copy of the study with the scar that this seed paints; what does not change is shared.
+        """Return a copy of the study with the scar of this seed; unchanged values are shared.
 
         Raises:
             InputError: no scar drawn from this seed fits the study.
         """
-        found, painting, image, labels = self.canvas.paint_random(
-            np.random.default_rng(seed), self.prevalence
-        )
+        rng = np.random.default_rng(seed)
+        found, own_seed, image, labels = self.painter.draw(rng, self.prevalence)
         affine = self.study.get_image("image").affine
-        fields = dict(self.study) | {
-            "image": tio.ScalarImage(tensor=torch.from_numpy(image)[None], affine=affine),
-            "labels": tio.LabelMap(tensor=torch.from_numpy(labels)[None], affine=affine),
-        }
-        return Study(fields | _words(self.stated, self.known, found, painting, None))
+        fields = dict(self.study) | _updated_words(self.study, found, own_seed)
+        fields["image"] = tio.ScalarImage(tensor=torch.from_numpy(image)[None], affine=affine)
+        fields["labels"] = tio.LabelMap(tensor=torch.from_numpy(labels)[None], affine=affine)
+        return Study(fields)
 
 
 class RandomScar(RandomTransform, IntensityTransform):
-    r"""Paint a random scar into a late gadolinium enhancement study with a given probability, and rewrite its words.
+    r"""Paint a random scar into a late gadolinium enhancement study, and rewrite its report.
 
-    The controller draws walls, levels, depth, transmurality and no-reflow; the scar is painted into the chosen AHA
-    segments ∩ the chosen layer of the wall, and looks as the study's own blood, myocardium, noise and point spread
-    make it look. Levels that the slices do not show are left out; a draw that does not fit is drawn again.
-    A study that cannot take a scar comes back as it was: ``scar_note`` and the history say why.
+    Walls, levels, depth, transmurality and no-reflow are drawn at random. The scar is painted into
+    the chosen AHA segments and the chosen layer of the wall. Its intensities follow the study's own
+    blood, myocardium, noise and point spread. Levels that the stack does not show are left out, and
+    findings that do not fit are drawn again. A study that cannot take a scar is returned unchanged;
+    ``scar_note`` and the history give the reason.
 
-    Works in the scanner's grid (any rotation, mirroring, slice order) and in the standard frame. Chance comes from
-    PyTorch's global generator, as in all TorchIO transforms, and ``subject.history`` replays.
+    Works on the scanner's grid and in the standard frame. The random numbers come from PyTorch's
+    global generator, and ``subject.history`` replays the scar.
 
     Args:
         p: probability that a study gets a scar.
-        prevalence: ``"clinical"`` draws a disease and a pattern typical of it, ``"uniform"`` draws all walls, levels
-            and depths alike (see :func:`lgekit.findings.draw_scar`).
-        findings: take the scars from here instead: one :class:`~lgekit.findings.Findings`, or several to choose from.
-        only_scar_free: leave studies alone that have scar in their labels or their report.
-        style: writer's style of the report; None draws one.
-        image_name, label_name: keys of the image and of the label map (codes as in :class:`AddScar`).
-        **kwargs: See [`Transform`][torchio.transforms.Transform] for additional keyword arguments.
+        prevalence: ``"clinical"`` draws a disease and a typical pattern of it; ``"uniform"`` draws
+            all walls, levels and depths equally often (see :func:`lgekit.findings.draw_scar`).
+        findings: paint these instead: one :class:`~lgekit.findings.Findings`, or several to choose
+            from.
+        only_scar_free: leave studies unchanged that have scar in their labels or their report.
+        image_name, label_name: see :class:`AddScar`.
+        **kwargs: See :class:`torchio.transforms.Transform`.
 
     Raises:
         InputError: unknown ``prevalence``, or ``findings`` of another type.
 
     Examples:
-        >>> import torch, torchio as tio
-        >>> from lgekit.data.phantom import phantom_study
-        >>> from lgekit.scars.transforms import RandomScar
-        >>> transform = tio.Compose([RandomScar(p=1), tio.RandomNoise(std=0.01)])
+        >>> import torch
+        >>> import torchio as tio
+        >>> import lgekit as lk
+        >>> (study,) = lk.phantom_cohort(1, seed=0, prevalence=0.0).studies
+        >>> transform = tio.Compose([lk.RandomScar(p=1), tio.RandomNoise(std=0.01)])
         >>> _ = torch.manual_seed(0)
-        >>> scarred = transform(phantom_study(0, seed=0, prevalence=0.0))
+        >>> scarred = transform(study)
         >>> scarred["findings"].present, scarred["report_source"], scarred.history[0].name
         (True, 'synthetic', 'AddScar')
     """
@@ -527,51 +739,42 @@ class RandomScar(RandomTransform, IntensityTransform):
         prevalence: str = "clinical",
         findings: Findings | Scar | Sequence[Findings] | None = None,
         only_scar_free: bool = True,
-        style: str | None = None,
         image_name: str = "image",
         label_name: str = "labels",
         **kwargs,
     ):
         super().__init__(p=p, **kwargs)
         if prevalence not in ("clinical", "uniform"):
-            raise InputError(
-                "prevalence", f"unknown value {prevalence!r}", "Use clinical or uniform."
-            )
+            problem = f"unknown value {prevalence!r}"
+            raise InputError("prevalence", problem, "Use clinical or uniform.")
         if isinstance(findings, Scar):
             findings = Findings((findings,))
-        self.findings = (
-            (findings,) if isinstance(findings, Findings) else findings and tuple(findings)
-        )
-        if self.findings and not all(isinstance(choice, Findings) for choice in self.findings):
+        self.findings = (findings,) if isinstance(findings, Findings) else tuple(findings or ())
+        if not all(isinstance(choice, Findings) for choice in self.findings):
             raise InputError("findings", f"{findings!r}", "Give Findings, or a list of Findings.")
-        self.prevalence, self.only_scar_free, self.style = prevalence, only_scar_free, style
+        self.prevalence, self.only_scar_free = prevalence, only_scar_free
         self.image_name, self.label_name = image_name, label_name
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        seed = self._get_random_seed()
-        options: dict[str, Any] = {
-            "style": self.style,
-            "image_name": self.image_name,
-            "label_name": self.label_name,
-        }
-        options |= self._get_base_args()
+        seed, found, note = self._get_random_seed(), Findings(), ""
         try:
-            found, painting = self.get_params(subject, seed)
+            found, seed = self.get_params(subject, seed)
         except InputError as error:
-            return AddScar(Findings(), seed, note=f"unchanged: {error}", **options)(subject)
-        return AddScar(found, painting, **options)(subject)
+            note = f"unchanged: {error}"
+        keys = {"image_name": self.image_name, "label_name": self.label_name}
+        return AddScar(found, seed, note=note, **keys, **self._get_base_args())(subject)
 
     def get_params(self, subject: tio.Subject, seed: int) -> tuple[Findings, int]:
-        """Findings that fit the study, and the seed that paints them.
+        """Return findings that fit the study, and the seed that paints them.
 
         Raises:
-            InputError: the reason why the study stays as it is.
+            InputError: the reason why the study stays unchanged.
         """
-        if self.only_scar_free and _has_scar(subject, self.label_name):
-            raise InputError(
-                str(subject.get("study_id", "study")),
-                "has a scar",
-                "Pass only_scar_free=False to add one.",
-            )
-        canvas = prepare_canvas(subject, self.image_name, self.label_name)
-        return canvas.draw(np.random.default_rng(seed), self.prevalence, self.findings or ())
+        if self.only_scar_free:
+            labels = subject.get_image(self.label_name).data if self.label_name in subject else None
+            labelled = labels is not None and bool(((labels == SCAR) | (labels == NO_REFLOW)).any())
+            if labelled or stated_findings(subject).present:
+                name, remedy = subject.get("study_id", "study"), "Pass only_scar_free=False to add one."
+                raise InputError(str(name), "has a scar", remedy)
+        painter = ScarPainter(subject, self.image_name, self.label_name)
+        return painter.draw(np.random.default_rng(seed), self.prevalence, self.findings)[:2]
