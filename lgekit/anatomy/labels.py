@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy import ndimage, sparse
@@ -82,15 +82,22 @@ def wall_depth(labels_slice: np.ndarray, spacing: Vector) -> np.ndarray:
     if wall.any():
         (tight,) = ndimage.find_objects(wall.view(np.int8))
         box = tuple(slice(side.start - 2, side.stop + 2) for side in tight)
-        depth[wall] = _depth_of_pixels(wall[box], labels_slice[box] == CAVITY, spacing[:2])
+        # 1 wall, 2 cavity; as bytes, because painting many scars asks for the same wall again
+        codes = (wall[box] + 2 * (labels_slice[box] == CAVITY)).astype(np.uint8)
+        depth[wall] = _depth_of_pixels(codes.tobytes(), codes.shape, *map(float, spacing[:2]))
     return depth[2:-2, 2:-2]
 
 
-def _depth_of_pixels(wall: np.ndarray, cavity: np.ndarray, spacing: Vector) -> np.ndarray:
-    """Depth of the wall's pixels, ``(pixels,)``. ``wall`` must not touch the array's border."""
+@lru_cache(maxsize=2048)
+def _depth_of_pixels(
+    codes: bytes, shape: tuple[int, int], width_mm: float, height_mm: float
+) -> np.ndarray:
+    """Depth of the wall's pixels, ``(pixels,)``. The wall must not touch the array's border."""
+    values = np.frombuffer(codes, np.uint8).reshape(shape)
+    wall, cavity, spacing = values == 1, values == 2, (width_mm, height_mm)
     if not cavity.any():
         (centre,) = slice_centres(wall[..., None])
-        x, y = ((np.arange(n) - c) * h for n, c, h in zip(wall.shape, centre, spacing, strict=True))
+        x, y = ((np.arange(n) - c) * h for n, c, h in zip(shape, centre, spacing, strict=True))
         from_centre = np.hypot(x[:, None], y[None])
         to_border = ndimage.distance_transform_edt(wall, sampling=spacing) - min(spacing) / 2
         return (from_centre / (from_centre + np.maximum(to_border, 0) + 1e-9))[wall]
@@ -103,7 +110,7 @@ def _depth_of_pixels(wall: np.ndarray, cavity: np.ndarray, spacing: Vector) -> n
     neighbour = np.array([np.roll(number, shift, axis)[wall] for shift, axis in shifts])
     in_cavity = np.array([np.roll(cavity, shift, axis)[wall] for shift, axis in shifts])
     in_wall = neighbour >= 0
-    pixel_mm = np.repeat(np.asarray(spacing, float), 2)[:, None]
+    pixel_mm = np.repeat(spacing, 2)[:, None]
     distance = np.where(in_wall, pixel_mm, pixel_mm / 2)  # a contour is half a pixel away
     rows = np.broadcast_to(np.arange(count), neighbour.shape)
 

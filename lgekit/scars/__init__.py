@@ -1,1 +1,1 @@
-"""Synthetic scars: where they are, what they look like, and the TorchIO transforms that paint them."""
+"""Synthetic scars, painted by TorchIO transforms."""

@@ -1,5 +1,6 @@
 """The old place of draw_region, for lgekit.evaluation.realism."""
 
-from lgekit.scars.transforms import draw_region
 
-__all__ = ["draw_region"]
+def draw_region(geometry, free, scar, rng):
+    """Call ``geometry.draw_region``."""
+    return geometry.draw_region(scar, rng)

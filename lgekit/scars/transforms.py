@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,18 +14,7 @@ from scipy import ndimage
 from torchio.transforms.augmentation.random_transform import RandomTransform
 from torchio.transforms.intensity_transform import IntensityTransform
 
-from lgekit.anatomy.segments import (
-    circumference_of,
-    count_cells,
-    depth_of_voxels,
-    findings_from_labels,
-    insertion_points,
-    scars_in_words,
-    segment_number,
-    transmurality_of,
-    wall_cell,
-    wall_voxels,
-)
+from lgekit.anatomy import segments as aha
 from lgekit.errors import InputError
 from lgekit.findings import LEVELS, WALLS, Findings, Scar, draw_findings
 from lgekit.reports.reader import read_report
@@ -42,16 +30,6 @@ SOFT_BORDER_MM = 8.0  # beyond this distance from a scar the image does not chan
 PLACEMENTS = 16  # shapes drawn for one scar
 FINDINGS_DRAWN = 8  # findings drawn for one study before it stays unchanged
 
-BINS = 180  # angular bins of 2 degrees
-BIN_DEG = (np.arange(BINS) + 0.5) * 360 / BINS
-# Waves around the circle, scaled so that a random sum of them has variance 1.
-_WAVES = np.arange(1, 17)
-_BASIS = np.concatenate(
-    [wave(np.radians(BIN_DEG)[:, None] * _WAVES) for wave in (np.cos, np.sin)], axis=1
-).astype(np.float32)
-_BASIS *= np.tile(1 / np.sqrt(1 + (_WAVES / 4) ** 2), 2)
-_BASIS /= np.sqrt((_BASIS**2).sum(1).mean())
-
 # Extent of each layer as a share of the wall's thickness.
 LAYERS = {
     "subendocardial": (0.25, 0.68),
@@ -59,103 +37,23 @@ LAYERS = {
     "mid-wall": (0.28, 0.45),
     "subepicardial": (0.28, 0.5),
 }
+BINS = 180  # angular bins of 2 degrees
+BIN_DEG = (np.arange(BINS) + 0.5) * 360 / BINS
+
+# Waves around the circle, scaled so that a random sum of them has variance 1.
+_WAVES = np.arange(1, 17)
+_ANGLES = np.radians(BIN_DEG)[:, None] * _WAVES
+_BASIS = np.concatenate([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1).astype(np.float32)
+_BASIS *= np.tile(1 / np.sqrt(1 + (_WAVES / 4) ** 2), 2)
+_BASIS /= np.sqrt((_BASIS**2).sum(1).mean())
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """The wall as a list of voxels in the standard frame; arrays ``(voxels,)`` unless stated.
-
-    Attributes:
-        box: the part of the stack that contains the wall and a margin.
-        shape: of the box.
-        index: position in the flattened box.
-        plane, bin, cell: slice in the box, angular bin, and cell (see ``wall_cell``).
-        depth: 0 endocardium … 1 epicardium.
-        thickness_mm, radius_mm: thickness of the wall there, and distance from the LV centre.
-        thirds, levels: of each slice of the box; the third is -1 without a wall.
-        cell_size: voxels in each cell, ``(slices, 60, 3)``.
-    """
-
-    box: tuple[slice, slice, slice]
-    shape: tuple[int, int, int]
-    index: np.ndarray
-    plane: np.ndarray
-    bin: np.ndarray
-    cell: np.ndarray
-    depth: np.ndarray
-    thickness_mm: np.ndarray
-    radius_mm: np.ndarray
-    thirds: np.ndarray
-    levels: np.ndarray
-    cell_size: np.ndarray
-
-    @classmethod
-    def of(cls, labels: np.ndarray, spacing: Sequence[float], landmarks: Landmarks) -> Geometry:
-        """Measure the wall of a label map. Raises InputError for unknown landmarks."""
-        ventricle, x, y, stored, angle = wall_voxels(labels, spacing, landmarks)
-        depth = depth_of_voxels(labels, spacing, x, y, stored, np.unique(stored))
-        centre = ventricle.centres[stored].T
-        radius = np.hypot((x - centre[0]) * spacing[0], (y - centre[1]) * spacing[1])
-        # thickness: area of the wall in each of 24 sectors over the length of its middle line
-        sector = 24 * stored + (angle // 15).astype(int) % 24
-        voxels = np.bincount(sector)
-        length = np.bincount(sector, radius) / np.maximum(voxels, 1) * np.radians(15)
-        thickness = (voxels * spacing[0] * spacing[1] / np.maximum(length, 1.0))[sector]
-        margins = (int(np.ceil(6 / spacing[0])), int(np.ceil(6 / spacing[1])), 0)
-        box = tuple(
-            slice(max(int(place.min()) - margin, 0), min(int(place.max()) + 1 + margin, size))
-            for place, margin, size in zip((x, y, stored), margins, labels.shape, strict=True)
-        )
-        shape = tuple(side.stop - side.start for side in box)
-        plane = stored - box[2].start
-        cell = wall_cell(plane, angle, depth)
-        has_wall = np.isin(np.arange(labels.shape[2]), stored)
-        return cls(
-            box=cast(tuple[slice, slice, slice], box),
-            shape=cast(tuple[int, int, int], shape),
-            index=np.ravel_multi_index((x - box[0].start, y - box[1].start, plane), shape),
-            plane=plane,
-            bin=np.minimum((angle * BINS / 360).astype(int), BINS - 1),
-            cell=cell,
-            depth=depth.astype(np.float32),
-            thickness_mm=thickness.astype(np.float32),
-            radius_mm=radius.astype(np.float32),
-            thirds=np.where(has_wall, ventricle.thirds, -1)[box[2]],
-            levels=ventricle.levels[box[2]].astype(np.float32),
-            cell_size=count_cells(cell, shape[2]),
-        )
-
-
-_GEOMETRIES: dict[tuple, Geometry] = {}
-
-
-def _cached_geometry(
-    labels: np.ndarray, spacing: tuple[float, ...], landmarks: Landmarks
-) -> Geometry:
-    """The geometry of the last 256 studies is kept: it costs ten times as much as painting."""
-    key = hashlib.blake2b(labels.tobytes()).digest(), labels.shape, spacing, landmarks
-    if key not in _GEOMETRIES:
-        if len(_GEOMETRIES) >= 256:
-            _GEOMETRIES.pop(next(iter(_GEOMETRIES)))
-        _GEOMETRIES[key] = Geometry.of(labels, spacing, landmarks)
-    return _GEOMETRIES[key]
-
-
-@dataclass(frozen=True)
-class Region:
-    """The shape of one scar; arrays over the wall's voxels in and near it.
-
-    Attributes:
-        voxels: indices into the geometry's arrays.
-        depth_mm: distance inside the scar's border, mm; negative outside.
-        membership: share of scar in the voxel, 0 … 1, with the grey zone.
-        core: distance inside the no-reflow core, mm; negative outside.
-    """
-
-    voxels: np.ndarray
-    depth_mm: np.ndarray
-    membership: np.ndarray
-    core: np.ndarray
+def random_fields(rng: np.random.Generator, count: int, slices: int) -> np.ndarray:
+    """Draw smooth fields of variance 1, continuous over slices: ``(count, bins, slices)``."""
+    waves = rng.standard_normal((count, 2 * len(_WAVES), slices)).astype(np.float32)
+    for s in range(1, slices):
+        waves[..., s] = 0.7 * waves[..., s - 1] + 0.714 * waves[..., s]
+    return _BASIS @ waves
 
 
 @lru_cache(maxsize=512)
@@ -172,12 +70,10 @@ def _degrees_inside(
         in_walls = np.isin((BIN_DEG - 60) % 360 // 60, [WALLS.index(name) for name in walls])
     apart = np.abs((BIN_DEG[:, None] - BIN_DEG[None] + 180) % 360 - 180)
     result = np.full((BINS, 4), -180.0, np.float32)
-    for third in range(4):
-        if LEVELS[third] not in levels:
-            continue
+    for third in [LEVELS.index(level) for level in levels]:
         chosen = in_walls.copy()
         if third < 3:
-            chosen &= np.isin(segment_number(BIN_DEG, third), list(segments))
+            chosen &= np.isin(aha.segment_number(BIN_DEG, third), list(segments))
         if chosen.all():
             result[:, third] = 180
         elif chosen.any():
@@ -186,164 +82,21 @@ def _degrees_inside(
     return result
 
 
-def random_fields(rng: np.random.Generator, count: int, slices: int) -> np.ndarray:
-    """Draw smooth fields of variance 1, continuous over slices: ``(count, bins, slices)``."""
-    waves = rng.standard_normal((count, 2 * len(_WAVES), slices)).astype(np.float32)
-    for s in range(1, slices):
-        waves[..., s] = 0.7 * waves[..., s - 1] + 0.714 * waves[..., s]
-    return _BASIS @ waves
+@dataclass(frozen=True)
+class Region:
+    """The shape of one scar; arrays over the wall's voxels in and near it.
 
-
-def draw_region(wall: Geometry, free: np.ndarray, scar: Scar, rng: np.random.Generator) -> Region:
-    """Draw the shape of a scar, until walls, levels, depth and extent measure as ``scar`` says.
-
-    Args:
-        wall: the geometry of the study.
-        free: ``(voxels,)`` bool, healthy wall.
-        scar: what to draw; attributes that it leaves open are drawn.
-        rng: the only source of chance.
-
-    Raises:
-        InputError: there is no such place in this study, or 16 shapes did not fit.
+    Attributes:
+        voxels: indices into the painter's arrays.
+        depth_mm: distance inside the scar's border, mm; negative outside.
+        membership: share of scar in the voxel, 0 … 1, with the grey zone.
+        core: distance inside the no-reflow core, mm; negative outside.
     """
-    levels = scar.levels or tuple(LEVELS[third] for third in range(3) if third in wall.thirds)
-    percent = scar.transmurality
-    problem = remedy = ""
-    if not scar.segments:
-        problem = f"{scar} names no wall and no level"
-        remedy = "Give the scar walls, levels or both."
-    elif (
-        percent
-        and scar.depth
-        and not (66 if scar.depth == "transmural" else 0)
-        <= percent
-        <= (100 if scar.depth == "transmural" else 84)
-    ):
-        problem = f"{scar.depth}, {percent} %"
-        remedy = "Transmural means 75 % of the wall or more."
-    elif missing := [name for name in levels if LEVELS.index(name) not in wall.thirds]:
-        problem = f"no slice shows the level {missing[0]!r}"
-        remedy = "Leave this level out."
-    if problem:
-        raise InputError("findings", problem, remedy)
-    degrees = _degrees_inside(scar.walls, levels, scar.segments)
-    own = degrees[wall.bin, wall.thirds[wall.plane]]
-    voxels = np.flatnonzero((own > -12) & free)
-    if len(voxels) < 6:
-        problem = f"{len(voxels)} voxels of healthy wall in {scar}"
-        raise InputError("findings", problem, "Choose other walls or levels.")
-    for _ in range(PLACEMENTS):
-        region = _draw_once(wall, voxels, own[voxels], degrees, scar, rng)
-        if region is not None:
-            return region
-    problem = f"{scar} does not fit this wall in {PLACEMENTS} tries"
-    raise InputError("findings", problem, "Choose a larger scar, or finer pixels.")
 
-
-def _draw_once(
-    wall: Geometry,
-    voxels: np.ndarray,
-    own: np.ndarray,
-    degrees: np.ndarray,
-    scar: Scar,
-    rng: np.random.Generator,
-) -> Region | None:
-    """Draw one shape; None if it does not measure as the scar says. ``own``: degrees of voxels."""
-    slices, plane, bins = wall.shape[2], wall.plane[voxels], wall.bin[voxels]
-    depth, thickness = wall.depth[voxels], wall.thickness_mm[voxels]
-    third = wall.thirds[plane]
-    layer, around = scar.depth or "subendocardial", scar.circumference
-    lateral, surface, patch = random_fields(rng, 3, slices)[:, bins, plane]
-
-    # the extent of the layer as a share of the wall, and the depth of the middle of a mid-wall layer
-    aim = rng.uniform(*LAYERS[layer])
-    if scar.transmurality is not None:
-        aim = scar.transmurality / 100
-        if layer == "subendocardial":  # beyond, an error of 10 points reads as another layer
-            aim = float(np.clip(aim, 0.2, 0.67))
-    elif scar.pattern == "linear":
-        aim = 0.28
-    centre = rng.uniform(0.46, 0.54)
-
-    # taper: 0 in the middle of the scar's slices, up to 1 at the basal and the apical end
-    with_scar = np.unique(plane)
-    low, high = wall.levels[with_scar].min(), wall.levels[with_scar].max()
-    along = 2 * (wall.levels - low) / max(high - low, 1e-6) - 1
-    ends = rng.uniform(0, 1, 2) * (len(with_scar) > 1)
-    taper = np.clip(np.where(along < 0, -along * ends[0], along * ends[1]), 0, 1)
-
-    # sideways: mm inside the lateral border, which wobbles and is `edge` degrees inside the walls
-    half = np.clip(degrees.max(0), 0, 90)  # half the width of the walls in each third
-    if around:
-        widths = [np.count_nonzero(degrees[:, t] > 0) * 360 / BINS for t in np.flatnonzero(half)]
-        edge = np.full(slices, np.clip((np.mean(widths) - 3.6 * around) / 2, 0, 0.8 * half.max()))
-    else:
-        share = (rng.uniform(0.05, 0.45) + 0.25 * taper) * min(1, 2 * aim)
-        edge = np.minimum(half[wall.thirds] * share, 45)
-    whole = (own >= 180) & (third < 3)
-    if whole.any() and scar.pattern != "diffuse":  # large infarcts leave a gap between two walls
-        gap = 1.8 * (100 - around) if around else rng.uniform(10, 45)
-        middle = 60 * rng.integers(6) + rng.normal(0, 5)
-        from_middle = np.abs((BIN_DEG[bins] - middle + 180) % 360 - 180)
-        own = np.where(whole, from_middle - min(gap, 50), own)
-        edge, half = np.where(half[wall.thirds] >= 90, 0, edge), np.maximum(half, 30)
-    inner = own - edge[plane] + 4 * lateral * np.minimum(half[third] / 60, 1)
-    inner = np.where(own >= 180, 180, np.minimum(inner, own))
-    sideways = np.radians(inner) * wall.radius_mm[voxels]
-    if scar.pattern == "patchy":
-        sideways = np.minimum(sideways, (patch + 0.4) * 5)
-
-    # across: mm inside the border of the layer, which is thinner at the scar's edges and ends
-    ramp = np.clip(inner / rng.uniform(8, 25), 0, 1)
-    uneven = np.exp(rng.normal(0, 0.16, slices))[plane]
-    flank = 1 - rng.uniform(0.2, 0.7) * (1 - ramp * ramp * (3 - 2 * ramp))
-    profile = uneven * flank * (1 - 0.3 * taper[plane])
-    rough = np.minimum(1.2, 0.14 * thickness) * surface
-
-    def across(extent: float) -> np.ndarray:
-        if layer == "mid-wall":
-            from_centre = np.abs(depth - centre - 0.05 * patch)
-            inside = (extent * profile / 2 - from_centre) * thickness + rough / 2
-            return np.minimum(inside, (0.4 - np.abs(depth - 0.5)) * thickness)
-        from_border = 1 - depth if layer == "subepicardial" else depth
-        return (extent * profile - from_border) * thickness + rough
-
-    extent = aim
-    if scar.transmurality or layer in ("subendocardial", "transmural"):
-        low, high, size = 0.05, 2.0, wall.cell_size.sum(2)
-        for _ in range(7):  # bisection for the extent that gives the transmurality
-            extent = (low + high) / 2
-            filled = wall.cell[voxels[np.minimum(sideways, across(extent)) > 0]]
-            reached = transmurality_of(count_cells(filled, slices).sum(2), size)
-            low, high = (extent, high) if reached < aim else (low, extent)
-    inside = np.minimum(sideways, across(extent))
-    mask = inside > 0
-    if mask.sum() < 3 or not _agrees(wall, voxels[mask], scar, layer):
-        return None
-    core = np.full(len(voxels), -9.0, np.float32)
-    if scar.no_reflow:
-        spared = depth * thickness - rng.uniform(0.2, 1)  # a rim of scar towards the cavity
-        core = np.minimum(np.minimum(inside, spared), 2.5) + 0.5 * patch
-        core = np.where(mask, core - np.quantile(core[mask], 1 - rng.uniform(0.08, 0.3)), -9.0)
-    grey_zone = rng.uniform(0.8, 2.2)  # mm
-    share = 1 / (1 + np.exp(-np.clip(inside / grey_zone, -30, 30)))
-    return Region(voxels, inside, np.clip((share - 0.05) / 0.9, 0, 1), core)
-
-
-def _agrees(wall: Geometry, scarred: np.ndarray, scar: Scar, layer: str) -> bool:
-    """Whether the voxels measure as the scar: walls, levels, depth; percentages within 10."""
-    counts = count_cells(wall.cell[scarred], wall.shape[2])
-    measured = scars_in_words(wall.cell_size, counts, np.zeros_like(counts), wall.thirds)
-    walls = {name for one in measured for name in one.walls}
-    levels = {name for one in measured for name in one.levels}
-    if walls != set(scar.walls or WALLS) or levels != set(scar.levels or levels):
-        return False
-    for one in measured:
-        off = abs((one.transmurality or 0) - (scar.transmurality or one.transmurality or 0))
-        if one.depth != layer or off > 10:
-            return False
-    around = circumference_of(counts.sum(2), wall.cell_size.sum(2))
-    return scar.circumference is None or abs(around - scar.circumference) <= 10
+    voxels: np.ndarray
+    depth_mm: np.ndarray
+    membership: np.ndarray
+    core: np.ndarray
 
 
 class ScarPainter:
@@ -355,14 +108,17 @@ class ScarPainter:
         image_name, label_name: their keys.
 
     Attributes:
-        image, labels: the arrays of the study, ``(X, Y, slices)`` float32 and uint8; never changed.
-        geometry: the wall's coordinates.
-        remote, blood: medians of myocardium and cavity in each slice of the box, ``(slices,)``.
-        smooth: local mean of the wall, ``(voxels,)``; it follows bias field and partial volume.
-        noise: standard deviation of the wall around ``smooth``.
-        blur: matrices ``(x, x)`` and ``(y, y)`` that apply the point spread to a slice of the box.
-        whole_numbers: whether the image contains only integers; the painted image then does, too.
-        free: voxels of healthy wall, ``(voxels,)`` bool.
+        image, labels: the arrays of the study, ``(X, Y, slices)``; never changed.
+        box, shape: the part of the stack with the wall and a margin.
+        index, plane, bin, cell, depth, thickness_mm, radius_mm: for each voxel of the wall, its
+            position in the flattened box, slice, angular bin, cell (``wall_cell``), depth (0 …
+            1), thickness of the wall and distance from the centre; standard frame.
+        thirds, levels, cell_size: of each slice of the box; voxels in each cell.
+        free: voxels of healthy wall, bool.
+        remote, blood: medians of myocardium and cavity in each slice of the box.
+        smooth, noise: local mean of the wall in each voxel, and standard deviation around it.
+        blur: matrices ``(x, x)`` and ``(y, y)`` that apply the point spread to a slice.
+        whole_numbers: whether the image has only integers; the painted image then does, too.
 
     Raises:
         InputError: no labels, wrong shape, fewer than 30 voxels of wall, unknown landmarks, NaN.
@@ -376,83 +132,235 @@ class ScarPainter:
             if key not in study:
                 remedy = f"It has {', '.join(study.keys())}. The heart network makes labels."
                 raise InputError(self.name, f"has no {key!r}", remedy)
-        stack = study.get_image(image_name)
-        if stack.data.shape[0] != 1:
-            problem = f"{stack.data.shape[0]} channels"
-            raise InputError(self.name, problem, "Give one channel, (1, X, Y, slices).")
-        spacing = tuple(float(value) for value in stack.spacing)
-        self.spacing = spacing[:2]
+        stack, labels = study.get_image(image_name), study.get_image(label_name).data[0].numpy()
+        self.spacing, self.labels = tuple(map(float, stack.spacing[:2])), labels
         self.image = np.ascontiguousarray(stack.data[0].numpy(), dtype=np.float32)
-        self.labels = labels = study.get_image(label_name).data[0].numpy()
+        if stack.data.shape[0] != 1 or self.image.shape != labels.shape:
+            problem = f"image {tuple(stack.data.shape)}, labels {labels.shape}"
+            raise InputError(self.name, problem, "Give both the shape (1, X, Y, slices).")
+        wall_size = int(np.isin(labels, WALL_CODES).sum())
+        if wall_size < MINIMUM_WALL_VOXELS:
+            remedy = f"A scar needs {MINIMUM_WALL_VOXELS} or more (codes 2-4)."
+            raise InputError(self.name, f"{wall_size} voxels of myocardium", remedy)
         landmarks = cast("Landmarks | None", study.get("landmarks"))
         if landmarks is None and (labels == RV).any():
-            landmarks = insertion_points(labels, spacing)
-        count = int(np.isin(labels, WALL_CODES).sum())
-        problem = remedy = ""
-        if self.image.shape != labels.shape:
-            problem = f"labels {labels.shape}, image {self.image.shape}"
-            remedy = "Give labels of the image's shape."
-        elif count < MINIMUM_WALL_VOXELS:
-            problem = f"{count} voxels of myocardium"
-            remedy = f"A scar needs {MINIMUM_WALL_VOXELS} or more (codes 2-4)."
-        elif landmarks is None:
-            problem = "RV insertion points unknown"
+            landmarks = aha.insertion_points(labels, self.spacing)
+        if landmarks is None:
             remedy = "Give landmarks, an RV label, or run the heart network."
-        if landmarks is None or problem:
-            raise InputError(self.name, problem, remedy)
-        self.geometry = _cached_geometry(labels, spacing, landmarks)
-        self._measure_intensities(self.image[self.geometry.box], labels[self.geometry.box])
+            raise InputError(self.name, "RV insertion points unknown", remedy)
+        self._measure_wall(labels, landmarks)
+        self._measure_intensities(self.image[self.box], labels[self.box])
+
+    def _measure_wall(self, labels: np.ndarray, landmarks: Landmarks) -> None:
+        spacing = self.spacing
+        ventricle, x, y, stored, angle = aha.wall_voxels(labels, spacing, landmarks)
+        depth = aha.depth_of_voxels(labels, spacing, x, y, stored, np.unique(stored))
+        margins = (int(np.ceil(6 / spacing[0])), int(np.ceil(6 / spacing[1])), 0)
+        self.box = tuple(
+            slice(max(int(place.min()) - margin, 0), min(int(place.max()) + 1 + margin, size))
+            for place, margin, size in zip((x, y, stored), margins, labels.shape, strict=True)
+        )
+        left, top, first = (side.start for side in self.box)
+        self.shape = tuple(side.stop - side.start for side in self.box)
+        self.plane = stored - first
+        self.index = np.ravel_multi_index((x - left, y - top, self.plane), self.shape)
+        self.bin = np.minimum((angle * BINS / 360).astype(int), BINS - 1)
+        self.cell = aha.wall_cell(self.plane, angle, depth)
+        self.cell_size = aha.count_cells(self.cell, self.shape[2])
+        self.depth = depth.astype(np.float32)
+        centre = ventricle.centres[stored].T
+        radius = np.hypot((x - centre[0]) * spacing[0], (y - centre[1]) * spacing[1])
+        self.radius_mm = radius.astype(np.float32)
+        # thickness: area of the wall in each of 24 sectors over the length of its middle line
+        sector = 24 * stored + (angle // 15).astype(int) % 24
+        voxels = np.bincount(sector)
+        length = np.bincount(sector, radius) / np.maximum(voxels, 1) * np.radians(15)
+        thickness = voxels * spacing[0] * spacing[1] / np.maximum(length, 1.0)
+        self.thickness_mm = thickness[sector].astype(np.float32)
+        has_wall = np.isin(np.arange(labels.shape[2]), stored)
+        self.thirds = np.where(has_wall, ventricle.thirds, -1)[self.box[2]]
+        self.levels = ventricle.levels[self.box[2]].astype(np.float32)
 
     def _measure_intensities(self, image: np.ndarray, labels: np.ndarray) -> None:
-        """Measure the signals, noise and point spread of the box."""
+        healthy, cavity = labels == MYOCARDIUM, labels == CAVITY
+        heart = np.isin(labels, WALL_CODES) | cavity
+        self.free = healthy.ravel()[self.index]
+        values, middle = image.ravel()[self.index], self.free & (np.abs(self.depth - 0.5) < 0.3)
         if not np.isfinite(image).all():
             problem = "NaN or infinite values around the heart"
             raise InputError(self.name, problem, "Repair the image.")
-        wall, slices = self.geometry, range(self.geometry.shape[2])
-        healthy, cavity = labels == MYOCARDIUM, labels == CAVITY
-        heart = np.isin(labels, WALL_CODES) | cavity
-        self.free = healthy.ravel()[wall.index]
-        values, middle = image.ravel()[wall.index], self.free & (np.abs(wall.depth - 0.5) < 0.3)
         if not middle.any():
             remedy = "Choose a study whose wall is not all scar."
             raise InputError(self.name, "no healthy myocardium", remedy)
-        deep = ndimage.binary_erosion(cavity, np.ones((3, 3, 1)))
+        deep, slices = ndimage.binary_erosion(cavity, np.ones((3, 3, 1))), range(self.shape[2])
         self.blood = _medians([image[..., s][deep[..., s]] for s in slices])
-        self.remote = _medians([values[middle & (wall.plane == s)] for s in slices])
+        self.remote = _medians([values[middle & (self.plane == s)] for s in slices])
 
-        scale = [2.25 / self.spacing[0], 2.25 / self.spacing[1], 0]
-        weight = ndimage.gaussian_filter(healthy.astype(np.float32), scale)
-        mean = ndimage.gaussian_filter(np.where(healthy, image, 0), scale)
-        mean = (mean / np.maximum(weight, 1e-3)).ravel()[wall.index]
-        enough = weight.ravel()[wall.index] > 0.05
-        self.smooth = np.where(enough, mean, self.remote[wall.plane])
+        def smoothed(array: np.ndarray, sigma_mm: float) -> np.ndarray:
+            sigma = [sigma_mm / self.spacing[0], sigma_mm / self.spacing[1], 0]
+            return ndimage.gaussian_filter(array, sigma)
+
+        weight = smoothed(healthy.astype(np.float32), 2.25)
+        mean = smoothed(np.where(healthy, image, 0), 2.25) / np.maximum(weight, 1e-3)
+        enough = weight.ravel()[self.index] > 0.05
+        self.smooth = np.where(enough, mean.ravel()[self.index], self.remote[self.plane])
         self.noise = float(1.4826 * np.median(np.abs(values - self.smooth)[middle]))
-
-        spread = [4 / self.spacing[0], 4 / self.spacing[1], 0]
-        share = np.maximum(ndimage.gaussian_filter(heart.astype(np.float32), spread), 0.05)
-        residual = image - ndimage.gaussian_filter(np.where(heart, image, 0), spread) / share
+        share = np.maximum(smoothed(heart.astype(np.float32), 4), 0.05)
+        residual = image - smoothed(np.where(heart, image, 0), 4) / share
         inside = ndimage.binary_erosion(heart, np.ones((3, 3, 1)))
-        self.blur = [
-            _blur_matrix(image.shape[axis], _point_spread(residual, inside, axis))
-            for axis in (0, 1)
-        ]
+        spreads = (_point_spread(residual, inside, axis) for axis in (0, 1))
+        self.blur = [_blur_matrix(n, sd) for n, sd in zip(image.shape, spreads, strict=False)]
         self.whole_numbers = bool((image == np.rint(image)).all())
 
     def fit(self, findings: Findings) -> Findings:
         """Remove levels that the stack does not show, and scars that have no other level."""
         kept = []
         for scar in findings.scars:
-            levels = tuple(n for n in scar.levels if LEVELS.index(n) in self.geometry.thirds)
+            levels = tuple(name for name in scar.levels if LEVELS.index(name) in self.thirds)
             if levels or not scar.levels:
                 kept.append(replace(scar, levels=levels))
         return Findings(tuple(kept))
 
-    def paint(self, findings: Findings, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Paint scars.
+    def draw_region(self, scar: Scar, rng: np.random.Generator) -> Region:
+        """Draw the shape of a scar, until walls, levels, depth and extent measure as ``scar`` says.
 
-        Args:
-            findings: each scar must name a wall or a level that the stack shows.
-            rng: the only source of chance.
+        Attributes that the scar leaves open are drawn.
+
+        Raises:
+            InputError: there is no such place in this study, or 16 shapes did not fit.
+        """
+        levels = scar.levels or tuple(LEVELS[third] for third in range(3) if third in self.thirds)
+        missing = [level for level in levels if LEVELS.index(level) not in self.thirds]
+        if not scar.segments:
+            problem = f"{scar} names no wall and no level"
+            raise InputError("findings", problem, "Give the scar walls, levels or both.")
+        least, most = (66, 100) if scar.depth == "transmural" else (0, 84)
+        if scar.depth and not least <= (scar.transmurality or 75) <= most:
+            problem = f"{scar.depth}, {scar.transmurality} %"
+            raise InputError("findings", problem, "Transmural means 75 % of the wall or more.")
+        if missing:
+            problem = f"no slice shows the level {missing[0]!r}"
+            raise InputError("findings", problem, "Leave this level out.")
+        degrees = _degrees_inside(scar.walls, levels, scar.segments)
+        own = degrees[self.bin, self.thirds[self.plane]]
+        voxels = np.flatnonzero((own > -12) & self.free)
+        if len(voxels) < 6:
+            problem = f"{len(voxels)} voxels of healthy wall in {scar}"
+            raise InputError("findings", problem, "Choose other walls or levels.")
+        for _ in range(PLACEMENTS):
+            region = self._draw_once(voxels, own[voxels], degrees, scar, rng)
+            if region is not None:
+                return region
+        problem = f"{scar} does not fit this wall in {PLACEMENTS} tries"
+        raise InputError("findings", problem, "Choose a larger scar, or finer pixels.")
+
+    def _draw_once(
+        self,
+        voxels: np.ndarray,
+        own: np.ndarray,
+        degrees: np.ndarray,
+        scar: Scar,
+        rng: np.random.Generator,
+    ) -> Region | None:
+        """Draw one shape; None if it does not measure as the scar says."""
+        slices, plane, bins = self.shape[2], self.plane[voxels], self.bin[voxels]
+        depth, thickness = self.depth[voxels], self.thickness_mm[voxels]
+        layer, around = scar.depth or "subendocardial", scar.circumference
+        lateral, surface, patch = random_fields(rng, 3, slices)[:, bins, plane]
+
+        # the layer's share of the wall, and the depth of the middle of a mid-wall layer
+        aim = rng.uniform(*LAYERS[layer])
+        if scar.transmurality is not None:
+            aim = scar.transmurality / 100
+            if layer == "subendocardial":  # beyond, an error of 10 points reads as another layer
+                aim = float(np.clip(aim, 0.2, 0.67))
+        elif scar.pattern == "linear":
+            aim = 0.28
+        centre = rng.uniform(0.46, 0.54)
+
+        # taper: 0 in the middle of the scar's slices, up to 1 at the basal and the apical end
+        with_scar = np.unique(plane)
+        low, high = self.levels[with_scar].min(), self.levels[with_scar].max()
+        along = 2 * (self.levels - low) / max(high - low, 1e-6) - 1
+        ends = rng.uniform(0, 1, 2) * (len(with_scar) > 1)
+        taper = np.clip(np.where(along < 0, -along * ends[0], along * ends[1]), 0, 1)
+
+        # sideways: mm inside the lateral border, which is about `edge` degrees inside the walls
+        half = np.clip(degrees.max(0), 0, 90)  # half the width of the walls in each third
+        if around:
+            chosen = np.count_nonzero(degrees[:, half > 0] > 0, axis=0) * 360 / BINS
+            most = 0.8 * half.max()
+            edge = np.full(slices, np.clip((chosen.mean() - 3.6 * around) / 2, 0, most))
+        else:
+            share = (rng.uniform(0.05, 0.45) + 0.25 * taper) * min(1, 2 * aim)
+            edge = np.minimum(half[self.thirds] * share, 45)
+        whole = (own >= 180) & (self.thirds[plane] < 3)
+        if whole.any() and scar.pattern != "diffuse":
+            # large infarcts leave a gap between two walls
+            gap = 1.8 * (100 - around) if around else rng.uniform(10, 45)
+            middle = 60 * rng.integers(6) + rng.normal(0, 5)
+            from_middle = np.abs((BIN_DEG[bins] - middle + 180) % 360 - 180)
+            own = np.where(whole, from_middle - min(gap, 50), own)
+            edge, half = np.where(half[self.thirds] >= 90, 0, edge), np.maximum(half, 30)
+        inner = own - edge[plane] + 4 * lateral * np.minimum(half[self.thirds[plane]] / 60, 1)
+        inner = np.where(own >= 180, 180, np.minimum(inner, own))
+        sideways = np.radians(inner) * self.radius_mm[voxels]
+        if scar.pattern == "patchy":
+            sideways = np.minimum(sideways, (patch + 0.4) * 5)
+
+        # across: mm inside the border of the layer, which is thinner at the scar's edges and ends
+        ramp = np.clip(inner / rng.uniform(8, 25), 0, 1)
+        uneven = np.exp(rng.normal(0, 0.16, slices))[plane]
+        flank = 1 - rng.uniform(0.2, 0.7) * (1 - ramp * ramp * (3 - 2 * ramp))
+        profile = uneven * flank * (1 - 0.3 * taper[plane])
+        rough = np.minimum(1.2, 0.14 * thickness) * surface
+
+        def across(extent: float) -> np.ndarray:
+            if layer == "mid-wall":
+                from_centre = np.abs(depth - centre - 0.05 * patch)
+                inside = (extent * profile / 2 - from_centre) * thickness + rough / 2
+                return np.minimum(inside, (0.4 - np.abs(depth - 0.5)) * thickness)
+            from_border = 1 - depth if layer == "subepicardial" else depth
+            return (extent * profile - from_border) * thickness + rough
+
+        extent = aim
+        if scar.transmurality or layer in ("subendocardial", "transmural"):
+            low, high, size = 0.05, 2.0, self.cell_size.sum(2)
+            for _ in range(7):  # bisection for the extent that gives the transmurality
+                extent = (low + high) / 2
+                filled = self.cell[voxels[np.minimum(sideways, across(extent)) > 0]]
+                reached = aha.transmurality_of(aha.count_cells(filled, slices).sum(2), size)
+                low, high = (extent, high) if reached < aim else (low, extent)
+        inside = np.minimum(sideways, across(extent))
+        mask = inside > 0
+        if mask.sum() < 3 or not self._agrees(voxels[mask], scar, layer):
+            return None
+        core = np.full(len(voxels), -9.0, np.float32)
+        if scar.no_reflow:
+            spared = depth * thickness - rng.uniform(0.2, 1)  # a rim of scar towards the cavity
+            core = np.minimum(np.minimum(inside, spared), 2.5) + 0.5 * patch
+            core = np.where(mask, core - np.quantile(core[mask], 1 - rng.uniform(0.08, 0.3)), -9.0)
+        grey_zone = rng.uniform(0.8, 2.2)  # mm
+        share = 1 / (1 + np.exp(-np.clip(inside / grey_zone, -30, 30)))
+        return Region(voxels, inside, np.clip((share - 0.05) / 0.9, 0, 1), core)
+
+    def _agrees(self, scarred: np.ndarray, scar: Scar, layer: str) -> bool:
+        """Whether the voxels measure as the scar: walls, levels, depth; percentages within 10."""
+        counts = aha.count_cells(self.cell[scarred], self.shape[2])
+        measured = aha.scars_in_words(self.cell_size, counts, np.zeros_like(counts), self.thirds)
+        walls = {name for one in measured for name in one.walls}
+        levels = {name for one in measured for name in one.levels}
+        if walls != set(scar.walls or WALLS) or levels != set(scar.levels or levels):
+            return False
+        for one in measured:
+            off = abs((one.transmurality or 0) - (scar.transmurality or one.transmurality or 0))
+            if one.depth != layer or off > 10:
+                return False
+        around = aha.circumference_of(counts.sum(2), self.cell_size.sum(2))
+        return scar.circumference is None or abs(around - scar.circumference) <= 10
+
+    def paint(self, findings: Findings, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Paint scars; each must name a wall or a level that the stack shows.
 
         Returns:
             New image and labels, ``(X, Y, slices)`` float32 and uint8. The image changes only in
@@ -461,17 +369,17 @@ class ScarPainter:
         Raises:
             InputError: a scar cannot be placed as described.
         """
-        regions = [draw_region(self.geometry, self.free, scar, rng) for scar in findings.scars]
+        regions = [self.draw_region(scar, rng) for scar in findings.scars]
         image, labels = self.image.copy(), self.labels.copy()
         for region in regions:
-            self._paint_region(region, rng, image[self.geometry.box], labels[self.geometry.box])
+            self._paint_region(region, rng, image[self.box], labels[self.box])
         return image, labels
 
     def _paint_region(
         self, region: Region, rng: np.random.Generator, image: np.ndarray, labels: np.ndarray
     ) -> None:
         """Paint one scar into the box, in place."""
-        x, y, plane = np.unravel_index(self.geometry.index[region.voxels], self.geometry.shape)
+        x, y, plane = np.unravel_index(self.index[region.voxels], self.shape)
         mask = region.depth_mm > 0
         labels[x[mask], y[mask], plane[mask]] = np.where(region.core > 0, NO_REFLOW, SCAR)[mask]
         # only slices with scar, and only the rectangle around it
@@ -498,12 +406,12 @@ class ScarPainter:
 
     def _enhancement(self, region: Region, rng: np.random.Generator) -> np.ndarray:
         """Rise of the signal in each voxel of the region before the point spread."""
-        wall, voxels = self.geometry, region.voxels
-        plane, bins, depth = wall.plane[voxels], wall.bin[voxels], wall.depth[voxels]
+        voxels = region.voxels
+        plane, bins, depth = self.plane[voxels], self.bin[voxels], self.depth[voxels]
         contrast = CONTRAST * np.exp(np.clip(rng.normal(0, CONTRAST_SPREAD), -0.7, 0.7))
-        by_slice = np.exp(rng.normal(0, SLICE_SPREAD, wall.shape[2]))
+        by_slice = np.exp(rng.normal(0, SLICE_SPREAD, self.shape[2]))
         height = contrast * np.maximum(self.blood - self.remote, 2.5 * self.noise) * by_slice
-        patch = random_fields(rng, 2, wall.shape[2])
+        patch = random_fields(rng, 2, self.shape[2])
         patchiness = patch[0][bins, plane] * (1 - depth) + patch[1][bins, plane] * depth
         wanted = self.remote[plane] + height[plane] * (1 + PATCHINESS * patchiness)
         rise = np.clip(wanted - self.smooth[voxels], 0, 1.25 * height[plane])
@@ -517,12 +425,7 @@ class ScarPainter:
         prevalence: str = "clinical",
         choices: Sequence[Findings] = (),
     ) -> tuple[Findings, int, np.ndarray, np.ndarray]:
-        """Draw findings that fit this study, and paint them.
-
-        Args:
-            rng: the only source of chance.
-            prevalence: see :func:`lgekit.findings.draw_scar`.
-            choices: findings to choose from instead.
+        """Draw findings that fit this study (from ``choices``, if given), and paint them.
 
         Returns:
             The findings, the seed with which :meth:`paint` paints them, image and labels.
@@ -546,7 +449,10 @@ class ScarPainter:
         raise reason
 
 
-prepare_canvas = ScarPainter  # the old name, for lgekit.bench and lgekit.evaluation.realism
+class prepare_canvas(ScarPainter):
+    """The old name, for lgekit.bench and lgekit.evaluation.realism."""
+
+    geometry = property(lambda self: self)
 
 
 def _medians(groups: list[np.ndarray]) -> np.ndarray:
@@ -592,7 +498,7 @@ def stated_findings(subject: tio.Subject) -> Findings:
 def _known_findings(subject: tio.Subject) -> Findings:
     found = cast("Findings | None", subject.get("findings"))
     if found is None and isinstance(subject, Study) and subject.label_map is not None:
-        found = findings_from_labels(subject)
+        found = aha.findings_from_labels(subject)
     return found or Findings()
 
 
@@ -670,10 +576,6 @@ class AddScar(IntensityTransform):
 class ScarHost:
     """A study measured once, to paint what :class:`RandomScar` paints into many copies of it.
 
-    Args:
-        study: scar-free, with labels and landmarks.
-        prevalence: see :class:`RandomScar`.
-
     Raises:
         InputError: the study cannot take a scar.
     """
@@ -682,7 +584,7 @@ class ScarHost:
         self.study, self.prevalence, self.painter = study, prevalence, ScarPainter(study)
 
     def paint(self, seed: int) -> Study:
-        """Return a copy of the study with the scar of this seed; unchanged values are shared.
+        """Return a copy of the study with the scar of this seed.
 
         Raises:
             InputError: no scar drawn from this seed fits the study.
@@ -761,8 +663,9 @@ class RandomScar(RandomTransform, IntensityTransform):
             found, seed = self.get_params(subject, seed)
         except InputError as error:
             note = f"unchanged: {error}"
-        keys = {"image_name": self.image_name, "label_name": self.label_name}
-        return AddScar(found, seed, note=note, **keys, **self._get_base_args())(subject)
+        options: dict[str, Any] = self._get_base_args()
+        scar = AddScar(found, seed, note, self.image_name, self.label_name, **options)
+        return scar(subject)
 
     def get_params(self, subject: tio.Subject, seed: int) -> tuple[Findings, int]:
         """Return findings that fit the study, and the seed that paints them.
@@ -771,10 +674,10 @@ class RandomScar(RandomTransform, IntensityTransform):
             InputError: the reason why the study stays unchanged.
         """
         if self.only_scar_free:
-            labels = subject.get_image(self.label_name).data if self.label_name in subject else None
-            labelled = labels is not None and bool(((labels == SCAR) | (labels == NO_REFLOW)).any())
+            labels = subject.get_image(self.label_name).data if self.label_name in subject else 0
+            labelled = np.isin(labels, (SCAR, NO_REFLOW)).any()
             if labelled or stated_findings(subject).present:
-                name, remedy = subject.get("study_id", "study"), "Pass only_scar_free=False to add one."
-                raise InputError(str(name), "has a scar", remedy)
+                name = str(subject.get("study_id", "study"))
+                raise InputError(name, "has a scar", "Pass only_scar_free=False to add one.")
         painter = ScarPainter(subject, self.image_name, self.label_name)
         return painter.draw(np.random.default_rng(seed), self.prevalence, self.findings)[:2]
