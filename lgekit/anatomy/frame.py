@@ -72,8 +72,7 @@ class ShortAxisFrame:
     def to_frame(self, data: torch.Tensor, nearest: bool = False) -> torch.Tensor:
         """Resample ``(channels, X, Y, slices)`` to ``(channels, pixels, pixels, slices)``.
 
-        There is one interpolation, on the tensor's device: linear, or nearest with the dtype kept.
-        Outside the image the result is 0.
+        Linear, or nearest with the dtype kept; 0 outside the image.
 
         Raises:
             InputError: the data are not on this frame's scanner grid; names both shapes.
@@ -86,11 +85,7 @@ class ShortAxisFrame:
         return out.flip(3) if self.reversed_slices else out
 
     def to_scanner(self, data: torch.Tensor, nearest: bool = True) -> torch.Tensor:
-        """Resample ``(channels, pixels, pixels, slices)`` to the scanner's grid; 0 outside.
-
-        Raises:
-            InputError: the data do not have the frame's shape; names both shapes.
-        """
+        """Resample ``(channels, pixels, pixels, slices)`` to the scanner's grid; see `to_frame`."""
         expected = (self.pixels, self.pixels, self.shape[2])
         if data.ndim != 4 or tuple(data.shape[1:]) != expected:
             remedy = f"Give (channels, *{expected}), as in the frame."
@@ -134,11 +129,11 @@ def _resample_slices(
 class StandardizeShortAxis(tio.SpatialTransform):
     """Bring a study into the standard short-axis frame: LV centred, septum left, base first.
 
-    Rotation, mirror, scale and crop are one interpolation. The study's own labels and landmarks
-    (or those that ``HeartNetwork.predict`` added) show where the heart is. If the landmarks are
-    missing or their confidence is below ``min_confidence``, the study is centred and scaled without
-    a turn, and ``study["orientation_confident"]`` is False. Without a heart label the frame is a
-    square around the centre of the image.
+    Rotation, mirror, scale and crop are one interpolation. The study's labels and landmarks (its
+    own, or those that ``HeartNetwork.predict`` added) show where the heart is. If the landmarks are
+    missing or not confident, the study is centred and scaled without a turn, and
+    ``study["orientation_confident"]`` is False. Without a heart label the frame is a square around
+    the centre of the image.
 
     The result carries ``frame`` (a :class:`ShortAxisFrame`), its landmarks in the frame, and an
     affine that keeps the scanner coordinates of every point. ``history`` holds the frame that was
@@ -187,14 +182,13 @@ class StandardizeShortAxis(tio.SpatialTransform):
         if orientation not in ORIENTATIONS:
             remedy = f"Use one of {', '.join(ORIENTATIONS)}."
             raise InputError("orientation", f"{orientation!r}", remedy)
-        sizes = {
-            "pixels": pixels,
-            "field_of_view_mm": field_of_view_mm,
-            "heart_scale": heart_scale,
-        }
-        for name, value in sizes.items():
+        self.args_names = ["pixels", "field_of_view_mm", "heart_scale"]
+        for name, value in zip(
+            self.args_names, (pixels, field_of_view_mm, heart_scale), strict=True
+        ):
             if value is not None and not value > 0:
                 raise InputError(name, f"{value!r}", "Give a number above 0.")
+        self.args_names += ["orientation", "min_confidence", "frame"]
         self.pixels = int(pixels)
         self.field_of_view_mm = field_of_view_mm
         self.heart_scale = heart_scale
@@ -202,7 +196,6 @@ class StandardizeShortAxis(tio.SpatialTransform):
         self.min_confidence = min_confidence
         self.frame = frame
         self.invert_transform = False
-        self.args_names = [*sizes, "orientation", "min_confidence", "frame"]
 
     if TYPE_CHECKING:  # TorchIO's own annotation says Subject in, Subject out
 
@@ -277,9 +270,6 @@ def frame_to_scanner(array, study: Study) -> torch.Tensor:
             (masks) use the nearest neighbour and keep their dtype; real numbers are interpolated.
         study: the standardised study.
 
-    Returns:
-        The array on the grid of the stored image, with the same number of axes.
-
     Raises:
         InputError: the study is not standardised, or the array does not have the frame's shape.
     """
@@ -292,10 +282,10 @@ def frame_to_scanner(array, study: Study) -> torch.Tensor:
 def intensity_reference(study: Study) -> tuple[np.ndarray, float]:
     """Measure the signal of remote myocardium in each slice, and half of the range of signals.
 
-    Remote is the 30th percentile of the slice's wall: bright scar does not move it while it fills
-    less than half of the wall. The range is from the 5th to the 95th percentile of wall and cavity
-    over all slices, after the slice's remote is subtracted. Both are our choice [O]. Without a
-    heart label, the 25th percentile of the image's middle ninth replaces remote.
+    Remote is the 30th percentile of the slice's wall: scar does not move it while it fills less
+    than half of the wall. The range is from the 5th to the 95th percentile of wall and cavity over
+    all slices, relative to remote. Both are our choice [O]. Without a heart label, remote is the
+    25th percentile of the image's middle ninth.
 
     Returns:
         ``(slices,)`` float64, and the half range.
@@ -328,10 +318,7 @@ def normalise(data: torch.Tensor, reference: tuple[np.ndarray, float]) -> torch.
 
 
 def normalise_intensity(study: Study) -> Study:
-    """Return a copy of the study with remote myocardium at 0 and, mostly, blood between 1 and 2.
-
-    See :func:`intensity_reference`.
-    """
+    """Return a copy of the study with remote myocardium at 0 and, mostly, blood between 1 and 2."""
     image = study.get_image("image")
     data = normalise(image.data, intensity_reference(study))
     result = type(study)(dict(study) | {"image": tio.ScalarImage(tensor=data, affine=image.affine)})

@@ -18,11 +18,7 @@ FOUR_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)[..., None]  # in the p
 
 
 def label_stack(labels) -> np.ndarray:
-    """Return labels as an array ``(X, Y, slices)``; a leading channel axis of one is dropped.
-
-    Raises:
-        InputError: the array has another shape.
-    """
+    """Return labels as ``(X, Y, slices)``; drop a channel axis of one. Refuse other shapes."""
     array = np.asarray(labels)
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
@@ -33,7 +29,7 @@ def label_stack(labels) -> np.ndarray:
 
 
 def heart_box(labels: np.ndarray) -> tuple[slice, slice]:
-    """Return the in-plane rectangle that contains all labels; one corner pixel if there are none."""
+    """Return the in-plane rectangle around all labels; one corner pixel if there are none."""
     rows = np.flatnonzero(labels.reshape(labels.shape[0], -1).any(1))
     if len(rows) == 0:
         return slice(0, 1), slice(0, 1)
@@ -43,7 +39,7 @@ def heart_box(labels: np.ndarray) -> tuple[slice, slice]:
 
 
 def slice_centres(mask: np.ndarray) -> np.ndarray:
-    """Return the centroid of each slice of ``(X, Y, slices)``: ``(slices, 2)`` voxels, NaN if empty."""
+    """Return the centroid of each slice of a mask: ``(slices, 2)`` voxels, NaN if empty."""
     counts = [mask.sum(axis, dtype=np.int64).astype(float) for axis in (1, 0)]
     area = counts[0].sum(0)
     sums = np.stack([np.arange(len(count)) @ count for count in counts], axis=1)
@@ -51,7 +47,7 @@ def slice_centres(mask: np.ndarray) -> np.ndarray:
 
 
 def voxel_angle(x, y, centre: Vector, spacing: Vector) -> np.ndarray:
-    """Return the angle of voxels around ``centre`` (voxels): degrees in [0, 360), measured in mm."""
+    """Return the angle of voxels around ``centre``: degrees in [0, 360), measured in mm."""
     return np.degrees(np.arctan2((centre[1] - y) * spacing[1], (x - centre[0]) * spacing[0])) % 360
 
 
@@ -181,10 +177,7 @@ class Ventricle:
 
     @property
     def levels(self) -> np.ndarray:
-        """Level of each slice, ``(slices,)``: 0 most basal, 1 most apical, NaN without a heart.
-
-        A single slice has level 0.5.
-        """
+        """Level of each slice: 0 most basal, 1 most apical (0.5 if single), NaN without a heart."""
         levels = np.full(len(self.area), np.nan)
         found = np.flatnonzero(self.area)
         if len(found):
@@ -194,10 +187,10 @@ class Ventricle:
 
     @property
     def thirds(self) -> np.ndarray:
-        """Third of each slice, ``(slices,)`` int: 0 basal, 1 mid, 2 apical, 3 apex, -1 outside.
+        """Third of each slice, int: 0 basal, 1 mid, 2 apical, 3 apex, -1 outside.
 
-        Thirds are equal along the ventricle, and each slice counts at its middle (Cerqueira 2002).
-        The apex (segment 17) is an apical slice with a wall and no cavity.
+        Thirds are equal along the ventricle, and each slice counts at its middle. The apex is an
+        apical slice with a wall and no cavity (Cerqueira 2002).
         """
         levels, inside = self.levels, self.area > 0
         count = inside.sum()

@@ -56,8 +56,8 @@ class PolarGrid:
     """Where the samples of a polar view are on the scanner's grid.
 
     Attributes:
-        depths: rows of the view, from the cavity outwards, evenly spaced from ``inside`` wall
-            thicknesses before the endocardium to ``outside`` thicknesses beyond the epicardium.
+        depths: rows of the view, evenly spaced from ``inside`` wall thicknesses before the
+            endocardium to ``outside`` thicknesses beyond the epicardium.
         inside, outside: see above.
         angles_deg: ``(angles,)`` on the stored array; starts at the anterior insertion point (at
             120° if it is unknown), then septum, inferior and lateral wall.
@@ -65,8 +65,7 @@ class PolarGrid:
         endocardium, thickness: ``(slices, angles)`` mm.
         order: ``(slices,)`` the scanner's slice of each; from base to apex.
         levels: ``(slices,)`` 0 base … 1 apex, NaN without a heart.
-        spacing: mm of the scanner's grid.
-        shape: of the scanner's grid.
+        spacing, shape: of the scanner's grid, mm and voxels.
     """
 
     depths: int
@@ -82,9 +81,7 @@ class PolarGrid:
     shape: tuple[int, int, int]
 
     def view(self, data: torch.Tensor) -> torch.Tensor:
-        """Sample ``(1, X, Y, slices)`` linearly: ``(1, depths, angles, slices)`` float32.
-
-        Slices without a heart are 0.
+        """Sample ``(1, X, Y, slices)`` as ``(1, depths, angles, slices)``; 0 without a heart.
 
         Raises:
             InputError: the data are not on this grid; names both shapes.
@@ -121,13 +118,8 @@ class PolarGrid:
         epicardium = smooth(self.endocardium + self.thickness, 15)
         median = np.median(self.thickness, 1, keepdims=True)
         thickness = (median + smooth(self.thickness, 20)) / 2
-        return replace(
-            self,
-            inside=EVEN_INSIDE,
-            outside=EVEN_OUTSIDE,
-            endocardium=epicardium - thickness,
-            thickness=thickness,
-        )
+        further = replace(self, inside=EVEN_INSIDE, outside=EVEN_OUTSIDE)
+        return replace(further, endocardium=epicardium - thickness, thickness=thickness)
 
 
 def _ray_voxels(
@@ -167,8 +159,7 @@ def polar_grid(
     size around the centre of the image.
 
     Args:
-        study: with labels; with landmarks or an RV label for the orientation. On the scanner's grid
-            or in the standard frame.
+        study: on the scanner's grid or in the standard frame.
         depths, angles: size of the view.
         orientation: ``"rvip"`` starts at the anterior insertion point, ``"centre"`` and ``"none"``
             at 120° of the stored array. ``"none"`` also keeps the stored order of slices.
@@ -180,7 +171,7 @@ def polar_grid(
     if landmarks is not None and landmarks.confidence >= min_confidence:
         start, turn = landmarks.anterior_rvip_deg, -1 if landmarks.mirrored else 1
     angles_deg = (start + turn * 360 * np.arange(angles) / angles) % 360
-    order = np.arange(shape[2])
+    order, reverse = np.arange(shape[2]), False
     ventricle = None if study.label_map is None else Ventricle.of(study.label_map)
     if ventricle is None or not ventricle.area.any():
         side = min(shape[0] * spacing[0], shape[1] * spacing[1])
@@ -188,23 +179,14 @@ def polar_grid(
         levels = np.linspace(0, 1, shape[2]) if shape[2] > 1 else np.array([0.5])
         endocardium, thickness = (np.full((shape[2], angles), k * side) for k in (0.08, 0.04))
     else:
-        order = order if ventricle.base_first or orientation == "none" else order[::-1].copy()
+        reverse = not ventricle.base_first and orientation != "none"
         levels = ventricle.levels
         centres = np.where(np.isfinite(ventricle.centres), ventricle.centres, ventricle.centre)
         endocardium, thickness = _contours(ventricle, centres, spacing, angles_deg)
-    return PolarGrid(
-        depths,
-        INSIDE,
-        OUTSIDE,
-        angles_deg,
-        centres[order],
-        endocardium[order],
-        thickness[order],
-        order,
-        levels[order],
-        spacing,
-        shape,
-    )
+    order = order[::-1].copy() if reverse else order
+    centres, endocardium, thickness = centres[order], endocardium[order], thickness[order]
+    measured = (angles_deg, centres, endocardium, thickness, order, levels[order])
+    return PolarGrid(depths, INSIDE, OUTSIDE, *measured, spacing, shape)
 
 
 def _contours(

@@ -24,8 +24,7 @@ def to_frame_deg(angle, landmarks: Landmarks | None):
     """Convert angles of the stored array to angles of the standard frame (anterior point at 120°).
 
     Raises:
-        InputError: an insertion point is unknown. (The inferior one shows whether the array is
-            mirrored.)
+        InputError: an insertion point is unknown; the inferior one tells mirrored storage.
     """
     if landmarks is None or not _both_known(landmarks):
         remedy = "Give both insertion points, or run the heart network."
@@ -39,21 +38,14 @@ def _both_known(landmarks: Landmarks) -> bool:
 
 
 def segment_number(frame_deg, third) -> np.ndarray:
-    """Return the AHA segment (uint8) at an angle of the standard frame.
-
-    ``third`` is 0 basal, 1 mid, 2 apical or 3 apex; both arguments may be arrays.
-    """
+    """Return the AHA segment at an angle; third: 0 basal, 1 mid, 2 apical, 3 apex. Broadcasts."""
     six = 1 + 6 * third + (np.asarray(frame_deg) - 60) % 360 // 60
     four = 13 + (np.asarray(frame_deg) - 45) % 360 // 90
     return np.select([third == 3, third == 2], [17, four], six).astype(np.uint8)
 
 
 def wall_voxels(labels, spacing: Vector, landmarks: Landmarks | None):
-    """List the voxels of the wall, slice by slice.
-
-    Returns:
-        The ventricle; ``x``, ``y`` and slice of each voxel; its angle in the standard frame.
-    """
+    """Return the ventricle, and ``x``, ``y``, slice and frame angle of each voxel of the wall."""
     ventricle = Ventricle.of(labels)
     by_slice = np.moveaxis(np.isin(label_stack(labels), WALL_CODES), 2, 0)
     plane, x, y = np.nonzero(by_slice)
@@ -101,14 +93,12 @@ def insertion_points(
 ) -> Landmarks:
     """Find the insertion points: both ends of the arc where the right ventricle touches the left.
 
-    Only slices in the middle of the ventricle count. The epicardium is in contact where the RV
-    cavity (code 5) is within 5 % of the LV's diameter. The ends are averaged over slices, weighted
-    by the width of the arc (full weight from 95 % of the widest arc, none below 70 %).
+    The epicardium is in contact where the RV cavity (code 5) is within 5 % of the LV's diameter.
+    Only slices in the middle of the ventricle count, weighted by the width of their arc.
 
-    A mask alone cannot tell the anterior end from the inferior one, because a mirrored heart swaps
-    them. One of the two options decides. Without an option the shape of the RV decides: its
-    outermost part leans towards the inferior end (right in 90 % of 120 ACDC stacks), and the
-    confidence is halved.
+    A mirrored heart swaps the anterior and the inferior end, and a mask cannot tell them apart.
+    One of the options decides. Without one, the end towards which the outermost part of the RV
+    leans is inferior (right in 90 % of 120 ACDC stacks), and the confidence is halved.
 
     Args:
         labels: ``(X, Y, slices)`` with the RV labelled.
@@ -117,8 +107,8 @@ def insertion_points(
         anterior_hint_deg: an angle closer to the anterior than to the inferior insertion point.
 
     Returns:
-        Both angles; NaN with confidence 0 if no slice shows contact. Confidence falls with the
-        spread over slices.
+        Both angles; NaN with confidence 0 without contact. Confidence falls with the spread over
+        slices.
     """
     ventricle = Ventricle.of(labels)
     levels, right = ventricle.levels, ventricle.labels == RV
@@ -161,11 +151,11 @@ def _circular_mean(angles: np.ndarray, weight: np.ndarray) -> tuple[float, float
 def _contact_arc(
     left: np.ndarray, right: np.ndarray, centre: np.ndarray, spacing: Vector
 ) -> tuple[float, float, float] | None:
-    """Find the arc of one slice's epicardium that touches the RV; None if there is no such arc.
+    """Find the arc of one slice's epicardium that touches the RV.
 
     Returns:
         First and last angle (counter-clockwise), and by how many degrees the RV's outermost tenth
-        leans from the middle of the arc towards the last angle.
+        leans from the middle of the arc towards the last angle. None if there is no such arc.
     """
     diameter = 2 * np.sqrt(left.sum() * spacing[0] * spacing[1] / np.pi)
     x, y = np.nonzero(left & ~ndimage.binary_erosion(left))
@@ -216,10 +206,7 @@ def _labels_of(study: Study) -> np.ndarray:
 
 
 def segment_share(study: Study) -> pd.DataFrame:
-    """Measure the share of scar in each of the 17 AHA segments.
-
-    Args:
-        study: with labels and both insertion points.
+    """Measure the share of scar in each AHA segment.
 
     Returns:
         Index ``segment`` 1–17; columns ``voxels`` (of the wall), ``scar`` (share that is scar or
@@ -283,20 +270,18 @@ def scars_in_words(
 ) -> tuple[Scar, ...]:
     """Describe counted voxels as scars; the limits are our choice [O].
 
-    - Walls: a wall of 60° is affected at a level if scar fills at least 10 % of it, or 20 % of it
-      in one slice (if no wall is that full, the fullest one). Scars without a common or
-      neighbouring wall are separate scars.
-    - Transmurality: share of the wall's thickness that is scar. It is the mean over sectors,
-      weighted by their scar, so that sectors cut by the scar's edge count little.
-    - Depth: transmural from 75 %. Below, mid-wall if the scar spares both borders (the inner and
-      the outer third are less than half as full as the middle third), else named after the fuller
-      border. An infarct includes the subendocardium, however far it reaches (Mahrholdt et al.,
-      European Heart Journal 2005;26:1461–1474).
+    - Walls: a wall of 60° is affected at a level if scar fills at least 10 % of it, or 20 % in one
+      slice (else the fullest wall is affected). Neighbouring affected walls are one scar.
+    - Transmurality: share of the wall's thickness that is scar, the mean over sectors weighted by
+      their scar.
+    - Depth: transmural from 75 %. Below, mid-wall if the inner and the outer third are less than
+      half as full as the middle third, else named after the fuller border. An infarct includes the
+      subendocardium, however far it reaches (Mahrholdt et al., Eur Heart J 2005;26:1461–1474).
 
     Args:
         wall, scar, core: voxels of the wall, of scar (with no-reflow) and of no-reflow in each
             cell, ``(slices, 60, 3)``; see :func:`count_cells`.
-        thirds: ``(slices,)``; see :attr:`lgekit.anatomy.labels.Ventricle.thirds`.
+        thirds: of each slice, see :attr:`lgekit.anatomy.labels.Ventricle.thirds`.
         oriented: False if the insertion points are unknown: gives one scar without walls.
     """
     counts = np.roll(np.stack((wall, scar, core)), -SECTORS // 6, axis=2)  # WALLS begin at 60°
@@ -350,7 +335,7 @@ def transmurality_of(scar: np.ndarray, wall: np.ndarray) -> float:
 def circumference_of(scar: np.ndarray, wall: np.ndarray) -> float:
     """Return the percent of the circumference with scar, from voxels ``(slices, 60)`` of both.
 
-    A sector counts if scar fills more than a tenth of it. The mean is over the slices with scar.
+    A sector counts if scar fills over a tenth of it. The mean is over the slices with scar.
     """
     touched = (scar > 0.1 * wall)[scar.any(1)]
     return 100 * float(touched.mean()) if len(touched) else 0.0
