@@ -154,8 +154,7 @@ class StandardizeShortAxis(tio.SpatialTransform):
         InputError: an option is out of range, or ``frame`` belongs to an image of another shape.
 
     Examples:
-        >>> import numpy as np
-        >>> import lgekit as lk
+        >>> import numpy as np, lgekit as lk
         >>> x, y = np.ogrid[:120, :100]
         >>> radius = np.hypot(x - 70, y - 40)[..., None].repeat(6, axis=2)
         >>> labels = np.select([radius < 12, radius < 20], [1, 2])  # LV cavity, myocardium

@@ -93,8 +93,8 @@ class PolarGrid:
         depth = -self.inside + (1 + self.inside + self.outside) * row
         radius = self.endocardium[:, None] + depth[None, :, None] * self.thickness[:, None]
         slices = data.float()[0].permute(2, 0, 1)[torch.as_tensor(self.order), None]
-        rays = _ray_voxels(self.centres, np.maximum(radius, 0), self.angles_deg, self.spacing)
-        out = _sample(slices, rays)
+        radius = np.maximum(radius, 0)
+        out = _sample_rays(slices, self.centres, radius, self.angles_deg, self.spacing)
         out[torch.as_tensor(np.isnan(self.levels))] = 0
         return out.permute(1, 2, 3, 0)
 
@@ -122,23 +122,22 @@ class PolarGrid:
         return replace(further, endocardium=epicardium - thickness, thickness=thickness)
 
 
-def _ray_voxels(
+def _sample_rays(
+    slices: torch.Tensor,
     centres: np.ndarray,
     radius: np.ndarray,
     angles_deg: np.ndarray,
     spacing: tuple[float, float, float],
-) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels at a radius (mm; ``(slices, rows, angles)`` or broadcastable) around each centre."""
+) -> torch.Tensor:
+    """Sample ``(slices, channels, X, Y)`` linearly at a radius (mm) and angle around each centre.
+
+    ``radius`` broadcasts to ``(slices, rows, angles)``; the result is ``(slices, channels, rows,
+    angles)``.
+    """
     angle = np.radians(angles_deg)
     x = centres[:, 0, None, None] + radius * np.cos(angle) / spacing[0]
     y = centres[:, 1, None, None] - radius * np.sin(angle) / spacing[1]
-    return x, y
-
-
-def _sample(slices: torch.Tensor, voxels: tuple[np.ndarray, np.ndarray]) -> torch.Tensor:
-    """Linear samples of ``(slices, channels, X, Y)`` at voxels ``(slices, rows, columns)``."""
     width, height = slices.shape[2:]
-    x, y = voxels
     grid = np.stack([2 * y / max(height - 1, 1) - 1, 2 * x / max(width - 1, 1) - 1], axis=-1)
     samples = torch.as_tensor(grid, dtype=torch.float32, device=slices.device)
     return F.grid_sample(slices, samples, mode="bilinear", padding_mode="zeros", align_corners=True)
@@ -207,8 +206,8 @@ def _contours(
         middle = centres[:, axis] - 1
         far.append(max(middle.max() - part.start, part.stop - middle.min()) * spacing[axis])
     radius = (np.arange(int(np.ceil(np.hypot(*far) / step)) + 1) + 0.5) * step
-    rays = _ray_voxels(centres, radius[:, None], angles_deg, spacing)
-    along = _sample(torch.from_numpy(masks).permute(3, 0, 1, 2), rays).numpy()
+    slices = torch.from_numpy(masks).permute(3, 0, 1, 2)
+    along = _sample_rays(slices, centres, radius[:, None], angles_deg, spacing).numpy()
     lengths = along.sum(2) * step  # (slices, 2, angles)
     inner, thickness = lengths[:, 0].astype(float), lengths[:, 1].astype(float)
     usual = np.median(thickness[thickness > 0]) if (thickness > 0).any() else 10.0
@@ -223,10 +222,8 @@ def _contours(
         else:
             thickness[s] = np.interp(np.arange(count), known, thickness[s, known], period=count)
     sigma = SMOOTHING_DEG * count / 360
-    inner, thickness = (
-        ndimage.gaussian_filter1d(values, sigma, axis=1, mode="wrap")
-        for values in (inner, thickness)
-    )
+    inner = ndimage.gaussian_filter1d(inner, sigma, axis=1, mode="wrap")
+    thickness = ndimage.gaussian_filter1d(thickness, sigma, axis=1, mode="wrap")
     return inner, np.maximum(thickness, step)
 
 
@@ -236,10 +233,7 @@ def image_view(
     orientation: str = "rvip",
     min_confidence: float = MIN_CONFIDENCE,
 ) -> View:
-    """Return the slices of a study in the standard frame, with normalised intensities.
-
-    A study that is in the frame already is not resampled.
-    """
+    """Return the view of a study in the standard frame; one that is there is not resampled."""
     data = normalise(study.get_image("image").data, intensity_reference(study))
     order = np.arange(data.shape[3])
     levels = np.full(len(order), np.nan)
@@ -264,7 +258,7 @@ def study_tensor(
     orientation: str = "rvip",
     min_confidence: float = MIN_CONFIDENCE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn a study into network input: the slices with a heart, from base to apex, normalised.
+    """Turn a study into network input: its slices with a heart, from base to apex, normalised.
 
     Args:
         study: on the scanner's grid, or in the standard frame.
@@ -274,8 +268,7 @@ def study_tensor(
         orientation, min_confidence: see :class:`StandardizeShortAxis`.
 
     Returns:
-        ``(slices, 1, depths, angles)`` or ``(slices, 1, pixels, pixels)`` float32, with remote
-        myocardium at 0 (:func:`lgekit.anatomy.frame.intensity_reference`); and levels ``(slices,)``
+        ``(slices, 1, height, width)`` float32 with remote myocardium at 0, and levels ``(slices,)``
         float32, 0 base … 1 apex. If no heart is labelled, all slices are returned.
 
     Raises:

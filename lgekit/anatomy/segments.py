@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import cast
 
 import numpy as np
@@ -47,16 +46,13 @@ def segment_number(frame_deg, third) -> np.ndarray:
 def wall_voxels(labels, spacing: Vector, landmarks: Landmarks | None):
     """Return the ventricle, and ``x``, ``y``, slice and frame angle of each voxel of the wall."""
     ventricle = Ventricle.of(labels)
-    by_slice = np.moveaxis(np.isin(label_stack(labels), WALL_CODES), 2, 0)
-    plane, x, y = np.nonzero(by_slice)
+    plane, x, y = np.nonzero(np.moveaxis(np.isin(label_stack(labels), WALL_CODES), 2, 0))
     angle = voxel_angle(x, y, ventricle.centres[plane].T, spacing)
     return ventricle, x, y, plane, to_frame_deg(angle, landmarks)
 
 
-def depth_of_voxels(
-    labels: np.ndarray, spacing: Vector, x, y, plane, slices: Iterable[int]
-) -> np.ndarray:
-    """Return :func:`wall_depth` of the voxels in the given slices, and 0 in all others."""
+def depth_of_voxels(labels: np.ndarray, spacing: Vector, x, y, plane, slices) -> np.ndarray:
+    """Return the depth in the wall of the voxels in the given slices, and 0 in other slices."""
     depth = np.zeros(len(x))
     for number in slices:
         here = plane == number

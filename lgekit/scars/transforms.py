@@ -601,11 +601,9 @@ class ScarHost:
 class RandomScar(RandomTransform, IntensityTransform):
     r"""Paint a random scar into a late gadolinium enhancement study, and rewrite its report.
 
-    Walls, levels, depth, transmurality and no-reflow are drawn at random. The scar is painted into
-    the chosen AHA segments and the chosen layer of the wall. Its intensities follow the study's own
-    blood, myocardium, noise and point spread. Levels that the stack does not show are left out, and
-    findings that do not fit are drawn again. A study that cannot take a scar is returned unchanged;
-    ``scar_note`` and the history give the reason.
+    The scar is painted into random AHA segments and a random layer of the wall. Its intensities
+    follow the study's own blood, myocardium, noise and point spread. A study that cannot take a
+    scar is returned unchanged; ``scar_note`` and the history give the reason.
 
     Works on the scanner's grid and in the standard frame. The random numbers come from PyTorch's
     global generator, and ``subject.history`` replays the scar.
@@ -614,8 +612,7 @@ class RandomScar(RandomTransform, IntensityTransform):
         p: probability that a study gets a scar.
         prevalence: ``"clinical"`` draws a disease and a typical pattern of it; ``"uniform"`` draws
             all walls, levels and depths equally often (see :func:`lgekit.findings.draw_scar`).
-        findings: paint these instead: one :class:`~lgekit.findings.Findings`, or several to choose
-            from.
+        findings: paint these instead; if there are several, one is chosen.
         only_scar_free: leave studies unchanged that have scar in their labels or their report.
         image_name, label_name: see :class:`AddScar`.
         **kwargs: See :class:`torchio.transforms.Transform`.
@@ -624,9 +621,7 @@ class RandomScar(RandomTransform, IntensityTransform):
         InputError: unknown ``prevalence``, or ``findings`` of another type.
 
     Examples:
-        >>> import torch
-        >>> import torchio as tio
-        >>> import lgekit as lk
+        >>> import torch, torchio as tio, lgekit as lk
         >>> (study,) = lk.phantom_cohort(1, seed=0, prevalence=0.0).studies
         >>> transform = tio.Compose([lk.RandomScar(p=1), tio.RandomNoise(std=0.01)])
         >>> _ = torch.manual_seed(0)
