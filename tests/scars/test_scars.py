@@ -10,7 +10,6 @@ import torchio as tio
 from toys import ring_study
 
 import lgekit.scars.transforms
-from lgekit.anatomy.labels import wall_depth
 from lgekit.anatomy.segments import findings_from_labels, segment_map
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import read_cohort
@@ -25,6 +24,7 @@ EMIDEC = Path(__file__).parents[3] / "shared" / "data" / "emidec"
 INFERIOR = Scar(walls=("inferior",), levels=("mid",), depth="subendocardial", transmurality=50)
 LATERAL = Scar(("inferolateral", "inferior"), ("basal", "mid"), "transmural")
 IMPOSSIBLE = Findings(Scar(WALLS, ("mid",), "subendocardial", 20, circumference=20))
+SLOW = pytest.mark.slow
 
 
 def scar_of(study: Study) -> np.ndarray:
@@ -65,29 +65,13 @@ def test_a_basal_scar_is_in_the_wide_slices_in_either_order(flip, slices):
     assert set(np.flatnonzero(scar_of(painted).any((0, 1)))) == slices
 
 
-@pytest.mark.parametrize(
-    ("depth", "low", "high"),
-    [("subendocardial", 0, 0.42), ("mid-wall", 0.42, 0.58), ("subepicardial", 0.58, 1)],
-)
-def test_each_layer_is_at_its_depth(depth, low, high):
-    study = ring_study()
-    mask = scar_of(AddScar(Scar(("inferior", "inferolateral"), ("mid",), depth), seed=3)(study))
-    depths = [wall_depth(study.label_map[..., s], study.spacing_mm)[mask[..., s]] for s in range(9)]
-    assert low < np.concatenate(depths).mean() < high
-
-
-def test_transmurality_and_circumference_follow_the_numbers_asked_for():
-    for percent in (25, 50, 65, 95):
-        depth = "transmural" if percent > 75 else "subendocardial"
-        painted = AddScar(Scar(("inferior",), ("mid",), depth, percent), seed=3)(ring_study())
-        measured = findings_from_labels(painted).scars[0].transmurality
-        assert measured == pytest.approx(percent, abs=10)
+@pytest.mark.parametrize("percent", [20, 40])
+def test_circumference_follows_the_number_asked_for(percent):
     walls = ("anterior", "anteroseptal", "inferoseptal")
-    for percent in (20, 40):
-        scar = Scar(walls, ("mid",), "transmural", circumference=percent)
-        x, y = np.nonzero(scar_of(AddScar(scar, seed=3)(ring_study()))[..., 4])
-        angle = np.degrees(np.arctan2(55.5 - y, x - 55.5)) % 360
-        assert len(np.unique(angle // 3)) / 120 == pytest.approx(percent / 100, abs=0.07)
+    scar = Scar(walls, ("mid",), "transmural", circumference=percent)
+    x, y = np.nonzero(scar_of(AddScar(scar, seed=3)(ring_study()))[..., 4])
+    angle = np.degrees(np.arctan2(55.5 - y, x - 55.5)) % 360
+    assert len(np.unique(angle // 3)) / 120 == pytest.approx(percent / 100, abs=0.07)
 
 
 def test_every_wall_level_and_depth_can_be_painted_and_stays_in_its_segments():
@@ -174,7 +158,7 @@ def test_history_replays_and_chance_is_torchs_own():
 def test_p_is_the_probability_of_a_scar():
     torch.manual_seed(0)
     study, transform = ring_study(), RandomScar(p=0.3)
-    assert 8 <= sum(scar_of(transform(study)).any() for _ in range(60)) <= 29
+    assert 4 <= sum(scar_of(transform(study)).any() for _ in range(40)) <= 21
     assert RandomScar(p=0)(study) is study
 
 
@@ -263,20 +247,20 @@ def test_errors_name_impossible_scars_wrong_options_and_shapes():
         AddScar(INFERIOR)(study)
 
 
-def test_slices_without_wall_get_no_scar_and_an_rv_label_replaces_landmarks():
-    study = ring_study(landmarks=None)
-    labels = study.label_map
-    labels[..., 4] *= labels[..., 4] == CAVITY
-    labels[..., 5] = 0
-    x, y = np.meshgrid(np.arange(112) - 55.5, np.arange(112) - 55.5, indexing="ij")
-    angle = np.degrees(np.arctan2(-y, x)) % 360
-    near = np.hypot(x, y) * 1.2 < np.where(angle > 190, 56, 46)  # leans to the inferior end
-    right = (near & (angle > 120) & (angle < 240))[..., None] & (labels == 0) & labels.any((0, 1))
-    labels[right] = RV
+def test_slices_without_wall_get_no_scar():
+    study = ring_study()
+    study.label_map[..., 4] *= study.label_map[..., 4] == CAVITY
+    study.label_map[..., 5] = 0
     painted = AddScar(INFERIOR, seed=1)(study)
-    assert mean_angle(scar_of(painted)) == pytest.approx(270, abs=20)
-    assert not scar_of(painted)[..., 4:6].any() and scar_of(painted).any()
-    assert (painted.label_map == RV).sum() == right.sum()
+    assert np.flatnonzero(scar_of(painted).any((0, 1))).tolist() == [3]
+
+
+def test_an_rv_label_replaces_landmarks():
+    (study,) = phantom_cohort(1, seed=0, prevalence=0.0).studies
+    study["landmarks"] = None
+    painted = AddScar(INFERIOR, seed=1)(study)
+    assert findings_from_labels(painted).walls == {"inferior"}
+    assert ((painted.label_map == RV) == (study.label_map == RV)).all()
 
 
 def test_a_plain_torchio_subject_works():
@@ -293,18 +277,12 @@ def emidec(kind: str) -> list[Study]:
     return [study for study in studies if study["study_id"].startswith(f"Case_{kind}")]
 
 
-def rings() -> list[Study]:
-    return [ring_study(), ring_study(30, 280, (0.9, 1.7, 10), slices=6)]
-
-
 @pytest.mark.parametrize(
     ("hosts", "draws"),
     [
-        (rings, 40),
-        pytest.param(
-            lambda: phantom_cohort(12, seed=0, prevalence=0.0).studies, 1000, marks=pytest.mark.slow
-        ),
-        pytest.param(lambda: emidec("N"), 1000, marks=pytest.mark.slow),
+        (lambda: [ring_study(), ring_study(30, 280, (0.9, 1.7, 10), slices=6)], 40),
+        pytest.param(lambda: phantom_cohort(9, 0, prevalence=0.0).studies, 900, marks=SLOW),
+        pytest.param(lambda: emidec("N"), 900, marks=SLOW),
     ],
     ids=["rings", "phantom", "emidec"],
 )
@@ -337,7 +315,7 @@ def test_masks_agree_with_their_words(hosts, draws):
     assert refused <= 0.05 * draws and agreed >= 0.99 * painted
 
 
-@pytest.mark.slow
+@SLOW
 def test_synthetic_scars_are_hard_to_tell_from_real_ones():
     real, normal = Cohort(emidec("P"), "P"), Cohort(emidec("N"), "N")
     _, aucs = scar_realism(real, synthetic_twins(real, normal, seed=0))
@@ -346,6 +324,7 @@ def test_synthetic_scars_are_hard_to_tell_from_real_ones():
     assert control["texture"]["value"] > 0.95
 
 
+@SLOW
 def test_a_patch_network_recognises_scars_of_constant_intensity():
     hosts = [ring_study(120 + 20 * n, 240 + 20 * n, findings=Findings()) for n in range(6)]
     for number, study in enumerate(hosts):
