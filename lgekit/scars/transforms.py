@@ -242,28 +242,24 @@ class ScarPainter:
             problem = f"no slice shows the level {missing[0]!r}"
             raise InputError("findings", problem, "Leave this level out.")
         degrees = _degrees_inside(scar.walls, levels, scar.segments)
-        own = degrees[self.bin, self.thirds[self.plane]]
-        voxels = np.flatnonzero((own > -12) & self.free)
+        near = degrees[self.bin, self.thirds[self.plane]] > -12
+        voxels = np.flatnonzero(near & self.free)
         if len(voxels) < 6:
             problem = f"{len(voxels)} voxels of healthy wall in {scar}"
             raise InputError("findings", problem, "Choose other walls or levels.")
         for _ in range(PLACEMENTS):
-            region = self._draw_once(voxels, own[voxels], degrees, scar, rng)
+            region = self._draw_once(voxels, degrees, scar, rng)
             if region is not None:
                 return region
         problem = f"{scar} does not fit this wall in {PLACEMENTS} tries"
         raise InputError("findings", problem, "Choose a larger scar, or finer pixels.")
 
     def _draw_once(
-        self,
-        voxels: np.ndarray,
-        own: np.ndarray,
-        degrees: np.ndarray,
-        scar: Scar,
-        rng: np.random.Generator,
+        self, voxels: np.ndarray, degrees: np.ndarray, scar: Scar, rng: np.random.Generator
     ) -> Region | None:
         """Draw one shape; None if it does not measure as the scar says."""
         slices, plane, bins = self.shape[2], self.plane[voxels], self.bin[voxels]
+        own = degrees[bins, self.thirds[plane]]
         depth, thickness = self.depth[voxels], self.thickness_mm[voxels]
         layer, around = scar.depth or "subendocardial", scar.circumference
         lateral, surface, patch = random_fields(rng, 3, slices)[:, bins, plane]
@@ -502,6 +498,11 @@ def _known_findings(subject: tio.Subject) -> Findings:
     return found or Findings()
 
 
+def _has_scar(subject: tio.Subject, label_name: str) -> bool:
+    labels = subject.get_image(label_name).data if label_name in subject else 0
+    return bool(np.isin(labels, (SCAR, NO_REFLOW)).any()) or stated_findings(subject).present
+
+
 def _updated_words(subject: tio.Subject, added: Findings, seed: int) -> dict[str, Any]:
     """Return what a study says of itself after scars were added."""
     stated = Findings(stated_findings(subject).scars + added.scars)
@@ -655,24 +656,14 @@ class RandomScar(RandomTransform, IntensityTransform):
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         seed, found, note = self._get_random_seed(), Findings(), ""
         try:
-            found, seed = self.get_params(subject, seed)
+            if self.only_scar_free and _has_scar(subject, self.label_name):
+                name = str(subject.get("study_id", "study"))
+                raise InputError(name, "has a scar", "Pass only_scar_free=False to add one.")
+            painter = ScarPainter(subject, self.image_name, self.label_name)
+            rng = np.random.default_rng(seed)
+            found, seed, _, _ = painter.draw(rng, self.prevalence, self.findings)
         except InputError as error:
             note = f"unchanged: {error}"
         options: dict[str, Any] = self._get_base_args()
         scar = AddScar(found, seed, note, self.image_name, self.label_name, **options)
         return scar(subject)
-
-    def get_params(self, subject: tio.Subject, seed: int) -> tuple[Findings, int]:
-        """Return findings that fit the study, and the seed that paints them.
-
-        Raises:
-            InputError: the reason why the study stays unchanged.
-        """
-        if self.only_scar_free:
-            labels = subject.get_image(self.label_name).data if self.label_name in subject else 0
-            labelled = np.isin(labels, (SCAR, NO_REFLOW)).any()
-            if labelled or stated_findings(subject).present:
-                name = str(subject.get("study_id", "study"))
-                raise InputError(name, "has a scar", "Pass only_scar_free=False to add one.")
-        painter = ScarPainter(subject, self.image_name, self.label_name)
-        return painter.draw(np.random.default_rng(seed), self.prevalence, self.findings)[:2]
