@@ -17,35 +17,24 @@ from lgekit.study import CAVITY, RV, Landmarks, Study
 
 ORIENTATIONS = ("rvip", "centre", "none")
 MIN_CONFIDENCE = 0.25  # least confidence of landmarks that orient a study
+LV_DIAMETERS = 2.0  # side of the frame, if it is scaled to the heart
 UNKNOWN_HEART_MM = 200.0  # side of the square around the image's centre if no heart is labelled
 INTENSITY_LIMIT = 4.0  # normalised intensities are clipped at ± this
 
 
 @dataclass(frozen=True, eq=False)
 class ShortAxisFrame:
-    """The invertible map (a similarity) between one study's scanner grid and the standard frame.
+    """The invertible map (a similarity) between one study's scanner grid and the standard frame."""
 
-    Attributes:
-        pixels: side of the square frame.
-        mm_per_pixel: of the frame, isotropic.
-        matrix: ``(2, 2)`` scanner voxels per frame pixel: rotation, mirror and scale.
-        centre: ``(2,)`` scanner voxel at the centre of the frame.
-        reversed_slices: whether the scanner's stack runs from apex to base.
-        shape: ``(X, Y, slices)`` of the scanner's grid.
-        affine: ``(4, 4)`` of the scanner's grid, mm.
-        landmarks: insertion points on the scanner's grid, or None.
-        oriented: whether the landmarks turned the frame.
-    """
-
-    pixels: int
+    pixels: int  # side of the square frame
     mm_per_pixel: float
-    matrix: np.ndarray
-    centre: np.ndarray
-    reversed_slices: bool
-    shape: tuple[int, int, int]
-    affine: np.ndarray
-    landmarks: Landmarks | None
-    oriented: bool
+    matrix: np.ndarray  # (2, 2) scanner voxels per frame pixel: rotation, mirror and scale
+    centre: np.ndarray  # (2,) scanner voxel at the centre of the frame
+    reversed_slices: bool  # whether the scanner's stack runs from apex to base
+    shape: tuple[int, int, int]  # of the scanner's grid
+    affine: np.ndarray  # (4, 4) of the scanner's grid, mm
+    landmarks: Landmarks | None  # on the scanner's grid
+    oriented: bool  # whether the landmarks turned the frame
 
     @property
     def offset(self) -> np.ndarray:
@@ -73,9 +62,6 @@ class ShortAxisFrame:
         """Resample ``(channels, X, Y, slices)`` to ``(channels, pixels, pixels, slices)``.
 
         Linear, or nearest with the dtype kept; 0 outside the image.
-
-        Raises:
-            InputError: the data are not on this frame's scanner grid; names both shapes.
         """
         if tuple(data.shape[1:]) != self.shape:
             remedy = f"This frame belongs to shape {self.shape}."
@@ -99,7 +85,7 @@ def _resample_slices(
     data: torch.Tensor,
     matrix: np.ndarray,
     offset: np.ndarray,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     nearest: bool,
 ) -> torch.Tensor:
     """Sample each slice of ``(channels, X, Y, slices)`` at ``matrix @ pixel + offset``, else 0."""
@@ -129,29 +115,23 @@ def _resample_slices(
 class StandardizeShortAxis(tio.SpatialTransform):
     """Bring a study into the standard short-axis frame: LV centred, septum left, base first.
 
-    Rotation, mirror, scale and crop are one interpolation. The study's labels and landmarks (its
-    own, or those that ``HeartNetwork.predict`` added) show where the heart is. If the landmarks are
-    missing or not confident, the study is centred and scaled without a turn, and
-    ``study["orientation_confident"]`` is False. Without a heart label the frame is a square around
-    the centre of the image.
+    The study's labels and landmarks (its own, or those that ``HeartNetwork.predict`` added) show
+    where the heart is. If the landmarks are missing or not confident, the study is centred and
+    scaled without a turn, and ``study["orientation_confident"]`` is False. Without a heart label
+    the frame is a square around the centre of the image.
 
     The result carries ``frame`` (a :class:`ShortAxisFrame`), its landmarks in the frame, and an
-    affine that keeps the scanner coordinates of every point. ``history`` holds the frame that was
-    found, so the transform replays exactly and inverts.
+    affine that keeps the scanner coordinates of every point. It replays from ``history`` and
+    inverts.
 
     Args:
         pixels: side of the square frame.
-        field_of_view_mm: side of the frame in mm; None scales it to the heart.
-        heart_scale: side of the frame in epicardial LV diameters, if it is scaled to the heart.
-        orientation: ``"rvip"`` turns by the insertion points. ``"centre"`` only centres and scales
-            the heart and orders the slices. ``"none"`` crops a square of fixed size around the
-            centre of the image, as stored.
+        field_of_view_mm: side of the frame in mm; None: two epicardial LV diameters.
+        orientation: ``"rvip"`` turns by the insertion points, ``"centre"`` does not turn, and
+            ``"none"`` crops a square of fixed size around the centre of the image, as stored.
         min_confidence: least confidence of landmarks that turn the frame.
         frame: a frame to apply instead of finding one (used by ``history``).
         **kwargs: see :class:`torchio.transforms.Transform`.
-
-    Raises:
-        InputError: an option is out of range, or ``frame`` belongs to an image of another shape.
 
     Examples:
         >>> import numpy as np, lgekit as lk
@@ -171,7 +151,6 @@ class StandardizeShortAxis(tio.SpatialTransform):
         self,
         pixels: int = 96,
         field_of_view_mm: float | None = None,
-        heart_scale: float = 2.0,
         orientation: str = "rvip",
         min_confidence: float = MIN_CONFIDENCE,
         frame: ShortAxisFrame | None = None,
@@ -181,19 +160,12 @@ class StandardizeShortAxis(tio.SpatialTransform):
         if orientation not in ORIENTATIONS:
             remedy = f"Use one of {', '.join(ORIENTATIONS)}."
             raise InputError("orientation", f"{orientation!r}", remedy)
-        self.args_names = ["pixels", "field_of_view_mm", "heart_scale"]
-        for name, value in zip(
-            self.args_names, (pixels, field_of_view_mm, heart_scale), strict=True
-        ):
+        for name, value in (("pixels", pixels), ("field_of_view_mm", field_of_view_mm)):
             if value is not None and not value > 0:
                 raise InputError(name, f"{value!r}", "Give a number above 0.")
-        self.args_names += ["orientation", "min_confidence", "frame"]
-        self.pixels = int(pixels)
-        self.field_of_view_mm = field_of_view_mm
-        self.heart_scale = heart_scale
-        self.orientation = orientation
-        self.min_confidence = min_confidence
-        self.frame = frame
+        self.pixels, self.field_of_view_mm = int(pixels), field_of_view_mm
+        self.orientation, self.min_confidence, self.frame = orientation, min_confidence, frame
+        self.args_names = "pixels field_of_view_mm orientation min_confidence frame".split()
         self.invert_transform = False
 
     if TYPE_CHECKING:  # TorchIO's own annotation says Subject in, Subject out
@@ -202,24 +174,24 @@ class StandardizeShortAxis(tio.SpatialTransform):
 
     def find_frame(self, study: Study) -> ShortAxisFrame:
         """Find the frame of a study; the study is not changed."""
-        shape, spacing = tuple(study.spatial_shape), np.array(study.spacing_mm)
+        shape, spacing = tuple(study.spatial_shape), np.array(study.spacing_mm[:2])
         centre, backwards, turn = (np.array(shape[:2]) - 1) / 2, False, np.eye(2)
         landmarks, oriented = known_landmarks(study), False
         side_mm = self.field_of_view_mm
         ventricle = None if study.label_map is None else Ventricle.of(study.label_map)
         if self.orientation != "none" and ventricle is not None and ventricle.area.any():
             centre, backwards = ventricle.centre, not ventricle.base_first
-            side_mm = side_mm or self.heart_scale * ventricle.diameter_mm(study.spacing_mm)
+            side_mm = side_mm or LV_DIAMETERS * ventricle.diameter_mm(spacing)
             if self.orientation == "rvip" and landmarks is not None:
                 oriented = landmarks.confidence >= self.min_confidence
-        side_mm = side_mm or float(min(*np.array(shape[:2]) * spacing[:2], UNKNOWN_HEART_MM))
+        side_mm = side_mm or float(min(*np.array(shape[:2]) * spacing, UNKNOWN_HEART_MM))
         if oriented and landmarks is not None:
             mirror = -1 if landmarks.mirrored else 1
             angle = np.radians(landmarks.anterior_rvip_deg - mirror * ANTERIOR_RVIP_DEG)
             cosine, sine = np.cos(angle), np.sin(angle)
             turn = np.array([[cosine, mirror * sine], [-sine, mirror * cosine]])
         mm = side_mm / self.pixels
-        matrix, affine = turn * mm / spacing[:2, None], study.get_image("image").affine
+        matrix, affine = turn * mm / spacing[:, None], study.get_image("image").affine
         return ShortAxisFrame(
             self.pixels, mm, matrix, centre, backwards, shape, affine, landmarks, oriented
         )
@@ -227,24 +199,19 @@ class StandardizeShortAxis(tio.SpatialTransform):
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         subject.check_consistent_spatial_shape()
         study = cast(Study, subject)
-        frame = self.frame
-        if frame is None:
-            frame = _frame_of(study) if self.invert_transform else self.find_frame(study)
+        frame = self.frame or (
+            _frame_of(study) if self.invert_transform else self.find_frame(study)
+        )
+        resample = frame.to_scanner if self.invert_transform else frame.to_frame
+        affine = frame.affine if self.invert_transform else frame.frame_affine
         for image in self.get_images(subject):
-            nearest = isinstance(image, tio.LabelMap)
-            if self.invert_transform:
-                image.set_data(frame.to_scanner(image.data, nearest))
-                image.affine = frame.affine
-            else:
-                image.set_data(frame.to_frame(image.data, nearest))
-                image.affine = frame.frame_affine
+            image.set_data(resample(image.data, isinstance(image, tio.LabelMap)))
+            image.affine = affine
+        subject["frame"], subject["orientation_confident"] = frame, frame.oriented
+        subject["landmarks"] = frame.frame_landmarks
         if self.invert_transform:
             subject["landmarks"] = frame.landmarks
-            for key in ("frame", "orientation_confident"):
-                subject.pop(key, None)
-        else:
-            found = {"frame": frame, "orientation_confident": frame.oriented}
-            subject.update(found | {"landmarks": frame.frame_landmarks})
+            del subject["frame"], subject["orientation_confident"]
         return subject
 
     def _add_transform_to_subject_history(self, subject: tio.Subject) -> None:
@@ -254,23 +221,17 @@ class StandardizeShortAxis(tio.SpatialTransform):
 
 
 def _frame_of(study: Study) -> ShortAxisFrame:
-    frame = study.get("frame")
-    if not isinstance(frame, ShortAxisFrame):
+    if "frame" not in study:
         name, remedy = study.get("study_id", "study"), "Apply StandardizeShortAxis to it first."
         raise InputError(name, "not in the standard frame", remedy)
-    return frame
+    return study["frame"]
 
 
 def frame_to_scanner(array, study: Study) -> torch.Tensor:
-    """Bring something drawn in the standard frame back to the scanner's grid.
+    """Bring an array from the standard frame of a study back to the scanner's grid.
 
-    Args:
-        array: ``(pixels, pixels, slices)``, or with a leading channel axis. Integers and booleans
-            (masks) use the nearest neighbour and keep their dtype; real numbers are interpolated.
-        study: the standardised study.
-
-    Raises:
-        InputError: the study is not standardised, or the array does not have the frame's shape.
+    ``array`` is ``(pixels, pixels, slices)``, or with a leading channel axis. Integers and booleans
+    (masks) use the nearest neighbour and keep their dtype; real numbers are interpolated.
     """
     tensor = torch.as_tensor(array)
     data = tensor[None] if tensor.ndim == 3 else tensor
@@ -284,10 +245,7 @@ def intensity_reference(study: Study) -> tuple[np.ndarray, float]:
     Remote is the 30th percentile of the slice's wall: scar does not move it while it fills less
     than half of the wall. The range is from the 5th to the 95th percentile of wall and cavity over
     all slices, relative to remote. Both are our choice [O]. Without a heart label, remote is the
-    25th percentile of the image's middle ninth.
-
-    Returns:
-        ``(slices,)`` float64, and the half range.
+    25th percentile of the image's middle ninth. Returns ``(slices,)`` float64, and the half range.
     """
     pixels, labels = study.pixels, study.label_map
     slices, remote = pixels.shape[2], np.full(pixels.shape[2], np.nan)

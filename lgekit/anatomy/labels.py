@@ -17,25 +17,10 @@ Vector = Sequence[float] | np.ndarray
 FOUR_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)[..., None]  # in the plane of the slice
 
 
-def label_stack(labels) -> np.ndarray:
-    """Return labels as ``(X, Y, slices)``; drop a channel axis of one. Refuse other shapes."""
-    array = np.asarray(labels)
-    if array.ndim == 4 and array.shape[0] == 1:
-        array = array[0]
-    if array.ndim != 3:
-        problem, remedy = f"shape {array.shape}", "Give one label map of shape (X, Y, slices)."
-        raise InputError("labels", problem, remedy)
-    return array
-
-
-def heart_box(labels: np.ndarray) -> tuple[slice, slice]:
-    """Return the in-plane rectangle around all labels; one corner pixel if there are none."""
-    rows = np.flatnonzero(labels.reshape(labels.shape[0], -1).any(1))
-    if len(rows) == 0:
-        return slice(0, 1), slice(0, 1)
-    part = slice(int(rows[0]), int(rows[-1]) + 1)
-    columns = np.flatnonzero(np.any(labels[part], axis=0).any(axis=-1))
-    return part, slice(int(columns[0]), int(columns[-1]) + 1)
+def box_of(mask: np.ndarray) -> tuple[slice, slice]:
+    """Return the rectangle around a mask ``(X, Y)``; one corner pixel if it is empty."""
+    (box,) = ndimage.find_objects(mask.view(np.int8)) or [(slice(0, 1), slice(0, 1))]
+    return box
 
 
 def slice_centres(mask: np.ndarray) -> np.ndarray:
@@ -66,8 +51,8 @@ def wall_depth(labels_slice: np.ndarray, spacing: Vector) -> np.ndarray:
     from the centre. Specks of wall that touch neither contour get 0.5.
 
     Args:
-        labels_slice: one slice of a label map, ``(X, Y)``.
-        spacing: mm along the two axes; further values are ignored.
+        labels_slice: ``(X, Y)``.
+        spacing: mm along the two axes.
 
     Returns:
         ``(X, Y)`` float64.
@@ -76,8 +61,7 @@ def wall_depth(labels_slice: np.ndarray, spacing: Vector) -> np.ndarray:
     wall = np.isin(labels_slice, WALL_CODES)
     depth = np.full(wall.shape, np.nan)
     if wall.any():
-        (tight,) = ndimage.find_objects(wall.view(np.int8))
-        box = tuple(slice(side.start - 2, side.stop + 2) for side in tight)
+        box = tuple(slice(side.start - 2, side.stop + 2) for side in box_of(wall))
         # 1 wall, 2 cavity; as bytes, because painting many scars asks for the same wall again
         codes = (wall[box] + 2 * (labels_slice[box] == CAVITY)).astype(np.uint8)
         depth[wall] = _depth_of_pixels(codes.tobytes(), codes.shape, *map(float, spacing[:2]))
@@ -85,12 +69,9 @@ def wall_depth(labels_slice: np.ndarray, spacing: Vector) -> np.ndarray:
 
 
 @lru_cache(maxsize=2048)
-def _depth_of_pixels(
-    codes: bytes, shape: tuple[int, int], width_mm: float, height_mm: float
-) -> np.ndarray:
-    """Depth of the wall's pixels, ``(pixels,)``. The wall must not touch the array's border."""
+def _depth_of_pixels(codes: bytes, shape: tuple[int, int], *spacing: float) -> np.ndarray:
     values = np.frombuffer(codes, np.uint8).reshape(shape)
-    wall, cavity, spacing = values == 1, values == 2, (width_mm, height_mm)
+    wall, cavity = values == 1, values == 2
     if not cavity.any():
         (centre,) = slice_centres(wall[..., None])
         x, y = ((np.arange(n) - c) * h for n, c, h in zip(shape, centre, spacing, strict=True))
@@ -150,11 +131,12 @@ class Ventricle:
     @classmethod
     def of(cls, labels) -> Ventricle:
         """Measure a label map ``(X, Y, slices)``."""
-        array = label_stack(labels)
-        box = heart_box(array)
-        part = np.ascontiguousarray(array[box])
-        mask = (part >= CAVITY) & (part < RV)
-        mask = ndimage.binary_fill_holes(mask, FOUR_NEIGHBOURS)
+        if labels.ndim != 3:
+            remedy = "Give one label map of shape (X, Y, slices)."
+            raise InputError("labels", f"shape {labels.shape}", remedy)
+        box = box_of(labels.any(2))
+        part = np.ascontiguousarray(labels[box])
+        mask = ndimage.binary_fill_holes((part >= CAVITY) & (part < RV), FOUR_NEIGHBOURS)
         return cls(part, box, mask, slice_centres(mask) + [box[0].start, box[1].start])
 
     @cached_property
@@ -202,22 +184,18 @@ class Ventricle:
         return thirds
 
     def diameter_mm(self, spacing: Vector) -> float:
-        """Return the largest epicardial diameter (of the circle of equal area), mm; NaN if none."""
+        """Return the largest diameter (of the circle of equal area), mm; NaN without a heart."""
         area = self.area.max(initial=0) * spacing[0] * spacing[1]
         return float(2 * np.sqrt(area / np.pi)) if area else float("nan")
 
 
 def lv_centre(labels) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``centre`` and ``centres`` of the :class:`Ventricle`, ``(2,)`` and ``(slices, 2)``."""
-    ventricle = Ventricle.of(labels)
-    return ventricle.centre, ventricle.centres
+    return Ventricle.of(labels).centre, Ventricle.of(labels).centres
 
 
 def base_first(labels) -> bool:
-    """Return whether the first slice is the basal end."""
     return Ventricle.of(labels).base_first
 
 
 def slice_levels(labels) -> np.ndarray:
-    """Return the level of each slice, ``(slices,)``: 0 base, 1 apex, NaN without a heart."""
     return Ventricle.of(labels).levels

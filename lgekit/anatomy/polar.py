@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,13 +10,9 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from lgekit.anatomy.frame import (
-    MIN_CONFIDENCE,
-    StandardizeShortAxis,
-    intensity_reference,
-    normalise,
-)
-from lgekit.anatomy.labels import Ventricle, heart_box
+from lgekit.anatomy import frame as standard
+from lgekit.anatomy.frame import MIN_CONFIDENCE
+from lgekit.anatomy.labels import Ventricle, box_of
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks
 from lgekit.errors import InputError
 from lgekit.study import WALL_CODES, Study
@@ -29,17 +26,11 @@ GAP_MARGIN_DEG = 10.0  # close to a gap in the wall its thickness is not used
 
 @dataclass(frozen=True)
 class View:
-    """One study as a network takes it.
+    """One study as a network takes it."""
 
-    Attributes:
-        images: ``(slices, 1, height, width)`` float32.
-        levels: ``(slices,)`` float32, 0 base … 1 apex.
-        own_slices: ``(slices,)`` int, the index of each in the study's own stack.
-    """
-
-    images: torch.Tensor
-    levels: torch.Tensor
-    own_slices: np.ndarray
+    images: torch.Tensor  # (slices, 1, height, width) float32
+    levels: torch.Tensor  # (slices,) float32, 0 base … 1 apex
+    own_slices: np.ndarray  # (slices,) int, the index of each in the study's own stack
 
     @classmethod
     def of_slices(cls, data: torch.Tensor, levels: np.ndarray, order: np.ndarray) -> View:
@@ -53,39 +44,27 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class PolarGrid:
-    """Where the samples of a polar view are on the scanner's grid.
+    """Where the samples of a polar view are on the scanner's grid, from base to apex.
 
-    Attributes:
-        depths: rows of the view, evenly spaced from ``inside`` wall thicknesses before the
-            endocardium to ``outside`` thicknesses beyond the epicardium.
-        inside, outside: see above.
-        angles_deg: ``(angles,)`` on the stored array; starts at the anterior insertion point (at
-            120° if it is unknown), then septum, inferior and lateral wall.
-        centres: ``(slices, 2)`` scanner voxels.
-        endocardium, thickness: ``(slices, angles)`` mm.
-        order: ``(slices,)`` the scanner's slice of each; from base to apex.
-        levels: ``(slices,)`` 0 base … 1 apex, NaN without a heart.
-        spacing, shape: of the scanner's grid, mm and voxels.
+    The first column is the anterior insertion point (120° if it is unknown), then follow septum,
+    inferior and lateral wall. The rows are evenly spaced, from ``inside`` wall thicknesses before
+    the endocardium to ``outside`` thicknesses beyond the epicardium.
     """
 
     depths: int
     inside: float
     outside: float
-    angles_deg: np.ndarray
-    centres: np.ndarray
-    endocardium: np.ndarray
-    thickness: np.ndarray
-    order: np.ndarray
-    levels: np.ndarray
+    angles_deg: np.ndarray  # (angles,) on the stored array
+    centres: np.ndarray  # (slices, 2) scanner voxels
+    endocardium: np.ndarray  # (slices, angles) radius, mm
+    thickness: np.ndarray  # (slices, angles) mm
+    order: np.ndarray  # (slices,) the scanner's slice of each
+    levels: np.ndarray  # (slices,) 0 base … 1 apex, NaN without a heart
     spacing: tuple[float, float, float]
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # of the scanner's grid
 
     def view(self, data: torch.Tensor) -> torch.Tensor:
-        """Sample ``(1, X, Y, slices)`` as ``(1, depths, angles, slices)``; 0 without a heart.
-
-        Raises:
-            InputError: the data are not on this grid; names both shapes.
-        """
+        """Sample ``(1, X, Y, slices)`` as ``(1, depths, angles, slices)``; 0 without a heart."""
         if tuple(data.shape) != (1, *self.shape):
             remedy = f"This grid belongs to {(1, *self.shape)}."
             raise InputError("image", f"shape {tuple(data.shape)}", remedy)
@@ -100,8 +79,7 @@ class PolarGrid:
 
     def study_view(self, study: Study) -> View:
         """Return the view of a study on this grid, with normalised intensities."""
-        data = normalise(study.get_image("image").data, intensity_reference(study))
-        return View.of_slices(self.view(data), self.levels, self.order)
+        return View.of_slices(self.view(_normalised(study)), self.levels, self.order)
 
     def evened(self) -> PolarGrid:
         """Return the grid with a more even wall, for contours that a network predicted.
@@ -110,28 +88,28 @@ class PolarGrid:
         scar. Here the epicardium is smoothed over 15°, half of the thickness is the slice's median,
         and the view extends further to both sides [O].
         """
-        degree = len(self.angles_deg) / 360
-
-        def smooth(values: np.ndarray, sigma_deg: float) -> np.ndarray:
-            return ndimage.gaussian_filter1d(values, sigma_deg * degree, axis=1, mode="wrap")
-
-        epicardium = smooth(self.endocardium + self.thickness, 15)
+        epicardium = _smooth(self.endocardium + self.thickness, 15)
         median = np.median(self.thickness, 1, keepdims=True)
-        thickness = (median + smooth(self.thickness, 20)) / 2
+        thickness = (median + _smooth(self.thickness, 20)) / 2
         further = replace(self, inside=EVEN_INSIDE, outside=EVEN_OUTSIDE)
         return replace(further, endocardium=epicardium - thickness, thickness=thickness)
 
 
+def _normalised(study: Study) -> torch.Tensor:
+    return standard.normalise(study.get_image("image").data, standard.intensity_reference(study))
+
+
+def _smooth(contours: np.ndarray, sigma_deg: float) -> np.ndarray:
+    sigma = sigma_deg * contours.shape[1] / 360
+    return ndimage.gaussian_filter1d(contours, sigma, axis=1, mode="wrap")
+
+
 def _sample_rays(
-    slices: torch.Tensor,
-    centres: np.ndarray,
-    radius: np.ndarray,
-    angles_deg: np.ndarray,
-    spacing: tuple[float, float, float],
+    slices: torch.Tensor, centres: np.ndarray, radius: np.ndarray, angles_deg: np.ndarray, spacing
 ) -> torch.Tensor:
     """Sample ``(slices, channels, X, Y)`` linearly at a radius (mm) and angle around each centre.
 
-    ``radius`` broadcasts to ``(slices, rows, angles)``; the result is ``(slices, channels, rows,
+    ``radius`` broadcasts to ``(slices, rows, angles)``, the result is ``(slices, channels, rows,
     angles)``.
     """
     angle = np.radians(angles_deg)
@@ -150,19 +128,12 @@ def polar_grid(
     orientation: str = "rvip",
     min_confidence: float = MIN_CONFIDENCE,
 ) -> PolarGrid:
-    """Find the wall of a study in every slice.
+    """Find the wall of a study in every slice, on the scanner's grid or in the standard frame.
 
     Both contours are radii from the slice's centre, measured along rays through the masks and
     smoothed around the circle. Where a ray meets no wall (an open ring at the base, a broken
     prediction) the thickness is interpolated. Without a heart label, the wall is a ring of fixed
-    size around the centre of the image.
-
-    Args:
-        study: on the scanner's grid or in the standard frame.
-        depths, angles: size of the view.
-        orientation: ``"rvip"`` starts at the anterior insertion point, ``"centre"`` and ``"none"``
-            at 120° of the stored array. ``"none"`` also keeps the stored order of slices.
-        min_confidence: least confidence of landmarks to start from.
+    size around the centre of the image. For the options see :func:`study_tensor`.
     """
     shape, spacing = tuple(study.spatial_shape), study.spacing_mm
     start, turn = ANTERIOR_RVIP_DEG, 1
@@ -170,7 +141,7 @@ def polar_grid(
     if landmarks is not None and landmarks.confidence >= min_confidence:
         start, turn = landmarks.anterior_rvip_deg, -1 if landmarks.mirrored else 1
     angles_deg = (start + turn * 360 * np.arange(angles) / angles) % 360
-    order, reverse = np.arange(shape[2]), False
+    order = np.arange(shape[2])
     ventricle = None if study.label_map is None else Ventricle.of(study.label_map)
     if ventricle is None or not ventricle.area.any():
         side = min(shape[0] * spacing[0], shape[1] * spacing[1])
@@ -178,31 +149,28 @@ def polar_grid(
         levels = np.linspace(0, 1, shape[2]) if shape[2] > 1 else np.array([0.5])
         endocardium, thickness = (np.full((shape[2], angles), k * side) for k in (0.08, 0.04))
     else:
-        reverse = not ventricle.base_first and orientation != "none"
         levels = ventricle.levels
         centres = np.where(np.isfinite(ventricle.centres), ventricle.centres, ventricle.centre)
         endocardium, thickness = _contours(ventricle, centres, spacing, angles_deg)
-    order = order[::-1].copy() if reverse else order
+        if not ventricle.base_first and orientation != "none":
+            order = order[::-1].copy()
     centres, endocardium, thickness = centres[order], endocardium[order], thickness[order]
     measured = (angles_deg, centres, endocardium, thickness, order, levels[order])
     return PolarGrid(depths, INSIDE, OUTSIDE, *measured, spacing, shape)
 
 
 def _contours(
-    ventricle: Ventricle,
-    centres: np.ndarray,
-    spacing: tuple[float, float, float],
-    angles_deg: np.ndarray,
+    ventricle: Ventricle, centres: np.ndarray, spacing: Sequence[float], angles_deg: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Endocardial radius and wall thickness along rays, mm, each ``(slices, angles)``."""
     count = len(angles_deg)
     wall = np.isin(ventricle.labels, WALL_CODES)
     masks = np.stack([ventricle.mask & ~wall, wall]).astype(np.float32)
     masks = np.pad(masks, ((0, 0), (1, 1), (1, 1), (0, 0)))  # rays fade out across half a pixel
-    centres = centres - [ventricle.box[0].start - 1, ventricle.box[1].start - 1]
+    centres = centres - [side.start - 1 for side in ventricle.box]
     step = min(spacing[:2]) / 2
     far = []  # mm along x and y from the slices' centres to the end of the left ventricle
-    for axis, part in enumerate(heart_box(ventricle.mask)):
+    for axis, part in enumerate(box_of(np.any(ventricle.mask, axis=2))):
         middle = centres[:, axis] - 1
         far.append(max(middle.max() - part.start, part.stop - middle.min()) * spacing[axis])
     radius = (np.arange(int(np.ceil(np.hypot(*far) / step)) + 1) + 0.5) * step
@@ -213,36 +181,28 @@ def _contours(
     usual = np.median(thickness[thickness > 0]) if (thickness > 0).any() else 10.0
     margin = int(np.ceil(GAP_MARGIN_DEG * count / 360))
     for s in np.flatnonzero(ventricle.area):
-        own = np.median(thickness[s][thickness[s] > 0]) if (thickness[s] > 0).any() else usual
-        gap = thickness[s] <= 0.25 * own
-        near_gap = ndimage.maximum_filter1d(gap, 2 * margin + 1, mode="wrap")
+        row = thickness[s]
+        own = np.median(row[row > 0]) if (row > 0).any() else usual
+        near_gap = ndimage.maximum_filter1d(row <= 0.25 * own, 2 * margin + 1, mode="wrap")
         known = np.flatnonzero(near_gap == 0)
         if len(known) == 0:
             thickness[s] = usual
         else:
-            thickness[s] = np.interp(np.arange(count), known, thickness[s, known], period=count)
-    sigma = SMOOTHING_DEG * count / 360
-    inner = ndimage.gaussian_filter1d(inner, sigma, axis=1, mode="wrap")
-    thickness = ndimage.gaussian_filter1d(thickness, sigma, axis=1, mode="wrap")
+            thickness[s] = np.interp(np.arange(count), known, row[known], period=count)
+    inner, thickness = _smooth(inner, SMOOTHING_DEG), _smooth(thickness, SMOOTHING_DEG)
     return inner, np.maximum(thickness, step)
 
 
 def image_view(
-    study: Study,
-    pixels: int = 96,
-    orientation: str = "rvip",
-    min_confidence: float = MIN_CONFIDENCE,
+    study: Study, pixels: int, orientation: str, min_confidence: float = MIN_CONFIDENCE
 ) -> View:
     """Return the view of a study in the standard frame; one that is there is not resampled."""
-    data = normalise(study.get_image("image").data, intensity_reference(study))
-    order = np.arange(data.shape[3])
+    data, order = _normalised(study), np.arange(study.spatial_shape[2])
     levels = np.full(len(order), np.nan)
     if study.label_map is not None:
         levels = Ventricle.of(study.label_map).levels
     if "frame" not in study:
-        transform = StandardizeShortAxis(
-            pixels, orientation=orientation, min_confidence=min_confidence
-        )
+        transform = standard.StandardizeShortAxis(pixels, None, orientation, min_confidence)
         frame = transform.find_frame(study)
         data, order = frame.to_frame(data), order[::-1] if frame.reversed_slices else order
     return View.of_slices(data, levels[order], order)
@@ -261,18 +221,14 @@ def study_tensor(
     """Turn a study into network input: its slices with a heart, from base to apex, normalised.
 
     Args:
-        study: on the scanner's grid, or in the standard frame.
-        view: ``"polar"`` or ``"image"``.
-        depths, angles: size of the polar view.
-        pixels: side of the image view.
-        orientation, min_confidence: see :class:`StandardizeShortAxis`.
+        view: ``"polar"`` (size ``depths`` and ``angles``) or ``"image"`` (``pixels``).
+        orientation: as in :class:`StandardizeShortAxis`. The polar view starts at the anterior
+            insertion point if it is ``"rvip"``, else at 120° of the stored array.
+        min_confidence: least confidence of landmarks to turn or start the view.
 
     Returns:
         ``(slices, 1, height, width)`` float32 with remote myocardium at 0, and levels ``(slices,)``
         float32, 0 base … 1 apex. If no heart is labelled, all slices are returned.
-
-    Raises:
-        InputError: unknown ``view``.
     """
     if view == "polar":
         made = polar_grid(study, depths, angles, orientation, min_confidence).study_view(study)

@@ -9,12 +9,13 @@ import pandas as pd
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from lgekit.anatomy.labels import Vector, Ventricle, label_stack, voxel_angle, wall_depth
+from lgekit.anatomy.labels import Vector, Ventricle, voxel_angle, wall_depth
 from lgekit.errors import InputError
 from lgekit.findings import LEVELS, WALLS, Findings, Scar
 from lgekit.study import NO_REFLOW, RV, SCAR, WALL_CODES, Landmarks, Study
 
 ANTERIOR_RVIP_DEG = 120.0  # in the standard frame, between AHA segments 1 and 2 (Cerqueira 2002)
+SCARRED = (SCAR, NO_REFLOW)
 SECTORS = 60  # of 6° each, around the wall
 MINIMUM_SHARE = 0.1  # of a wall at one level; less is a rim that crosses the border of a wall [O]
 
@@ -46,7 +47,7 @@ def segment_number(frame_deg, third) -> np.ndarray:
 def wall_voxels(labels, spacing: Vector, landmarks: Landmarks | None):
     """Return the ventricle, and ``x``, ``y``, slice and frame angle of each voxel of the wall."""
     ventricle = Ventricle.of(labels)
-    plane, x, y = np.nonzero(np.moveaxis(np.isin(label_stack(labels), WALL_CODES), 2, 0))
+    plane, x, y = np.nonzero(np.moveaxis(np.isin(labels, WALL_CODES), 2, 0))
     angle = voxel_angle(x, y, ventricle.centres[plane].T, spacing)
     return ventricle, x, y, plane, to_frame_deg(angle, landmarks)
 
@@ -66,41 +67,24 @@ def segment_map(labels, spacing: Vector, landmarks: Landmarks | None) -> np.ndar
     Source: Cerqueira et al., Circulation 2002;105:539–542: six walls of 60° at the basal and the
     mid level, four of 90° at the apical level, and the apex, from the anterior insertion point.
 
-    Args:
-        labels: ``(X, Y, slices)``.
-        spacing: mm.
-        landmarks: both insertion points, as angles around the centre of the left ventricle.
-
     Raises:
         InputError: an insertion point is unknown.
     """
     ventricle, x, y, plane, frame_deg = wall_voxels(labels, spacing, landmarks)
-    segments = np.zeros(label_stack(labels).shape, np.uint8)
+    segments = np.zeros(labels.shape, np.uint8)
     segments[x, y, plane] = segment_number(frame_deg, ventricle.thirds[plane])
     return segments
 
 
-def insertion_points(
-    labels,
-    spacing: Vector,
-    *,
-    mirrored: bool | None = None,
-    anterior_hint_deg: float | None = None,
-) -> Landmarks:
+def insertion_points(labels, spacing: Vector, *, mirrored: bool | None = None) -> Landmarks:
     """Find the insertion points: both ends of the arc where the right ventricle touches the left.
 
-    The epicardium is in contact where the RV cavity (code 5) is within 5 % of the LV's diameter.
-    Only slices in the middle of the ventricle count, weighted by the width of their arc.
+    The epicardium is in contact where the RV cavity is within 5 % of the LV's diameter. Only
+    slices in the middle of the ventricle count, weighted by the width of their arc.
 
-    A mirrored heart swaps the anterior and the inferior end, and a mask cannot tell them apart.
-    One of the options decides. Without one, the end towards which the outermost part of the RV
-    leans is inferior (right in 90 % of 120 ACDC stacks), and the confidence is halved.
-
-    Args:
-        labels: ``(X, Y, slices)`` with the RV labelled.
-        spacing: mm.
-        mirrored: whether anterior → septum → inferior runs clockwise in the stored array.
-        anterior_hint_deg: an angle closer to the anterior than to the inferior insertion point.
+    A mirrored heart (anterior → septum → inferior runs clockwise) swaps both ends, and a mask
+    cannot tell them apart. If ``mirrored`` is None, the end towards which the outermost part of the
+    RV leans is inferior (right in 90 % of 120 ACDC stacks), and the confidence is halved.
 
     Returns:
         Both angles; NaN with confidence 0 without contact. Confidence falls with the spread over
@@ -112,7 +96,7 @@ def insertion_points(
     middle = with_rv & (levels >= 0.1) & (levels <= 0.75)
     arcs = []
     for s in np.flatnonzero(middle if middle.any() else with_rv):
-        centre = ventricle.centres[s] - [ventricle.box[0].start, ventricle.box[1].start]
+        centre = ventricle.centres[s] - [side.start for side in ventricle.box]
         arc = _contact_arc(ventricle.mask[..., s], right[..., s], centre, spacing)
         if arc is not None:
             arcs.append(arc)
@@ -125,33 +109,24 @@ def insertion_points(
     end, end_spread = _circular_mean(ends, weight)
     confidence = float(np.clip(1 - (start_spread + end_spread) / 60, 0, 1))
     confidence *= min(1.0, 0.4 + 0.2 * weight.sum())
-    if mirrored is None and anterior_hint_deg is not None and np.isfinite(anterior_hint_deg):
-        mirrored = bool(_apart(end - anterior_hint_deg) < _apart(start - anterior_hint_deg))
-    elif mirrored is None:
+    if mirrored is None:
         mirrored, confidence = bool(lean @ weight < 0), confidence / 2
     anterior, inferior = (end, start) if mirrored else (start, end)
     return Landmarks(anterior, inferior, confidence)
 
 
-def _apart(angle):
-    """Absolute angle, the shorter way around: 0–180°."""
-    return np.abs((np.asarray(angle) + 180) % 360 - 180)
-
-
 def _circular_mean(angles: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     """Weighted mean of angles and weighted mean deviation from it, degrees."""
     mean = np.degrees(np.angle(weight @ np.exp(1j * np.radians(angles))))
-    return float(mean % 360), float(weight @ _apart(angles - mean) / weight.sum())
+    apart = np.abs((angles - mean + 180) % 360 - 180)
+    return float(mean % 360), float(weight @ apart / weight.sum())
 
 
-def _contact_arc(
-    left: np.ndarray, right: np.ndarray, centre: np.ndarray, spacing: Vector
-) -> tuple[float, float, float] | None:
-    """Find the arc of one slice's epicardium that touches the RV.
+def _contact_arc(left: np.ndarray, right: np.ndarray, centre: np.ndarray, spacing: Vector):
+    """Find the arc of one slice's epicardium that touches the RV; None if there is none.
 
-    Returns:
-        First and last angle (counter-clockwise), and by how many degrees the RV's outermost tenth
-        leans from the middle of the arc towards the last angle. None if there is no such arc.
+    Returns its first and last angle (counter-clockwise), and by how many degrees the RV's outermost
+    tenth leans from the middle of the arc towards the last angle.
     """
     diameter = 2 * np.sqrt(left.sum() * spacing[0] * spacing[1] / np.pi)
     x, y = np.nonzero(left & ~ndimage.binary_erosion(left))
@@ -202,22 +177,18 @@ def _labels_of(study: Study) -> np.ndarray:
 
 
 def segment_share(study: Study) -> pd.DataFrame:
-    """Measure the share of scar in each AHA segment.
+    """Measure the share of scar (with no-reflow) in each AHA segment, 0–1; NaN without voxels.
 
-    Returns:
-        Index ``segment`` 1–17; columns ``voxels`` (of the wall), ``scar`` (share that is scar or
-        no-reflow, 0–1) and ``no_reflow`` (share); NaN in a segment without voxels.
-
-    Raises:
-        InputError: the study has no labels, or an insertion point is unknown.
+    Returns index ``segment`` 1–17 and column ``scar``.
     """
     labels = _labels_of(study)
     segments = segment_map(labels, study.spacing_mm, known_landmarks(study))
-    masks = (segments > 0, labels == SCAR, labels == NO_REFLOW)
-    voxels, scar, core = (np.bincount(segments[mask], minlength=18)[1:] for mask in masks)
-    wall = np.where(voxels > 0, voxels, np.nan)
-    columns = {"voxels": voxels, "scar": (scar + core) / wall, "no_reflow": core / wall}
-    return pd.DataFrame(columns, index=pd.RangeIndex(1, 18, name="segment"))
+    wall, scar = (
+        np.bincount(segments[np.isin(labels, codes)], minlength=18)[1:]
+        for codes in (WALL_CODES, SCARRED)
+    )
+    share = scar / np.where(wall > 0, wall, np.nan)
+    return pd.DataFrame({"scar": share}, index=pd.RangeIndex(1, 18, name="segment"))
 
 
 def findings_from_labels(study: Study) -> Findings:
@@ -230,20 +201,19 @@ def findings_from_labels(study: Study) -> Findings:
         InputError: the study has no labels.
     """
     labels = _labels_of(study)
-    if not np.isin(labels, (SCAR, NO_REFLOW)).any():
+    if not np.isin(labels, SCARRED).any():
         return Findings(())
     known = known_landmarks(study)
     landmarks = known or Landmarks(ANTERIOR_RVIP_DEG, 360 - ANTERIOR_RVIP_DEG, 0.0)
     ventricle, x, y, plane, angle = wall_voxels(labels, study.spacing_mm, landmarks)
     codes = labels[x, y, plane]
-    scarred = np.isin(codes, (SCAR, NO_REFLOW))
+    scarred = np.isin(codes, SCARRED)
     scar_slices = np.unique(plane[scarred])  # the depth is slow, and not needed in other slices
     depth = depth_of_voxels(labels, study.spacing_mm, x, y, plane, scar_slices)
-    cell, slices = wall_cell(plane, angle, depth), labels.shape[2]
-    wall, scar, core = (
-        count_cells(cell[chosen], slices) for chosen in (codes > 0, scarred, codes == NO_REFLOW)
-    )
-    return Findings(scars_in_words(wall, scar, core, ventricle.thirds, oriented=known is not None))
+    cell = wall_cell(plane, angle, depth)
+    masks = codes > 0, scarred, codes == NO_REFLOW
+    wall, scar, core = (count_cells(cell[mask], labels.shape[2]) for mask in masks)
+    return Findings(scars_in_words(wall, scar, core, ventricle.thirds, known is not None))
 
 
 def wall_cell(plane: np.ndarray, frame_deg: np.ndarray, depth: np.ndarray) -> np.ndarray:
@@ -258,13 +228,11 @@ def count_cells(cell: np.ndarray, slices: int) -> np.ndarray:
 
 
 def scars_in_words(
-    wall: np.ndarray,
-    scar: np.ndarray,
-    core: np.ndarray,
-    thirds: np.ndarray,
-    oriented: bool = True,
+    wall: np.ndarray, scar: np.ndarray, core: np.ndarray, thirds: np.ndarray, oriented: bool = True
 ) -> tuple[Scar, ...]:
-    """Describe counted voxels as scars; the limits are our choice [O].
+    """Describe counts of wall, scar (with no-reflow) and no-reflow in each cell as scars.
+
+    The limits are our choice [O]. Without orientation there is one scar, without walls.
 
     - Walls: a wall of 60° is affected at a level if scar fills at least 10 % of it, or 20 % in one
       slice (else the fullest wall is affected). Neighbouring affected walls are one scar.
@@ -273,12 +241,6 @@ def scars_in_words(
     - Depth: transmural from 75 %. Below, mid-wall if the inner and the outer third are less than
       half as full as the middle third, else named after the fuller border. An infarct includes the
       subendocardium, however far it reaches (Mahrholdt et al., Eur Heart J 2005;26:1461–1474).
-
-    Args:
-        wall, scar, core: voxels of the wall, of scar (with no-reflow) and of no-reflow in each
-            cell, ``(slices, 60, 3)``; see :func:`count_cells`.
-        thirds: of each slice, see :attr:`lgekit.anatomy.labels.Ventricle.thirds`.
-        oriented: False if the insertion points are unknown: gives one scar without walls.
     """
     counts = np.roll(np.stack((wall, scar, core)), -SECTORS // 6, axis=2)  # WALLS begin at 60°
     by_wall = counts.reshape(3, -1, 6, SECTORS // 6, 3)

@@ -57,9 +57,7 @@ def random_fields(rng: np.random.Generator, count: int, slices: int) -> np.ndarr
 
 
 @lru_cache(maxsize=512)
-def _degrees_inside(
-    walls: tuple[str, ...], levels: tuple[str, ...], segments: frozenset[int]
-) -> np.ndarray:
+def _degrees_inside(walls: tuple, levels: tuple, segments: frozenset[int]) -> np.ndarray:
     """Signed distance of each angular bin to the border of the walls, ``(bins, 4 thirds)`` degrees.
 
     180 if the whole circle is chosen, -180 if nothing is. At the apical level, where AHA segments
@@ -84,41 +82,30 @@ def _degrees_inside(
 
 @dataclass(frozen=True)
 class Region:
-    """The shape of one scar; arrays over the wall's voxels in and near it.
+    """The shape of one scar; arrays over the wall's voxels in and near it."""
 
-    Attributes:
-        voxels: indices into the painter's arrays.
-        depth_mm: distance inside the scar's border, mm; negative outside.
-        membership: share of scar in the voxel, 0 … 1, with the grey zone.
-        core: distance inside the no-reflow core, mm; negative outside.
-    """
-
-    voxels: np.ndarray
-    depth_mm: np.ndarray
-    membership: np.ndarray
-    core: np.ndarray
+    voxels: np.ndarray  # indices into the painter's arrays
+    depth_mm: np.ndarray  # distance inside the scar's border, mm; negative outside
+    membership: np.ndarray  # share of scar in the voxel, 0 … 1, with the grey zone
+    core: np.ndarray  # distance inside the no-reflow core, mm; negative outside
 
 
 class ScarPainter:
     """A study that was measured once, to paint many scars into it.
 
-    Args:
-        study: image and label map ``(1, X, Y, slices)``, in any rotation, mirroring and order of
-            slices, with ``landmarks`` (both RV insertion points) or a labelled right ventricle.
-        image_name, label_name: their keys.
+    Any rotation, mirroring and order of slices will do. The study needs ``landmarks`` (both RV
+    insertion points) or a labelled right ventricle. Its arrays are never changed.
 
     Attributes:
-        image, labels: the arrays of the study, ``(X, Y, slices)``; never changed.
         box, shape: the part of the stack with the wall and a margin.
         index, plane, bin, cell, depth, thickness_mm, radius_mm: for each voxel of the wall, its
             position in the flattened box, slice, angular bin, cell (``wall_cell``), depth (0 …
             1), thickness of the wall and distance from the centre; standard frame.
-        thirds, levels, cell_size: of each slice of the box; voxels in each cell.
-        free: voxels of healthy wall, bool.
-        remote, blood: medians of myocardium and cavity in each slice of the box.
-        smooth, noise: local mean of the wall in each voxel, and standard deviation around it.
+        free, smooth: for each voxel, whether it is healthy, and the local mean of the wall.
+        thirds, levels, cell_size, remote, blood: of each slice of the box; ``cell_size`` counts
+            voxels, the last two are medians of myocardium and cavity.
+        noise: standard deviation of the wall around its local mean.
         blur: matrices ``(x, x)`` and ``(y, y)`` that apply the point spread to a slice.
-        whole_numbers: whether the image has only integers; the painted image then does, too.
 
     Raises:
         InputError: no labels, wrong shape, fewer than 30 voxels of wall, unknown landmarks, NaN.
@@ -225,34 +212,28 @@ class ScarPainter:
         """Draw the shape of a scar, until walls, levels, depth and extent measure as ``scar`` says.
 
         Attributes that the scar leaves open are drawn.
-
-        Raises:
-            InputError: there is no such place in this study, or 16 shapes did not fit.
         """
         levels = scar.levels or tuple(LEVELS[third] for third in range(3) if third in self.thirds)
         missing = [level for level in levels if LEVELS.index(level) not in self.thirds]
-        if not scar.segments:
-            problem = f"{scar} names no wall and no level"
-            raise InputError("findings", problem, "Give the scar walls, levels or both.")
         least, most = (66, 100) if scar.depth == "transmural" else (0, 84)
-        if scar.depth and not least <= (scar.transmurality or 75) <= most:
+        problem, remedy = "", "Transmural means 75 % of the wall or more."
+        if not scar.segments:
+            problem, remedy = f"{scar} names no wall and no level", "Give it walls or levels."
+        elif scar.depth and not least <= (scar.transmurality or 75) <= most:
             problem = f"{scar.depth}, {scar.transmurality} %"
-            raise InputError("findings", problem, "Transmural means 75 % of the wall or more.")
-        if missing:
-            problem = f"no slice shows the level {missing[0]!r}"
-            raise InputError("findings", problem, "Leave this level out.")
+        elif missing:
+            problem, remedy = f"no slice shows the level {missing[0]!r}", "Leave this level out."
+        if problem:
+            raise InputError("findings", problem, remedy)
         degrees = _degrees_inside(scar.walls, levels, scar.segments)
         near = degrees[self.bin, self.thirds[self.plane]] > -12
         voxels = np.flatnonzero(near & self.free)
-        if len(voxels) < 6:
-            problem = f"{len(voxels)} voxels of healthy wall in {scar}"
-            raise InputError("findings", problem, "Choose other walls or levels.")
-        for _ in range(PLACEMENTS):
+        for _ in range(PLACEMENTS if len(voxels) >= 6 else 0):
             region = self._draw_once(voxels, degrees, scar, rng)
             if region is not None:
                 return region
-        problem = f"{scar} does not fit this wall in {PLACEMENTS} tries"
-        raise InputError("findings", problem, "Choose a larger scar, or finer pixels.")
+        problem = f"{scar} does not fit the {len(voxels)} healthy voxels there"
+        raise InputError("findings", problem, "Choose other walls or levels, or a larger scar.")
 
     def _draw_once(
         self, voxels: np.ndarray, degrees: np.ndarray, scar: Scar, rng: np.random.Generator
@@ -346,21 +327,22 @@ class ScarPainter:
         measured = aha.scars_in_words(self.cell_size, counts, np.zeros_like(counts), self.thirds)
         walls = {name for one in measured for name in one.walls}
         levels = {name for one in measured for name in one.levels}
-        if walls != set(scar.walls or WALLS) or levels != set(scar.levels or levels):
-            return False
-        for one in measured:
-            off = abs((one.transmurality or 0) - (scar.transmurality or one.transmurality or 0))
-            if one.depth != layer or off > 10:
-                return False
         around = aha.circumference_of(counts.sum(2), self.cell_size.sum(2))
-        return scar.circumference is None or abs(around - scar.circumference) <= 10
+        off = [around - (scar.circumference or around)]
+        if scar.transmurality:
+            off += [(one.transmurality or 0) - scar.transmurality for one in measured]
+        return (
+            walls == set(scar.walls or WALLS)
+            and levels == set(scar.levels or levels)
+            and all(one.depth == layer for one in measured)
+            and max(map(abs, off)) <= 10
+        )
 
     def paint(self, findings: Findings, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Paint scars; each must name a wall or a level that the stack shows.
+        """Paint scars into new image and labels, ``(X, Y, slices)`` float32 and uint8.
 
-        Returns:
-            New image and labels, ``(X, Y, slices)`` float32 and uint8. The image changes only in
-            slices with the new scar and within 8 mm of it, the labels only in healthy wall.
+        The image changes only in slices with the new scar and within 8 mm of it, the labels only in
+        healthy wall.
 
         Raises:
             InputError: a scar cannot be placed as described.
@@ -423,8 +405,7 @@ class ScarPainter:
     ) -> tuple[Findings, int, np.ndarray, np.ndarray]:
         """Draw findings that fit this study (from ``choices``, if given), and paint them.
 
-        Returns:
-            The findings, the seed with which :meth:`paint` paints them, image and labels.
+        Returns the findings, the seed with which :meth:`paint` paints them, image and labels.
 
         Raises:
             InputError: none of 8 draws fits; gives the reason of the last.
@@ -445,10 +426,7 @@ class ScarPainter:
         raise reason
 
 
-class prepare_canvas(ScarPainter):
-    """The old name, for lgekit.bench and lgekit.evaluation.realism."""
-
-    geometry = property(lambda self: self)
+prepare_canvas = ScarPainter  # the old name, for lgekit.bench and lgekit.evaluation.realism
 
 
 def _medians(groups: list[np.ndarray]) -> np.ndarray:
@@ -498,20 +476,12 @@ def _known_findings(subject: tio.Subject) -> Findings:
     return found or Findings()
 
 
-def _has_scar(subject: tio.Subject, label_name: str) -> bool:
-    labels = subject.get_image(label_name).data if label_name in subject else 0
-    return bool(np.isin(labels, (SCAR, NO_REFLOW)).any()) or stated_findings(subject).present
-
-
-def _updated_words(subject: tio.Subject, added: Findings, seed: int) -> dict[str, Any]:
-    """Return what a study says of itself after scars were added."""
-    stated = Findings(stated_findings(subject).scars + added.scars)
-    return {
-        "findings": Findings(_known_findings(subject).scars + added.scars),
-        "report": write_report(stated, np.random.default_rng([seed, 1])),
-        "report_source": "synthetic",
-        "scar_note": "painted",
-    }
+def _updated_words(stated: Findings, known: Findings, added: Findings, seed: int) -> dict[str, Any]:
+    """What a study says of itself after scars were added to those of its report and its truth."""
+    report = write_report(Findings(stated.scars + added.scars), np.random.default_rng([seed, 1]))
+    findings = Findings(known.scars + added.scars)
+    source = {"report_source": "synthetic", "scar_note": "painted"}
+    return {"findings": findings, "report": report} | source
 
 
 class AddScar(IntensityTransform):
@@ -524,7 +494,6 @@ class AddScar(IntensityTransform):
         findings: scars to add to those of the study.
         seed: determines borders, texture and the wording of the report.
         note: a reason to leave the study unchanged, copied to ``scar_note``.
-            :class:`RandomScar` uses it to record the reason in the history.
         image_name, label_name: keys of the image and of the label map (background 0, LV cavity 1,
             myocardium 2, scar 3, no-reflow 4, RV 5).
         **kwargs: See :class:`torchio.transforms.Transform`.
@@ -560,17 +529,20 @@ class AddScar(IntensityTransform):
         self.seed, self.note = int(seed), note
         self.image_name, self.label_name = image_name, label_name
         self.args_names = ["findings", "seed", "note", "image_name", "label_name"]
+        self.painted: tuple[np.ndarray, np.ndarray] | None = None  # by RandomScar, to save time
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         if self.note or not self.findings.present:
             subject["scar_note"] = self.note or "unchanged: no scar asked for"
             return subject
-        painter = ScarPainter(subject, self.image_name, self.label_name)
-        image, labels = painter.paint(self.findings, np.random.default_rng(self.seed))
-        words = _updated_words(subject, self.findings, self.seed)
-        subject.get_image(self.image_name).set_data(torch.from_numpy(image)[None])
-        subject.get_image(self.label_name).set_data(torch.from_numpy(labels)[None])
-        subject.update(words)
+        painted = self.painted
+        if painted is None:
+            painter = ScarPainter(subject, self.image_name, self.label_name)
+            painted = painter.paint(self.findings, np.random.default_rng(self.seed))
+        stated, known = stated_findings(subject), _known_findings(subject)
+        for key, array in zip((self.image_name, self.label_name), painted, strict=True):
+            subject.get_image(key).set_data(torch.from_numpy(array)[None])
+        subject.update(_updated_words(stated, known, self.findings, self.seed))
         return subject
 
 
@@ -583,6 +555,7 @@ class ScarHost:
 
     def __init__(self, study: Study, prevalence: str = "clinical"):
         self.study, self.prevalence, self.painter = study, prevalence, ScarPainter(study)
+        self.words = stated_findings(study), _known_findings(study)
 
     def paint(self, seed: int) -> Study:
         """Return a copy of the study with the scar of this seed.
@@ -593,7 +566,7 @@ class ScarHost:
         rng = np.random.default_rng(seed)
         found, own_seed, image, labels = self.painter.draw(rng, self.prevalence)
         affine = self.study.get_image("image").affine
-        fields = dict(self.study) | _updated_words(self.study, found, own_seed)
+        fields = dict(self.study) | _updated_words(*self.words, found, own_seed)
         fields["image"] = tio.ScalarImage(tensor=torch.from_numpy(image)[None], affine=affine)
         fields["labels"] = tio.LabelMap(tensor=torch.from_numpy(labels)[None], affine=affine)
         return Study(fields)
@@ -602,12 +575,10 @@ class ScarHost:
 class RandomScar(RandomTransform, IntensityTransform):
     r"""Paint a random scar into a late gadolinium enhancement study, and rewrite its report.
 
-    The scar is painted into random AHA segments and a random layer of the wall. Its intensities
-    follow the study's own blood, myocardium, noise and point spread. A study that cannot take a
-    scar is returned unchanged; ``scar_note`` and the history give the reason.
-
-    Works on the scanner's grid and in the standard frame. The random numbers come from PyTorch's
-    global generator, and ``subject.history`` replays the scar.
+    The scar is in random AHA segments and a random layer of the wall. Its intensities follow the
+    study's own blood, myocardium, noise and point spread. A study that cannot take a scar is
+    returned unchanged; ``scar_note`` and the history give the reason. Works on the scanner's grid
+    and in the standard frame, with random numbers of PyTorch's global generator.
 
     Args:
         p: probability that a study gets a scar.
@@ -615,11 +586,7 @@ class RandomScar(RandomTransform, IntensityTransform):
             all walls, levels and depths equally often (see :func:`lgekit.findings.draw_scar`).
         findings: paint these instead; if there are several, one is chosen.
         only_scar_free: leave studies unchanged that have scar in their labels or their report.
-        image_name, label_name: see :class:`AddScar`.
-        **kwargs: See :class:`torchio.transforms.Transform`.
-
-    Raises:
-        InputError: unknown ``prevalence``, or ``findings`` of another type.
+        image_name, label_name, **kwargs: see :class:`AddScar`.
 
     Examples:
         >>> import torch, torchio as tio, lgekit as lk
@@ -654,16 +621,19 @@ class RandomScar(RandomTransform, IntensityTransform):
         self.image_name, self.label_name = image_name, label_name
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        seed, found, note = self._get_random_seed(), Findings(), ""
+        seed, found, note, painted = self._get_random_seed(), Findings(), "", None
         try:
-            if self.only_scar_free and _has_scar(subject, self.label_name):
+            labels = subject.get_image(self.label_name).data if self.label_name in subject else 0
+            scarred = np.isin(labels, aha.SCARRED).any() or stated_findings(subject).present
+            if self.only_scar_free and scarred:
                 name = str(subject.get("study_id", "study"))
                 raise InputError(name, "has a scar", "Pass only_scar_free=False to add one.")
             painter = ScarPainter(subject, self.image_name, self.label_name)
-            rng = np.random.default_rng(seed)
-            found, seed, _, _ = painter.draw(rng, self.prevalence, self.findings)
+            drawn = painter.draw(np.random.default_rng(seed), self.prevalence, self.findings)
+            found, seed, painted = drawn[0], drawn[1], drawn[2:]
         except InputError as error:
             note = f"unchanged: {error}"
         options: dict[str, Any] = self._get_base_args()
         scar = AddScar(found, seed, note, self.image_name, self.label_name, **options)
+        scar.painted = painted
         return scar(subject)
