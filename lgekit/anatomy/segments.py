@@ -27,8 +27,8 @@ def to_frame_deg(angle, landmarks: Landmarks | None):
         InputError: an insertion point is unknown; the inferior one tells mirrored storage.
     """
     if landmarks is None or not _both_known(landmarks):
-        remedy = "Give both insertion points, or run the heart network."
-        raise InputError("landmarks", f"unknown ({landmarks})", remedy)
+        remedy = "Give both, or run the heart network."
+        raise InputError("landmarks", "RV insertion points unknown", remedy)
     turn = -1 if landmarks.mirrored else 1
     return (ANTERIOR_RVIP_DEG + turn * (angle - landmarks.anterior_rvip_deg)) % 360
 

@@ -93,8 +93,7 @@ class Region:
 class ScarPainter:
     """A study that was measured once, to paint many scars into it.
 
-    Any rotation, mirroring and order of slices will do. The study needs ``landmarks`` (both RV
-    insertion points) or a labelled right ventricle. Its arrays are never changed.
+    Needs ``landmarks`` (both RV insertion points) or a labelled right ventricle.
 
     Attributes:
         box, shape: the part of the stack with the wall and a margin.
@@ -106,43 +105,36 @@ class ScarPainter:
             voxels, the last two are medians of myocardium and cavity.
         noise: standard deviation of the wall around its local mean.
         blur: matrices ``(x, x)`` and ``(y, y)`` that apply the point spread to a slice.
-
-    Raises:
-        InputError: no labels, wrong shape, fewer than 30 voxels of wall, unknown landmarks, NaN.
     """
 
-    def __init__(
-        self, study: tio.Subject, image_name: str = "image", label_name: str = "labels"
-    ) -> None:
-        self.name = str(study.get("study_id", "study"))
-        for key in (image_name, label_name):
-            if key not in study:
-                remedy = f"It has {', '.join(study.keys())}. The heart network makes labels."
-                raise InputError(self.name, f"has no {key!r}", remedy)
-        stack, labels = study.get_image(image_name), study.get_image(label_name).data[0].numpy()
+    def __init__(self, study: tio.Subject):
+        name = str(study.get("study_id", "study"))
+        if not {"image", "labels"} <= set(study):
+            remedy = f"It has {', '.join(study)}. The heart network makes labels."
+            raise InputError(name, "has no image or no labels", remedy)
+        stack, labels = study.get_image("image"), study.get_image("labels").data[0].numpy()
         self.spacing, self.labels = tuple(map(float, stack.spacing[:2])), labels
         self.image = np.ascontiguousarray(stack.data[0].numpy(), dtype=np.float32)
-        if stack.data.shape[0] != 1 or self.image.shape != labels.shape:
+        if stack.data.shape != (1, *labels.shape):
             problem = f"image {tuple(stack.data.shape)}, labels {labels.shape}"
-            raise InputError(self.name, problem, "Give both the shape (1, X, Y, slices).")
-        wall_size = int(np.isin(labels, WALL_CODES).sum())
-        if wall_size < MINIMUM_WALL_VOXELS:
-            remedy = f"A scar needs {MINIMUM_WALL_VOXELS} or more (codes 2-4)."
-            raise InputError(self.name, f"{wall_size} voxels of myocardium", remedy)
+            raise InputError(name, problem, "Give both the shape (1, X, Y, slices).")
+        healthy = int((labels == MYOCARDIUM).sum())
+        if healthy < MINIMUM_WALL_VOXELS:
+            remedy = f"A scar needs {MINIMUM_WALL_VOXELS} or more (code 2)."
+            raise InputError(name, f"{healthy} voxels of healthy myocardium", remedy)
         landmarks = cast("Landmarks | None", study.get("landmarks"))
         if landmarks is None and (labels == RV).any():
             landmarks = aha.insertion_points(labels, self.spacing)
-        if landmarks is None:
-            remedy = "Give landmarks, an RV label, or run the heart network."
-            raise InputError(self.name, "RV insertion points unknown", remedy)
         self._measure_wall(labels, landmarks)
+        if not np.isfinite(self.image[self.box]).all():
+            raise InputError(name, "NaN or infinite values around the heart", "Repair the image.")
         self._measure_intensities(self.image[self.box], labels[self.box])
 
-    def _measure_wall(self, labels: np.ndarray, landmarks: Landmarks) -> None:
+    def _measure_wall(self, labels: np.ndarray, landmarks: Landmarks | None) -> None:
         spacing = self.spacing
         ventricle, x, y, stored, angle = aha.wall_voxels(labels, spacing, landmarks)
         depth = aha.depth_of_voxels(labels, spacing, x, y, stored, np.unique(stored))
-        margins = (int(np.ceil(6 / spacing[0])), int(np.ceil(6 / spacing[1])), 0)
+        margins = [*(int(np.ceil(6 / size)) for size in spacing), 0]
         self.box = tuple(
             slice(max(int(place.min()) - margin, 0), min(int(place.max()) + 1 + margin, size))
             for place, margin, size in zip((x, y, stored), margins, labels.shape, strict=True)
@@ -173,12 +165,6 @@ class ScarPainter:
         heart = np.isin(labels, WALL_CODES) | cavity
         self.free = healthy.ravel()[self.index]
         values, middle = image.ravel()[self.index], self.free & (np.abs(self.depth - 0.5) < 0.3)
-        if not np.isfinite(image).all():
-            problem = "NaN or infinite values around the heart"
-            raise InputError(self.name, problem, "Repair the image.")
-        if not middle.any():
-            remedy = "Choose a study whose wall is not all scar."
-            raise InputError(self.name, "no healthy myocardium", remedy)
         deep, slices = ndimage.binary_erosion(cavity, np.ones((3, 3, 1))), range(self.shape[2])
         self.blood = _medians([image[..., s][deep[..., s]] for s in slices])
         self.remote = _medians([values[middle & (self.plane == s)] for s in slices])
@@ -398,20 +384,14 @@ class ScarPainter:
         return (rise * region.membership * (1 - darker * core)).astype(np.float32)
 
     def draw(
-        self,
-        rng: np.random.Generator,
-        prevalence: str = "clinical",
-        choices: Sequence[Findings] = (),
+        self, rng: np.random.Generator, prevalence: str, choices: Sequence[Findings] = ()
     ) -> tuple[Findings, int, np.ndarray, np.ndarray]:
         """Draw findings that fit this study (from ``choices``, if given), and paint them.
 
         Returns the findings, the seed with which :meth:`paint` paints them, image and labels.
-
-        Raises:
-            InputError: none of 8 draws fits; gives the reason of the last.
         """
         remedy = "Choose others, or more slices."
-        reason = InputError(self.name, "no findings drawn fit its slices", remedy)
+        reason = InputError("findings", "none drawn fit the slices", remedy)
         for _ in range(FINDINGS_DRAWN):
             if choices:
                 drawn = choices[int(rng.integers(len(choices)))]
@@ -477,25 +457,22 @@ def _known_findings(subject: tio.Subject) -> Findings:
 
 
 def _updated_words(stated: Findings, known: Findings, added: Findings, seed: int) -> dict[str, Any]:
-    """What a study says of itself after scars were added to those of its report and its truth."""
+    """What a study says of itself after scars were added."""
     report = write_report(Findings(stated.scars + added.scars), np.random.default_rng([seed, 1]))
-    findings = Findings(known.scars + added.scars)
-    source = {"report_source": "synthetic", "scar_note": "painted"}
-    return {"findings": findings, "report": report} | source
+    fields = {"findings": Findings(known.scars + added.scars), "report": report}
+    return fields | {"report_source": "synthetic", "scar_note": "painted"}
 
 
 class AddScar(IntensityTransform):
     r"""Paint given scars into a late gadolinium enhancement study, and rewrite its report.
 
-    Changes the image, the label map (codes 3 scar, 4 no-reflow), ``findings``, ``report``,
+    Changes ``image``, ``labels`` (codes 3 scar, 4 no-reflow), ``findings``, ``report``,
     ``report_source`` (``"synthetic"``) and ``scar_note`` (``"painted"``).
 
     Args:
         findings: scars to add to those of the study.
         seed: determines borders, texture and the wording of the report.
         note: a reason to leave the study unchanged, copied to ``scar_note``.
-        image_name, label_name: keys of the image and of the label map (background 0, LV cavity 1,
-            myocardium 2, scar 3, no-reflow 4, RV 5).
         **kwargs: See :class:`torchio.transforms.Transform`.
 
     Raises:
@@ -512,57 +489,37 @@ class AddScar(IntensityTransform):
         (False, True)
     """
 
-    def __init__(
-        self,
-        findings: Findings | Scar,
-        seed: int = 0,
-        note: str = "",
-        image_name: str = "image",
-        label_name: str = "labels",
-        **kwargs,
-    ):
+    def __init__(self, findings: Findings | Scar, seed: int = 0, note: str = "", **kwargs):
         super().__init__(**kwargs)
         self.findings = Findings((findings,)) if isinstance(findings, Scar) else findings
         if not isinstance(self.findings, Findings):
             problem = f"{type(findings).__name__} given"
             raise InputError("findings", problem, "Give Findings or a Scar.")
-        self.seed, self.note = int(seed), note
-        self.image_name, self.label_name = image_name, label_name
-        self.args_names = ["findings", "seed", "note", "image_name", "label_name"]
+        self.seed, self.note, self.args_names = int(seed), note, ["findings", "seed", "note"]
         self.painted: tuple[np.ndarray, np.ndarray] | None = None  # by RandomScar, to save time
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         if self.note or not self.findings.present:
             subject["scar_note"] = self.note or "unchanged: no scar asked for"
             return subject
-        painted = self.painted
-        if painted is None:
-            painter = ScarPainter(subject, self.image_name, self.label_name)
-            painted = painter.paint(self.findings, np.random.default_rng(self.seed))
-        stated, known = stated_findings(subject), _known_findings(subject)
-        for key, array in zip((self.image_name, self.label_name), painted, strict=True):
-            subject.get_image(key).set_data(torch.from_numpy(array)[None])
-        subject.update(_updated_words(stated, known, self.findings, self.seed))
+        rng = np.random.default_rng(self.seed)
+        words = stated_findings(subject), _known_findings(subject)
+        image, labels = self.painted or ScarPainter(subject).paint(self.findings, rng)
+        subject.get_image("image").set_data(torch.from_numpy(image)[None])
+        subject.get_image("labels").set_data(torch.from_numpy(labels)[None])
+        subject.update(_updated_words(*words, self.findings, self.seed))
         return subject
 
 
 class ScarHost:
-    """A study measured once, to paint what :class:`RandomScar` paints into many copies of it.
-
-    Raises:
-        InputError: the study cannot take a scar.
-    """
+    """A study measured once, to paint what :class:`RandomScar` paints into many copies of it."""
 
     def __init__(self, study: Study, prevalence: str = "clinical"):
         self.study, self.prevalence, self.painter = study, prevalence, ScarPainter(study)
         self.words = stated_findings(study), _known_findings(study)
 
     def paint(self, seed: int) -> Study:
-        """Return a copy of the study with the scar of this seed.
-
-        Raises:
-            InputError: no scar drawn from this seed fits the study.
-        """
+        """Return a copy of the study with the scar of this seed; InputError if none fits."""
         rng = np.random.default_rng(seed)
         found, own_seed, image, labels = self.painter.draw(rng, self.prevalence)
         affine = self.study.get_image("image").affine
@@ -586,7 +543,7 @@ class RandomScar(RandomTransform, IntensityTransform):
             all walls, levels and depths equally often (see :func:`lgekit.findings.draw_scar`).
         findings: paint these instead; if there are several, one is chosen.
         only_scar_free: leave studies unchanged that have scar in their labels or their report.
-        image_name, label_name, **kwargs: see :class:`AddScar`.
+        **kwargs: see :class:`torchio.transforms.Transform`.
 
     Examples:
         >>> import torch, torchio as tio, lgekit as lk
@@ -604,8 +561,6 @@ class RandomScar(RandomTransform, IntensityTransform):
         prevalence: str = "clinical",
         findings: Findings | Scar | Sequence[Findings] | None = None,
         only_scar_free: bool = True,
-        image_name: str = "image",
-        label_name: str = "labels",
         **kwargs,
     ):
         super().__init__(p=p, **kwargs)
@@ -618,22 +573,20 @@ class RandomScar(RandomTransform, IntensityTransform):
         if not all(isinstance(choice, Findings) for choice in self.findings):
             raise InputError("findings", f"{findings!r}", "Give Findings, or a list of Findings.")
         self.prevalence, self.only_scar_free = prevalence, only_scar_free
-        self.image_name, self.label_name = image_name, label_name
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         seed, found, note, painted = self._get_random_seed(), Findings(), "", None
         try:
-            labels = subject.get_image(self.label_name).data if self.label_name in subject else 0
+            labels = subject.get_image("labels").data if "labels" in subject else 0
             scarred = np.isin(labels, aha.SCARRED).any() or stated_findings(subject).present
             if self.only_scar_free and scarred:
                 name = str(subject.get("study_id", "study"))
                 raise InputError(name, "has a scar", "Pass only_scar_free=False to add one.")
-            painter = ScarPainter(subject, self.image_name, self.label_name)
-            drawn = painter.draw(np.random.default_rng(seed), self.prevalence, self.findings)
+            rng = np.random.default_rng(seed)
+            drawn = ScarPainter(subject).draw(rng, self.prevalence, self.findings)
             found, seed, painted = drawn[0], drawn[1], drawn[2:]
         except InputError as error:
             note = f"unchanged: {error}"
-        options: dict[str, Any] = self._get_base_args()
-        scar = AddScar(found, seed, note, self.image_name, self.label_name, **options)
+        scar = AddScar(found, seed, note, **cast(dict, self._get_base_args()))
         scar.painted = painted
         return scar(subject)
