@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -63,22 +64,22 @@ class ShortAxisFrame:
 
         Linear, or nearest with the dtype kept; 0 outside the image.
         """
-        if tuple(data.shape[1:]) != self.shape:
-            remedy = f"This frame belongs to shape {self.shape}."
-            raise InputError("image", f"shape {tuple(data.shape[1:])}", remedy)
+        self._check(data, self.shape)
         size = (self.pixels, self.pixels)
         out = _resample_slices(data, self.matrix, self.offset, size, nearest)
         return out.flip(3) if self.reversed_slices else out
 
     def to_scanner(self, data: torch.Tensor, nearest: bool = True) -> torch.Tensor:
         """Resample ``(channels, pixels, pixels, slices)`` to the scanner's grid; see `to_frame`."""
-        expected = (self.pixels, self.pixels, self.shape[2])
-        if data.ndim != 4 or tuple(data.shape[1:]) != expected:
-            remedy = f"Give (channels, *{expected}), as in the frame."
-            raise InputError("array", f"shape {tuple(data.shape)}", remedy)
+        self._check(data, (self.pixels, self.pixels, self.shape[2]))
         data = data.flip(3) if self.reversed_slices else data
         inverse = np.linalg.inv(self.matrix)
         return _resample_slices(data, inverse, -inverse @ self.offset, self.shape[:2], nearest)
+
+    def _check(self, data: torch.Tensor, shape: tuple[int, ...]) -> None:
+        if data.ndim != 4 or tuple(data.shape[1:]) != shape:
+            remedy = f"This frame needs (channels, *{shape})."
+            raise InputError("array", f"shape {tuple(data.shape)}", remedy)
 
 
 def _resample_slices(
@@ -120,9 +121,8 @@ class StandardizeShortAxis(tio.SpatialTransform):
     scaled without a turn, and ``study["orientation_confident"]`` is False. Without a heart label
     the frame is a square around the centre of the image.
 
-    The result carries ``frame`` (a :class:`ShortAxisFrame`), its landmarks in the frame, and an
-    affine that keeps the scanner coordinates of every point. It replays from ``history`` and
-    inverts.
+    The result carries ``frame`` (a :class:`ShortAxisFrame`) and its landmarks in the frame; points
+    keep their scanner coordinates. It replays from ``history`` and inverts.
 
     Args:
         pixels: side of the square frame.
@@ -134,17 +134,13 @@ class StandardizeShortAxis(tio.SpatialTransform):
         **kwargs: see :class:`torchio.transforms.Transform`.
 
     Examples:
-        >>> import numpy as np, lgekit as lk
-        >>> x, y = np.ogrid[:120, :100]
-        >>> radius = np.hypot(x - 70, y - 40)[..., None].repeat(6, axis=2)
-        >>> labels = np.select([radius < 12, radius < 20], [1, 2])  # LV cavity, myocardium
-        >>> study = lk.Study.from_arrays("ring", 100.0 * (labels == 1), (1.4, 1.4, 10), labels,
-        ...                              landmarks=lk.Landmarks(30, 270))
+        >>> import lgekit as lk
+        >>> (study,) = lk.phantom_cohort(1, seed=0).studies
         >>> standard = lk.StandardizeShortAxis(pixels=64)(study)
         >>> standard.shape, standard["landmarks"].anterior_rvip_deg
-        ((1, 64, 64, 6), 120.0)
+        ((1, 64, 64, 8), 120.0)
         >>> standard.apply_inverse_transform().shape
-        (1, 120, 100, 6)
+        (1, 128, 128, 8)
     """
 
     def __init__(
@@ -266,18 +262,16 @@ def intensity_reference(study: Study) -> tuple[np.ndarray, float]:
     return remote, float(high - low) / 2
 
 
-def normalise(data: torch.Tensor, reference: tuple[np.ndarray, float]) -> torch.Tensor:
-    """Return ``(I − remote) / half_range`` of ``(…, slices)``, clipped at ± 4."""
-    remote, half_range = reference
-    offset = torch.as_tensor(remote, dtype=torch.float32, device=data.device)
+def normalised(study: Study) -> torch.Tensor:
+    """Return ``(image − remote) / half_range``, ``(1, X, Y, slices)``, clipped at ± 4."""
+    remote, half_range = intensity_reference(study)
     unit = max(half_range, 1e-6 * float(np.abs(remote).max()), 1e-12)  # a constant image gives 0
-    return ((data.float() - offset) / unit).clamp_(-INTENSITY_LIMIT, INTENSITY_LIMIT)
+    above = study.get_image("image").data.float() - torch.as_tensor(remote, dtype=torch.float32)
+    return (above / unit).clamp_(-INTENSITY_LIMIT, INTENSITY_LIMIT)
 
 
 def normalise_intensity(study: Study) -> Study:
     """Return a copy of the study with remote myocardium at 0 and, mostly, blood between 1 and 2."""
-    image = study.get_image("image")
-    data = normalise(image.data, intensity_reference(study))
-    result = type(study)(dict(study) | {"image": tio.ScalarImage(tensor=data, affine=image.affine)})
-    result.applied_transforms = list(study.applied_transforms)
+    result = deepcopy(study)
+    result.get_image("image").set_data(normalised(study))
     return result

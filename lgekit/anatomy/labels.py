@@ -25,10 +25,10 @@ def box_of(mask: np.ndarray) -> tuple[slice, slice]:
 
 def slice_centres(mask: np.ndarray) -> np.ndarray:
     """Return the centroid of each slice of a mask: ``(slices, 2)`` voxels, NaN if empty."""
-    counts = [mask.sum(axis, dtype=np.int64).astype(float) for axis in (1, 0)]
-    area = counts[0].sum(0)
-    sums = np.stack([np.arange(len(count)) @ count for count in counts], axis=1)
-    return np.where(area[:, None] > 0, sums / np.maximum(area, 1)[:, None], np.nan)
+    x, y = (mask.sum(axis, dtype=np.int64).astype(float) for axis in (1, 0))
+    sums = np.stack([np.arange(len(count)) @ count for count in (x, y)], axis=1)
+    with np.errstate(invalid="ignore"):
+        return sums / x.sum(0)[:, None]
 
 
 def voxel_angle(x, y, centre: Vector, spacing: Vector) -> np.ndarray:
@@ -48,14 +48,7 @@ def wall_depth(labels_slice: np.ndarray, spacing: Vector) -> np.ndarray:
     pixel is the length of its streamline to the endocardium, as a share of the whole streamline
     (Yezzi and Prince, IEEE TMI 2003;22:1332–1339). Contours run along the faces between pixels, so
     a wall one pixel thick has depth 0.5. In a slice without a cavity (the apex) the depth grows
-    from the centre. Specks of wall that touch neither contour get 0.5.
-
-    Args:
-        labels_slice: ``(X, Y)``.
-        spacing: mm along the two axes.
-
-    Returns:
-        ``(X, Y)`` float64.
+    from the centre. Specks of wall that touch neither contour get 0.5. Spacing is in mm.
     """
     labels_slice = np.pad(np.asarray(labels_slice), 2)  # the wall must not touch the border
     wall = np.isin(labels_slice, WALL_CODES)
@@ -114,19 +107,12 @@ def _depth_of_pixels(codes: bytes, shape: tuple[int, int], *spacing: float) -> n
 
 @dataclass(frozen=True, eq=False)
 class Ventricle:
-    """The left ventricle of one label map. Make it with :meth:`of`.
+    """The left ventricle of one label map. Make it with :meth:`of`."""
 
-    Attributes:
-        labels: the part of the stack that contains all labels, ``(x, y, slices)``.
-        box: the position of this part in the plane.
-        mask: cavity and wall with holes filled, in the shape of ``labels``.
-        centres: ``(slices, 2)`` voxels of the whole stack, NaN in slices without a heart.
-    """
-
-    labels: np.ndarray
-    box: tuple[slice, slice]
-    mask: np.ndarray
-    centres: np.ndarray
+    labels: np.ndarray  # (x, y, slices), the part of the stack that contains all labels
+    box: tuple[slice, slice]  # the position of this part in the plane
+    mask: np.ndarray  # cavity and wall with holes filled, in the shape of `labels`
+    centres: np.ndarray  # (slices, 2) voxels of the whole stack, NaN in slices without a heart
 
     @classmethod
     def of(cls, labels) -> Ventricle:
@@ -174,13 +160,11 @@ class Ventricle:
         Thirds are equal along the ventricle, and each slice counts at its middle. The apex is an
         apical slice with a wall and no cavity (Cerqueira 2002).
         """
-        levels, inside = self.levels, self.area > 0
-        count = inside.sum()
-        thirds = np.full(len(levels), -1)
-        position = (levels[inside] * (count - 1) + 0.5) / max(count, 1)
+        inside = self.area > 0
+        thirds = np.full(len(inside), -1)
+        position = (self.levels[inside] * (inside.sum() - 1) + 0.5) / max(inside.sum(), 1)
         thirds[inside] = np.floor(3 * position).astype(int)
-        closed = ~(self.labels == CAVITY).any((0, 1))
-        thirds[closed & (thirds == 2)] = 3
+        thirds[~(self.labels == CAVITY).any((0, 1)) & (thirds == 2)] = 3
         return thirds
 
     def diameter_mm(self, spacing: Vector) -> float:

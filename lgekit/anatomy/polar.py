@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy import ndimage
 
-from lgekit.anatomy import frame as standard
-from lgekit.anatomy.frame import MIN_CONFIDENCE
+from lgekit.anatomy.frame import MIN_CONFIDENCE, StandardizeShortAxis, normalised
 from lgekit.anatomy.labels import Ventricle, box_of
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks
 from lgekit.errors import InputError
@@ -79,7 +78,7 @@ class PolarGrid:
 
     def study_view(self, study: Study) -> View:
         """Return the view of a study on this grid, with normalised intensities."""
-        return View.of_slices(self.view(_normalised(study)), self.levels, self.order)
+        return View.of_slices(self.view(normalised(study)), self.levels, self.order)
 
     def evened(self) -> PolarGrid:
         """Return the grid with a more even wall, for contours that a network predicted.
@@ -93,10 +92,6 @@ class PolarGrid:
         thickness = (median + _smooth(self.thickness, 20)) / 2
         further = replace(self, inside=EVEN_INSIDE, outside=EVEN_OUTSIDE)
         return replace(further, endocardium=epicardium - thickness, thickness=thickness)
-
-
-def _normalised(study: Study) -> torch.Tensor:
-    return standard.normalise(study.get_image("image").data, standard.intensity_reference(study))
 
 
 def _smooth(contours: np.ndarray, sigma_deg: float) -> np.ndarray:
@@ -197,12 +192,12 @@ def image_view(
     study: Study, pixels: int, orientation: str, min_confidence: float = MIN_CONFIDENCE
 ) -> View:
     """Return the view of a study in the standard frame; one that is there is not resampled."""
-    data, order = _normalised(study), np.arange(study.spatial_shape[2])
+    data, order = normalised(study), np.arange(study.spatial_shape[2])
     levels = np.full(len(order), np.nan)
     if study.label_map is not None:
         levels = Ventricle.of(study.label_map).levels
     if "frame" not in study:
-        transform = standard.StandardizeShortAxis(pixels, None, orientation, min_confidence)
+        transform = StandardizeShortAxis(pixels, None, orientation, min_confidence)
         frame = transform.find_frame(study)
         data, order = frame.to_frame(data), order[::-1] if frame.reversed_slices else order
     return View.of_slices(data, levels[order], order)
