@@ -118,7 +118,7 @@ class Ventricle:
     def of(cls, labels) -> Ventricle:
         """Measure a label map ``(X, Y, slices)``."""
         if labels.ndim != 3:
-            remedy = "Give one label map of shape (X, Y, slices)."
+            remedy = "Give a label map of shape (X, Y, slices), or run the heart network."
             raise InputError("labels", f"shape {labels.shape}", remedy)
         box = box_of(labels.any(2))
         part = np.ascontiguousarray(labels[box])

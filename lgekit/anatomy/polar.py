@@ -204,31 +204,24 @@ def image_view(
 
 
 def study_tensor(
-    study: Study,
-    view: str = "polar",
-    *,
-    depths: int = 16,
-    angles: int = 96,
-    pixels: int = 96,
-    orientation: str = "rvip",
-    min_confidence: float = MIN_CONFIDENCE,
+    study: Study, view: str = "polar", orientation: str = "rvip"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Turn a study into network input: its slices with a heart, from base to apex, normalised.
 
     Args:
-        view: ``"polar"`` (size ``depths`` and ``angles``) or ``"image"`` (``pixels``).
-        orientation: as in :class:`StandardizeShortAxis`. The polar view starts at the anterior
+        study: on the scanner's grid or in the standard frame.
+        view: ``"polar"``, 16 depths of 96 angles, or ``"image"``, 96 × 96 pixels.
+        orientation: see :class:`StandardizeShortAxis`; the polar view starts at the anterior
             insertion point if it is ``"rvip"``, else at 120° of the stored array.
-        min_confidence: least confidence of landmarks to turn or start the view.
 
     Returns:
         ``(slices, 1, height, width)`` float32 with remote myocardium at 0, and levels ``(slices,)``
         float32, 0 base … 1 apex. If no heart is labelled, all slices are returned.
     """
-    if view == "polar":
-        made = polar_grid(study, depths, angles, orientation, min_confidence).study_view(study)
-    elif view == "image":
-        made = image_view(study, pixels, orientation, min_confidence)
-    else:
+    if view not in ("polar", "image"):
         raise InputError("view", f"{view!r}", "Use 'polar' or 'image'.")
+    if view == "polar":
+        made = polar_grid(study, orientation=orientation).study_view(study)
+    else:
+        made = image_view(study, 96, orientation)
     return made.images, made.levels

@@ -116,7 +116,7 @@ def insertion_points(labels, spacing: Vector, *, mirrored: bool | None = None) -
 
 
 def _circular_mean(angles: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """Weighted mean of angles and weighted mean deviation from it, degrees."""
+    """Weighted mean of angles, and weighted mean deviation from it."""
     mean = np.degrees(np.angle(weight @ np.exp(1j * np.radians(angles))))
     apart = np.abs((angles - mean + 180) % 360 - 180)
     return float(mean % 360), float(weight @ apart / weight.sum())
@@ -168,25 +168,12 @@ def known_landmarks(study: Study) -> Landmarks | None:
     return landmarks if landmarks is not None and _both_known(landmarks) else None
 
 
-def _labels_of(study: Study) -> np.ndarray:
-    labels = study.label_map
-    if labels is None:
-        remedy = "Give a label map, or run the heart network."
-        raise InputError(study["study_id"], "no labels", remedy)
-    return labels
-
-
 def segment_share(study: Study) -> pd.DataFrame:
-    """Measure the share of scar (with no-reflow) in each AHA segment, 0–1; NaN without voxels.
-
-    Returns index ``segment`` 1–17 and column ``scar``.
-    """
-    labels = _labels_of(study)
+    """Measure the share of scar in each AHA segment: column ``scar``, 0–1, NaN without voxels."""
+    labels = np.asarray(study.label_map)
     segments = segment_map(labels, study.spacing_mm, known_landmarks(study))
-    wall, scar = (
-        np.bincount(segments[np.isin(labels, codes)], minlength=18)[1:]
-        for codes in (WALL_CODES, SCARRED)
-    )
+    wall = np.bincount(segments.ravel(), minlength=18)[1:]
+    scar = np.bincount(segments[np.isin(labels, SCARRED)], minlength=18)[1:]
     share = scar / np.where(wall > 0, wall, np.nan)
     return pd.DataFrame({"scar": share}, index=pd.RangeIndex(1, 18, name="segment"))
 
@@ -200,11 +187,11 @@ def findings_from_labels(study: Study) -> Findings:
     Raises:
         InputError: the study has no labels.
     """
-    labels = _labels_of(study)
-    if not np.isin(labels, SCARRED).any():
+    labels = np.asarray(study.label_map)
+    if labels.ndim and not np.isin(labels, SCARRED).any():
         return Findings(())
     known = known_landmarks(study)
-    landmarks = known or Landmarks(ANTERIOR_RVIP_DEG, 360 - ANTERIOR_RVIP_DEG, 0.0)
+    landmarks = known or Landmarks(ANTERIOR_RVIP_DEG, 360 - ANTERIOR_RVIP_DEG)
     ventricle, x, y, plane, angle = wall_voxels(labels, study.spacing_mm, landmarks)
     codes = labels[x, y, plane]
     scarred = np.isin(codes, SCARRED)
@@ -288,12 +275,3 @@ def transmurality_of(scar: np.ndarray, wall: np.ndarray) -> float:
     """Return the share of the wall's thickness that is scar, from voxels of both in each sector."""
     share = scar / np.maximum(wall, 1)
     return float((share**2).sum() / max(share.sum(), 1e-9))
-
-
-def circumference_of(scar: np.ndarray, wall: np.ndarray) -> float:
-    """Return the percent of the circumference with scar, from voxels ``(slices, 60)`` of both.
-
-    A sector counts if scar fills over a tenth of it. The mean is over the slices with scar.
-    """
-    touched = (scar > 0.1 * wall)[scar.any(1)]
-    return 100 * float(touched.mean()) if len(touched) else 0.0

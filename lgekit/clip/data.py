@@ -213,26 +213,20 @@ def make_view(study: Study, settings: FitSettings) -> View:
     image, with the slices as stored.
     """
     if settings.orientation == "none":
-        bare = Study(**{key: value for key, value in study.items() if key != "labels"})
-        return image_view(bare, settings.pixels, "none", settings.min_confidence)
-    if settings.frame == "image":
-        return image_view(study, settings.pixels, settings.orientation, settings.min_confidence)
-    return view_grid(study, settings).study_view(study)
+        study = Study(**{key: value for key, value in study.items() if key != "labels"})
+    elif settings.frame == "polar":
+        return view_grid(study, settings).study_view(study)
+    return image_view(study, settings.pixels, settings.orientation, settings.min_confidence)
 
 
 def view_grid(study: Study, settings: FitSettings) -> PolarGrid:
     """Return the grid of the polar view, with a more even wall if the masks are predicted."""
-    grid = polar_grid(
-        study, settings.depths, settings.angles, settings.orientation, settings.min_confidence
-    )
+    size = settings.depths, settings.angles
+    grid = polar_grid(study, *size, settings.orientation, settings.min_confidence)
     return grid.evened() if settings.masks == "predicted" else grid
 
 
-even_wall_grid = view_grid  # the old name, for lgekit.clip.fit
-
-
-def _along(grid: PolarGrid, study: Study) -> View:
-    return grid.study_view(study)
+even_wall_grid, _along = view_grid, PolarGrid.study_view  # the old names, for lgekit.clip.fit
 
 
 def batch_of(views: Sequence[View]) -> StudyBatch:

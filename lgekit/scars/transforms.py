@@ -313,7 +313,8 @@ class ScarPainter:
         measured = aha.scars_in_words(self.cell_size, counts, np.zeros_like(counts), self.thirds)
         walls = {name for one in measured for name in one.walls}
         levels = {name for one in measured for name in one.levels}
-        around = aha.circumference_of(counts.sum(2), self.cell_size.sum(2))
+        scar_size, size = counts.sum(2), self.cell_size.sum(2)
+        around = 100 * (scar_size > 0.1 * size)[scar_size.any(1)].mean()  # sectors with scar
         off = [around - (scar.circumference or around)]
         if scar.transmurality:
             off += [(one.transmurality or 0) - scar.transmurality for one in measured]
