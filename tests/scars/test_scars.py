@@ -1,12 +1,14 @@
 """RandomScar: where the scar is, what stays unchanged, what the report says, and replay."""
 
 import doctest
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchio as tio
+from scipy import ndimage
 from toys import ring_study
 
 import lgekit.scars.transforms
@@ -14,28 +16,18 @@ from lgekit.anatomy.segments import findings_from_labels, segment_map
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import read_cohort
 from lgekit.errors import InputError
-from lgekit.evaluation.realism import patch_realism, scar_realism, synthetic_twins
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar, draw_scar
 from lgekit.reports.reader import read_report
 from lgekit.scars.transforms import AddScar, RandomScar, ScarHost, ScarPainter
-from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, Cohort, Landmarks, Study
+from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, Landmarks, Study
 
 EMIDEC = Path(__file__).parents[3] / "shared" / "data" / "emidec"
 INFERIOR = Scar(walls=("inferior",), levels=("mid",), depth="subendocardial", transmurality=50)
 LATERAL = Scar(("inferolateral", "inferior"), ("basal", "mid"), "transmural")
-IMPOSSIBLE = Findings(Scar(WALLS, ("mid",), "subendocardial", 20, circumference=20))
-SLOW = pytest.mark.slow
 
 
 def scar_of(study: Study) -> np.ndarray:
     return np.isin(study.label_map, (SCAR, NO_REFLOW))
-
-
-def mean_angle(mask: np.ndarray, spacing=(1.2, 1.2, 8.0)) -> float:
-    x, y = (
-        (np.nonzero(mask)[axis] - (mask.shape[axis] - 1) / 2) * spacing[axis] for axis in (0, 1)
-    )
-    return float(np.degrees(np.angle(np.exp(1j * np.arctan2(-y, x)).mean())) % 360)
 
 
 def same_arrays(one: Study, other: Study) -> bool:
@@ -44,18 +36,17 @@ def same_arrays(one: Study, other: Study) -> bool:
 
 @pytest.mark.parametrize(
     ("anterior", "inferior", "spacing", "expected"),
-    [
-        (120, 240, (1.2, 1.2, 8.0), 270),  # the inferior wall is at 240–300°
+    [  # the inferior wall is at 240–300°; the third stack is mirrored
         (30, 150, (1.2, 1.2, 8.0), 180),
-        (60, 300, (1.2, 1.2, 8.0), 270),  # mirrored
-        (240, 120, (1.2, 1.2, 8.0), 90),  # mirrored
         (120, 240, (0.8, 1.6, 8.0), 270),
+        (240, 120, (1.2, 1.2, 8.0), 90),
     ],
 )
 def test_the_scar_follows_the_orientation_of_the_stack(anterior, inferior, spacing, expected):
-    study = ring_study(anterior, inferior, spacing, size=128)
-    painted = AddScar(INFERIOR, seed=1)(study)
-    assert abs((mean_angle(scar_of(painted), spacing) - expected + 180) % 360 - 180) < 12
+    painted = AddScar(INFERIOR, seed=1)(ring_study(anterior, inferior, spacing, size=128))
+    x, y, _ = np.nonzero(scar_of(painted))
+    angle = np.degrees(np.arctan2((63.5 - y).mean() * spacing[1], (x - 63.5).mean() * spacing[0]))
+    assert abs((angle - expected + 180) % 360 - 180) < 12
 
 
 @pytest.mark.parametrize(("flip", "slices"), [(False, {0, 1, 2}), (True, {6, 7, 8})])
@@ -63,15 +54,6 @@ def test_a_basal_scar_is_in_the_wide_slices_in_either_order(flip, slices):
     basal = Scar(("anterior",), ("basal",), "subendocardial")
     painted = AddScar(basal, seed=2)(ring_study(flip_slices=flip))
     assert set(np.flatnonzero(scar_of(painted).any((0, 1)))) == slices
-
-
-@pytest.mark.parametrize("percent", [20, 40])
-def test_circumference_follows_the_number_asked_for(percent):
-    walls = ("anterior", "anteroseptal", "inferoseptal")
-    scar = Scar(walls, ("mid",), "transmural", circumference=percent)
-    x, y = np.nonzero(scar_of(AddScar(scar, seed=3)(ring_study()))[..., 4])
-    angle = np.degrees(np.arctan2(55.5 - y, x - 55.5)) % 360
-    assert len(np.unique(angle // 3)) / 120 == pytest.approx(percent / 100, abs=0.07)
 
 
 def test_every_wall_level_and_depth_can_be_painted_and_stays_in_its_segments():
@@ -90,17 +72,16 @@ def test_every_wall_level_and_depth_can_be_painted_and_stays_in_its_segments():
 def test_the_image_changes_only_near_the_scar_and_only_wall_becomes_scar():
     study = ring_study(report="Normal.")
     pixels, labels = study.pixels.copy(), study.label_map.copy()
-    for seed in range(4):
+    for seed in range(3):
         torch.manual_seed(seed)
         painted = RandomScar(p=1)(study)
-        mask = scar_of(painted)
+        mask, changed = scar_of(painted), painted.pixels != pixels
         assert mask.any() and (labels[mask] == MYOCARDIUM).all()
         assert np.array_equal(mask, painted.label_map != labels)
         for s in range(9):
-            scar, changed = (np.argwhere(m[..., s]) for m in (mask, painted.pixels != pixels))
-            apart = np.linalg.norm(scar[:, None] - changed[None], axis=-1) * 1.2
-            assert len(scar) > 0 or len(changed) == 0
-            assert not len(changed) or apart.min(0).max() < 8  # mm
+            away = ndimage.distance_transform_edt(~mask[..., s], sampling=1.2)
+            assert not changed[..., s].any() or away[changed[..., s]].max() < 8  # mm
+            assert mask[..., s].any() or not changed[..., s].any()
         assert painted["image"].data.dtype == torch.float32
         assert painted["labels"].data.dtype == torch.uint8 and isinstance(painted, Study)
     assert np.array_equal(study.pixels, pixels) and np.array_equal(study.label_map, labels)
@@ -109,27 +90,15 @@ def test_the_image_changes_only_near_the_scar_and_only_wall_becomes_scar():
 
 def test_scar_is_as_bright_as_blood_with_a_dark_core_of_no_reflow():
     study = ring_study()  # wall 60, blood 200
-    painted = AddScar(LATERAL, seed=1)(study)
-    assert 120 < np.median(painted.pixels[scar_of(painted)]) < 330
-    dark, bright, at_cavity = [], [], []
-    asked = Scar(LATERAL.walls, LATERAL.levels, "transmural", no_reflow=True)
-    for seed in range(6):
-        painted = AddScar(asked, seed=seed)(study)
-        core, scar = painted.label_map == NO_REFLOW, painted.label_map == SCAR
-        assert 0.03 < core.sum() / scar.sum() < 0.8
-        dark.append(painted.pixels[core].mean())
-        bright.append(painted.pixels[scar].mean())
-        neighbours = np.roll(core, 1, 0) | np.roll(core, -1, 0)
-        at_cavity.append((painted.label_map == CAVITY)[neighbours].mean())
-    assert np.mean(dark) < np.mean(bright) - 15
-    assert np.mean(at_cavity) < 0.1  # a rim of scar remains towards the cavity
-
-
-def test_an_image_of_integers_stays_one():
-    study = ring_study()
     study["image"].set_data(study["image"].data.round())
-    painted = AddScar(INFERIOR, seed=1)(study).pixels
-    assert (painted == np.rint(painted)).all() and (painted != study.pixels).any()
+    painted = AddScar(replace(LATERAL, no_reflow=True), seed=1)(study)
+    core, scar = painted.label_map == NO_REFLOW, painted.label_map == SCAR
+    assert 0.03 < core.sum() / scar.sum() < 0.8
+    assert 120 < np.median(painted.pixels[scar]) < 330
+    assert painted.pixels[core].mean() < painted.pixels[scar].mean() - 15
+    beside = np.roll(core, 1, 0) | np.roll(core, -1, 0)
+    assert (painted.label_map == CAVITY)[beside].mean() < 0.1  # a rim of scar towards the cavity
+    assert (painted.pixels == np.rint(painted.pixels)).all()  # an image of integers stays one
 
 
 def test_the_new_report_builds_on_the_old_report_and_not_on_the_hidden_truth():
@@ -162,11 +131,10 @@ def test_p_is_the_probability_of_a_scar():
     assert RandomScar(p=0)(study) is study
 
 
-@pytest.mark.parametrize("seed", [1, 5])
-def test_a_host_paints_what_random_scar_paints(seed, monkeypatch):
+def test_a_host_paints_what_random_scar_paints(monkeypatch):
     study = ring_study()
-    monkeypatch.setattr(RandomScar, "_get_random_seed", lambda self: seed)
-    slow, quick = RandomScar(p=1)(study), ScarHost(study).paint(seed)
+    monkeypatch.setattr(RandomScar, "_get_random_seed", lambda self: 5)
+    slow, quick = RandomScar(p=1)(study), ScarHost(study).paint(5)
     assert same_arrays(quick, slow) and not same_arrays(quick, study)
     for key in ("findings", "report", "report_source", "scar_note"):
         assert quick[key] == slow[key], key
@@ -189,56 +157,59 @@ def test_studies_with_scar_stay_unchanged_unless_asked():
         assert scar_of(more)[scar_of(scarred)].all()
 
 
-def changed(keep=None, **fields) -> Study:
-    study = ring_study(**fields)
-    if keep is not None:
-        study.label_map[:] *= keep(study.label_map)
+def not_finite() -> Study:
+    study = ring_study()
+    study["image"].data[0, 50:60, 50:60, 4] = float("nan")
     return study
 
 
-def only_two_voxels(labels):
-    keep = np.zeros_like(labels)
-    keep[tuple(np.argwhere(labels == MYOCARDIUM)[:2].T)] = 1
-    return keep
+def with_wall(voxels: int) -> Study:
+    study = ring_study()
+    study.label_map.flat[np.flatnonzero(study.label_map == MYOCARDIUM)[voxels:]] = 0
+    return study
 
 
 @pytest.mark.parametrize(
     ("study", "words"),
     [
-        (changed(lambda labels: labels == CAVITY), "0 voxels of myocardium"),
-        (changed(only_two_voxels), "2 voxels of myocardium"),
-        (changed(landmarks=None), "insertion points unknown"),
-        (changed(landmarks=Landmarks(float("nan"), 240)), "landmarks"),
+        (with_wall(0), "0 voxels of healthy myocardium"),
+        (with_wall(2), "2 voxels of healthy myocardium"),
+        (ring_study(landmarks=None), "insertion points unknown"),
+        (ring_study(landmarks=Landmarks(float("nan"), 240)), "insertion points unknown"),
+        (not_finite(), "NaN"),
     ],
 )
 def test_a_study_that_cannot_take_a_scar_stays_unchanged_with_the_reason(study, words):
     with pytest.raises(InputError, match=words):
         AddScar(INFERIOR)(study)
     left = RandomScar(p=1)(study)
-    assert same_arrays(left, study) and same_arrays(left.get_composed_history()(study), study)
+    for same in (left, left.get_composed_history()(study)):
+        np.testing.assert_array_equal(same.pixels, study.pixels)
+        np.testing.assert_array_equal(same.label_map, study.label_map)
     assert words in left["scar_note"] and words in left.history[-1].note
 
 
-def test_errors_name_impossible_scars_wrong_options_and_shapes():
-    for findings, words in (
-        (Findings(Scar(("inferior",), ("apex",))), "no slice shows"),
-        (Findings(Scar(depth="transmural")), "no wall and no level"),
-        (Findings(Scar(("inferior",), ("mid",), "mid-wall", 95)), "75 % of the wall"),
-        (Findings(Scar(("inferior",), ("mid",), "transmural", 30)), "75 % of the wall"),
-        (IMPOSSIBLE, "does not fit"),
-    ):
-        with pytest.raises(InputError, match=words):
-            AddScar(findings)(ring_study())
-    assert "does not fit" in RandomScar(p=1, findings=IMPOSSIBLE)(ring_study())["scar_note"]
+@pytest.mark.parametrize(
+    ("scar", "words"),
+    [
+        (Scar(("inferior",), ("apex",)), "no slice shows"),
+        (Scar(depth="transmural"), "no wall and no level"),
+        (Scar(("inferior",), ("mid",), "mid-wall", 95), "75 % of the wall"),
+        (Scar(WALLS, ("mid",), "subendocardial", 20, circumference=20), "does not fit"),
+    ],
+)
+def test_errors_name_impossible_scars(scar, words):
+    with pytest.raises(InputError, match=words):
+        AddScar(scar)(ring_study())
+
+
+def test_errors_name_wrong_options_and_shapes():
     with pytest.raises(InputError, match="prevalence"):
         RandomScar(prevalence="often")
     for transform in (RandomScar, AddScar):
         with pytest.raises(InputError, match="findings"):
             transform(findings=["inferior"])
     study = ring_study()
-    study["image"].data[0, 50:60, 50:60, 4] = float("nan")
-    with pytest.raises(InputError, match="NaN"):
-        AddScar(INFERIOR)(study)
     study["image"] = tio.ScalarImage(tensor=torch.zeros(1, 9, 9, 9))
     with pytest.raises(InputError, match=r"\(1, 9, 9, 9\).*\(112, 112, 9\)"):
         AddScar(INFERIOR)(study)
@@ -255,34 +226,30 @@ def test_slices_without_wall_get_no_scar():
     assert np.flatnonzero(scar_of(painted).any((0, 1))).tolist() == [3]
 
 
-def test_an_rv_label_replaces_landmarks():
+def test_a_plain_torchio_subject_with_an_rv_label_works():
     (study,) = phantom_cohort(1, seed=0, prevalence=0.0).studies
-    study["landmarks"] = None
-    painted = AddScar(INFERIOR, seed=1)(study)
-    assert findings_from_labels(painted).walls == {"inferior"}
-    assert ((painted.label_map == RV) == (study.label_map == RV)).all()
+    painted = AddScar(INFERIOR, seed=1)(tio.Subject(image=study["image"], labels=study["labels"]))
+    assert read_report(painted["report"]).walls == {"inferior"}
+    found = findings_from_labels(Study(painted | {"landmarks": study["landmarks"]}))
+    assert found.walls == {"inferior"}
+    assert ((painted["labels"].data == RV) == (study["labels"].data == RV)).all()
 
 
-def test_a_plain_torchio_subject_works():
-    study = ring_study()
-    subject = tio.Subject(lge=study["image"], mask=study["labels"], landmarks=study["landmarks"])
-    painted = AddScar(INFERIOR, seed=1, image_name="lge", label_name="mask")(subject)
-    assert (painted["mask"].data == SCAR).any() and painted["report"]
-
-
-def emidec(kind: str) -> list[Study]:
+def normal_emidec() -> list[Study]:
     if not EMIDEC.exists():
         pytest.skip("needs ../shared/data/emidec")
     studies = read_cohort(f"emidec:{EMIDEC}").studies
-    return [study for study in studies if study["study_id"].startswith(f"Case_{kind}")]
+    return [study for study in studies if study["study_id"].startswith("Case_N")]
 
 
 @pytest.mark.parametrize(
     ("hosts", "draws"),
     [
         (lambda: [ring_study(), ring_study(30, 280, (0.9, 1.7, 10), slices=6)], 40),
-        pytest.param(lambda: phantom_cohort(9, 0, prevalence=0.0).studies, 900, marks=SLOW),
-        pytest.param(lambda: emidec("N"), 900, marks=SLOW),
+        pytest.param(
+            lambda: phantom_cohort(9, 0, prevalence=0.0).studies, 900, marks=pytest.mark.slow
+        ),
+        pytest.param(normal_emidec, 900, marks=pytest.mark.slow),
     ],
     ids=["rings", "phantom", "emidec"],
 )
@@ -303,36 +270,16 @@ def test_masks_agree_with_their_words(hosts, draws):
         measured = findings_from_labels(scarred).scars
         for said in asked.scars:
             painted += 1
+            said_percent = said.transmurality
             agreed += (
                 {wall for found in measured for wall in found.walls} == set(said.walls)
                 and {found.depth for found in measured} == {said.depth}
                 and any(found.no_reflow for found in measured) == said.no_reflow
-                and (
-                    said.transmurality is None
-                    or all(abs(f.transmurality - said.transmurality) <= 10 for f in measured)
+                and all(
+                    abs(f.transmurality - (said_percent or f.transmurality)) <= 10 for f in measured
                 )
             )
     assert refused <= 0.05 * draws and agreed >= 0.99 * painted
-
-
-@SLOW
-def test_synthetic_scars_are_hard_to_tell_from_real_ones():
-    real, normal = Cohort(emidec("P"), "P"), Cohort(emidec("N"), "N")
-    _, aucs = scar_realism(real, synthetic_twins(real, normal, seed=0))
-    _, control = scar_realism(real, synthetic_twins(real, normal, seed=0, constant=True))
-    assert aucs["texture"]["value"] <= 0.75 and aucs["both"]["value"] <= 0.85
-    assert control["texture"]["value"] > 0.95
-
-
-@SLOW
-def test_a_patch_network_recognises_scars_of_constant_intensity():
-    hosts = [ring_study(120 + 20 * n, 240 + 20 * n, findings=Findings()) for n in range(6)]
-    for number, study in enumerate(hosts):
-        study["patient_id"] = study["study_id"] = f"p{number}"
-    asked = Scar(LATERAL.walls, LATERAL.levels, "subendocardial", transmurality=60)
-    real = Cohort([AddScar(asked, seed=n)(study) for n, study in enumerate(hosts[:3])])
-    blobs = synthetic_twins(real, Cohort(hosts[3:]), constant=True)
-    assert patch_realism(real, blobs, folds=2, epochs=5)["value"] > 0.8
 
 
 def test_the_examples_of_the_docstrings_run():
