@@ -21,40 +21,22 @@ from lgekit.anatomy.frame import (
 from lgekit.anatomy.labels import Ventricle, angle_map
 from lgekit.anatomy.polar import polar_grid, study_tensor
 from lgekit.anatomy.segments import segment_map
-from lgekit.clip.data import make_view, view_grid
+from lgekit.clip.data import make_view
 from lgekit.config import size_settings
 from lgekit.data.readers import read_cohort
 from lgekit.errors import InputError
-from lgekit.study import CAVITY, MYOCARDIUM, RV, SCAR, Landmarks, Study
+from lgekit.study import CAVITY, MYOCARDIUM, RV, SCAR, WALL_CODES, Landmarks, Study
 
 EMIDEC = Path(__file__).parents[3] / "shared" / "data" / "emidec"
 SLICES = 6
-storage = st.fixed_dictionaries(
-    {
-        "turned": st.floats(0, 359.9),
-        "mirrored": st.booleans(),
-        "shift": st.tuples(st.floats(-12, 12), st.floats(-12, 12)),
-        "spacing": st.tuples(st.floats(1.0, 1.5), st.floats(1.0, 1.5)),
-        "scale": st.floats(0.9, 1.15),
-        "backwards": st.booleans(),
-    }
-)
 
 
 def heart(
-    turned=120.0,
-    mirrored=False,
-    shift=(0.0, 0.0),
-    spacing=(1.2, 1.2),
-    scale=1.0,
-    backwards=False,
-    pixels=128,
-    scar=False,
+    turned=120.0, mirrored=False, x=0.0, y=0.0, spacing=1.2, scale=1.0, backwards=False, pixels=128
 ):
-    """A smooth heart drawn on a grid without interpolation; anterior insertion at ``turned``."""
-    dx, dy = ((np.arange(pixels) - (pixels - 1) / 2) * h for h in spacing)
-    z = (dx[:, None] - shift[0]) - 1j * (dy[None] - shift[1])
-    z = z * np.exp(-1j * np.radians(turned)) / scale
+    """A smooth heart with an inferior scar, anterior insertion at ``turned``."""
+    dx, dy = ((np.arange(pixels) - (pixels - 1) / 2) * h for h in (spacing, 1.2))
+    z = ((dx[:, None] - x) - 1j * (dy[None] - y)) * np.exp(-1j * np.radians(turned)) / scale
     z = (z.conj() if mirrored else z) * np.exp(1j * np.radians(120))  # mm in the standard frame
     labels = np.zeros((pixels, pixels, SLICES), np.uint8)
     image = np.zeros(labels.shape)
@@ -65,22 +47,33 @@ def heart(
         plane[abs(z + 22) < 22] = RV
         plane[abs(z) < 26 - 2 * s] = MYOCARDIUM
         plane[abs(z) < 16 - 2 * s] = CAVITY
-        if scar:
-            plane[(plane == MYOCARDIUM) & (angle > 240) & (angle < 300)] = SCAR
+        plane[(plane == MYOCARDIUM) & (angle > 240) & (angle < 300)] = SCAR
+        image[..., s] = 5 * s
         for place, width, height in [*blobs, (0, 12 - s, 50)]:
             image[..., s] += height * np.exp(-(abs(z - place) ** 2) / (2 * width**2))
-        image[..., s] += 5 * s
     if backwards:
         labels, image = labels[..., ::-1], image[..., ::-1]
     landmarks = Landmarks(turned % 360, (turned + (-110 if mirrored else 110)) % 360, 0.9)
-    return Study.from_arrays("heart", image, (*spacing, 10.0), labels, landmarks=landmarks)
+    return Study.from_arrays("heart", image, (spacing, 1.2, 10.0), labels, landmarks=landmarks)
 
 
-@given(stored=storage)
+stored_hearts = st.builds(
+    heart,
+    turned=st.floats(0, 359.9),
+    mirrored=st.booleans(),
+    x=st.floats(-12, 12),
+    y=st.floats(-12, 12),
+    spacing=st.floats(1.0, 1.5),
+    scale=st.floats(0.9, 1.15),
+    backwards=st.booleans(),
+)
+
+
+@given(study=stored_hearts)
 @settings(max_examples=15, deadline=None)
-def test_frame_and_polar_view_do_not_depend_on_storage(stored):
+def test_frame_and_polar_view_do_not_depend_on_storage(study):
     transform = StandardizeShortAxis(64)
-    reference, standard = transform(heart()), transform(heart(**stored))
+    reference, standard = transform(heart()), transform(study)
     middle = (slice(12, 52), slice(12, 52))  # inside both pictures
     difference = (standard.pixels - reference.pixels)[middle]
     assert np.sqrt((difference**2).mean()) < 2.5  # of a contrast of 100
@@ -92,94 +85,74 @@ def test_frame_and_polar_view_do_not_depend_on_storage(stored):
     np.testing.assert_allclose(ventricle.centre, 31.5, atol=0.5)
     np.testing.assert_allclose(ventricle.levels, np.linspace(0, 1, SLICES))
     assert standard.spacing_mm[0] == pytest.approx(standard.spacing_mm[1])
-    polar, same = (polar_grid(s).view(s["image"].data) for s in (heart(), heart(**stored)))
+    polar, same = (polar_grid(s).view(s["image"].data) for s in (heart(), study))
     assert polar.shape == (1, 16, 96, SLICES)
     assert (polar - same).square().mean().sqrt() < 3
+    # a mask that is drawn in the frame keeps its place in the scanner
+    mask = (standard.label_map == SCAR) & (np.arange(SLICES) == 1)
+    back = frame_to_scanner(mask, standard).numpy()
+    assert back.shape == study.spatial_shape and back.dtype == bool
+    there, here = (
+        (owner["image"].affine @ np.r_[np.argwhere(drawn).mean(0), 1])[:3]
+        for owner, drawn in ((standard, mask), (study, back))
+    )
+    np.testing.assert_allclose(there, here, atol=0.3)
+    assert (study.label_map[back] == SCAR).mean() > 0.8
 
 
 def test_right_ventricle_is_left_and_segments_are_at_their_place():
-    study = heart(turned=37, mirrored=True, backwards=True, scar=True)
-    standard = StandardizeShortAxis(96)(study)
-    segments = segment_map(standard.label_map, standard.spacing_mm, standard["landmarks"])
-    assert np.isin(segments[standard.label_map == SCAR], (4, 10, 15)).mean() > 0.95
-
-    def centre(mask):
-        return np.argwhere(mask).mean(0)
-
-    np.testing.assert_allclose(centre(standard.label_map[..., 2] == RV), [20, 47.5], atol=9)
-    inferior = centre(standard.label_map[..., 2] == SCAR)
-    assert inferior[1] > 60 and abs(inferior[0] - 47.5) < 1.5
-    anterior = centre(segments[..., 0] == 1)
-    assert anterior[1] < 30 and abs(anterior[0] - 47.5) < 2
-
-
-def test_resampling_without_a_turn_keeps_the_pixels():
-    study = heart(spacing=(1.0, 1.0), pixels=129)  # the centre is a pixel
-    transform = StandardizeShortAxis(65, field_of_view_mm=65)
-    np.testing.assert_allclose(transform(study).pixels, study.pixels[32:97, 32:97], atol=1e-3)
+    standard = StandardizeShortAxis(96)(heart(turned=37, mirrored=True, backwards=True))
+    labels = standard.label_map
+    segments = segment_map(labels, standard.spacing_mm, standard["landmarks"])
+    assert np.isin(segments[labels == SCAR], (4, 10, 15)).mean() > 0.95
+    right, scar = (np.argwhere(labels[..., 2] == code).mean(0) for code in (RV, SCAR))
+    np.testing.assert_allclose(right, [20, 47.5], atol=9)
+    np.testing.assert_allclose(scar, [47.5, 67], atol=6)
 
 
 def test_history_replays_and_inverts_and_the_input_is_not_modified():
-    study = heart(turned=200, mirrored=True, shift=(9, -5), backwards=True)
+    study = heart(turned=200, mirrored=True, x=9, y=-5, backwards=True)
     pixels, labels = study.pixels.copy(), study.label_map.copy()
     standard = StandardizeShortAxis(80)(study)
     assert (study.pixels == pixels).all() and (study.label_map == labels).all()
     assert "frame" not in study and isinstance(standard, Study)
     assert standard["labels"].data.dtype == torch.uint8
-    assert standard["image"].data.dtype == torch.float32
-    assert [type(step) for step in standard.history] == [StandardizeShortAxis]
     again = standard.get_composed_history()(study)
     assert torch.equal(again["image"].data, standard["image"].data)
     back = standard.apply_inverse_transform()
     np.testing.assert_allclose(back["image"].affine, study["image"].affine)
     assert back["landmarks"] == study["landmarks"] and "frame" not in back
     inside = (back.label_map != 0) & (study.label_map != 0)
-    assert (back.label_map == study.label_map)[inside].mean() > 0.95
+    assert (back.label_map == study.label_map)[inside].mean() > 0.94
     assert np.abs(back.pixels - study.pixels)[inside].mean() < 1
     with pytest.raises(InputError, match=r"\(128, 128, 6\)"):
         standard.history[0](heart(pixels=100))  # a frame belongs to one study
 
 
-@given(stored=storage)
-@settings(max_examples=10, deadline=None)
-def test_points_and_masks_keep_their_place_in_the_scanner(stored):
-    study = heart(**stored)
-    standard = StandardizeShortAxis(96)(study)
-    disc = np.zeros((96, 96, SLICES), bool)
-    i, j = np.ogrid[:96, :96]
-    disc[..., 1] = np.hypot(i - 42, j - 55) < 9
-    back = frame_to_scanner(disc, standard).numpy()
-    assert back.shape == study.spatial_shape and back.dtype == bool
-    there, here = (
-        (owner["image"].affine @ np.r_[np.argwhere(mask).mean(0), 1])[:3]
-        for owner, mask in ((standard, disc), (study, back))
-    )
-    np.testing.assert_allclose(there, here, atol=0.3)
-
-
-def test_uncertain_or_missing_landmarks_give_no_turn():
-    for landmarks in (Landmarks(10, 280, 0.1), None, Landmarks(float("nan"), 200.0)):
-        study = heart(turned=10, shift=(9, -5), backwards=True)
-        study["landmarks"] = landmarks
-        study["labels"].set_data(study["labels"].data * (study["labels"].data != RV))
-        standard = StandardizeShortAxis()(study)
-        assert standard["orientation_confident"] is False
-        same = StandardizeShortAxis(orientation="centre")(study)
-        assert torch.equal(standard["image"].data, same["image"].data)
-        assert Ventricle.of(standard.label_map).levels[0] == 0
-        assert polar_grid(study).angles_deg[0] == 120
-    assert StandardizeShortAxis(min_confidence=0.05)(heart())["orientation_confident"]
+@pytest.mark.parametrize(
+    "landmarks", [Landmarks(10, 280, 0.1), None, Landmarks(float("nan"), 200.0)]
+)
+def test_uncertain_or_missing_landmarks_give_no_turn(landmarks):
+    study = heart(turned=10, x=9, y=-5, backwards=True)
+    study["landmarks"] = landmarks
+    study["labels"].set_data(study["labels"].data * (study["labels"].data != RV))
+    standard = StandardizeShortAxis()(study)
+    assert standard["orientation_confident"] is False
+    same = StandardizeShortAxis(orientation="centre")(study)
+    assert torch.equal(standard["image"].data, same["image"].data)
+    assert Ventricle.of(standard.label_map).levels[0] == 0
+    assert polar_grid(study).angles_deg[0] == 120
 
 
 def test_an_rv_label_replaces_missing_landmarks():
     study = heart(turned=30)
     study["landmarks"] = None
-    x, _ = np.nonzero(StandardizeShortAxis()(study).label_map[..., 2] == RV)
-    assert x.mean() < 30
+    standard = StandardizeShortAxis()(study)
+    assert np.argwhere(standard.label_map == RV)[:, 0].mean() < 30
 
 
 def test_orientation_none_crops_the_stored_image():
-    study = heart(turned=10, shift=(9, -5), backwards=True)
+    study = heart(turned=10, x=9, y=-5, backwards=True)
     standard = StandardizeShortAxis(64, field_of_view_mm=64 * 1.2, orientation="none")(study)
     np.testing.assert_allclose(standard.pixels, study.pixels[32:96, 32:96], atol=1e-3)
     assert standard["orientation_confident"] is False
@@ -198,15 +171,14 @@ def test_a_study_without_a_heart_or_contrast_gives_finite_tensors():
 
 
 @pytest.mark.parametrize(
-    "options",
-    [{"pixels": 0}, {"heart_scale": -1}, {"field_of_view_mm": 0}, {"orientation": "upside down"}],
+    "options", [{"pixels": 0}, {"field_of_view_mm": 0}, {"orientation": "upside down"}]
 )
 def test_errors_name_bad_options(options):
     with pytest.raises(InputError, match=next(iter(options))):
         StandardizeShortAxis(**options)
 
 
-def test_errors_name_shapes():
+def test_errors_name_shapes_and_views():
     study, other = heart(), heart(pixels=100)
     with pytest.raises(InputError, match=r"32, 32, 5\)"):
         frame_to_scanner(np.zeros((32, 32, 5), bool), StandardizeShortAxis(32)(study))
@@ -220,50 +192,43 @@ def test_errors_name_shapes():
 
 def test_the_transform_works_in_a_pipeline_and_its_example_runs():
     transform = tio.Compose([StandardizeShortAxis(32), tio.RandomNoise()])
-    dataset = tio.SubjectsDataset([heart(), heart(turned=20, pixels=100)], transform=transform)
-    assert {study.spatial_shape for study in dataset} == {(32, 32, SLICES)}
+    assert transform(heart(turned=20, pixels=100)).spatial_shape == (32, 32, SLICES)
     assert doctest.testmod(lgekit.anatomy.frame).failed == 0
 
 
 def test_polar_columns_are_angles_and_rows_are_depths():
-    study = heart(turned=77, mirrored=True, scar=True)
+    study = heart(turned=77, mirrored=True)
     labels = study["labels"].data
     grid = polar_grid(study)
-    scar = grid.view((labels == SCAR).float())[0, ..., 1]
-    columns = np.flatnonzero(scar[8] > 0.5)  # 120–180° after the insertion point
-    np.testing.assert_array_equal(columns, np.arange(columns[0], columns[-1] + 1))
-    assert columns[0] in (32, 33) and columns[-1] in (47, 48)
-    wall = grid.view(((labels == MYOCARDIUM) | (labels == SCAR)).float())[0, ..., 1].mean(1) > 0.5
+    columns = np.flatnonzero(grid.view((labels == SCAR).float())[0, 8, :, 1] > 0.5)
+    # the scar is 120–180° after the insertion point
+    assert columns[0] in (32, 33) and columns[-1] in (47, 48) and len(columns) in (15, 16, 17)
+    wall = ((labels == MYOCARDIUM) | (labels == SCAR)).float()
     # the wall fills 1 of 1.6 thicknesses, after 0.4; along evened contours 1 of 2, after 0.6
-    np.testing.assert_array_equal(np.flatnonzero(wall)[[0, -1]], [4, 13])
-    even = grid.evened()
-    wall = even.view(((labels == MYOCARDIUM) | (labels == SCAR)).float())[0, ..., 1].mean(1) > 0.5
-    np.testing.assert_array_equal(np.flatnonzero(wall)[[0, -1]], [5, 12])
-    for one in (grid, even):
+    for one, rows in ((grid, [4, 13]), (grid.evened(), [5, 12])):
+        filled = np.flatnonzero(one.view(wall)[0, ..., 1].mean(1) > 0.5)
+        assert filled[[0, -1]].tolist() == rows
         np.testing.assert_allclose(one.endocardium[1], 14, atol=0.6)
         np.testing.assert_allclose(one.thickness[1], 10, atol=0.7)
 
 
 def test_gaps_in_the_wall_are_bridged_and_slices_without_a_heart_are_zero():
-    whole, broken = heart(), heart()
-    labels = broken["labels"].data.clone()
-    gap = torch.as_tensor((angle_map((128, 128), (63.5, 63.5), (1, 1)) - 300) % 360 < 50)
-    labels[0, :, :, 1][gap & (labels[0, :, :, 1] == MYOCARDIUM)] = 0  # an open ring
+    study = heart()
+    labels = study["labels"].data
+    angle = torch.as_tensor(angle_map((128, 128), (63.5, 63.5), (1, 1)))
+    labels[0, :, :, 1][((angle - 300) % 360 < 50) & (labels[0, :, :, 1] == MYOCARDIUM)] = 0
     labels[..., 0] = 0
     labels[0, 60, 60, 2] = MYOCARDIUM  # a speck in the cavity
-    broken["labels"].set_data(labels)
-    grid = polar_grid(broken)
+    grid = polar_grid(study)
     assert np.isnan(grid.levels[0]) and grid.levels[1] == 0
-    assert (grid.view(broken["image"].data)[..., 0] == 0).all()
+    assert (grid.view(study["image"].data)[..., 0] == 0).all()
     ray = np.exp(1j * np.radians(grid.angles_deg)) * (grid.endocardium + grid.thickness)[1]
     epicardium = (grid.centres[1] - 63.5) * 1.2 @ [1, -1j] + ray
     np.testing.assert_allclose(abs(epicardium), 24, atol=1.5)
-    np.testing.assert_allclose(grid.endocardium[2], polar_grid(whole).endocardium[2], atol=1.5)
+    np.testing.assert_allclose(grid.endocardium[2], polar_grid(heart()).endocardium[2], atol=1.5)
 
 
-@pytest.mark.parametrize(
-    "change", [{"masks": "predicted"}, {"masks": "true"}, {"view": "image"}], ids=str
-)
+@pytest.mark.parametrize("change", [{"masks": "predicted"}, {"masks": "true"}, {"view": "image"}])
 def test_views_have_the_slices_with_a_heart_from_base_to_apex(change):
     settings = size_settings("smoke").override(**change)
     study, reversed_study = heart(), heart(backwards=True)
@@ -275,10 +240,6 @@ def test_views_have_the_slices_with_a_heart_from_base_to_apex(change):
     assert torch.equal(view.levels, same.levels) and view.levels.tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert view.images.dtype == torch.float32
     torch.testing.assert_close(view.images, same.images, atol=1e-3, rtol=0)
-    if change == {"masks": "true"}:
-        assert torch.equal(view_grid(study, settings).study_view(study).images, view.images)
-        size = {"depths": settings.depths, "angles": settings.angles}
-        assert torch.equal(study_tensor(study, "polar", **size)[0], view.images)
 
 
 def test_views_without_orientation_ignore_the_labels():
@@ -292,9 +253,8 @@ def test_views_without_orientation_ignore_the_labels():
 
 @pytest.mark.parametrize("share", [0.0, 0.45])
 def test_scar_does_not_move_the_intensity_reference(share):
-    rng = np.random.default_rng(0)
-    study = heart()
-    wall = np.flatnonzero(study.label_map == MYOCARDIUM)
+    rng, study = np.random.default_rng(0), heart()
+    wall = np.flatnonzero(np.isin(study.label_map, WALL_CODES))
     pixels = rng.normal(200, 10, study.label_map.shape)
     pixels.flat[wall] = rng.normal(50, 10, len(wall))
     scar = rng.permutation(wall)[: int(share * len(wall))]
@@ -304,12 +264,11 @@ def test_scar_does_not_move_the_intensity_reference(share):
     remote, half_range = intensity_reference(study)
     np.testing.assert_allclose(remote, [50, 50, 150, 50, 50, 50], atol=8)
     assert 75 < half_range < 160
-    normal = normalise_intensity(study)
-    assert 0.9 < np.median(normal.pixels[study.label_map == CAVITY]) < 2
-    assert normal["image"].data.abs().max() <= 4 and study.pixels.max() > 200
-    scaled = heart()
-    scaled["image"].set_data(study["image"].data * 3 + 70)
-    np.testing.assert_allclose(normalise_intensity(scaled).pixels, normal.pixels, atol=1e-3)
+    normal = normalise_intensity(study).pixels
+    assert 0.9 < np.median(normal[study.label_map == CAVITY]) < 2
+    assert np.abs(normal).max() <= 4 and study.pixels.max() > 200
+    study["image"].set_data(study["image"].data * 3 + 70)
+    np.testing.assert_allclose(normalise_intensity(study).pixels, normal, atol=1e-3)
 
 
 @pytest.mark.skipif(not EMIDEC.exists(), reason="needs ../shared/data/emidec")
