@@ -16,7 +16,7 @@ from lgekit.anatomy.segments import findings_from_labels, segment_map
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import read_cohort
 from lgekit.errors import InputError
-from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar, draw_scar
+from lgekit.findings import WALLS, Findings, Scar, draw_scar
 from lgekit.reports.reader import read_report
 from lgekit.scars.transforms import AddScar, RandomScar, ScarHost, ScarPainter
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, Landmarks, Study
@@ -54,19 +54,6 @@ def test_a_basal_scar_is_in_the_wide_slices_in_either_order(flip, slices):
     basal = Scar(("anterior",), ("basal",), "subendocardial")
     painted = AddScar(basal, seed=2)(ring_study(flip_slices=flip))
     assert set(np.flatnonzero(scar_of(painted).any((0, 1)))) == slices
-
-
-def test_every_wall_level_and_depth_can_be_painted_and_stays_in_its_segments():
-    study, rng = ring_study(), np.random.default_rng(0)
-    painter = ScarPainter(study)
-    segments = segment_map(study.label_map, study.spacing_mm, study["landmarks"])
-    for wall in WALLS:
-        for level in LEVELS[:3]:
-            for depth in DEPTHS:
-                asked = Findings(Scar((wall,), (level,), depth))
-                _, labels = painter.paint(asked, rng)
-                inside = segments[np.isin(labels, (SCAR, NO_REFLOW))]
-                assert len(inside) and np.isin(inside, list(asked.segments)).all()
 
 
 def test_the_image_changes_only_near_the_scar_and_only_wall_becomes_scar():
@@ -157,12 +144,6 @@ def test_studies_with_scar_stay_unchanged_unless_asked():
         assert scar_of(more)[scar_of(scarred)].all()
 
 
-def not_finite() -> Study:
-    study = ring_study()
-    study["image"].data[0, 50:60, 50:60, 4] = float("nan")
-    return study
-
-
 def with_wall(voxels: int) -> Study:
     study = ring_study()
     study.label_map.flat[np.flatnonzero(study.label_map == MYOCARDIUM)[voxels:]] = 0
@@ -176,54 +157,40 @@ def with_wall(voxels: int) -> Study:
         (with_wall(2), "2 voxels of healthy myocardium"),
         (ring_study(landmarks=None), "insertion points unknown"),
         (ring_study(landmarks=Landmarks(float("nan"), 240)), "insertion points unknown"),
-        (not_finite(), "NaN"),
     ],
 )
 def test_a_study_that_cannot_take_a_scar_stays_unchanged_with_the_reason(study, words):
     with pytest.raises(InputError, match=words):
         AddScar(INFERIOR)(study)
     left = RandomScar(p=1)(study)
-    for same in (left, left.get_composed_history()(study)):
-        np.testing.assert_array_equal(same.pixels, study.pixels)
-        np.testing.assert_array_equal(same.label_map, study.label_map)
+    assert same_arrays(left, study) and same_arrays(left.get_composed_history()(study), study)
     assert words in left["scar_note"] and words in left.history[-1].note
 
 
-@pytest.mark.parametrize(
-    ("scar", "words"),
-    [
+def test_errors_name_impossible_scars_wrong_options_and_broken_images():
+    study = ring_study()
+    for scar, words in (
         (Scar(("inferior",), ("apex",)), "no slice shows"),
         (Scar(depth="transmural"), "no wall and no level"),
         (Scar(("inferior",), ("mid",), "mid-wall", 95), "75 % of the wall"),
         (Scar(WALLS, ("mid",), "subendocardial", 20, circumference=20), "does not fit"),
-    ],
-)
-def test_errors_name_impossible_scars(scar, words):
-    with pytest.raises(InputError, match=words):
-        AddScar(scar)(ring_study())
-
-
-def test_errors_name_wrong_options_and_shapes():
+    ):
+        with pytest.raises(InputError, match=words):
+            AddScar(scar)(study)
     with pytest.raises(InputError, match="prevalence"):
         RandomScar(prevalence="often")
     for transform in (RandomScar, AddScar):
         with pytest.raises(InputError, match="findings"):
             transform(findings=["inferior"])
-    study = ring_study()
+    study["image"].data[0, 50:60, 50:60, 4] = float("nan")
+    with pytest.raises(InputError, match="NaN"):
+        AddScar(INFERIOR)(study)
     study["image"] = tio.ScalarImage(tensor=torch.zeros(1, 9, 9, 9))
     with pytest.raises(InputError, match=r"\(1, 9, 9, 9\).*\(112, 112, 9\)"):
         AddScar(INFERIOR)(study)
     study.remove_image("labels")
     with pytest.raises(InputError, match="labels"):
         AddScar(INFERIOR)(study)
-
-
-def test_slices_without_wall_get_no_scar():
-    study = ring_study()
-    study.label_map[..., 4] *= study.label_map[..., 4] == CAVITY
-    study.label_map[..., 5] = 0
-    painted = AddScar(INFERIOR, seed=1)(study)
-    assert np.flatnonzero(scar_of(painted).any((0, 1))).tolist() == [3]
 
 
 def test_a_plain_torchio_subject_with_an_rv_label_works():
@@ -266,6 +233,9 @@ def test_masks_agree_with_their_words(hosts, draws):
             refused += 1
             continue
         landmarks = study["landmarks"]
+        segments = segment_map(labels, study.spacing_mm, landmarks)
+        inside = np.isin(segments, [number for scar in asked.scars for number in scar.segments])
+        assert inside[np.isin(labels, (SCAR, NO_REFLOW))].mean() > 0.98
         scarred = Study.from_arrays("x", image, study.spacing_mm, labels, landmarks=landmarks)
         measured = findings_from_labels(scarred).scars
         for said in asked.scars:
