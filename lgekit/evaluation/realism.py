@@ -180,7 +180,7 @@ def _fill(host: Study, found, seed: int) -> Study:
     for scar in found.scars:
         region = canvas.draw_region(scar, rng)
         voxels = region.voxels[region.depth_mm > 0]
-        where = np.unravel_index(canvas.index[voxels], canvas.shape)
+        where = canvas.x[voxels], canvas.y[voxels], canvas.plane[voxels]
         image[canvas.box][where] = canvas.blood[canvas.plane[voxels]]
         labels[canvas.box][where] = SCAR
     fields = {key: host[key] for key in host if not isinstance(host[key], tio.Image)}

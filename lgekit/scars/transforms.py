@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, cast
@@ -96,10 +95,10 @@ class ScarPainter:
     Needs ``landmarks`` (both RV insertion points) or a labelled right ventricle.
 
     Attributes:
-        box, shape: the part of the stack with the wall and a margin.
-        index, plane, bin, cell, depth, thickness_mm, radius_mm: for each voxel of the wall, its
-            position in the flattened box, slice, angular bin, cell (``wall_cell``), depth (0 …
-            1), thickness of the wall and distance from the centre; standard frame.
+        box: the part of the stack with the wall and a margin.
+        x, y, plane, bin, cell, depth, thickness_mm, radius_mm: for each voxel of the wall, its
+            place in the box, angular bin and cell (``wall_cell``) in the standard frame, depth (0
+            … 1), thickness of the wall and distance from the centre.
         free, smooth: for each voxel, whether it is healthy, and the local mean of the wall.
         thirds, levels, cell_size, remote, blood: of each slice of the box; ``cell_size`` counts
             voxels, the last two are medians of myocardium and cavity.
@@ -140,12 +139,11 @@ class ScarPainter:
             for place, margin, size in zip((x, y, stored), margins, labels.shape, strict=True)
         )
         left, top, first = (side.start for side in self.box)
-        self.shape = tuple(side.stop - side.start for side in self.box)
-        self.plane = stored - first
-        self.index = np.ravel_multi_index((x - left, y - top, self.plane), self.shape)
+        self.x, self.y, self.plane = x - left, y - top, stored - first
+        self.slices = self.box[2].stop - first
         self.bin = np.minimum((angle * BINS / 360).astype(int), BINS - 1)
         self.cell = aha.wall_cell(self.plane, angle, depth)
-        self.cell_size = aha.count_cells(self.cell, self.shape[2])
+        self.cell_size = aha.count_cells(self.cell, self.slices)
         self.depth = depth.astype(np.float32)
         centre = ventricle.centres[stored].T
         radius = np.hypot((x - centre[0]) * spacing[0], (y - centre[1]) * spacing[1])
@@ -163,9 +161,10 @@ class ScarPainter:
     def _measure_intensities(self, image: np.ndarray, labels: np.ndarray) -> None:
         healthy, cavity = labels == MYOCARDIUM, labels == CAVITY
         heart = np.isin(labels, WALL_CODES) | cavity
-        self.free = healthy.ravel()[self.index]
-        values, middle = image.ravel()[self.index], self.free & (np.abs(self.depth - 0.5) < 0.3)
-        deep, slices = ndimage.binary_erosion(cavity, np.ones((3, 3, 1))), range(self.shape[2])
+        place = self.x, self.y, self.plane
+        self.free = healthy[place]
+        values, middle = image[place], self.free & (np.abs(self.depth - 0.5) < 0.3)
+        deep, slices = ndimage.binary_erosion(cavity, np.ones((3, 3, 1))), range(self.slices)
         self.blood = _medians([image[..., s][deep[..., s]] for s in slices])
         self.remote = _medians([values[middle & (self.plane == s)] for s in slices])
 
@@ -175,8 +174,7 @@ class ScarPainter:
 
         weight = smoothed(healthy.astype(np.float32), 2.25)
         mean = smoothed(np.where(healthy, image, 0), 2.25) / np.maximum(weight, 1e-3)
-        enough = weight.ravel()[self.index] > 0.05
-        self.smooth = np.where(enough, mean.ravel()[self.index], self.remote[self.plane])
+        self.smooth = np.where(weight[place] > 0.05, mean[place], self.remote[self.plane])
         self.noise = float(1.4826 * np.median(np.abs(values - self.smooth)[middle]))
         share = np.maximum(smoothed(heart.astype(np.float32), 4), 0.05)
         residual = image - smoothed(np.where(heart, image, 0), 4) / share
@@ -225,7 +223,7 @@ class ScarPainter:
         self, voxels: np.ndarray, degrees: np.ndarray, scar: Scar, rng: np.random.Generator
     ) -> Region | None:
         """Draw one shape; None if it does not measure as the scar says."""
-        slices, plane, bins = self.shape[2], self.plane[voxels], self.bin[voxels]
+        slices, plane, bins = self.slices, self.plane[voxels], self.bin[voxels]
         own = degrees[bins, self.thirds[plane]]
         depth, thickness = self.depth[voxels], self.thickness_mm[voxels]
         layer, around = scar.depth or "subendocardial", scar.circumference
@@ -309,7 +307,7 @@ class ScarPainter:
 
     def _agrees(self, scarred: np.ndarray, scar: Scar, layer: str) -> bool:
         """Whether the voxels measure as the scar: walls, levels, depth; percentages within 10."""
-        counts = aha.count_cells(self.cell[scarred], self.shape[2])
+        counts = aha.count_cells(self.cell[scarred], self.slices)
         measured = aha.scars_in_words(self.cell_size, counts, np.zeros_like(counts), self.thirds)
         walls = {name for one in measured for name in one.walls}
         levels = {name for one in measured for name in one.levels}
@@ -344,7 +342,7 @@ class ScarPainter:
         self, region: Region, rng: np.random.Generator, image: np.ndarray, labels: np.ndarray
     ) -> None:
         """Paint one scar into the box, in place."""
-        x, y, plane = np.unravel_index(self.index[region.voxels], self.shape)
+        x, y, plane = (axis[region.voxels] for axis in (self.x, self.y, self.plane))
         mask = region.depth_mm > 0
         labels[x[mask], y[mask], plane[mask]] = np.where(region.core > 0, NO_REFLOW, SCAR)[mask]
         # only slices with scar, and only the rectangle around it
@@ -374,9 +372,9 @@ class ScarPainter:
         voxels = region.voxels
         plane, bins, depth = self.plane[voxels], self.bin[voxels], self.depth[voxels]
         contrast = CONTRAST * np.exp(np.clip(rng.normal(0, CONTRAST_SPREAD), -0.7, 0.7))
-        by_slice = np.exp(rng.normal(0, SLICE_SPREAD, self.shape[2]))
+        by_slice = np.exp(rng.normal(0, SLICE_SPREAD, self.slices))
         height = contrast * np.maximum(self.blood - self.remote, 2.5 * self.noise) * by_slice
-        patch = random_fields(rng, 2, self.shape[2])
+        patch = random_fields(rng, 2, self.slices)
         patchiness = patch[0][bins, plane] * (1 - depth) + patch[1][bins, plane] * depth
         wanted = self.remote[plane] + height[plane] * (1 + PATCHINESS * patchiness)
         rise = np.clip(wanted - self.smooth[voxels], 0, 1.25 * height[plane])
@@ -385,20 +383,16 @@ class ScarPainter:
         return (rise * region.membership * (1 - darker * core)).astype(np.float32)
 
     def draw(
-        self, rng: np.random.Generator, prevalence: str, choices: Sequence[Findings] = ()
+        self, rng: np.random.Generator, prevalence: str
     ) -> tuple[Findings, int, np.ndarray, np.ndarray]:
-        """Draw findings that fit this study (from ``choices``, if given), and paint them.
+        """Draw findings that fit this study, and paint them.
 
         Returns the findings, the seed with which :meth:`paint` paints them, image and labels.
         """
-        remedy = "Choose others, or more slices."
-        reason = InputError("findings", "none drawn fit the slices", remedy)
+        reason = InputError("findings", "none drawn fit the slices", "Give more slices.")
         for _ in range(FINDINGS_DRAWN):
-            if choices:
-                drawn = choices[int(rng.integers(len(choices)))]
-            else:
-                drawn = draw_findings(rng, prevalence)
-            found, seed = self.fit(drawn), int(rng.integers(2**31))
+            found = self.fit(draw_findings(rng, prevalence))
+            seed = int(rng.integers(2**31))
             if found.present:
                 try:
                     return found, seed, *self.paint(found, np.random.default_rng(seed))
@@ -534,16 +528,15 @@ class RandomScar(RandomTransform, IntensityTransform):
     r"""Paint a random scar into a late gadolinium enhancement study, and rewrite its report.
 
     The scar is in random AHA segments and a random layer of the wall. Its intensities follow the
-    study's own blood, myocardium, noise and point spread. A study that cannot take a scar is
-    returned unchanged; ``scar_note`` and the history give the reason. Works on the scanner's grid
+    study's own blood, myocardium, noise and point spread. A study that has a
+    scar (in its labels or report) or cannot take one is unchanged; ``scar_note`` and the history
+    give the reason. Works on the scanner's grid
     and in the standard frame, with random numbers of PyTorch's global generator.
 
     Args:
         p: probability that a study gets a scar.
         prevalence: ``"clinical"`` draws a disease and a typical pattern of it; ``"uniform"`` draws
             all walls, levels and depths equally often (see :func:`lgekit.findings.draw_scar`).
-        findings: paint these instead; if there are several, one is chosen.
-        only_scar_free: leave studies unchanged that have scar in their labels or their report.
         **kwargs: see :class:`torchio.transforms.Transform`.
 
     Examples:
@@ -556,35 +549,21 @@ class RandomScar(RandomTransform, IntensityTransform):
         (True, 'synthetic', 'AddScar')
     """
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        prevalence: str = "clinical",
-        findings: Findings | Scar | Sequence[Findings] | None = None,
-        only_scar_free: bool = True,
-        **kwargs,
-    ):
+    def __init__(self, p: float = 0.5, prevalence: str = "clinical", **kwargs):
         super().__init__(p=p, **kwargs)
         if prevalence not in ("clinical", "uniform"):
             problem = f"unknown value {prevalence!r}"
             raise InputError("prevalence", problem, "Use clinical or uniform.")
-        if isinstance(findings, Scar):
-            findings = Findings((findings,))
-        self.findings = (findings,) if isinstance(findings, Findings) else tuple(findings or ())
-        if not all(isinstance(choice, Findings) for choice in self.findings):
-            raise InputError("findings", f"{findings!r}", "Give Findings, or a list of Findings.")
-        self.prevalence, self.only_scar_free = prevalence, only_scar_free
+        self.prevalence = prevalence
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         seed, found, note, painted = self._get_random_seed(), Findings(), "", None
         try:
             labels = subject.get_image("labels").data if "labels" in subject else 0
-            scarred = np.isin(labels, aha.SCARRED).any() or stated_findings(subject).present
-            if self.only_scar_free and scarred:
+            if np.isin(labels, aha.SCARRED).any() or stated_findings(subject).present:
                 name = str(subject.get("study_id", "study"))
-                raise InputError(name, "has a scar", "Pass only_scar_free=False to add one.")
-            rng = np.random.default_rng(seed)
-            drawn = ScarPainter(subject).draw(rng, self.prevalence, self.findings)
+                raise InputError(name, "has a scar", "AddScar adds one.")
+            drawn = ScarPainter(subject).draw(np.random.default_rng(seed), self.prevalence)
             found, seed, painted = drawn[0], drawn[1], drawn[2:]
         except InputError as error:
             note = f"unchanged: {error}"
