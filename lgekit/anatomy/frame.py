@@ -82,13 +82,7 @@ class ShortAxisFrame:
             raise InputError("array", f"shape {tuple(data.shape)}", remedy)
 
 
-def _resample_slices(
-    data: torch.Tensor,
-    matrix: np.ndarray,
-    offset: np.ndarray,
-    shape: tuple[int, ...],
-    nearest: bool,
-) -> torch.Tensor:
+def _resample_slices(data: torch.Tensor, matrix, offset, shape, nearest: bool) -> torch.Tensor:
     """Sample each slice of ``(channels, X, Y, slices)`` at ``matrix @ pixel + offset``, else 0."""
     channels, width, height, slices = data.shape
     if nearest:
@@ -188,25 +182,21 @@ class StandardizeShortAxis(tio.SpatialTransform):
             turn = np.array([[cosine, mirror * sine], [-sine, mirror * cosine]])
         mm = side_mm / self.pixels
         matrix, affine = turn * mm / spacing[:, None], study.get_image("image").affine
-        return ShortAxisFrame(
-            self.pixels, mm, matrix, centre, backwards, shape, affine, landmarks, oriented
-        )
+        stored = shape, affine, landmarks
+        return ShortAxisFrame(self.pixels, mm, matrix, centre, backwards, *stored, oriented)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         subject.check_consistent_spatial_shape()
         study = cast(Study, subject)
-        frame = self.frame or (
-            _frame_of(study) if self.invert_transform else self.find_frame(study)
-        )
-        resample = frame.to_scanner if self.invert_transform else frame.to_frame
-        affine = frame.affine if self.invert_transform else frame.frame_affine
+        inverse = self.invert_transform
+        frame = self.frame or (_frame_of(study) if inverse else self.find_frame(study))
+        resample = frame.to_scanner if inverse else frame.to_frame
         for image in self.get_images(subject):
             image.set_data(resample(image.data, isinstance(image, tio.LabelMap)))
-            image.affine = affine
-        subject["frame"], subject["orientation_confident"] = frame, frame.oriented
-        subject["landmarks"] = frame.frame_landmarks
-        if self.invert_transform:
-            subject["landmarks"] = frame.landmarks
+            image.affine = frame.affine if inverse else frame.frame_affine
+        subject["landmarks"] = frame.landmarks if inverse else frame.frame_landmarks
+        subject.update({"frame": frame, "orientation_confident": frame.oriented})
+        if inverse:
             del subject["frame"], subject["orientation_confident"]
         return subject
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,9 +98,7 @@ def _smooth(contours: np.ndarray, sigma_deg: float) -> np.ndarray:
     return ndimage.gaussian_filter1d(contours, sigma, axis=1, mode="wrap")
 
 
-def _sample_rays(
-    slices: torch.Tensor, centres: np.ndarray, radius: np.ndarray, angles_deg: np.ndarray, spacing
-) -> torch.Tensor:
+def _sample_rays(slices: torch.Tensor, centres, radius, angles_deg, spacing) -> torch.Tensor:
     """Sample ``(slices, channels, X, Y)`` linearly at a radius (mm) and angle around each centre.
 
     ``radius`` broadcasts to ``(slices, rows, angles)``, the result is ``(slices, channels, rows,
@@ -154,9 +151,7 @@ def polar_grid(
     return PolarGrid(depths, INSIDE, OUTSIDE, *measured, spacing, shape)
 
 
-def _contours(
-    ventricle: Ventricle, centres: np.ndarray, spacing: Sequence[float], angles_deg: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _contours(ventricle: Ventricle, centres, spacing, angles_deg) -> tuple[np.ndarray, np.ndarray]:
     """Endocardial radius and wall thickness along rays, mm, each ``(slices, angles)``."""
     count = len(angles_deg)
     wall = np.isin(ventricle.labels, WALL_CODES)
@@ -185,9 +180,7 @@ def _contours(
     return inner, np.maximum(thickness, step)
 
 
-def image_view(
-    study: Study, pixels: int, orientation: str, min_confidence: float = MIN_CONFIDENCE
-) -> View:
+def image_view(study: Study, pixels: int, orientation: str, min_confidence=MIN_CONFIDENCE) -> View:
     """Return the view of a study in the standard frame; one that is there is not resampled."""
     data, order = normalised(study), np.arange(study.spatial_shape[2])
     levels = np.full(len(order), np.nan)

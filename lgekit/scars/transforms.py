@@ -219,9 +219,7 @@ class ScarPainter:
         problem = f"{scar} does not fit the {len(voxels)} healthy voxels there"
         raise InputError("findings", problem, "Choose other walls or levels, or a larger scar.")
 
-    def _draw_once(
-        self, voxels: np.ndarray, degrees: np.ndarray, scar: Scar, rng: np.random.Generator
-    ) -> Region | None:
+    def _draw_once(self, voxels, degrees, scar: Scar, rng: np.random.Generator) -> Region | None:
         """Draw one shape; None if it does not measure as the scar says."""
         slices, plane, bins = self.slices, self.plane[voxels], self.bin[voxels]
         own = degrees[bins, self.thirds[plane]]
@@ -327,10 +325,7 @@ class ScarPainter:
         """Paint scars into new image and labels, ``(X, Y, slices)`` float32 and uint8.
 
         The image changes only in slices with the new scar and within 8 mm of it, the labels only in
-        healthy wall.
-
-        Raises:
-            InputError: a scar cannot be placed as described.
+        healthy wall. InputError if a scar cannot be placed as described.
         """
         regions = [self.draw_region(scar, rng) for scar in findings.scars]
         image, labels = self.image.copy(), self.labels.copy()
@@ -338,9 +333,7 @@ class ScarPainter:
             self._paint_region(region, rng, image[self.box], labels[self.box])
         return image, labels
 
-    def _paint_region(
-        self, region: Region, rng: np.random.Generator, image: np.ndarray, labels: np.ndarray
-    ) -> None:
+    def _paint_region(self, region: Region, rng, image: np.ndarray, labels: np.ndarray) -> None:
         """Paint one scar into the box, in place."""
         x, y, plane = (axis[region.voxels] for axis in (self.x, self.y, self.plane))
         mask = region.depth_mm > 0
@@ -382,9 +375,7 @@ class ScarPainter:
         core = np.clip(0.5 + region.core, 0, 1)
         return (rise * region.membership * (1 - darker * core)).astype(np.float32)
 
-    def draw(
-        self, rng: np.random.Generator, prevalence: str
-    ) -> tuple[Findings, int, np.ndarray, np.ndarray]:
+    def draw(self, rng: np.random.Generator, prevalence: str):
         """Draw findings that fit this study, and paint them.
 
         Returns the findings, the seed with which :meth:`paint` paints them, image and labels.
