@@ -74,16 +74,6 @@ def test_depth_of_a_thin_wall_of_the_apex_and_of_broken_walls():
     assert np.isnan(wall_depth(np.zeros((5, 5)), (1, 1))).all()
 
 
-def test_centre_diameter_and_filled_holes():
-    labels = stack()
-    labels[40, 40, 3] = 0  # a hole in the cavity
-    labels[0, 0, :] = RV  # not part of the LV
-    ventricle = Ventricle.of(labels)
-    np.testing.assert_allclose(ventricle.centres, 39.5)
-    assert ventricle.mask[40, 40, 3] and not ventricle.mask[0, 0, 3]
-    assert ventricle.diameter_mm(SPACING) == pytest.approx(60, rel=0.01)
-
-
 def test_levels_and_thirds_run_from_base_to_apex_in_either_order():
     nothing = np.zeros((80, 80, 1))
     labels = np.concatenate([nothing, nothing, stack(6, apex_closed=True), nothing], axis=2)
@@ -161,8 +151,7 @@ def test_without_a_hint_the_shape_of_the_rv_decides_with_half_the_confidence(mir
 def test_confidence_is_low_if_slices_disagree_and_0_without_an_rv():
     planes = [crescent(turn, slices=1)[0] for turn in (0, 50, 100, 150, 200, 250)]
     assert insertion_points(np.concatenate(planes, 2), (1, 1, 10), mirrored=False).confidence < 0.3
-    found = insertion_points(stack(), SPACING)
-    assert np.isnan(found.anterior_rvip_deg) and found.confidence == 0
+    assert insertion_points(stack(), SPACING).confidence == 0
 
 
 def scarred(low, high, shallow, deep, slices, code=SCAR, landmarks=UPRIGHT):
