@@ -111,12 +111,11 @@ class StandardizeShortAxis(tio.SpatialTransform):
     """Bring a study into the standard short-axis frame: LV centred, septum left, base first.
 
     The study's labels and landmarks (its own, or those that ``HeartNetwork.predict`` added) show
-    where the heart is. If the landmarks are missing or not confident, the study is centred and
-    scaled without a turn, and ``study["orientation_confident"]`` is False. Without a heart label
-    the frame is a square around the centre of the image.
-
-    The result carries ``frame`` (a :class:`ShortAxisFrame`) and its landmarks in the frame; points
-    keep their scanner coordinates. It replays from ``history`` and inverts.
+    where the heart is. If the landmarks are missing or not confident, the study is not turned, and
+    ``study["orientation_confident"]`` is False. Without a heart label the frame is a square around
+    the centre of the image. The result carries ``frame`` (a :class:`ShortAxisFrame`) and its
+    landmarks in the frame; points keep their scanner coordinates. It replays from ``history`` and
+    inverts.
 
     Args:
         pixels: side of the square frame.

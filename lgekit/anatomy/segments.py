@@ -23,8 +23,7 @@ MINIMUM_SHARE = 0.1  # of a wall at one level; less is a rim that crosses the bo
 def to_frame_deg(angle, landmarks: Landmarks | None):
     """Convert angles of the stored array to angles of the standard frame (anterior point at 120°).
 
-    Raises:
-        InputError: an insertion point is unknown; the inferior one tells mirrored storage.
+    InputError if an insertion point is unknown; the inferior one tells mirrored storage.
     """
     if landmarks is None or not _both_known(landmarks):
         remedy = "Give both, or run the heart network."
@@ -178,11 +177,7 @@ def segment_share(study: Study) -> pd.DataFrame:
 def findings_from_labels(study: Study) -> Findings:
     """Describe the scar mask as a reader would: walls, levels, depth, transmurality, no-reflow.
 
-    :func:`scars_in_words` has the definitions. Without insertion points the scar has no walls, and
-    everything else is still measured.
-
-    Raises:
-        InputError: the study has no labels.
+    :func:`scars_in_words` has the definitions. Without insertion points the scar has no walls.
     """
     labels = np.asarray(study.label_map)
     if labels.ndim and not np.isin(labels, SCARRED).any():

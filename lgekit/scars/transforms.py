@@ -92,18 +92,9 @@ class Region:
 class ScarPainter:
     """A study that was measured once, to paint many scars into it.
 
-    Needs ``landmarks`` (both RV insertion points) or a labelled right ventricle.
-
-    Attributes:
-        box: the part of the stack with the wall and a margin.
-        x, y, plane, bin, cell, depth, thickness_mm, radius_mm: for each voxel of the wall, its
-            place in the box, angular bin and cell (``wall_cell``) in the standard frame, depth (0
-            … 1), thickness of the wall and distance from the centre.
-        free, smooth: for each voxel, whether it is healthy, and the local mean of the wall.
-        thirds, levels, cell_size, remote, blood: of each slice of the box; ``cell_size`` counts
-            voxels, the last two are medians of myocardium and cavity.
-        noise: standard deviation of the wall around its local mean.
-        blur: matrices ``(x, x)`` and ``(y, y)`` that apply the point spread to a slice.
+    It needs ``landmarks`` (both RV insertion points) or a labelled right ventricle. The arrays from
+    ``x`` to ``smooth`` (local mean of the wall) are over the voxels of the wall, with their place
+    in the box around it. ``thirds``, ``levels``, ``remote`` and ``blood`` (medians) are of slices.
     """
 
     def __init__(self, study: tio.Subject):
@@ -200,15 +191,14 @@ class ScarPainter:
         levels = scar.levels or tuple(LEVELS[third] for third in range(3) if third in self.thirds)
         missing = [level for level in levels if LEVELS.index(level) not in self.thirds]
         least, most = (66, 100) if scar.depth == "transmural" else (0, 84)
-        problem, remedy = "", "Transmural means 75 % of the wall or more."
         if not scar.segments:
-            problem, remedy = f"{scar} names no wall and no level", "Give it walls or levels."
-        elif scar.depth and not least <= (scar.transmurality or 75) <= most:
+            raise InputError("findings", f"{scar} names no wall and no level", "Give it some.")
+        if scar.depth and not least <= (scar.transmurality or 75) <= most:
             problem = f"{scar.depth}, {scar.transmurality} %"
-        elif missing:
-            problem, remedy = f"no slice shows the level {missing[0]!r}", "Leave this level out."
-        if problem:
-            raise InputError("findings", problem, remedy)
+            raise InputError("findings", problem, "Transmural means 75 % of the wall or more.")
+        if missing:
+            problem = f"no slice shows the level {missing[0]!r}"
+            raise InputError("findings", problem, "Leave this level out.")
         degrees = _degrees_inside(scar.walls, levels, scar.segments)
         near = degrees[self.bin, self.thirds[self.plane]] > -12
         voxels = np.flatnonzero(near & self.free)
@@ -452,14 +442,14 @@ def _updated_words(stated: Findings, known: Findings, added: Findings, seed: int
 class AddScar(IntensityTransform):
     r"""Paint given scars into a late gadolinium enhancement study, and rewrite its report.
 
-    Changes ``image``, ``labels`` (codes 3 scar, 4 no-reflow), ``findings``, ``report``,
-    ``report_source`` (``"synthetic"``) and ``scar_note`` (``"painted"``).
+    Changes ``image``, ``labels`` (codes 3 scar, 4 no-reflow), ``findings`` and ``report``;
+    ``report_source`` becomes ``"synthetic"``, and ``scar_note`` ``"painted"``.
 
     Args:
         findings: scars to add to those of the study.
         seed: determines borders, texture and the wording of the report.
         note: a reason to leave the study unchanged, copied to ``scar_note``.
-        **kwargs: See :class:`torchio.transforms.Transform`.
+        **kwargs: see :class:`torchio.transforms.Transform`.
 
     Raises:
         InputError: labels or landmarks are missing, or a scar cannot be placed as described.
@@ -518,11 +508,10 @@ class ScarHost:
 class RandomScar(RandomTransform, IntensityTransform):
     r"""Paint a random scar into a late gadolinium enhancement study, and rewrite its report.
 
-    The scar is in random AHA segments and a random layer of the wall. Its intensities follow the
-    study's own blood, myocardium, noise and point spread. A study that has a
-    scar (in its labels or report) or cannot take one is unchanged; ``scar_note`` and the history
-    give the reason. Works on the scanner's grid
-    and in the standard frame, with random numbers of PyTorch's global generator.
+    Its intensities follow the study's own blood, myocardium, noise and point spread. A study that
+    has a scar (in its labels or report) or cannot take one is unchanged; ``scar_note`` and the
+    history give the reason. Works on the scanner's grid and in the standard frame, with PyTorch's
+    global random numbers.
 
     Args:
         p: probability that a study gets a scar.
