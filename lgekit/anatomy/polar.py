@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from lgekit.anatomy.frame import MIN_CONFIDENCE, StandardizeShortAxis, normalised
-from lgekit.anatomy.labels import Ventricle
+from lgekit.anatomy.labels import Ventricle, box_of
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks
 from lgekit.errors import InputError
 from lgekit.study import WALL_CODES, Study
@@ -159,8 +159,11 @@ def _contours(ventricle: Ventricle, centres, spacing, angles_deg) -> tuple[np.nd
     masks = np.pad(masks, ((0, 0), (1, 1), (1, 1), (0, 0)))  # rays fade out across half a pixel
     centres = centres - [side.start - 1 for side in ventricle.box]
     step = min(spacing[:2]) / 2
-    far = np.hypot(masks.shape[1] * spacing[0], masks.shape[2] * spacing[1])
-    radius = (np.arange(int(np.ceil(far / step)) + 1) + 0.5) * step
+    far = []  # mm along x and y from the slices' centres to the end of the left ventricle
+    for axis, part in enumerate(box_of(np.any(ventricle.mask, axis=2))):
+        middle = centres[:, axis] - 1
+        far.append(max(middle.max() - part.start, part.stop - middle.min()) * spacing[axis])
+    radius = (np.arange(int(np.ceil(np.hypot(*far) / step)) + 1) + 0.5) * step
     slices = torch.from_numpy(masks).permute(3, 0, 1, 2)
     along = _sample_rays(slices, centres, radius[:, None], angles_deg, spacing).numpy()
     lengths = along.sum(2) * step  # (slices, 2, angles)

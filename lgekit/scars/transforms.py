@@ -365,7 +365,7 @@ class ScarPainter:
         core = np.clip(0.5 + region.core, 0, 1)
         return (rise * region.membership * (1 - darker * core)).astype(np.float32)
 
-    def draw(self, rng: np.random.Generator, prevalence: str):
+    def draw(self, rng: np.random.Generator, prevalence: str = "clinical"):
         """Draw findings that fit this study, and paint them.
 
         Returns the findings, the seed with which :meth:`paint` paints them, image and labels.
@@ -490,14 +490,13 @@ class AddScar(IntensityTransform):
 class ScarHost:
     """A study measured once, to paint what :class:`RandomScar` paints into many copies of it."""
 
-    def __init__(self, study: Study, prevalence: str = "clinical"):
-        self.study, self.prevalence, self.painter = study, prevalence, ScarPainter(study)
+    def __init__(self, study: Study):
+        self.study, self.painter = study, ScarPainter(study)
         self.words = stated_findings(study), _known_findings(study)
 
     def paint(self, seed: int) -> Study:
         """Return a copy of the study with the scar of this seed; InputError if none fits."""
-        rng = np.random.default_rng(seed)
-        found, own_seed, image, labels = self.painter.draw(rng, self.prevalence)
+        found, own_seed, image, labels = self.painter.draw(np.random.default_rng(seed))
         affine = self.study.get_image("image").affine
         fields = dict(self.study) | _updated_words(*self.words, found, own_seed)
         fields["image"] = tio.ScalarImage(tensor=torch.from_numpy(image)[None], affine=affine)
