@@ -1,0 +1,1 @@
+"""Label maps, AHA segments, the standard frame and the polar view."""

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from lgekit.anatomy.frame import intensity_reference, normalise
-from lgekit.anatomy.labels import slice_levels
-from lgekit.anatomy.polar import INSIDE, OUTSIDE, PolarGrid, polar_grid, study_tensor
-from lgekit.clip.model import StudyBatch, join, pad_studies
+from lgekit.anatomy.polar import (
+    EVEN_INSIDE,
+    EVEN_OUTSIDE,
+    PolarGrid,
+    View,
+    image_view,
+    polar_grid,
+)
+from lgekit.clip.model import (
+    StudyBatch,
+    join,
+    pad_studies,
+)
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.config import FitSettings
 from lgekit.study import Study
@@ -146,90 +153,30 @@ def epoch_batches(
     yield from zip(np.array_split(index, parts), np.array_split(chosen, parts), strict=True)
 
 
-REACH = (
-    0.6,
-    0.4,
-)  # of the view along predicted contours, beyond the endocardium and the epicardium, in thicknesses
-
-
-@dataclass(frozen=True)
-class View:
-    """One study as the network takes it.
-
-    Attributes:
-        images: `(slices, 1, height, width)` float32.
-        levels: `(slices,)` float32, 0 base … 1 apex.
-        own_slices: `(slices,)` int, the study's own slice that each is.
-    """
-
-    images: Tensor
-    levels: Tensor
-    own_slices: np.ndarray
+REACH = (EVEN_INSIDE, EVEN_OUTSIDE)
 
 
 def make_view(study: Study, settings: FitSettings) -> View:
-    """The view of a study; its labels and landmarks (true or predicted) say where the heart is.
+    """Return the view of a study; its labels and landmarks (true or predicted) locate the heart.
 
-    With ``orientation="none"`` they are put aside: a square from the middle of the picture, slices as stored.
+    With ``orientation="none"`` they are ignored: the view is a square around the centre of the
+    image, with the slices as stored.
     """
-    size: dict[str, Any] = {
-        "depths": settings.depths,
-        "angles": settings.angles,
-        "pixels": settings.pixels,
-    }
-    size |= {"min_confidence": settings.min_confidence}
     if settings.orientation == "none":
-        bare = Study(**{key: value for key, value in study.items() if key != "labels"})
-        images, levels = study_tensor(bare, "image", orientation="none", **size)
-        return View(images, levels, np.arange(len(levels)))
-    if settings.frame == "polar" and settings.masks == "predicted":
-        return _along(even_wall_grid(study, settings), study)
-    images, levels = study_tensor(study, settings.frame, orientation=settings.orientation, **size)
-    own = (
-        np.full(study.spatial_shape[2], np.nan)
-        if study.label_map is None
-        else slice_levels(study.label_map)
-    )
-    with_heart = np.flatnonzero(np.isfinite(own)) if np.isfinite(own).any() else np.arange(len(own))
-    stored = own[with_heart]
-    forwards = np.isnan(stored).any() or np.allclose(stored, levels.numpy(), atol=1e-4)
-    return View(images, levels, with_heart if forwards else with_heart[::-1].copy())
+        study = Study(**{key: value for key, value in study.items() if key != "labels"})
+    elif settings.frame == "polar":
+        return view_grid(study, settings).study_view(study)
+    return image_view(study, settings.pixels, settings.orientation, settings.min_confidence)
 
 
-def even_wall_grid(study: Study, settings: FitSettings) -> PolarGrid:
-    """The polar grid along predicted contours, made more even: a scar is as bright as the blood, so that a network's
-    endocardium tends to run around its outside. The epicardium is smoothed over 15°, half of the thickness is the
-    slice's median, and the view reaches further to both sides (`REACH`) [O]."""
-    grid = polar_grid(
-        study, settings.depths, settings.angles, settings.orientation, settings.min_confidence
-    )
-    degree = settings.angles / 360
-    epicardium = gaussian_filter1d(
-        grid.endocardium + grid.thickness, 15 * degree, axis=1, mode="wrap"
-    )
-    local = gaussian_filter1d(grid.thickness, 20 * degree, axis=1, mode="wrap")
-    thickness = (np.median(grid.thickness, 1, keepdims=True) + local) / 2
-    inside, outside = REACH
-    stretched = (
-        thickness * (1 + inside + outside) / (1 + INSIDE + OUTSIDE)
-    )  # what `PolarGrid.view` takes for the wall
-    return replace(
-        grid,
-        endocardium=epicardium - (1 + inside) * thickness + INSIDE * stretched,
-        thickness=stretched,
-    )
+def view_grid(study: Study, settings: FitSettings) -> PolarGrid:
+    """Return the grid of the polar view, with a more even wall if the masks are predicted."""
+    size = settings.depths, settings.angles
+    grid = polar_grid(study, *size, settings.orientation, settings.min_confidence)
+    return grid.evened() if settings.masks == "predicted" else grid
 
 
-def _along(grid: PolarGrid, study: Study) -> View:
-    pictures = grid.view(normalise(study["image"].data, intensity_reference(study))).permute(
-        3, 0, 1, 2
-    )
-    levels = np.linspace(0, 1, len(grid.levels)) if np.isnan(grid.levels).all() else grid.levels
-    heart = np.flatnonzero(np.isfinite(levels))
-    images = pictures[torch.as_tensor(heart)].contiguous()
-    return View(
-        images, torch.as_tensor(levels[heart], dtype=torch.float32), np.asarray(grid.order)[heart]
-    )
+even_wall_grid, _along = view_grid, PolarGrid.study_view  # the old names, for lgekit.clip.fit
 
 
 def batch_of(views: Sequence[View]) -> StudyBatch:

@@ -24,7 +24,6 @@ from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.evaluation.baselines import THRESHOLD_RULES, remote_of, wall_mask
 from lgekit.evaluation.metrics import interval, median_interval, presence_statistic
-from lgekit.scars.region import draw_region
 from lgekit.scars.transforms import AddScar, prepare_canvas
 from lgekit.segmentation.train import base_network, evaluate_heart_network, heart_network
 from lgekit.study import (
@@ -178,12 +177,12 @@ def _fill(host: Study, found, seed: int) -> Study:
     """A copy of the study with its scars as blobs of constant intensity."""
     canvas, rng = prepare_canvas(host), np.random.default_rng(seed)
     image, labels = canvas.image.copy(), canvas.labels.copy()
-    g = canvas.geometry
     for scar in found.scars:
-        region = draw_region(g, canvas.free, scar, rng)
+        region = canvas.draw_region(scar, rng)
         voxels = region.voxels[region.depth_mm > 0]
-        where = np.unravel_index(g.index[voxels], g.shape)
-        image[g.box][where], labels[g.box][where] = canvas.blood[g.plane[voxels]], SCAR
+        where = canvas.x[voxels], canvas.y[voxels], canvas.plane[voxels]
+        image[canvas.box][where] = canvas.blood[canvas.plane[voxels]]
+        labels[canvas.box][where] = SCAR
     fields = {key: host[key] for key in host if not isinstance(host[key], tio.Image)}
     affine = host.get_image("image").affine
     return Study(

@@ -1,0 +1,1 @@
+"""Synthetic scars, painted by TorchIO transforms."""

@@ -1,9 +1,9 @@
-"""Paint synthetic scars."""
+"""TorchIO transforms that paint synthetic scars, from the shape of a scar to its report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -13,340 +13,399 @@ from scipy import ndimage
 from torchio.transforms.augmentation.random_transform import RandomTransform
 from torchio.transforms.intensity_transform import IntensityTransform
 
-from lgekit.anatomy.segments import findings_from_labels, insertion_points
+from lgekit.anatomy import segments as aha
 from lgekit.errors import InputError
-from lgekit.findings import LEVELS, Findings, Scar, draw_findings
+from lgekit.findings import LEVELS, WALLS, Findings, Scar, draw_findings
 from lgekit.reports.reader import read_report
 from lgekit.reports.writer import write_report
-from lgekit.scars.region import (
-    Geometry,
-    Region,
-    draw_region,
-    random_fields,
-    wall_geometry,
-)
-from lgekit.study import (
-    CAVITY,
-    MYOCARDIUM,
-    NO_REFLOW,
-    RV,
-    SCAR,
-    WALL_CODES,
-    Landmarks,
-    Study,
-)
+from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, WALL_CODES, Landmarks, Study
 
-# What scars look like in the 40 infarcts of EMIDEC that the project develops on (Lalande et al., Data 2020, 5(4), 89),
-# over studies: enhancement / (blood - remote) has the median 1.1 and a log-sd of 0.33, 0.15 between slices of one
-# study; no-reflow lies at 0.5 +- 0.3 of the enhancement.
+# Contrast of the scars of 40 EMIDEC infarcts (Lalande et al., Data 2020;5(4):89), over studies:
+# median of enhancement / (blood - remote) 1.1, log-sd 0.33, and 0.15 between slices of one study.
+# The signal of no-reflow is 0.5 +- 0.3 of the enhancement.
 CONTRAST, CONTRAST_SPREAD, SLICE_SPREAD, PATCHINESS = 1.5, 0.30, 0.10, 0.22
 MINIMUM_WALL_VOXELS = 30
-SOFT_BORDER_MM = 8.0  # grey zone and point spread end here
-DRAWS = 8  # findings drawn for one study before it is left as it is
+SOFT_BORDER_MM = 8.0  # beyond this distance from a scar the image does not change
+PLACEMENTS = 16  # shapes drawn for one scar
+FINDINGS_DRAWN = 8  # findings drawn for one study before it stays unchanged
+
+# Extent of each layer as a share of the wall's thickness.
+LAYERS = {
+    "subendocardial": (0.25, 0.68),
+    "transmural": (0.8, 0.98),
+    "mid-wall": (0.28, 0.45),
+    "subepicardial": (0.28, 0.5),
+}
+BINS = 180  # angular bins of 2 degrees
+BIN_DEG = (np.arange(BINS) + 0.5) * 360 / BINS
+
+# Waves around the circle, scaled so that a random sum of them has variance 1.
+_WAVES = np.arange(1, 17)
+_ANGLES = np.radians(BIN_DEG)[:, None] * _WAVES
+_BASIS = np.concatenate([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1).astype(np.float32)
+_BASIS *= np.tile(1 / np.sqrt(1 + (_WAVES / 4) ** 2), 2)
+_BASIS /= np.sqrt((_BASIS**2).sum(1).mean())
+
+
+def random_fields(rng: np.random.Generator, count: int, slices: int) -> np.ndarray:
+    """Draw smooth fields of variance 1, continuous over slices: ``(count, bins, slices)``."""
+    waves = rng.standard_normal((count, 2 * len(_WAVES), slices)).astype(np.float32)
+    for s in range(1, slices):
+        waves[..., s] = 0.7 * waves[..., s - 1] + 0.714 * waves[..., s]
+    return _BASIS @ waves
+
+
+@lru_cache(maxsize=512)
+def _degrees_inside(walls: tuple, levels: tuple, segments: frozenset[int]) -> np.ndarray:
+    """Signed distance of each angular bin to the border of the walls, ``(bins, 4 thirds)`` degrees.
+
+    180 if the whole circle is chosen, -180 if nothing is. At the apical level, where AHA segments
+    are wider than walls, a bin must be in both.
+    """
+    in_walls = np.ones(BINS, bool)
+    if walls:
+        in_walls = np.isin((BIN_DEG - 60) % 360 // 60, [WALLS.index(name) for name in walls])
+    apart = np.abs((BIN_DEG[:, None] - BIN_DEG[None] + 180) % 360 - 180)
+    result = np.full((BINS, 4), -180.0, np.float32)
+    for third in [LEVELS.index(level) for level in levels]:
+        chosen = in_walls.copy()
+        if third < 3:
+            chosen &= np.isin(aha.segment_number(BIN_DEG, third), list(segments))
+        if chosen.all():
+            result[:, third] = 180
+        elif chosen.any():
+            for side, sign in ((chosen, 1), (~chosen, -1)):
+                result[side, third] = sign * (apart[side][:, ~side].min(1) - 180 / BINS)
+    return result
 
 
 @dataclass(frozen=True)
-class ScarCanvas:
-    """A study ready to be painted: geometry, and what its intensities are like. Make it with `prepare_canvas`.
+class Region:
+    """The shape of one scar; arrays over the wall's voxels in and near it."""
 
-    Attributes:
-        spacing: mm in plane.
-        image, labels: the study's arrays, ``(X, Y, slices)`` float32 and uint8; never written to.
-        geometry: the wall's coordinates.
-        remote, blood: medians of myocardium and cavity in each slice of the box, ``(slices,)``.
-        smooth: local mean within the wall, ``(voxels,)``; with ``remote`` it follows bias field and partial volume.
-        noise: standard deviation of the wall about ``smooth``, one number.
-        blur: matrices ``(x, x)`` and ``(y, y)`` that apply the study's point spread to a slice of the box.
-        whole_numbers: the image holds integers only, so the painted one does too.
-        free: voxels of healthy wall that may become scar, ``(voxels,)`` bool.
+    voxels: np.ndarray  # indices into the painter's arrays
+    depth_mm: np.ndarray  # distance inside the scar's border, mm; negative outside
+    membership: np.ndarray  # share of scar in the voxel, 0 … 1, with the grey zone
+    core: np.ndarray  # distance inside the no-reflow core, mm; negative outside
+
+
+class ScarPainter:
+    """A study that was measured once, to paint many scars into it.
+
+    It needs ``landmarks`` (both RV insertion points) or a labelled right ventricle. The arrays from
+    ``x`` to ``smooth`` (local mean of the wall) are over the voxels of the wall, with their place
+    in the box around it. ``thirds``, ``levels``, ``remote`` and ``blood`` (medians) are of slices.
     """
 
-    study_id: str
-    spacing: tuple[float, float]
-    image: np.ndarray
-    labels: np.ndarray
-    geometry: Geometry
-    remote: np.ndarray
-    blood: np.ndarray
-    smooth: np.ndarray
-    noise: float
-    blur: tuple[np.ndarray, np.ndarray]
-    whole_numbers: bool
-    free: np.ndarray
+    def __init__(self, study: tio.Subject):
+        name = str(study.get("study_id", "study"))
+        if not {"image", "labels"} <= set(study):
+            remedy = f"It has {', '.join(study)}. The heart network makes labels."
+            raise InputError(name, "has no image or no labels", remedy)
+        stack, labels = study.get_image("image"), study.get_image("labels").data[0].numpy()
+        self.spacing, self.labels = tuple(map(float, stack.spacing[:2])), labels
+        self.image = np.ascontiguousarray(stack.data[0].numpy(), dtype=np.float32)
+        if stack.data.shape != (1, *labels.shape):
+            problem = f"image {tuple(stack.data.shape)}, labels {labels.shape}"
+            raise InputError(name, problem, "Give both the shape (1, X, Y, slices).")
+        healthy = int((labels == MYOCARDIUM).sum())
+        if healthy < MINIMUM_WALL_VOXELS:
+            remedy = f"A scar needs {MINIMUM_WALL_VOXELS} or more (code 2)."
+            raise InputError(name, f"{healthy} voxels of healthy myocardium", remedy)
+        landmarks = cast("Landmarks | None", study.get("landmarks"))
+        if landmarks is None and (labels == RV).any():
+            landmarks = aha.insertion_points(labels, self.spacing)
+        self._measure_wall(labels, landmarks)
+        if not np.isfinite(self.image[self.box]).all():
+            raise InputError(name, "NaN or infinite values around the heart", "Repair the image.")
+        self._measure_intensities(self.image[self.box], labels[self.box])
 
-    def levels_present(self) -> tuple[str, ...]:
-        """Levels (of `LEVELS`) that the stack of slices shows; few stacks hold the apex."""
-        return tuple(
-            level for third, level in enumerate(LEVELS) if (self.geometry.thirds == third).any()
+    def _measure_wall(self, labels: np.ndarray, landmarks: Landmarks | None) -> None:
+        spacing = self.spacing
+        ventricle, x, y, stored, angle = aha.wall_voxels(labels, spacing, landmarks)
+        depth = aha.depth_of_voxels(labels, spacing, x, y, stored, np.unique(stored))
+        margins = [*(int(np.ceil(6 / size)) for size in spacing), 0]
+        self.box = tuple(
+            slice(max(int(place.min()) - margin, 0), min(int(place.max()) + 1 + margin, size))
+            for place, margin, size in zip((x, y, stored), margins, labels.shape, strict=True)
         )
+        left, top, first = (side.start for side in self.box)
+        self.x, self.y, self.plane = x - left, y - top, stored - first
+        self.slices = self.box[2].stop - first
+        self.bin = np.minimum((angle * BINS / 360).astype(int), BINS - 1)
+        self.cell = aha.wall_cell(self.plane, angle, depth)
+        self.cell_size = aha.count_cells(self.cell, self.slices)
+        self.depth = depth.astype(np.float32)
+        centre = ventricle.centres[stored].T
+        radius = np.hypot((x - centre[0]) * spacing[0], (y - centre[1]) * spacing[1])
+        self.radius_mm = radius.astype(np.float32)
+        # thickness: area of the wall in each of 24 sectors over the length of its middle line
+        sector = 24 * stored + (angle // 15).astype(int) % 24
+        voxels = np.bincount(sector)
+        length = np.bincount(sector, radius) / np.maximum(voxels, 1) * np.radians(15)
+        thickness = voxels * spacing[0] * spacing[1] / np.maximum(length, 1.0)
+        self.thickness_mm = thickness[sector].astype(np.float32)
+        has_wall = np.isin(np.arange(labels.shape[2]), stored)
+        self.thirds = np.where(has_wall, ventricle.thirds, -1)[self.box[2]]
+        self.levels = ventricle.levels[self.box[2]].astype(np.float32)
+
+    def _measure_intensities(self, image: np.ndarray, labels: np.ndarray) -> None:
+        healthy, cavity = labels == MYOCARDIUM, labels == CAVITY
+        heart = np.isin(labels, WALL_CODES) | cavity
+        place = self.x, self.y, self.plane
+        self.free = healthy[place]
+        values, middle = image[place], self.free & (np.abs(self.depth - 0.5) < 0.3)
+        deep, slices = ndimage.binary_erosion(cavity, np.ones((3, 3, 1))), range(self.slices)
+        self.blood = _medians([image[..., s][deep[..., s]] for s in slices])
+        self.remote = _medians([values[middle & (self.plane == s)] for s in slices])
+
+        def smoothed(array: np.ndarray, sigma_mm: float) -> np.ndarray:
+            sigma = [sigma_mm / self.spacing[0], sigma_mm / self.spacing[1], 0]
+            return ndimage.gaussian_filter(array, sigma)
+
+        weight = smoothed(healthy.astype(np.float32), 2.25)
+        mean = smoothed(np.where(healthy, image, 0), 2.25) / np.maximum(weight, 1e-3)
+        self.smooth = np.where(weight[place] > 0.05, mean[place], self.remote[self.plane])
+        self.noise = float(1.4826 * np.median(np.abs(values - self.smooth)[middle]))
+        share = np.maximum(smoothed(heart.astype(np.float32), 4), 0.05)
+        residual = image - smoothed(np.where(heart, image, 0), 4) / share
+        inside = ndimage.binary_erosion(heart, np.ones((3, 3, 1)))
+        spreads = (_point_spread(residual, inside, axis) for axis in (0, 1))
+        self.blur = [_blur_matrix(n, sd) for n, sd in zip(image.shape, spreads, strict=False)]
+        self.whole_numbers = bool((image == np.rint(image)).all())
 
     def fit(self, findings: Findings) -> Findings:
-        """The findings without levels that this stack does not show; scars that have no other level are left out."""
-        shown = self.levels_present()
+        """Remove levels that the stack does not show, and scars that have no other level."""
         kept = []
         for scar in findings.scars:
-            levels = tuple(level for level in scar.levels if level in shown)
+            levels = tuple(name for name in scar.levels if LEVELS.index(name) in self.thirds)
             if levels or not scar.levels:
                 kept.append(replace(scar, levels=levels))
         return Findings(tuple(kept))
 
-    def paint(self, findings: Findings, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Paint scars.
+    def draw_region(self, scar: Scar, rng: np.random.Generator) -> Region:
+        """Draw the shape of a scar, until walls, levels, depth and extent measure as ``scar`` says.
 
-        Args:
-            findings: where; each scar must name a wall or a level that the stack shows.
-            rng: the only source of chance.
-
-        Returns:
-            New image and labels, ``(X, Y, slices)`` float32 and uint8. More than 8 mm from the new scar the image is
-            bit-identical, and so are slices without it; no label outside the healthy wall changes.
-
-        Raises:
-            InputError: where a scar cannot be placed as described.
+        Attributes that the scar leaves open are drawn.
         """
-        return self._paint_regions(self._regions(findings, rng), rng)
+        levels = scar.levels or tuple(LEVELS[third] for third in range(3) if third in self.thirds)
+        missing = [level for level in levels if LEVELS.index(level) not in self.thirds]
+        least, most = (66, 100) if scar.depth == "transmural" else (0, 84)
+        if not scar.segments:
+            raise InputError("findings", f"{scar} names no wall and no level", "Give it some.")
+        if scar.depth and not least <= (scar.transmurality or 75) <= most:
+            problem = f"{scar.depth}, {scar.transmurality} %"
+            raise InputError("findings", problem, "Transmural means 75 % of the wall or more.")
+        if missing:
+            problem = f"no slice shows the level {missing[0]!r}"
+            raise InputError("findings", problem, "Leave this level out.")
+        degrees = _degrees_inside(scar.walls, levels, scar.segments)
+        near = degrees[self.bin, self.thirds[self.plane]] > -12
+        voxels = np.flatnonzero(near & self.free)
+        for _ in range(PLACEMENTS if len(voxels) >= 6 else 0):
+            region = self._draw_once(voxels, degrees, scar, rng)
+            if region is not None:
+                return region
+        problem = f"{scar} does not fit the {len(voxels)} healthy voxels there"
+        raise InputError("findings", problem, "Choose other walls or levels, or a larger scar.")
 
-    def paint_random(
-        self, rng: np.random.Generator, prevalence: str = "clinical"
-    ) -> tuple[Findings, int, np.ndarray, np.ndarray]:
-        """:meth:`draw` and :meth:`paint` in one, the place of the scars drawn once: findings, seed, image, labels."""
-        found, seed, regions, painting = self._draw(rng, prevalence)
-        return found, seed, *self._paint_regions(regions, painting)
+    def _draw_once(self, voxels, degrees, scar: Scar, rng: np.random.Generator) -> Region | None:
+        """Draw one shape; None if it does not measure as the scar says."""
+        slices, plane, bins = self.slices, self.plane[voxels], self.bin[voxels]
+        own = degrees[bins, self.thirds[plane]]
+        depth, thickness = self.depth[voxels], self.thickness_mm[voxels]
+        layer, around = scar.depth or "subendocardial", scar.circumference
+        lateral, surface, patch = random_fields(rng, 3, slices)[:, bins, plane]
 
-    def draw(
-        self,
-        rng: np.random.Generator,
-        prevalence: str = "clinical",
-        choices: Sequence[Findings] = (),
-    ) -> tuple[Findings, int]:
-        """Draw findings that fit this study, and the seed of a generator with which `paint` places them.
+        # the layer's share of the wall, and the depth of the middle of a mid-wall layer
+        aim = rng.uniform(*LAYERS[layer])
+        if scar.transmurality is not None:
+            aim = scar.transmurality / 100
+            if layer == "subendocardial":  # beyond, an error of 10 points reads as another layer
+                aim = float(np.clip(aim, 0.2, 0.67))
+        elif scar.pattern == "linear":
+            aim = 0.28
+        centre = rng.uniform(0.46, 0.54)
 
-        Args:
-            rng: the only source of chance.
-            prevalence: see :func:`lgekit.findings.draw_scar`.
-            choices: findings to choose from instead.
+        # taper: 0 in the middle of the scar's slices, up to 1 at the basal and the apical end
+        with_scar = np.unique(plane)
+        low, high = self.levels[with_scar].min(), self.levels[with_scar].max()
+        along = 2 * (self.levels - low) / max(high - low, 1e-6) - 1
+        ends = rng.uniform(0, 1, 2) * (len(with_scar) > 1)
+        taper = np.clip(np.where(along < 0, -along * ends[0], along * ends[1]), 0, 1)
 
-        Raises:
-            InputError: none of 8 draws fits; the reason of the last.
-        """
-        return self._draw(rng, prevalence, choices)[:2]
+        # sideways: mm inside the lateral border, which is about `edge` degrees inside the walls
+        half = np.clip(degrees.max(0), 0, 90)  # half the width of the walls in each third
+        if around:
+            chosen = np.count_nonzero(degrees[:, half > 0] > 0, axis=0) * 360 / BINS
+            most = 0.8 * half.max()
+            edge = np.full(slices, np.clip((chosen.mean() - 3.6 * around) / 2, 0, most))
+        else:
+            share = (rng.uniform(0.05, 0.45) + 0.25 * taper) * min(1, 2 * aim)
+            edge = np.minimum(half[self.thirds] * share, 45)
+        whole = (own >= 180) & (self.thirds[plane] < 3)
+        if whole.any() and scar.pattern != "diffuse":
+            # large infarcts leave a gap between two walls
+            gap = 1.8 * (100 - around) if around else rng.uniform(10, 45)
+            middle = 60 * rng.integers(6) + rng.normal(0, 5)
+            from_middle = np.abs((BIN_DEG[bins] - middle + 180) % 360 - 180)
+            own = np.where(whole, from_middle - min(gap, 50), own)
+            edge, half = np.where(half[self.thirds] >= 90, 0, edge), np.maximum(half, 30)
+        inner = own - edge[plane] + 4 * lateral * np.minimum(half[self.thirds[plane]] / 60, 1)
+        inner = np.where(own >= 180, 180, np.minimum(inner, own))
+        sideways = np.radians(inner) * self.radius_mm[voxels]
+        if scar.pattern == "patchy":
+            sideways = np.minimum(sideways, (patch + 0.4) * 5)
 
-    def _draw(
-        self, rng: np.random.Generator, prevalence: str, choices: Sequence[Findings] = ()
-    ) -> tuple[Findings, int, list[Region], np.random.Generator]:
-        """Findings that fit, their seed, and what `paint` would draw from it: the regions, and its generator after."""
-        reason = InputError(
-            self.study_id, "no findings drawn fit its slices", "Choose others, or more slices."
+        # across: mm inside the border of the layer, which is thinner at the scar's edges and ends
+        ramp = np.clip(inner / rng.uniform(8, 25), 0, 1)
+        uneven = np.exp(rng.normal(0, 0.16, slices))[plane]
+        flank = 1 - rng.uniform(0.2, 0.7) * (1 - ramp * ramp * (3 - 2 * ramp))
+        profile = uneven * flank * (1 - 0.3 * taper[plane])
+        rough = np.minimum(1.2, 0.14 * thickness) * surface
+
+        def across(extent: float) -> np.ndarray:
+            if layer == "mid-wall":
+                from_centre = np.abs(depth - centre - 0.05 * patch)
+                inside = (extent * profile / 2 - from_centre) * thickness + rough / 2
+                return np.minimum(inside, (0.4 - np.abs(depth - 0.5)) * thickness)
+            from_border = 1 - depth if layer == "subepicardial" else depth
+            return (extent * profile - from_border) * thickness + rough
+
+        extent = aim
+        if scar.transmurality or layer in ("subendocardial", "transmural"):
+            low, high, size = 0.05, 2.0, self.cell_size.sum(2)
+            for _ in range(7):  # bisection for the extent that gives the transmurality
+                extent = (low + high) / 2
+                filled = self.cell[voxels[np.minimum(sideways, across(extent)) > 0]]
+                reached = aha.transmurality_of(aha.count_cells(filled, slices).sum(2), size)
+                low, high = (extent, high) if reached < aim else (low, extent)
+        inside = np.minimum(sideways, across(extent))
+        mask = inside > 0
+        if mask.sum() < 3 or not self._agrees(voxels[mask], scar, layer):
+            return None
+        core = np.full(len(voxels), -9.0, np.float32)
+        if scar.no_reflow:
+            spared = depth * thickness - rng.uniform(0.2, 1)  # a rim of scar towards the cavity
+            core = np.minimum(np.minimum(inside, spared), 2.5) + 0.5 * patch
+            core = np.where(mask, core - np.quantile(core[mask], 1 - rng.uniform(0.08, 0.3)), -9.0)
+        grey_zone = rng.uniform(0.8, 2.2)  # mm
+        share = 1 / (1 + np.exp(-np.clip(inside / grey_zone, -30, 30)))
+        return Region(voxels, inside, np.clip((share - 0.05) / 0.9, 0, 1), core)
+
+    def _agrees(self, scarred: np.ndarray, scar: Scar, layer: str) -> bool:
+        """Whether the voxels measure as the scar: walls, levels, depth; percentages within 10."""
+        counts = aha.count_cells(self.cell[scarred], self.slices)
+        measured = aha.scars_in_words(self.cell_size, counts, np.zeros_like(counts), self.thirds)
+        walls = {name for one in measured for name in one.walls}
+        levels = {name for one in measured for name in one.levels}
+        scar_size, size = counts.sum(2), self.cell_size.sum(2)
+        around = 100 * (scar_size > 0.1 * size)[scar_size.any(1)].mean()  # sectors with scar
+        off = [around - (scar.circumference or around)]
+        if scar.transmurality:
+            off += [(one.transmurality or 0) - scar.transmurality for one in measured]
+        return (
+            walls == set(scar.walls or WALLS)
+            and levels == set(scar.levels or levels)
+            and all(one.depth == layer for one in measured)
+            and max(map(abs, off)) <= 10
         )
-        for _ in range(DRAWS):
-            drawn = (
-                choices[int(rng.integers(len(choices)))]
-                if choices
-                else draw_findings(rng, prevalence)
-            )
-            found, seed = self.fit(drawn), int(rng.integers(2**31))
-            if not found.present:
-                continue
-            painting = np.random.default_rng(seed)
-            try:
-                regions = self._regions(found, painting)
-            except InputError as error:
-                reason = error
-                continue
-            return found, seed, regions, painting
-        raise reason
 
-    def _regions(self, findings: Findings, rng: np.random.Generator) -> list[Region]:
-        return [draw_region(self.geometry, self.free, scar, rng) for scar in findings.scars]
+    def paint(self, findings: Findings, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Paint scars into new image and labels, ``(X, Y, slices)`` float32 and uint8.
 
-    def _paint_regions(
-        self, regions: list[Region], rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+        The image changes only in slices with the new scar and within 8 mm of it, the labels only in
+        healthy wall. InputError if a scar cannot be placed as described.
+        """
+        regions = [self.draw_region(scar, rng) for scar in findings.scars]
         image, labels = self.image.copy(), self.labels.copy()
         for region in regions:
-            self._paint_one(region, rng, image[self.geometry.box], labels[self.geometry.box])
+            self._paint_region(region, rng, image[self.box], labels[self.box])
         return image, labels
 
-    def _paint_one(
-        self, region: Region, rng: np.random.Generator, image: np.ndarray, labels: np.ndarray
-    ) -> None:
-        x, y, plane = np.unravel_index(self.geometry.index[region.voxels], self.geometry.shape)
+    def _paint_region(self, region: Region, rng, image: np.ndarray, labels: np.ndarray) -> None:
+        """Paint one scar into the box, in place."""
+        x, y, plane = (axis[region.voxels] for axis in (self.x, self.y, self.plane))
         mask = region.depth_mm > 0
         labels[x[mask], y[mask], plane[mask]] = np.where(region.core > 0, NO_REFLOW, SCAR)[mask]
         # only slices with scar, and only the rectangle around it
-        (left, right), (top, bottom) = (
-            (
-                max(int(v.min()) - int(SOFT_BORDER_MM / h) - 1, 0),
-                int(v.max()) + int(SOFT_BORDER_MM / h) + 2,
-            )
-            for v, h in ((x[mask], self.spacing[0]), (y[mask], self.spacing[1]))
-        )
         planes = np.unique(plane[mask])
+        margin_x, margin_y = (int(SOFT_BORDER_MM / h) + 1 for h in self.spacing)
+        left, right = max(x[mask].min() - margin_x, 0), x[mask].max() + margin_x + 1
+        top, bottom = max(y[mask].min() - margin_y, 0), y[mask].max() + margin_y + 1
         local = image[left:right, top:bottom]
         inside = np.isin(plane, planes) & (x >= left) & (x < right) & (y >= top) & (y < bottom)
         place = np.searchsorted(planes, plane[inside]), x[inside] - left, y[inside] - top
-        field = np.zeros(
-            (3, len(planes), *local.shape[:2]), np.float32
-        )  # rise, share of scar, the mask
-        for layer, values in zip(
-            field, (self._enhancement(region, rng), region.membership, mask), strict=True
-        ):
-            layer[place] = values[inside]
-        rise, share = (
-            self.blur[0][left:right, left:right]
-            @ field[:2]
-            @ self.blur[1][top:bottom, top:bottom].T
-        )
+        rise, share, scar = fields = np.zeros((3, len(planes), *local.shape[:2]), np.float32)
+        rise[place] = self._enhancement(region, rng)[inside]
+        share[place] = region.membership[inside]
+        scar[place] = mask[inside]
+        blur_x = self.blur[0][left:right, left:right]
+        blur_y = self.blur[1][top:bottom, top:bottom]
+        rise, share = blur_x @ fields[:2] @ blur_y.T
         for n, k in enumerate(planes):
-            near = (
-                ndimage.distance_transform_edt(field[2, n] == 0, sampling=self.spacing)
-                < SOFT_BORDER_MM
-            )
+            away = ndimage.distance_transform_edt(scar[n] == 0, sampling=self.spacing)
             painted = local[..., k] + rise[n]
             painted = np.rint(painted) if self.whole_numbers else painted
-            local[..., k] = np.where(near & (share[n] > 0.02), painted, local[..., k])
+            changed = (away < SOFT_BORDER_MM) & (share[n] > 0.02)
+            local[..., k] = np.where(changed, painted, local[..., k])
 
     def _enhancement(self, region: Region, rng: np.random.Generator) -> np.ndarray:
-        """Rise of the signal in each voxel of the region before the point spread, ``(region voxels,)``."""
-        geometry, voxels = self.geometry, region.voxels
-        plane, bins, depth = geometry.plane[voxels], geometry.bin[voxels], geometry.depth[voxels]
+        """Rise of the signal in each voxel of the region before the point spread."""
+        voxels = region.voxels
+        plane, bins, depth = self.plane[voxels], self.bin[voxels], self.depth[voxels]
         contrast = CONTRAST * np.exp(np.clip(rng.normal(0, CONTRAST_SPREAD), -0.7, 0.7))
-        by_slice = np.exp(rng.normal(0, SLICE_SPREAD, geometry.shape[2]))
-        height = (
-            contrast * np.maximum(self.blood - self.remote, 2.5 * self.noise) * by_slice
-        )  # (slices,)
-        patch = random_fields(rng, 2, geometry.shape[2])
+        by_slice = np.exp(rng.normal(0, SLICE_SPREAD, self.slices))
+        height = contrast * np.maximum(self.blood - self.remote, 2.5 * self.noise) * by_slice
+        patch = random_fields(rng, 2, self.slices)
         patchiness = patch[0][bins, plane] * (1 - depth) + patch[1][bins, plane] * depth
-        height_here = height[plane] * (1 + PATCHINESS * patchiness)
-        rise = np.clip(
-            self.remote[plane] + height_here - self.smooth[voxels], 0, 1.25 * height[plane]
-        )
+        wanted = self.remote[plane] + height[plane] * (1 + PATCHINESS * patchiness)
+        rise = np.clip(wanted - self.smooth[voxels], 0, 1.25 * height[plane])
         darker = np.clip(rng.normal(0.5, 0.25), 0.1, 1.0)
         core = np.clip(0.5 + region.core, 0, 1)
         return (rise * region.membership * (1 - darker * core)).astype(np.float32)
 
+    def draw(self, rng: np.random.Generator, prevalence: str = "clinical"):
+        """Draw findings that fit this study, and paint them.
 
-def prepare_canvas(
-    study: tio.Subject, image_name: str = "image", label_name: str = "labels"
-) -> ScarCanvas:
-    """Measure a study once, to paint many scars into it.
+        Returns the findings, the seed with which :meth:`paint` paints them, image and labels.
+        """
+        reason = InputError("findings", "none drawn fit the slices", "Give more slices.")
+        for _ in range(FINDINGS_DRAWN):
+            found = self.fit(draw_findings(rng, prevalence))
+            seed = int(rng.integers(2**31))
+            if found.present:
+                try:
+                    return found, seed, *self.paint(found, np.random.default_rng(seed))
+                except InputError as error:
+                    reason = error
+        raise reason
 
-    Args:
-        study: image and label map ``(1, X, Y, slices)``, any rotation, mirroring and slice order, with ``landmarks``
-            (both RV insertion points) or a labelled right ventricle to find them from, which is less sure.
-        image_name, label_name: their keys.
 
-    Raises:
-        InputError: no labels, another shape, under 30 voxels of wall, unknown landmarks, NaN.
-    """
-    name = str(study.get("study_id", "study"))
-    for key in (image_name, label_name):
-        if key not in study:
-            raise InputError(
-                name,
-                f"has no {key!r}",
-                f"It has {', '.join(study.keys())}; labels come from the heart network.",
-            )
-    stack, labels = study.get_image(image_name), study.get_image(label_name).data[0].numpy()
-    image, spacing = stack.data[0].numpy(), tuple(float(value) for value in stack.spacing)
-    if stack.data.shape[0] != 1:
-        raise InputError(
-            name, f"{stack.data.shape[0]} channels", "Give one channel, (1, X, Y, slices)."
-        )
-    if image.shape != labels.shape:
-        raise InputError(
-            name, f"labels {labels.shape}, image {image.shape}", "Give labels of the image's shape."
-        )
-    count = int(np.isin(labels, WALL_CODES).sum())
-    if count < MINIMUM_WALL_VOXELS:
-        raise InputError(
-            name,
-            f"{count} voxels of myocardium",
-            f"A scar needs {MINIMUM_WALL_VOXELS} or more (codes 2-4).",
-        )
-    landmarks = cast("Landmarks | None", study.get("landmarks"))
-    if landmarks is None and (labels == RV).any():
-        landmarks = insertion_points(labels, spacing)
-    if landmarks is None:
-        raise InputError(
-            name,
-            "RV insertion points unknown",
-            "Give landmarks, an RV label, or run the heart network.",
-        )
-    geometry = wall_geometry(labels, spacing, landmarks)
-    image = np.ascontiguousarray(image, dtype=np.float32)
-    crop, codes = image[geometry.box], labels[geometry.box]
-    if not np.isfinite(crop).all():
-        raise InputError(name, "NaN or infinite values around the heart", "Repair the image.")
-    wall = np.isin(codes, WALL_CODES)
-    healthy = codes == MYOCARDIUM
-    flat = geometry.index
-    values, middle = (
-        crop.reshape(-1)[flat],
-        healthy.reshape(-1)[flat] & (np.abs(geometry.depth - 0.5) < 0.3),
-    )
-    slices = range(geometry.shape[2])
-    if not middle.any():
-        raise InputError(
-            name, "no healthy myocardium", "Choose a study whose wall is not all scar."
-        )
-    cavity = codes == CAVITY
-    deep = ndimage.binary_erosion(cavity, np.ones((3, 3, 1)))
-    blood_of = [crop[..., s][deep[..., s]] for s in slices]
-    remote_of = [values[middle & (geometry.plane == s)] for s in slices]
-    remote, blood = _medians(remote_of), _medians(blood_of)
-    scale = [1.5 / spacing[0] * 1.5, 1.5 / spacing[1] * 1.5, 0]
-    weight = ndimage.gaussian_filter(healthy.astype(np.float32), scale)
-    mean = ndimage.gaussian_filter(np.where(healthy, crop, 0), scale) / np.maximum(weight, 1e-3)
-    mean = mean.reshape(-1)[flat]
-    smooth = np.where(weight.reshape(-1)[flat] > 0.05, mean, remote[geometry.plane])
-    noise = float(1.4826 * np.median(np.abs(values - smooth)[middle]))
-    heart = wall | cavity
-    spread = [4 / spacing[0], 4 / spacing[1], 0]
-    share = np.maximum(ndimage.gaussian_filter(heart.astype(np.float32), spread), 0.05)
-    residual = crop - ndimage.gaussian_filter(np.where(heart, crop, 0), spread) / share
-    inside = ndimage.binary_erosion(heart, np.ones((3, 3, 1)))
-    blur = [
-        _blur_matrix(crop.shape[axis], _point_spread(residual, inside, axis)) for axis in (0, 1)
-    ]
-    whole = bool((crop == np.rint(crop)).all())
-    free = healthy.reshape(-1)[flat]
-    return ScarCanvas(
-        *(name, (spacing[0], spacing[1]), image, labels, geometry, remote, blood),
-        *(smooth, noise, (blur[0], blur[1]), whole, free),
-    )
+prepare_canvas = ScarPainter  # the old name, for lgekit.bench and lgekit.evaluation.realism
 
 
 def _medians(groups: list[np.ndarray]) -> np.ndarray:
-    """Median of each slice; of all slices together where a slice has fewer than 8 voxels."""
+    """Median of each slice; the median of all slices for a slice with fewer than 8 voxels."""
     everything = np.concatenate(groups)
     overall = np.median(everything) if len(everything) else 0.0
-    return np.array(
-        [np.median(group) if len(group) >= 8 else overall for group in groups], np.float32
-    )
+    medians = [np.median(group) if len(group) >= 8 else overall for group in groups]
+    return np.array(medians, np.float32)
 
 
 def _point_spread(residual: np.ndarray, inside: np.ndarray, axis: int) -> float:
-    """Standard deviation of the point spread along an axis, in voxels, from how alike neighbouring noise is.
+    """Standard deviation (voxels) of the point spread along an axis, from correlated noise.
 
-    White noise under a Gaussian of standard deviation ``sd`` has autocorrelation exp(-1 / (4 sd²)) at distance 1, and
-    scanner and storage blur noise and object alike (interpolated images do; at least 0.6 voxels where noise is white).
-
-    Args:
-        residual: image less its local mean, ``(x, y, slices)``.
-        inside: where to look, bool of the same shape.
+    White noise blurred by a Gaussian has the autocorrelation exp(-1 / (4 sd²)) at distance 1.
     """
-    first, second = (
-        (slice(None, -1), slice(1, None))
-        if axis == 0
-        else ((slice(None), slice(None, -1)), (slice(None), slice(1, None)))
-    )
+    before = (slice(None),) * axis
+    first, second = (*before, slice(None, -1)), (*before, slice(1, None))
     both = inside[first] & inside[second]
     power = float((residual[inside] ** 2).mean()) if inside.any() else 0.0
     if both.sum() < 50 or power <= 0:
         return 0.8
-    alike = float((residual[first] * residual[second])[both].mean()) / power
-    return float(np.clip(np.sqrt(-0.25 / np.log(np.clip(alike, 0.01, 0.95))), 0.6, 2.0))
+    correlation = float((residual[first] * residual[second])[both].mean()) / power
+    return float(np.clip(np.sqrt(-0.25 / np.log(np.clip(correlation, 0.01, 0.95))), 0.6, 2.0))
 
 
 def _blur_matrix(count: int, sd: float) -> np.ndarray:
@@ -357,9 +416,9 @@ def _blur_matrix(count: int, sd: float) -> np.ndarray:
 
 
 def stated_findings(subject: tio.Subject) -> Findings:
-    """What is said of a study: its report where it has one, else its ``findings``, else what its labels show.
+    """Return the findings of the report; without one, those of ``findings``, else of the labels.
 
-    The report comes first because training may use no other truth than the text.
+    The report comes first because training must not use any other truth.
     """
     if subject.get("report"):
         return read_report(str(subject["report"]))
@@ -369,209 +428,124 @@ def stated_findings(subject: tio.Subject) -> Findings:
 def _known_findings(subject: tio.Subject) -> Findings:
     found = cast("Findings | None", subject.get("findings"))
     if found is None and isinstance(subject, Study) and subject.label_map is not None:
-        found = findings_from_labels(subject)
+        found = aha.findings_from_labels(subject)
     return found or Findings()
 
 
-def _has_scar(subject: tio.Subject, label_name: str) -> bool:
-    labels = subject.get_image(label_name).data if label_name in subject else torch.zeros(1)
-    return (
-        bool(((labels == SCAR) | (labels == NO_REFLOW)).any()) or stated_findings(subject).present
-    )
+def _updated_words(stated: Findings, known: Findings, added: Findings, seed: int) -> dict[str, Any]:
+    """What a study says of itself after scars were added."""
+    report = write_report(Findings(stated.scars + added.scars), np.random.default_rng([seed, 1]))
+    fields = {"findings": Findings(known.scars + added.scars), "report": report}
+    return fields | {"report_source": "synthetic", "scar_note": "painted"}
 
 
 class AddScar(IntensityTransform):
-    r"""Paint given scars into a late gadolinium enhancement study, and rewrite its words.
+    r"""Paint given scars into a late gadolinium enhancement study, and rewrite its report.
 
-    Writes the image, the label map (codes 3 scar, 4 no-reflow), ``findings``, ``report``, ``report_source``
-    (``"synthetic"``) and ``scar_note`` (``"painted"``).
+    Changes ``image``, ``labels`` (codes 3 scar, 4 no-reflow), ``findings`` and ``report``;
+    ``report_source`` becomes ``"synthetic"``, and ``scar_note`` ``"painted"``.
 
     Args:
-        findings: scars to add to those that the study has.
-        seed: borders, texture and the report's wording follow from it.
-        note: why nothing was painted; with it the study stays as it is, and ``scar_note`` says why. It is how
-            :class:`RandomScar` leaves a reason in the history.
-        style: writer's style of the report (see :func:`lgekit.reports.writer.write_report`); None draws one.
-        image_name, label_name: keys of the image and of the label map (background 0, LV cavity 1, myocardium 2,
-            scar 3, no-reflow 4, RV 5).
-        **kwargs: See [`Transform`][torchio.transforms.Transform] for additional keyword arguments.
+        findings: scars to add to those of the study.
+        seed: determines borders, texture and the wording of the report.
+        note: a reason to leave the study unchanged, copied to ``scar_note``.
+        **kwargs: see :class:`torchio.transforms.Transform`.
 
     Raises:
-        InputError: labels or landmarks are missing, or the scar cannot be placed as described.
+        InputError: labels or landmarks are missing, or a scar cannot be placed as described.
 
     Examples:
-        >>> from lgekit.findings import Findings, Scar
-        >>> from lgekit.data.phantom import phantom_study
-        >>> from lgekit.scars.transforms import AddScar
-        >>> inferior = Findings(Scar(walls=("inferior",), levels=("basal", "mid"), depth="subendocardial"))
-        >>> scarred = AddScar(inferior, seed=3)(phantom_study(0, seed=0, prevalence=0.0))
+        >>> import lgekit as lk
+        >>> (study,) = lk.phantom_cohort(1, seed=0, prevalence=0.0).studies
+        >>> inferior = lk.Scar(walls=("inferior",), levels=("basal", "mid"), depth="subendocardial")
+        >>> scarred = lk.AddScar(inferior, seed=3)(study)
         >>> scarred["findings"].walls
         frozenset({'inferior'})
+        >>> 3 in study.label_map, 3 in scarred.label_map
+        (False, True)
     """
 
-    def __init__(
-        self,
-        findings: Findings | Scar,
-        seed: int = 0,
-        note: str = "",
-        style: str | None = None,
-        image_name: str = "image",
-        label_name: str = "labels",
-        **kwargs,
-    ):
+    def __init__(self, findings: Findings | Scar, seed: int = 0, note: str = "", **kwargs):
         super().__init__(**kwargs)
         self.findings = Findings((findings,)) if isinstance(findings, Scar) else findings
         if not isinstance(self.findings, Findings):
-            raise InputError(
-                "findings", f"{type(findings).__name__} given", "Give Findings or a Scar."
-            )
-        self.seed, self.note, self.style = int(seed), note, style
-        self.image_name, self.label_name = image_name, label_name
-        self.args_names = ["findings", "seed", "note", "style", "image_name", "label_name"]
+            problem = f"{type(findings).__name__} given"
+            raise InputError("findings", problem, "Give Findings or a Scar.")
+        self.seed, self.note, self.args_names = int(seed), note, ["findings", "seed", "note"]
+        self.painted: tuple[np.ndarray, np.ndarray] | None = None  # by RandomScar, to save time
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         if self.note or not self.findings.present:
             subject["scar_note"] = self.note or "unchanged: no scar asked for"
             return subject
-        canvas = prepare_canvas(subject, self.image_name, self.label_name)
-        image, labels = canvas.paint(self.findings, np.random.default_rng(self.seed))
-        before = stated_findings(subject), _known_findings(subject)
-        subject.get_image(self.image_name).set_data(torch.from_numpy(image)[None])
-        subject.get_image(self.label_name).set_data(torch.from_numpy(labels)[None])
-        subject.update(_words(*before, self.findings, self.seed, self.style))
+        rng = np.random.default_rng(self.seed)
+        words = stated_findings(subject), _known_findings(subject)
+        image, labels = self.painted or ScarPainter(subject).paint(self.findings, rng)
+        subject.get_image("image").set_data(torch.from_numpy(image)[None])
+        subject.get_image("labels").set_data(torch.from_numpy(labels)[None])
+        subject.update(_updated_words(*words, self.findings, self.seed))
         return subject
 
 
-def _words(
-    stated: Findings, known: Findings, added: Findings, seed: int, style: str | None
-) -> dict[str, Any]:
-    """What is said of a study after scars were added to what its report stated and what was known of it."""
-    report = write_report(
-        Findings(stated.scars + added.scars), np.random.default_rng([seed, 1]), style=style
-    )
-    about = {"findings": Findings(known.scars + added.scars), "report": report}
-    return about | {"report_source": "synthetic", "scar_note": "painted"}
-
-
 class ScarHost:
-    """A study measured once, to paint many random scars into copies of it: what :class:`RandomScar` paints, quicker.
+    """A study measured once, to paint what :class:`RandomScar` paints into many copies of it."""
 
-    Args:
-        study: with labels and landmarks (see :func:`lgekit.scars.transforms.prepare_canvas`), without scar.
-        prevalence: see :class:`RandomScar`.
-
-    Raises:
-        InputError: the study cannot take a scar.
-    """
-
-    def __init__(self, study: Study, prevalence: str = "clinical"):
-        self.study, self.prevalence = study, prevalence
-        self.canvas = prepare_canvas(study)
-        self.stated, self.known = stated_findings(study), _known_findings(study)
+    def __init__(self, study: Study):
+        self.study, self.painter = study, ScarPainter(study)
+        self.words = stated_findings(study), _known_findings(study)
 
     def paint(self, seed: int) -> Study:
-        """A copy of the study with the scar that this seed paints; what does not change is shared.
-
-        Raises:
-            InputError: no scar drawn from this seed fits the study.
-        """
-        found, painting, image, labels = self.canvas.paint_random(
-            np.random.default_rng(seed), self.prevalence
-        )
+        """Return a copy of the study with the scar of this seed; InputError if none fits."""
+        found, own_seed, image, labels = self.painter.draw(np.random.default_rng(seed))
         affine = self.study.get_image("image").affine
-        fields = dict(self.study) | {
-            "image": tio.ScalarImage(tensor=torch.from_numpy(image)[None], affine=affine),
-            "labels": tio.LabelMap(tensor=torch.from_numpy(labels)[None], affine=affine),
-        }
-        return Study(fields | _words(self.stated, self.known, found, painting, None))
+        fields = dict(self.study) | _updated_words(*self.words, found, own_seed)
+        fields["image"] = tio.ScalarImage(tensor=torch.from_numpy(image)[None], affine=affine)
+        fields["labels"] = tio.LabelMap(tensor=torch.from_numpy(labels)[None], affine=affine)
+        return Study(fields)
 
 
 class RandomScar(RandomTransform, IntensityTransform):
-    r"""Paint a random scar into a late gadolinium enhancement study with a given probability, and rewrite its words.
+    r"""Paint a random scar into a late gadolinium enhancement study, and rewrite its report.
 
-    The controller draws walls, levels, depth, transmurality and no-reflow; the scar is painted into the chosen AHA
-    segments ∩ the chosen layer of the wall, and looks as the study's own blood, myocardium, noise and point spread
-    make it look. Levels that the slices do not show are left out; a draw that does not fit is drawn again.
-    A study that cannot take a scar comes back as it was: ``scar_note`` and the history say why.
-
-    Works in the scanner's grid (any rotation, mirroring, slice order) and in the standard frame. Chance comes from
-    PyTorch's global generator, as in all TorchIO transforms, and ``subject.history`` replays.
+    Its intensities follow the study's own blood, myocardium, noise and point spread. A study that
+    has a scar (in its labels or report) or cannot take one is unchanged; ``scar_note`` and the
+    history give the reason. Works on the scanner's grid and in the standard frame, with PyTorch's
+    global random numbers.
 
     Args:
         p: probability that a study gets a scar.
-        prevalence: ``"clinical"`` draws a disease and a pattern typical of it, ``"uniform"`` draws all walls, levels
-            and depths alike (see :func:`lgekit.findings.draw_scar`).
-        findings: take the scars from here instead: one :class:`~lgekit.findings.Findings`, or several to choose from.
-        only_scar_free: leave studies alone that have scar in their labels or their report.
-        style: writer's style of the report; None draws one.
-        image_name, label_name: keys of the image and of the label map (codes as in :class:`AddScar`).
-        **kwargs: See [`Transform`][torchio.transforms.Transform] for additional keyword arguments.
-
-    Raises:
-        InputError: unknown ``prevalence``, or ``findings`` of another type.
+        prevalence: ``"clinical"`` draws a disease and a typical pattern of it; ``"uniform"`` draws
+            all walls, levels and depths equally often (see :func:`lgekit.findings.draw_scar`).
+        **kwargs: see :class:`torchio.transforms.Transform`.
 
     Examples:
-        >>> import torch, torchio as tio
-        >>> from lgekit.data.phantom import phantom_study
-        >>> from lgekit.scars.transforms import RandomScar
-        >>> transform = tio.Compose([RandomScar(p=1), tio.RandomNoise(std=0.01)])
+        >>> import torch, torchio as tio, lgekit as lk
+        >>> (study,) = lk.phantom_cohort(1, seed=0, prevalence=0.0).studies
+        >>> transform = tio.Compose([lk.RandomScar(p=1), tio.RandomNoise(std=0.01)])
         >>> _ = torch.manual_seed(0)
-        >>> scarred = transform(phantom_study(0, seed=0, prevalence=0.0))
+        >>> scarred = transform(study)
         >>> scarred["findings"].present, scarred["report_source"], scarred.history[0].name
         (True, 'synthetic', 'AddScar')
     """
 
-    def __init__(
-        self,
-        p: float = 0.5,
-        prevalence: str = "clinical",
-        findings: Findings | Scar | Sequence[Findings] | None = None,
-        only_scar_free: bool = True,
-        style: str | None = None,
-        image_name: str = "image",
-        label_name: str = "labels",
-        **kwargs,
-    ):
+    def __init__(self, p: float = 0.5, prevalence: str = "clinical", **kwargs):
         super().__init__(p=p, **kwargs)
         if prevalence not in ("clinical", "uniform"):
-            raise InputError(
-                "prevalence", f"unknown value {prevalence!r}", "Use clinical or uniform."
-            )
-        if isinstance(findings, Scar):
-            findings = Findings((findings,))
-        self.findings = (
-            (findings,) if isinstance(findings, Findings) else findings and tuple(findings)
-        )
-        if self.findings and not all(isinstance(choice, Findings) for choice in self.findings):
-            raise InputError("findings", f"{findings!r}", "Give Findings, or a list of Findings.")
-        self.prevalence, self.only_scar_free, self.style = prevalence, only_scar_free, style
-        self.image_name, self.label_name = image_name, label_name
+            problem = f"unknown value {prevalence!r}"
+            raise InputError("prevalence", problem, "Use clinical or uniform.")
+        self.prevalence = prevalence
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        seed = self._get_random_seed()
-        options: dict[str, Any] = {
-            "style": self.style,
-            "image_name": self.image_name,
-            "label_name": self.label_name,
-        }
-        options |= self._get_base_args()
+        seed, found, note, painted = self._get_random_seed(), Findings(), "", None
         try:
-            found, painting = self.get_params(subject, seed)
+            labels = subject.get_image("labels").data if "labels" in subject else 0
+            if np.isin(labels, aha.SCARRED).any() or stated_findings(subject).present:
+                name = str(subject.get("study_id", "study"))
+                raise InputError(name, "has a scar", "AddScar adds one.")
+            drawn = ScarPainter(subject).draw(np.random.default_rng(seed), self.prevalence)
+            found, seed, painted = drawn[0], drawn[1], drawn[2:]
         except InputError as error:
-            return AddScar(Findings(), seed, note=f"unchanged: {error}", **options)(subject)
-        return AddScar(found, painting, **options)(subject)
-
-    def get_params(self, subject: tio.Subject, seed: int) -> tuple[Findings, int]:
-        """Findings that fit the study, and the seed that paints them.
-
-        Raises:
-            InputError: the reason why the study stays as it is.
-        """
-        if self.only_scar_free and _has_scar(subject, self.label_name):
-            raise InputError(
-                str(subject.get("study_id", "study")),
-                "has a scar",
-                "Pass only_scar_free=False to add one.",
-            )
-        canvas = prepare_canvas(subject, self.image_name, self.label_name)
-        return canvas.draw(np.random.default_rng(seed), self.prevalence, self.findings or ())
+            note = f"unchanged: {error}"
+        scar = AddScar(found, seed, note, **cast(dict, self._get_base_args()))
+        scar.painted = painted
+        return scar(subject)
