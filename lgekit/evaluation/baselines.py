@@ -1,9 +1,10 @@
-"""Baselines."""
+"""Baselines to compare a detector with: threshold rules, supervised reader, plain CLIP, control."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,30 +28,27 @@ from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import locate
 from lgekit.study import CAVITY, SPLITS, WALL_CODES, Cohort, Study
 
-MINIMUM_WALL = 20  # voxels of wall below which a slice tells nothing
+MINIMUM_WALL = 20  # voxels of myocardium that a slice needs
 
 
-@dataclass(frozen=True)
-class Remote:
-    """Intensities that the rules compare with, one number a study, in the image's own units.
+class Remote(NamedTuple):
+    """Intensities of remote myocardium and blood, medians over slices, in the image's units.
 
-    Attributes:
-        mean, sd: of the remote sector, medians over slices.
-        blood: mean of the cavity, median over slices; NaN without a cavity.
+    Remote myocardium is the darkest 60° sector of the wall in each slice.
     """
 
     mean: float
     sd: float
-    blood: float
+    blood: float  # NaN without a cavity
 
 
 def darkest_sector(intensities: np.ndarray, degrees: np.ndarray, width: int = 60) -> np.ndarray:
-    """The sector of the wall with the lowest mean: ``(voxels,)`` bool.
+    """Mark the voxels of the sector with the lowest mean: ``(voxels,)`` bool.
 
     Args:
-        intensities: of the voxels of the wall in one slice, ``(voxels,)``.
-        degrees: their angles seen from the LV's centre.
-        width: degrees of a sector; sectors of fewer than 4 voxels are passed over.
+        intensities: of the wall in one slice, ``(voxels,)``.
+        degrees: angle of each voxel, seen from the LV's centre.
+        width: degrees of a sector; a sector needs 4 voxels.
     """
     sector = (np.asarray(degrees) % 360 // width).astype(int)
     count = np.bincount(sector, minlength=360 // width)
@@ -61,85 +59,63 @@ def darkest_sector(intensities: np.ndarray, degrees: np.ndarray, width: int = 60
 
 
 def wall_mask(study: Study) -> np.ndarray:
-    """The whole myocardium, scar included: ``(X, Y, slices)`` bool.
+    """Return the whole myocardium, scar included: ``(X, Y, slices)`` bool.
 
     Raises:
-        InputError: the study has no label map, or no slice with enough wall.
+        InputError: the study has no label map, or no slice with enough myocardium.
     """
     if study.label_map is None:
-        raise InputError(
-            study["study_id"], "no label map", "The threshold rules need the myocardium's mask."
-        )
+        remedy = "The threshold rules need a mask of the myocardium."
+        raise InputError(study["study_id"], "no label map", remedy)
     mask = np.isin(study.label_map, WALL_CODES)
     if not (mask.sum((0, 1)) >= MINIMUM_WALL).any():
-        raise InputError(
-            study["study_id"],
-            f"no slice with {MINIMUM_WALL} voxels of myocardium",
-            "Check the label codes.",
-        )
+        problem = f"no slice with {MINIMUM_WALL} voxels of myocardium"
+        raise InputError(study["study_id"], problem, "Check the label codes.")
     return mask
 
 
 def remote_of(study: Study) -> Remote:
-    """Remote myocardium and blood of a study, by the rule in the module's docstring.
-
-    Raises:
-        InputError: no label map, or no myocardium in it.
-    """
-    mask, image = wall_mask(study), study.pixels
+    """Measure remote myocardium and blood without the scar label; raises as `wall_mask`."""
+    mask, image, spacing = wall_mask(study), study.pixels, study.spacing_mm
     cavity = np.asarray(study.label_map) == CAVITY
-    spacing = study.spacing_mm
     rows = []
     for s in np.flatnonzero(mask.sum((0, 1)) >= MINIMUM_WALL):
         x, y = np.nonzero(mask[..., s])
-        degrees = (
-            np.degrees(np.arctan2(-(y - y.mean()) * spacing[1], (x - x.mean()) * spacing[0])) % 360
-        )
+        degrees = np.degrees(np.arctan2(-(y - y.mean()) * spacing[1], (x - x.mean()) * spacing[0]))
         values = image[x, y, s].astype(np.float64)
         remote = values[darkest_sector(values, degrees)]
         blood = image[..., s][cavity[..., s]].astype(np.float64)
         rows.append((remote.mean(), remote.std(), blood.mean() if len(blood) else np.nan))
-    table = np.array(rows)
-    blood = table[np.isfinite(table[:, 2]), 2]
-    return Remote(
-        float(np.median(table[:, 0])),
-        float(max(np.median(table[:, 1]), 1e-6)),
-        float(np.median(blood)) if len(blood) else float("nan"),
-    )
+    table = pd.DataFrame(rows, columns=Remote._fields).median()
+    return Remote(table["mean"], max(table["sd"], 1e-6), table["blood"])
 
 
 def _share_above(study: Study, threshold: float) -> float:
-    """Share of the wall, in slices with enough of it, that is brighter than a threshold."""
+    """Return the share of the wall that is brighter than a threshold."""
     mask = wall_mask(study)
     mask = mask & (mask.sum((0, 1)) >= MINIMUM_WALL)
     return float((study.pixels[mask] > threshold).mean())
 
 
 def n_sd_rule(study: Study, n: float = 5.0) -> float:
-    """Share of the myocardium brighter than the remote mean + ``n`` SD, 0–1: the patient's score.
+    """Return the share of the myocardium brighter than the remote mean + ``n`` SD, 0–1.
 
-    Source: n-SD thresholds for LGE, e.g. Bondarenko et al., J Cardiovasc Magn Reson 2005;7:481 (5 SD).
-
-    Raises:
-        InputError: no label map, or no myocardium in it.
+    Source: Bondarenko et al., J Cardiovasc Magn Reson 2005;7:481 (5 SD). Raises as `wall_mask`.
     """
     remote = remote_of(study)
     return _share_above(study, remote.mean + n * remote.sd)
 
 
 def half_maximum_rule(study: Study) -> float:
-    """Share of the myocardium brighter than half-way from remote to blood, 0–1: the patient's score.
+    """Return the share of the myocardium brighter than half-way from remote to blood, 0–1.
 
-    A form of the full-width-half-maximum rule (Amado et al., J Am Coll Cardiol 2004;44:2383) with the blood pool as
-    the maximum, so that it needs no scar to be found first. 0 without a cavity.
-
-    Raises:
-        InputError: no label map, or no myocardium in it.
+    Full width at half maximum (Amado et al., J Am Coll Cardiol 2004;44:2383) with the blood pool as
+    maximum, so that no scar must be found first. 0 without a cavity. Raises as `wall_mask`.
     """
     remote = remote_of(study)
-    return (
-        _share_above(study, (remote.mean + remote.blood) / 2) if np.isfinite(remote.blood) else 0.0
-    )
+    if np.isnan(remote.blood):
+        return 0.0
+    return _share_above(study, (remote.mean + remote.blood) / 2)
 
 
 THRESHOLD_RULES: dict[str, Callable[[Study], float]] = {
@@ -148,16 +124,8 @@ THRESHOLD_RULES: dict[str, Callable[[Study], float]] = {
 }
 
 
-def rule_scores(cohort: Cohort) -> dict[str, np.ndarray]:
-    """Score of every study by each rule: name → ``(studies,)`` float64."""
-    return {
-        name: np.array([rule(study) for study in cohort.studies])
-        for name, rule in THRESHOLD_RULES.items()
-    }
-
-
 class PresenceNetwork(nn.Module):
-    """Study encoder and a linear head: a `StudyBatch` → logits of presence `(studies,)`."""
+    """Study encoder with a linear head: `StudyBatch` → logits of presence `(studies,)`."""
 
     def __init__(self, settings: FitSettings):
         super().__init__()
@@ -172,13 +140,11 @@ class PresenceNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class SupervisedReader:
-    """A trained presence network with what it needs to read new studies.
+    """A trained presence network (eval mode) with what it needs to read new studies.
 
     Attributes:
-        settings: how it was trained.
-        network: in eval mode.
-        heart: finds the heart, as for the detector; None where the views need none.
-        calibration: slope and offset of Platt scaling on the validation split; the decision is ``p_lge > 0.5``.
+        heart: the detector's heart network; None if the views need none.
+        calibration: slope and offset of Platt scaling on ``validation``.
     """
 
     settings: FitSettings
@@ -186,23 +152,36 @@ class SupervisedReader:
     heart: HeartNetwork | None
     calibration: tuple[float, float] = (1.0, 0.0)
 
+    def logits(self, studies: Sequence[Study]) -> np.ndarray:
+        """Return uncalibrated logits of presence, ``(studies,)`` float64."""
+        cohort = Cohort(studies)
+        located = locate(cohort, self.heart) if self.heart is not None else cohort
+        batch = batch_of([make_view(study, self.settings) for study in located.studies])
+        return presence_scores(self.network, batch)
+
     def predict(self, cohort: Cohort) -> pd.DataFrame:
-        """Columns ``study_id, p_lge``, from images alone."""
-        scores = presence_scores(self.network, _views(cohort, self.heart, self.settings))
+        """Predict from images alone: columns ``study_id, p_lge`` (positive: > 0.5)."""
         ids = [study["study_id"] for study in cohort.studies]
-        return pd.DataFrame({"study_id": ids, "p_lge": probability(scores, self.calibration)})
+        values = probability(self.logits(cohort.studies), self.calibration)
+        return pd.DataFrame({"study_id": ids, "p_lge": values})
+
+
+@torch.no_grad()
+def presence_scores(network: PresenceNetwork, batch: StudyBatch) -> np.ndarray:
+    """Return uncalibrated logits of presence, ``(studies,)`` float64."""
+    return np.concatenate([network(part).numpy().astype(float) for part in chunks(batch)])
 
 
 def fit_supervised(
     cohort: Cohort, settings: FitSettings, heart: HeartNetwork | None = None, progress: bool = True
 ) -> SupervisedReader:
-    """Train on the split ``train`` with the truth of presence, calibrate on ``validation``; ``test`` is not looked at.
+    """Train on true presence in the split ``train``, calibrate on ``validation``.
 
     Args:
-        cohort: with splits; studies whose report does not speak of enhancement are left out, as for the detector, and
-            those of unknown truth.
+        cohort: with splits. Studies with unknown truth, or whose report does not mention
+            enhancement, are left out, as for the detector.
         settings: the detector's.
-        heart: the detector's heart network, so that both see the same views.
+        heart: the detector's heart network, so that both use the same views.
         progress: show a bar.
 
     Raises:
@@ -213,30 +192,29 @@ def fit_supervised(
         for study in cohort.studies
         if states_enhancement(study["report"]) and study["findings"] is not None
     ]
-    parts = [[study for study in known if study["split"] == name] for name in SPLITS[:2]]
-    labels = [study["findings"].present for study in parts[0]]
+    train, validation = ([s for s in known if s["split"] == name] for name in SPLITS[:2])
+    labels = [study["findings"].present for study in train]
     if len(set(labels)) < 2:
         remedy = "Give training studies with and without scar whose findings are known."
         raise InputError(cohort.name, "the split 'train' does not hold both classes", remedy)
-    train = Cohort(parts[0], f"{cohort.name} [train]")
-    located = locate(train, heart) if heart is not None else train
+    located = Cohort(train, f"{cohort.name} [train]")
+    if heart is not None:
+        located = locate(located, heart)
     batch = batch_of([make_view(study, settings) for study in located.studies])
-    # this loop knows no scars painted anew: as many epochs' worth as the laptop's size keeps
+    # This loop needs a pool of synthetic scars: 4 epochs' worth where the detector has none.
     pool = synthetic_pool(located, settings.override(synthetic_pool=settings.synthetic_pool or 4))
     if pool:
-        batch, labels = (
-            join(batch, batch_of([painted.view for painted in pool])),
-            labels + [True] * len(pool),
-        )
+        batch = join(batch, batch_of([painted.view for painted in pool]))
+        labels += [True] * len(pool)
     state = heart.encoder_state() if heart is not None else None
     if settings.frame == "polar" and settings.encoder_init == "segmentation":
         state = pretrain_polar(batch, settings, progress)
     network = train_presence(batch, np.array(labels), len(located), settings, state, progress)
-    calibration = (1.0, 0.0)
-    if parts[1]:
-        scores = presence_scores(network, _views(Cohort(parts[1], "validation"), heart, settings))
-        calibration = platt(scores, np.array([study["findings"].present for study in parts[1]]))
-    return SupervisedReader(settings, network, heart, calibration)
+    reader = SupervisedReader(settings, network, heart)
+    if not validation:
+        return reader
+    present = np.array([study["findings"].present for study in validation])
+    return SupervisedReader(settings, network, heart, platt(reader.logits(validation), present))
 
 
 def train_presence(
@@ -247,20 +225,22 @@ def train_presence(
     encoder_state: Mapping[str, Tensor] | None = None,
     progress: bool = False,
 ) -> PresenceNetwork:
-    """Train a presence network.
+    """Train a presence network; return it in eval mode on the CPU.
 
     Args:
-        batch: the real studies first, then the pool of synthetic ones.
+        batch: the real studies, then the pool of synthetic ones.
         labels: `(studies,)` bool.
-        real: how many are real; ``synthetic_per_real`` × as many synthetic ones are drawn in each epoch.
-        settings: everything else that matters.
-        encoder_state: weights to start the slice encoder from (``encoder_init="segmentation"``).
+        real: number of real studies; each epoch draws ``synthetic_per_real`` × as many synthetic.
+        settings: everything else.
+        encoder_state: initial weights of the slice encoder (``encoder_init="segmentation"``).
         progress: show a bar.
-
-    Returns:
-        the network in eval mode on the CPU.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options = [np.array([int(label)]) for label in labels]  # in place of a study's texts
+
+    def batches(epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        return list(epoch_batches(epoch, real, len(labels) - real, options, settings))
+
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         network = PresenceNetwork(settings)
@@ -268,38 +248,21 @@ def train_presence(
             network.visual.load_segmentation(encoder_state)
         network.to(device).train()
         optimizer, store = adamw(network, settings), batch.to(device)
-        options = [
-            np.array([int(label)]) for label in labels
-        ]  # what the detector's batches hold as texts
-        per_epoch = sum(1 for _ in epoch_batches(0, real, len(labels) - real, options, settings))
-        for epoch in trange(
-            settings.epochs, desc="supervised", unit="epoch", disable=not progress, leave=False
-        ):
+        per_epoch = len(batches(0))
+        bar = {"desc": "supervised", "unit": "epoch", "disable": not progress, "leave": False}
+        for epoch in trange(settings.epochs, **bar):
             generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)
-            batches = epoch_batches(epoch, real, len(labels) - real, options, settings)
-            for step, (index, truth) in enumerate(batches):
-                some = augment(store.rows(torch.from_numpy(index).to(device)), settings, generator)
+            for step, (index, present) in enumerate(batches(epoch), epoch * per_epoch):
+                studies = store.rows(torch.from_numpy(index).to(device))
+                studies = augment(studies, settings, generator)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(
-                        epoch * per_epoch + step, per_epoch * settings.epochs, settings
-                    )
-                wanted = torch.from_numpy(truth).to(device, torch.float32)
+                    group["lr"] = learning_rate(step, per_epoch * settings.epochs, settings)
+                target = torch.from_numpy(present).to(device, torch.float32)
                 optimizer.zero_grad()
-                F.binary_cross_entropy_with_logits(network(some), wanted).backward()
+                F.binary_cross_entropy_with_logits(network(studies), target).backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()
     return network.cpu().eval()
-
-
-@torch.no_grad()
-def presence_scores(network: PresenceNetwork, batch: StudyBatch) -> np.ndarray:
-    """Logits of presence, not calibrated: `(studies,)` float64."""
-    return np.concatenate([network(part).numpy().astype(float) for part in chunks(batch)])
-
-
-def _views(cohort: Cohort, heart: HeartNetwork | None, settings: FitSettings) -> StudyBatch:
-    located = locate(cohort, heart) if heart is not None else cohort
-    return batch_of([make_view(study, settings) for study in located.studies])
 
 
 OURS = "this detector"
@@ -308,33 +271,21 @@ PLAIN = "plain CLIP (lower reference)"
 SHUFFLED = "shuffled text (control: chance)"
 TRAINED = {"none": (), "supervised": (SUPERVISED,), "all": (SUPERVISED, PLAIN, SHUFFLED)}
 
-ENDS = {"value": "", "low": "_low", "high": "_high"}
-# Published numbers. [S]: stated by a summary of the paper alone; the others by the named publication.
-PUBLISHED = [
-    ("the paper [S]", "reports, 965 patients of one centre", {"balanced_accuracy": 0.83}),
-    ("CMR-CLIP, Nat Commun 2026, internal", "report impressions, 11,028 studies", {"auc": 0.705}),
-    ("CMR-CLIP, Nat Commun 2026, external", "report impressions, 11,028 studies", {"auc": 0.621}),
-    ("CARA-VL, arXiv 2609.39899", "masks as text; 50 patients", {"balanced_accuracy": 0.829}),
-    ("LGESynthNet, arXiv 2603.18356", "pixel labels, 212 patients", {"balanced_accuracy": 0.93}),
-]
-
 
 def check(which: str, cross_fit: bool = False) -> None:
-    """Refuse, before anything is trained, references that there are not, or that would not be comparable.
+    """Refuse, before training, references that do not exist or cannot be compared.
+
+    A cross-fitted detector also learns from the validation studies, which references must not.
 
     Raises:
-        InputError: an unknown ``which``; references beside a cross-fitted detector, which learns from the validation
-            studies too and whose heart network has seen their masks, as the references must not.
+        InputError: an unknown ``which``, or trained references of a cross-fitted detector.
     """
     if which not in TRAINED:
-        raise InputError(
-            "references", f"unknown value {which!r}", f"Use one of {', '.join(TRAINED)}."
-        )
+        remedy = f"Use one of {', '.join(TRAINED)}."
+        raise InputError("references", f"unknown value {which!r}", remedy)
     if cross_fit and TRAINED[which]:
-        remedy = "Set compare_with='none', or cross_fit=False."
-        raise InputError(
-            "references", "they do not share a cross-fitted detector's studies", remedy
-        )
+        problem = "they do not share a cross-fitted detector's studies"
+        raise InputError("references", problem, "Set compare_with='none', or cross_fit=False.")
 
 
 def train_references(
@@ -345,13 +296,13 @@ def train_references(
     pretrain_on: Sequence[Cohort] = (),
     progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
-    """Train the references on the split ``train``, calibrate on ``validation``, read ``test``.
+    """Train the references on ``train``, calibrate on ``validation``, predict ``test``.
 
     Args:
         which: ``none``; ``supervised``; ``all``: plain CLIP and shuffled text too.
         cohort: with splits.
-        settings: of the references; those of the detector but for ``epochs``, perhaps.
-        detector: its heart network is shared.
+        settings: the detector's, perhaps with fewer epochs.
+        detector: its heart network is shared with the supervised reader.
         pretrain_on: further cohorts with masks for the heart network, as for the detector.
         progress: show bars.
 
@@ -362,44 +313,53 @@ def train_references(
         InputError: an unknown ``which``.
     """
     check(which)
-    test, read = cohort.split("test"), {}
-    if SUPERVISED in TRAINED[which]:
-        read[SUPERVISED] = fit_supervised(cohort, settings, detector.heart, progress).predict(test)
+    test, predictions = cohort.split("test"), {}
     changes = {PLAIN: PLAIN_CLIP | {"shuffle_text": False}, SHUFFLED: {"shuffle_text": True}}
-    for name in TRAINED[which][1:]:
-        own = settings.override(**changes[name])
-        fitted = fit_detector(cohort, own, pretrain_on=pretrain_on, progress=progress)
-        read[name] = fitted.predict(test)[["study_id", "p_lge"]]
-    return read
+    for name in TRAINED[which]:
+        reader: SupervisedReader | Detector
+        if name == SUPERVISED:
+            reader = fit_supervised(cohort, settings, detector.heart, progress)
+        else:
+            own = settings.override(**changes[name])
+            reader = fit_detector(cohort, own, pretrain_on=pretrain_on, progress=progress)
+        predictions[name] = reader.predict(test)[["study_id", "p_lge"]]
+    return predictions
 
 
 def rule_predictions(cohort: Cohort) -> dict[str, pd.DataFrame]:
-    """The threshold rules with the true outline: scores of the test studies, calibrated on the validation studies.
+    """Apply the threshold rules inside the true outline to ``test``, calibrated on ``validation``.
 
     Returns:
-        Name → columns ``study_id, p_lge``; nothing where a split holds no study whose mask and findings are known.
+        Name → columns ``study_id, p_lge``; empty if a split has no study with mask and findings.
     """
-    usable = [
-        study for study in cohort.studies if study["findings"] is not None and _has_wall(study)
-    ]
-    parts = [[study for study in usable if study["split"] == name] for name in SPLITS[1:]]
-    if not all(parts):
-        return {}
-    held, test = (Cohort(part, cohort.name) for part in parts)
-    present = np.array([study["findings"].present for study in held.studies])
-    ids, on_test = [study["study_id"] for study in test.studies], rule_scores(test)
-    return {
-        f"{name}, true outline": pd.DataFrame(
-            {"study_id": ids, "p_lge": probability(on_test[name], platt(scores, present))}
-        )
-        for name, scores in rule_scores(held).items()
-    }
+
+    def usable(study: Study) -> bool:
+        if study["findings"] is None or study.label_map is None:
+            return False
+        wall = np.isin(study.label_map, WALL_CODES).sum((0, 1))
+        return bool((wall >= MINIMUM_WALL).any())
+
+    validation, test = (
+        [study for study in cohort.studies if study["split"] == name and usable(study)]
+        for name in SPLITS[1:]
+    )
+    predictions: dict[str, pd.DataFrame] = {}
+    if not (validation and test):
+        return predictions
+    present = np.array([study["findings"].present for study in validation])
+    ids = [study["study_id"] for study in test]
+    for name, rule in THRESHOLD_RULES.items():
+        calibration = platt(np.array([rule(study) for study in validation]), present)
+        values = probability(np.array([rule(study) for study in test]), calibration)
+        table = pd.DataFrame({"study_id": ids, "p_lge": values})
+        predictions[f"{name}, true outline"] = table
+    return predictions
 
 
 def reference_table(
     predictions: Mapping[str, pd.DataFrame], cohort: Cohort, seed: int = 0
 ) -> pd.DataFrame:
-    """All methods on the same test studies, with patient-level 95 % intervals, and the published numbers below them.
+    """Score several methods on the same test studies, with 95 % intervals over patients.
 
     Args:
         predictions: method → columns ``study_id, p_lge``.
@@ -407,47 +367,28 @@ def reference_table(
         seed: of the bootstrap.
 
     Returns:
-        Index ``method``; columns ``cohort`` (``this test split``, or ``other: …``), then ``value, low, high`` of
-        ``auc`` and of ``balanced_accuracy``; missing where not known.
+        Index ``method``; columns ``cohort`` (``this test split``), then ``auc, auc_low, auc_high``
+        and likewise ``balanced_accuracy``.
     """
     rows = {}
     for method, table in predictions.items():
         own = cohort.subset(table["study_id"])
         found = metrics.presence_metrics(with_truth(table, own), seed)
-        rows[method] = {"cohort": "this test split"} | {
-            f"{name}{end}": found[name][key]
-            for name in ("auc", "balanced_accuracy")
-            for key, end in ENDS.items()
-        }
-    for method, about, numbers in PUBLISHED:
-        rows[method] = {"cohort": f"other: {about}"} | numbers
-    columns = [
-        "cohort",
-        *(f"{name}{end}" for name in ("auc", "balanced_accuracy") for end in ENDS.values()),
-    ]
-    return (
-        pd.DataFrame.from_dict(rows, orient="index").reindex(columns=columns).rename_axis("method")
-    )
+        row: dict[str, object] = {"cohort": "this test split"}
+        for name in ("auc", "balanced_accuracy"):
+            value, low, high = found[name].values()
+            row |= {name: value, f"{name}_low": low, f"{name}_high": high}
+        rows[method] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
 def printed(table: pd.DataFrame) -> pd.DataFrame:
-    """A `reference_table` to read: ``AUC``, ``balanced accuracy``, ``cohort``, each value with its interval."""
-
-    def words(row: pd.Series, name: str) -> str:
-        value, low, high = (row[f"{name}{end}"] for end in ENDS.values())
-        if np.isnan(value):
-            return "–"
-        return f"{value:g}" if np.isnan(low) else f"{value:.2f} ({low:.2f}–{high:.2f})"
-
-    columns = {"AUC": "auc", "balanced accuracy": "balanced_accuracy"}
-    named = {
-        title: [words(row, name) for _, row in table.iterrows()] for title, name in columns.items()
-    }
-    return pd.DataFrame(named, index=table.index).assign(cohort=table["cohort"])
+    """Round a `reference_table` for display."""
+    return table.round(2)
 
 
 def long_table(predictions: Mapping[str, pd.DataFrame], cohort: Cohort) -> pd.DataFrame:
-    """Predictions of several methods below one another: ``method, study_id, patient_id, scar, p_lge``.
+    """Stack the predictions of several methods: ``method, study_id, patient_id, scar, p_lge``.
 
     Args:
         predictions: method → columns ``study_id, p_lge``; may be empty.
@@ -459,9 +400,3 @@ def long_table(predictions: Mapping[str, pd.DataFrame], cohort: Cohort) -> pd.Da
         for name, table in predictions.items()
     ]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
-
-
-def _has_wall(study: Study) -> bool:
-    if study.label_map is None:
-        return False
-    return bool((np.isin(study.label_map, WALL_CODES).sum((0, 1)) >= MINIMUM_WALL).any())
