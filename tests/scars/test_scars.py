@@ -12,7 +12,6 @@ from toys import ring_study
 import lgekit.scars.transforms
 from lgekit.anatomy.labels import lv_centre, voxel_angle, wall_depth
 from lgekit.anatomy.segments import findings_from_labels, segment_map
-from lgekit.bench import benchmark_painter, benchmark_scars, benchmark_training
 from lgekit.errors import InputError
 from lgekit.evaluation.realism import compare_scars, patch_realism, scar_realism, synthetic_twins
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar, draw_findings, draw_scar
@@ -539,19 +538,6 @@ def test_synthetic_scars_are_hard_to_tell_from_real_ones():
 def test_the_examples_of_the_docstrings_run():
     result = doctest.testmod(lgekit.scars.transforms)
     assert result.failed == 0 and result.attempted > 5
-
-
-def test_benchmark_rows():
-    rows = [
-        *benchmark_scars(scars=5),
-        *benchmark_training(studies=6, epochs=2),
-        *benchmark_painter(),
-    ]
-    assert {row["name"] for row in rows[:2]} == {"scars painted", "scar in a polar view, per study"}
-    assert len(rows) == 5 and all(row["value"] > 0 and row["unit"] for row in rows)
-    assert [row["name"] for row in rows if not row["target"]] == [
-        "epoch with scars painted anew / from the pool"
-    ]
 
 
 def test_every_wall_level_and_depth_can_be_painted():

@@ -1,0 +1,71 @@
+"""Collect what the benchmarks measure into one table: `make bench` writes figures/bench.csv."""
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+TABLE = pytest.StashKey[list]()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--bench-table", type=Path, help="CSV file for the table of the benchmarks")
+
+
+def pytest_configure(config):
+    config.stash[TABLE] = []
+
+
+@pytest.fixture
+def record(request):
+    """Add a row to the table: ``record(name, value, unit, target)``."""
+    benchmark = request.node.name.removeprefix("test_")
+
+    def add(name: str, value: float, unit: str, target: str = "") -> None:
+        row = {"benchmark": benchmark, "name": name, "value": value}
+        request.config.stash[TABLE].append(row | {"unit": unit, "target": target})
+
+    return add
+
+
+@pytest.fixture
+def fastest(benchmark):
+    """Time a call with pytest-benchmark; return the seconds of its fastest round."""
+
+    def measure(call, rounds: int = 30) -> float:
+        benchmark.pedantic(call, rounds=rounds, warmup_rounds=3)
+        return benchmark.stats.stats.min
+
+    return measure
+
+
+@pytest.fixture
+def one_thread():
+    """Run on one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def processor() -> str:
+    """Return the processor's name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not (rows := config.stash[TABLE]):
+        return
+    table = pd.DataFrame(rows)
+    terminalreporter.write_line(table.drop(columns="benchmark").to_string(index=False))
+    if file := config.getoption("--bench-table"):
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+        table = table.assign(cpu=processor(), gpu=gpu, python=platform.python_version())
+        versions = {package: version(package) for package in ("torch", "torchio", "numpy")}
+        table.assign(**versions).to_csv(file, index=False)
