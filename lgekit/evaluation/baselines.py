@@ -32,10 +32,7 @@ MINIMUM_WALL = 20  # voxels of myocardium that a slice needs
 
 
 class Remote(NamedTuple):
-    """Intensities of remote myocardium and blood, medians over slices, in the image's units.
-
-    Remote myocardium is the darkest 60° sector of the wall in each slice.
-    """
+    """Intensities of remote myocardium and blood, in the image's units, medians over slices."""
 
     mean: float
     sd: float
@@ -43,13 +40,7 @@ class Remote(NamedTuple):
 
 
 def darkest_sector(intensities: np.ndarray, degrees: np.ndarray, width: int = 60) -> np.ndarray:
-    """Mark the voxels of the sector with the lowest mean: ``(voxels,)`` bool.
-
-    Args:
-        intensities: of the wall in one slice, ``(voxels,)``.
-        degrees: angle of each voxel, seen from the LV's centre.
-        width: degrees of a sector; a sector needs 4 voxels.
-    """
+    """Mark the voxels ``(voxels,)`` of the sector (4 voxels or more) with the lowest mean."""
     sector = (np.asarray(degrees) % 360 // width).astype(int)
     count = np.bincount(sector, minlength=360 // width)
     mean = np.bincount(sector, weights=intensities, minlength=360 // width) / np.maximum(count, 1)
@@ -59,11 +50,7 @@ def darkest_sector(intensities: np.ndarray, degrees: np.ndarray, width: int = 60
 
 
 def wall_mask(study: Study) -> np.ndarray:
-    """Return the whole myocardium, scar included: ``(X, Y, slices)`` bool.
-
-    Raises:
-        InputError: the study has no label map, or no slice with enough myocardium.
-    """
+    """Return the whole myocardium, scar included, ``(X, Y, slices)``; else raise InputError."""
     if study.label_map is None:
         remedy = "The threshold rules need a mask of the myocardium."
         raise InputError(study["study_id"], "no label map", remedy)
@@ -75,7 +62,7 @@ def wall_mask(study: Study) -> np.ndarray:
 
 
 def remote_of(study: Study) -> Remote:
-    """Measure remote myocardium and blood without the scar label; raises as `wall_mask`."""
+    """Measure remote myocardium, the darkest 60° of the wall, and blood; raises as `wall_mask`."""
     mask, image, spacing = wall_mask(study), study.pixels, study.spacing_mm
     cavity = np.asarray(study.label_map) == CAVITY
     rows = []
@@ -140,7 +127,7 @@ class PresenceNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class SupervisedReader:
-    """A trained presence network (eval mode) with what it needs to read new studies.
+    """A trained presence network with what it needs to read new studies.
 
     Attributes:
         heart: the detector's heart network; None if the views need none.
@@ -180,8 +167,7 @@ def fit_supervised(
     Args:
         cohort: with splits. Studies with unknown truth, or whose report does not mention
             enhancement, are left out, as for the detector.
-        settings: the detector's.
-        heart: the detector's heart network, so that both use the same views.
+        settings, heart: the detector's, so that both use the same views.
         progress: show a bar.
 
     Raises:
@@ -228,8 +214,7 @@ def train_presence(
     """Train a presence network; return it in eval mode on the CPU.
 
     Args:
-        batch: the real studies, then the pool of synthetic ones.
-        labels: `(studies,)` bool.
+        batch, labels: the real studies, then the pool of synthetic ones, and their presence.
         real: number of real studies; each epoch draws ``synthetic_per_real`` × as many synthetic.
         settings: everything else.
         encoder_state: initial weights of the slice encoder (``encoder_init="segmentation"``).
@@ -275,10 +260,9 @@ TRAINED = {"none": (), "supervised": (SUPERVISED,), "all": (SUPERVISED, PLAIN, S
 def check(which: str, cross_fit: bool = False) -> None:
     """Refuse, before training, references that do not exist or cannot be compared.
 
-    A cross-fitted detector also learns from the validation studies, which references must not.
-
     Raises:
-        InputError: an unknown ``which``, or trained references of a cross-fitted detector.
+        InputError: an unknown ``which``; or trained references of a cross-fitted detector, which
+            learns from the validation studies too.
     """
     if which not in TRAINED:
         remedy = f"Use one of {', '.join(TRAINED)}."
@@ -308,9 +292,6 @@ def train_references(
 
     Returns:
         Name → columns ``study_id, p_lge`` of the test studies.
-
-    Raises:
-        InputError: an unknown ``which``.
     """
     check(which)
     test, predictions = cohort.split("test"), {}
@@ -359,12 +340,7 @@ def rule_predictions(cohort: Cohort) -> dict[str, pd.DataFrame]:
 def reference_table(
     predictions: Mapping[str, pd.DataFrame], cohort: Cohort, seed: int = 0
 ) -> pd.DataFrame:
-    """Score several methods on the same test studies, with 95 % intervals over patients.
-
-    Args:
-        predictions: method → columns ``study_id, p_lge``.
-        cohort: the test studies.
-        seed: of the bootstrap.
+    """Score methods (name → ``study_id, p_lge``) on the same test studies, with intervals.
 
     Returns:
         Index ``method``; columns ``cohort`` (``this test split``), then ``auc, auc_low, auc_high``
@@ -388,12 +364,7 @@ def printed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def long_table(predictions: Mapping[str, pd.DataFrame], cohort: Cohort) -> pd.DataFrame:
-    """Stack the predictions of several methods: ``method, study_id, patient_id, scar, p_lge``.
-
-    Args:
-        predictions: method → columns ``study_id, p_lge``; may be empty.
-        cohort: the studies.
-    """
+    """Stack the predictions of methods: ``method, study_id, patient_id, scar, p_lge``."""
     columns = ["method", "study_id", "patient_id", "scar", "p_lge"]
     parts = [
         with_truth(table, cohort.subset(table["study_id"])).assign(method=name)[columns]

@@ -64,11 +64,7 @@ def write_grid(session: GridSession) -> Path:
 
 
 def uncompared(comparison: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, str]:
-    """Describe the runs of the rows that are missing in a comparison.
-
-    Args:
-        comparison: what `lgekit.evaluation.metrics.compare_rows` returns.
-        runs: one line per run; columns ``row``, ``state``. None: unknown.
+    """Describe the runs (columns ``row, state``) of the rows that a comparison lacks.
 
     Returns:
         Row → ``not run``, or for example ``not compared (2 of 3 runs done, 1 failed)``.
@@ -93,8 +89,7 @@ def reference_row(rows: Iterable[str]) -> str:
 def claim_answer(difference: float, low: float, high: float, p_holm: float) -> str:
     """Answer whether a component helps, from row without it minus full method.
 
-    ``yes`` (worse without) or ``no`` (better without) where the 95 % interval ``low`` to ``high``
-    excludes 0 and p after Holm's correction is below 0.05; else ``not shown``.
+    ``yes`` (worse without it) or ``no`` if the interval excludes 0 and ``p_holm`` is below 0.05.
     """
     if not np.isfinite([difference, low, high]).all() or low <= 0 <= high or not p_holm < 0.05:
         return "not shown"
@@ -109,11 +104,10 @@ def claims_table(
     Args:
         comparison: what `lgekit.evaluation.metrics.compare_rows` returns.
         statistic: the one that decides.
-        runs: of the grid, to describe rows that were not compared (`uncompared`).
+        runs: of the grid; describe the rows that were not compared (`uncompared`).
 
     Returns:
-        Columns ``claim, row, difference, low, high, p_holm, answer``. The answer of a row that was
-        not compared is ``not run`` or a description of its runs.
+        Columns ``claim, row, difference, low, high, p_holm, answer``.
     """
     left_out = uncompared(comparison, runs)
     shown = comparison[comparison["statistic"] == statistic].set_index("row")

@@ -41,10 +41,8 @@ def presence_statistic(
     """Compute one statistic of a binary prediction for many weightings of the studies.
 
     Args:
-        name: ``balanced_accuracy``, ``sensitivity``, ``specificity`` (positive: probability > 0.5)
-            or ``auc``.
-        truth: ``(studies,)`` bool.
-        probability: ``(studies,)`` float; the AUC uses only its order.
+        name: one of `PRESENCE_STATISTICS`; a study is called positive if its probability is > 0.5.
+        truth, probability: ``(studies,)``.
         weights: ``(resamples, studies)``, how often each study counts.
 
     Returns:
@@ -68,10 +66,7 @@ def presence_statistic(
 def patient_resamples(
     patients: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """Draw patients with replacement; return how often each study counts, ``(resamples, studies)``.
-
-    All studies of a patient are drawn together. The order of the studies does not matter.
-    """
+    """Draw patients with replacement, whatever their order: ``(resamples, studies)`` weights."""
     names, position = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
     generator = np.random.default_rng(seed)
     counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
@@ -88,17 +83,14 @@ def _with_limits(value: float, draws: np.ndarray) -> tuple[float, float, float]:
 def interval(
     statistic: Callable[[np.ndarray], np.ndarray], patients: Sequence[str], seed: int = 0
 ) -> dict[str, float]:
-    """Compute a statistic with its 95 % percentile bootstrap interval over patients.
+    """Compute ``value, low, high``: a statistic with its 95 % bootstrap interval over patients.
 
-    Source: Efron & Tibshirani 1993, ch. 13.
+    Percentile bootstrap (Efron & Tibshirani 1993, ch. 13); NaN where the statistic is undefined.
 
     Args:
         statistic: weights ``(resamples, studies)`` → ``(resamples,)``.
-        patients: the patient of each study.
+        patients: the patient of each study; all studies of a patient are drawn together.
         seed: of the resampling.
-
-    Returns:
-        ``value, low, high``; NaN where the statistic is undefined or there are no studies.
     """
     found = (np.nan, np.nan, np.nan)
     if len(patients):
@@ -138,15 +130,14 @@ def median_interval(
 
 
 def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Compute the `PRESENCE_STATISTICS` and the Brier score of scar presence, with intervals.
+    """Compute the `PRESENCE_STATISTICS` and the Brier score of presence, with intervals.
 
     Args:
-        predictions: one row per study; columns ``study_id``, ``patient_id``, ``scar`` (truth) and
-            ``p_lge`` (positive: > 0.5).
+        predictions: columns ``study_id``, ``patient_id``, ``scar`` (truth) and ``p_lge``.
         seed: of the bootstrap.
 
     Raises:
-        InputError: a column or probability is missing, or the truth of no study is known.
+        InputError: as `known_truth`.
     """
     known = known_truth(predictions, ["patient_id", "scar", "p_lge"])
     truth, probability = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
@@ -167,8 +158,8 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         seed: of the bootstrap.
 
     Returns:
-        Columns ``false_positive_rate``, ``sensitivity``, ``low``, ``high`` at 101 evenly spaced
-        rates; NaN if there is one class only.
+        Columns ``false_positive_rate, sensitivity, low, high`` at 101 even rates; NaN if there is
+        one class only.
     """
     known = predictions.dropna(subset=["scar"])
     truth, score = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
@@ -186,11 +177,10 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def mean_auc(truth: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Average the AUC over the columns that have both classes, for each weighting of the studies.
+    """Average the AUC over the columns that have both classes, for each weighting.
 
     Args:
-        truth: ``(studies, columns)`` bool.
-        values: ``(studies, columns)`` float; a study without a value (NaN) does not count.
+        truth, values: ``(studies, columns)``; a study without a value (NaN) does not count.
         weights: ``(resamples, studies)``.
     """
     scores = []
@@ -212,30 +202,24 @@ def column_metrics(
 
 
 def known_walls(predictions: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Return the studies whose walls are known, with truth (bool) and values ``(studies, 6)``."""
+    """Return the studies of known walls, with truth and values ``(studies, 6)``."""
     truth, values = ([f"{kind}_{wall}" for wall in WALLS] for kind in ("scar", "p"))
     known = known_truth(predictions, ["study_id", "patient_id", *truth, *values])
     return known, known[truth].to_numpy(bool), known[values].to_numpy(float)
 
 
 def wall_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Compute the AUC of each AHA wall and their mean (``macro``), with intervals.
-
-    Args:
-        predictions: columns ``study_id, patient_id``, and ``scar_<wall>, p_<wall>`` of each wall.
-        seed: of the bootstrap.
-    """
+    """Compute the AUC of each wall and their mean (``macro``) from ``scar_<wall>, p_<wall>``."""
     known, truth, values = known_walls(predictions)
     rows = column_metrics(truth, values, known["patient_id"].tolist(), seed)
     return dict(zip((*WALLS, "macro"), rows, strict=True))
 
 
 def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict[str, float]:
-    """Compute the AUC of slice weights within each study, averaged over studies.
+    """Compute the AUC of slice weights within each study of both classes, averaged over studies.
 
     Args:
-        slices: one row per slice; columns ``study_id``, ``patient_id``, ``weight`` and ``scar``.
-            Studies whose slices are all of one class are left out.
+        slices: one row per slice; columns ``study_id, patient_id, weight, scar`` (truth).
         seed: of the bootstrap.
     """
     scores, patients = [], []
@@ -276,16 +260,15 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
     interval covers patients alone; two or three seeds say little about further seeds.
 
     Args:
-        predictions: columns ``row``, ``seed``, ``study_id``, ``patient_id``, ``scar``, ``p_lge``;
-            all rows have the same seeds and studies. With ``scar_<wall>`` and ``p_<wall>`` the mean
-            AUC of the walls is compared too (``auc_walls``).
+        predictions: columns ``row, seed, study_id, patient_id, scar, p_lge``. With ``scar_<wall>``
+            and ``p_<wall>`` the mean AUC of the walls is compared too (``auc_walls``).
         reference: the row that the others are compared with.
         seed: of the resampling.
 
     Returns:
-        One line per row and statistic: ``value, low, high`` of the row, and ``difference,
-        difference_low, difference_high, p, p_holm`` of row minus reference (two-sided bootstrap p,
-        corrected after Holm 1979 within a statistic).
+        One line per row and statistic: ``value, low, high``; ``difference, difference_low,
+        difference_high`` from the reference, its two-sided bootstrap ``p``, and ``p_holm``,
+        corrected within the statistic (Holm 1979).
 
     Raises:
         InputError: the reference row is missing, a study appears twice in one row and seed, or rows

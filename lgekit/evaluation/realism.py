@@ -159,7 +159,7 @@ def synthetic_twins(real: Cohort, healthy: Cohort, seed: int = 0, constant: bool
         real: studies with scar masks and landmarks.
         healthy: studies without scar, used in turn; a twin keeps the ``patient_id`` of its host.
         seed: of all draws.
-        constant: as a control, fill the region with the median of blood, without border or texture.
+        constant: as a control, fill the region with the median of blood.
     """
     rng = np.random.default_rng(seed)
     twins: list[Study] = []
@@ -207,12 +207,9 @@ def scar_realism(
         seed: of the folds and the intervals.
 
     Returns:
-        A table with one row per feature (median and quartiles over the slices of both cohorts, AUC
-        of the feature alone), and the AUC of a logistic regression that tells synthetic from real,
-        from ``texture``, ``shape`` or ``both``: ``value, low, high`` over patients.
-
-    Raises:
-        InputError: a cohort has fewer scarred slices than folds.
+        A table with one row per feature (quartiles of both cohorts, AUC of the feature alone), and
+        the AUC with interval of a logistic regression that tells synthetic from real, from
+        ``texture``, ``shape`` or ``both``.
     """
     data = pd.concat(
         [scar_features(study).assign(kind="real") for study in real.studies]
@@ -244,12 +241,7 @@ def scar_realism(
 
 
 def compare_scars(cohort: Cohort, random_scar: tio.Transform, seed: int = 0) -> pd.DataFrame:
-    """Compare a cohort's scars with those that a transform paints into its scar-free studies.
-
-    Args:
-        cohort: studies with label maps, with and without scar.
-        random_scar: a ``RandomScar`` with ``p=1``.
-        seed: of PyTorch's generator while painting, and of the folds.
+    """Compare a cohort's scars with those that a ``RandomScar`` paints into scar-free studies.
 
     Returns:
         The table of `scar_realism`, with the AUC of the fits in three rows (``fit: texture`` …).
@@ -274,10 +266,9 @@ def _scarred(study: Study) -> bool:
 
 
 def scar_patches(study: Study, size: int = 40, remote: bool = False) -> np.ndarray:
-    """Cut a patch around the scar of each slice: ``(slices, 1, size, size)`` float32.
+    """Cut a patch of 1.25 mm pixels around each slice's scar: ``(slices, 1, size, size)``.
 
-    Pixels of 1.25 mm in the standard frame; remote myocardium is 0 and blood 1 in each slice.
-    ``remote`` cuts at the opposite wall instead.
+    Remote myocardium is 0, blood 1. ``remote`` cuts at the opposite wall instead.
     """
     frame = StandardizeShortAxis(pixels=128, field_of_view_mm=160.0)(study)
     image, labels, patches = frame.pixels, np.asarray(frame.label_map), []
@@ -312,9 +303,6 @@ def patch_realism(
 
     Hosts of synthetic scars are other people than the patients, so the heart may give part of it
     away; ``remote=True`` looks at the opposite wall and measures that part.
-
-    Returns:
-        ``value, low, high`` over patients.
     """
     pieces, truth, patients = [], [], []
     for kind, cohort in enumerate((real, synthetic)):
@@ -359,19 +347,16 @@ def _fit_patches(inputs: torch.Tensor, targets: torch.Tensor, epochs: int) -> to
 
 
 def study_figures(study: Study) -> dict[str, float]:
-    """Measure what `realism_table` compares.
-
-    Args:
-        study: with labels.
+    """Measure what `realism_table` compares; NaN where undefined.
 
     Returns:
         ``present``; a score by each threshold rule; ``scar_share`` (no-reflow included) and
         ``scar_slices``; ``blood_contrast`` and ``scar_contrast`` (no-reflow left out) in SDs of
         remote myocardium; ``wall_over_radius``: (epicardial − endocardial) / epicardial radius of
-        circles of equal area, median over slices with a cavity. NaN where undefined.
+        circles of equal area, median over slices with a cavity.
 
     Raises:
-        InputError: no label map, or no myocardium in it.
+        InputError: as `lgekit.evaluation.baselines.wall_mask`.
     """
     wall, remote = wall_mask(study), remote_of(study)
     labels, image = np.asarray(study.label_map), study.pixels
@@ -403,8 +388,7 @@ def realism_table(cohort_a: Cohort, cohort_b: Cohort) -> pd.DataFrame:
 
     Returns:
         Index ``figure``; columns named after the cohorts (``a`` and ``b`` if unnamed or alike),
-        ``difference`` (second − first) and ``relative`` (difference / first). The AUC is NaN if a
-        cohort has one class only.
+        ``difference`` (second − first) and ``relative`` (difference / first).
     """
     names = [cohort_a.name, cohort_b.name]
     if not all(names) or names[0] == names[1]:
@@ -434,8 +418,7 @@ def measure_folds(
 
     Args:
         cohort: with labels.
-        pretrain_on: further cohorts with labels for the base that all folds share; none may hold
-            the cohort's patients.
+        pretrain_on: further cohorts with labels, of other patients, for the base of all folds.
         settings: size, steps, seed; trained networks come from the cache.
         folds: 0: ``settings.heart_folds``, whose networks a fit on all studies uses too.
         progress: show bars.
@@ -453,18 +436,13 @@ def measure_folds(
 
 
 def quality_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Summarise `measure_folds`: medians over studies with 95 % intervals over patients.
+    """Summarise `measure_folds` over studies, with 95 % intervals over patients.
 
-    Args:
-        measured: as `measure_folds` returns. Errors of insertion points count where the reference
-            has confidence 0.5 or more (high and medium of EMIDEC's table).
-        seed: of the bootstrap.
+    Errors of insertion points count where the reference has confidence 0.5 or more.
 
     Returns:
-        Index ``figure``: ``dice_cavity``, ``dice_myocardium``, ``dice_rv``, ``anterior_error_deg``
-        and ``inferior_error_deg`` (each ``, median``), ``anterior_error_deg, 95th percentile``,
-        ``mirror_right, share``; columns ``value, low, high, studies``. Figures without studies are
-        left out.
+        Index ``figure``: medians of ``dice_…`` and ``…_error_deg``, a 95th percentile, and the
+        share of ``mirror_right``; columns ``value, low, high, studies``.
     """
     sure = measured[measured["reference_confidence"] >= MINIMUM_CONFIDENCE]
     dice = [f"dice_{name}" for name in ("cavity", "myocardium", "rv")]

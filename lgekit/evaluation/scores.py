@@ -31,11 +31,7 @@ PLACES = ("auc_segments", "auc_slices", "auc_attention", "caption_presence_f1", 
 
 
 def read_predictions(path: Path) -> pd.DataFrame:
-    """Read a table of predictions; study ids such as ``NA`` or ``007`` stay text.
-
-    Raises:
-        OSError, ValueError: no readable table.
-    """
+    """Read a table of predictions; study ids such as ``NA`` or ``007`` stay text."""
     table = pd.read_csv(path)
     if "study_id" in table:
         ids = pd.read_csv(path, usecols=["study_id"], dtype=str, keep_default_na=False)
@@ -44,9 +40,7 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 
 def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
-    """Return the predictions and the studies that are in both a file and a cohort.
-
-    Rows of no study of the cohort are named in a warning.
+    """Return the predictions and studies that are in both; warn of rows of other studies.
 
     Raises:
         InputError: the file is not what `lgekit predict` writes, has none of the studies, or has
@@ -112,20 +106,15 @@ def _walls_known(findings: Findings) -> bool:
 def clinical_f1(
     truth: Sequence[Findings], read: Sequence[Findings], patients: Sequence[str], seed: int = 0
 ) -> dict[str, dict[str, float]]:
-    """Compute the F1 of texts: of presence over studies, and of walls over study × wall.
+    """Compute ``presence_f1`` over studies and ``walls_f1`` over study × wall, with intervals.
 
-    F1 = 2 TP / (2 TP + FP + FN), van Rijsbergen 1979, ch. 7. Studies whose true walls are unknown
-    count for presence only.
+    F1 = 2 TP / (2 TP + FP + FN), van Rijsbergen 1979, ch. 7; NaN if there is no scar at all.
+    Studies whose true walls are unknown count for presence only.
 
     Args:
-        truth: the true findings of each study.
-        read: the findings that its text states.
+        truth, read: the true findings of each study, and those that its text states.
         patients: the patient of each study.
         seed: of the bootstrap.
-
-    Returns:
-        ``presence_f1`` and ``walls_f1``, each with its interval; NaN if neither truth nor texts
-        have scar.
     """
 
     def f1(labels: list[np.ndarray], kept: list[int]) -> dict[str, float]:
@@ -151,9 +140,7 @@ def bleu(
 
     Source: Papineni 2002, doi:10.3115/1073083.1073135. Lower case; punctuation marks are words.
     It counts shared runs of words, so a missing "no" costs little: read it after the clinical F1.
-
-    Returns:
-        The interval over patients, in which a text drawn twice counts twice; NaN without texts.
+    The interval is over patients, and a text drawn twice counts twice. NaN without texts.
     """
     from nltk.translate.bleu_score import modified_precision
 
@@ -196,14 +183,13 @@ def slice_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Tabulate the slices that show heart, of the studies with labels.
 
     Args:
-        predictions: columns ``study_id``, ``slice_weights`` (JSON list, one number per stored
-            slice) and, in newer tables, ``attention`` (likewise).
+        predictions: column ``slice_weights`` (JSON list, one number per stored slice) and, in newer
+            tables, ``attention`` (likewise).
         cohort: the same studies.
 
     Returns:
         Columns ``study_id, patient_id, slice`` (from 0, stored order), ``weight`` (the slice's own
-        probability of scar), ``attention`` (its share of the study's embedding; sums to 1 over the
-        stack; NaN if missing), ``scar`` (truth).
+        probability of scar), ``attention`` (its share of the study's embedding), ``scar`` (truth).
     """
     by_study = predictions.set_index("study_id").reindex(columns=["slice_weights", "attention"])
     columns = ["study_id", "patient_id", "slice", "weight", "attention", "scar"]
@@ -239,7 +225,7 @@ def score_table(
         specificity, auc, brier``; ``auc_<wall>`` and their mean ``auc_walls``; ``auc_segments``
         (mean of `segment_scores`); ``auc_slices`` by slice weight and ``auc_attention`` by
         attention; ``caption_presence_f1, caption_walls_f1`` against the truth and
-        ``caption_bleu`` against the reports. Segments and attention need their columns.
+        ``caption_bleu`` against the reports.
 
     Raises:
         InputError: the truth of no study is known.
@@ -276,12 +262,11 @@ def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.Data
 
     Args:
         places: what ``Detector.levels_and_depths`` returns for this cohort.
-        cohort: with findings; a study counts where its findings state a level (or a depth).
+        cohort: with findings; a study counts where they state a level (or a depth).
         seed: of the bootstrap.
 
     Returns:
-        Index ``place`` (``level_<level>``, ``depth_<depth>``); columns ``value, low, high`` and
-        ``with, without`` (numbers of studies).
+        Index ``place`` (``level_…``, ``depth_…``); columns ``value, low, high, with, without``.
     """
     table, rows = places.set_index("study_id"), {}
     known = [study for study in cohort.studies if study["findings"] is not None]
@@ -301,7 +286,7 @@ def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.Data
 
 
 def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
-    """Score where the rows of an ablation locate scar, per row and seed, over all folds.
+    """Compute the `PLACES` scores of an ablation, per row and seed, over all folds.
 
     Args:
         predictions: of the grid: ``row`` and ``seed``, then what `Detector.predict` returns.
@@ -309,7 +294,7 @@ def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.
         seed: of the bootstrap.
 
     Returns:
-        Columns ``row, seed, score, value, low, high``; the scores of `PLACES` that exist.
+        Columns ``row, seed, score, value, low, high``.
 
     Raises:
         InputError: a predicted study is not in the cohort; as `score_table`.
@@ -333,15 +318,13 @@ def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> 
     """Compute the AUC of each AHA segment.
 
     Args:
-        predictions: columns ``study_id`` and ``segments`` (JSON list of 17), as of
-            ``Detector.predict``.
+        predictions: columns ``study_id`` and ``segments`` (JSON list of 17).
         cohort: with findings. A study counts where its findings are known, each of its scars has
             a place, and the segment has a value. A scar with walls but no level is in all rings.
         seed: of the bootstrap.
 
     Returns:
-        17 rows; columns ``segment, value, low, high`` (NaN where all studies are of one class),
-        ``with, without`` (numbers of studies).
+        17 rows; columns ``segment, value, low, high, with, without`` (numbers of studies).
 
     Raises:
         InputError: the predictions have no column ``segments``.
@@ -413,11 +396,9 @@ def flat_scores(scores: pd.DataFrame) -> dict[str, float]:
 def with_fold(cohort: Cohort, fold: int, folds: int, seed: int = 0) -> Cohort:
     """Split a copy of the cohort for one fold of a cross-validation by patient.
 
-    Each study gets the number of its fold as ``fold``.
-
     Args:
-        cohort: its own splits are replaced, unless ``fold`` is -1.
-        fold: this fold is ``test``, the next one ``validation``, the others are ``train``.
+        cohort: its own splits are replaced; each study gets its number as ``fold``.
+        fold: this one is ``test``, the next ``validation``, the others ``train``. -1: no change.
         folds: at least 3.
         seed: of the folds.
     """
@@ -438,20 +419,16 @@ def development(cohort: Cohort) -> Cohort:
 
 
 def with_fewer(cohort: Cohort, train_studies: int) -> Cohort:
-    """Keep only so many training studies (0: all), those whose ids have the lowest hash.
-
-    A smaller selection is part of every larger one.
-    """
+    """Keep only so many training studies (0: all); a smaller selection is in every larger one."""
     train = sorted(cohort.split(SPLITS[0]).manifest["study_id"], key=hash_unit)
     dropped = set(train[train_studies:] if train_studies else [])
     return cohort.subset(name for name in cohort.manifest["study_id"] if name not in dropped)
 
 
 def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
-    """Show one study in each step of the method, from its image alone.
+    """Show one slice of a study in each step of the method: title → picture ``(X, Y)``.
 
-    Returns:
-        Title → picture ``(X, Y)`` of one slice; the last title quotes caption and probability.
+    Only the image of the study is used. The last title quotes caption and probability.
     """
     from lgekit.anatomy.frame import StandardizeShortAxis
     from lgekit.clip.data import batch_of
