@@ -54,11 +54,17 @@ def wall_mask(study: Study) -> np.ndarray:
     if study.label_map is None:
         remedy = "The threshold rules need a mask of the myocardium."
         raise InputError(study["study_id"], "no label map", remedy)
-    mask = np.isin(study.label_map, WALL_CODES)
-    if not (mask.sum((0, 1)) >= MINIMUM_WALL).any():
+    if not _has_wall(study):
         problem = f"no slice with {MINIMUM_WALL} voxels of myocardium"
         raise InputError(study["study_id"], problem, "Check the label codes.")
-    return mask
+    return np.isin(study.label_map, WALL_CODES)
+
+
+def _has_wall(study: Study) -> bool:
+    wall = (
+        np.isin(study.label_map, WALL_CODES) if study.label_map is not None else np.zeros((1, 1, 1))
+    )
+    return bool((wall.sum((0, 1)) >= MINIMUM_WALL).any())
 
 
 def remote_of(study: Study) -> Remote:
@@ -168,7 +174,6 @@ def fit_supervised(
         cohort: with splits. Studies with unknown truth, or whose report does not mention
             enhancement, are left out, as for the detector.
         settings, heart: the detector's, so that both use the same views.
-        progress: show a bar.
 
     Raises:
         InputError: the training split does not hold both classes.
@@ -218,7 +223,6 @@ def train_presence(
         real: number of real studies; each epoch draws ``synthetic_per_real`` × as many synthetic.
         settings: everything else.
         encoder_state: initial weights of the slice encoder (``encoder_init="segmentation"``).
-        progress: show a bar.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options = [np.array([int(label)]) for label in labels]  # in place of a study's texts
@@ -288,7 +292,6 @@ def train_references(
         settings: the detector's, perhaps with fewer epochs.
         detector: its heart network is shared with the supervised reader.
         pretrain_on: further cohorts with masks for the heart network, as for the detector.
-        progress: show bars.
 
     Returns:
         Name → columns ``study_id, p_lge`` of the test studies.
@@ -313,17 +316,8 @@ def rule_predictions(cohort: Cohort) -> dict[str, pd.DataFrame]:
     Returns:
         Name → columns ``study_id, p_lge``; empty if a split has no study with mask and findings.
     """
-
-    def usable(study: Study) -> bool:
-        if study["findings"] is None or study.label_map is None:
-            return False
-        wall = np.isin(study.label_map, WALL_CODES).sum((0, 1))
-        return bool((wall >= MINIMUM_WALL).any())
-
-    validation, test = (
-        [study for study in cohort.studies if study["split"] == name and usable(study)]
-        for name in SPLITS[1:]
-    )
+    usable = [s for s in cohort.studies if s["findings"] is not None and _has_wall(s)]
+    validation, test = ([s for s in usable if s["split"] == name] for name in SPLITS[1:])
     predictions: dict[str, pd.DataFrame] = {}
     if not (validation and test):
         return predictions

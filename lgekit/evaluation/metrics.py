@@ -90,7 +90,6 @@ def interval(
     Args:
         statistic: weights ``(resamples, studies)`` → ``(resamples,)``.
         patients: the patient of each study; all studies of a patient are drawn together.
-        seed: of the resampling.
     """
     found = (np.nan, np.nan, np.nan)
     if len(patients):
@@ -134,7 +133,6 @@ def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict
 
     Args:
         predictions: columns ``study_id``, ``patient_id``, ``scar`` (truth) and ``p_lge``.
-        seed: of the bootstrap.
 
     Raises:
         InputError: as `known_truth`.
@@ -155,7 +153,6 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     Args:
         predictions: columns ``patient_id``, ``scar`` (truth) and ``p_lge``.
-        seed: of the bootstrap.
 
     Returns:
         Columns ``false_positive_rate, sensitivity, low, high`` at 101 even rates; NaN if there is
@@ -220,7 +217,6 @@ def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict[str, float]:
 
     Args:
         slices: one row per slice; columns ``study_id, patient_id, weight, scar`` (truth).
-        seed: of the bootstrap.
     """
     scores, patients = [], []
     for _, study in slices.groupby("study_id", sort=True):
@@ -263,7 +259,6 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
         predictions: columns ``row, seed, study_id, patient_id, scar, p_lge``. With ``scar_<wall>``
             and ``p_<wall>`` the mean AUC of the walls is compared too (``auc_walls``).
         reference: the row that the others are compared with.
-        seed: of the resampling.
 
     Returns:
         One line per row and statistic: ``value, low, high``; ``difference, difference_low,

@@ -421,7 +421,6 @@ def measure_folds(
         pretrain_on: further cohorts with labels, of other patients, for the base of all folds.
         settings: size, steps, seed; trained networks come from the cache.
         folds: 0: ``settings.heart_folds``, whose networks a fit on all studies uses too.
-        progress: show bars.
 
     Returns:
         What `lgekit.segmentation.train.evaluate_heart_network` returns, and ``fold``.

@@ -114,7 +114,6 @@ def clinical_f1(
     Args:
         truth, read: the true findings of each study, and those that its text states.
         patients: the patient of each study.
-        seed: of the bootstrap.
     """
 
     def f1(labels: list[np.ndarray], kept: list[int]) -> dict[str, float]:
@@ -217,7 +216,6 @@ def score_table(
     Args:
         predictions: what ``Detector.predict`` returns for this cohort.
         cohort: with findings; scores whose truth is unknown are missing.
-        seed: of the bootstrap.
         text: kind of training text (`lgekit.reports.training_texts.report_texts`).
 
     Returns:
@@ -263,7 +261,6 @@ def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.Data
     Args:
         places: what ``Detector.levels_and_depths`` returns for this cohort.
         cohort: with findings; a study counts where they state a level (or a depth).
-        seed: of the bootstrap.
 
     Returns:
         Index ``place`` (``level_…``, ``depth_…``); columns ``value, low, high, with, without``.
@@ -291,7 +288,6 @@ def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.
     Args:
         predictions: of the grid: ``row`` and ``seed``, then what `Detector.predict` returns.
         cohort: with findings; all predicted studies, and perhaps others.
-        seed: of the bootstrap.
 
     Returns:
         Columns ``row, seed, score, value, low, high``.
@@ -321,7 +317,6 @@ def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> 
         predictions: columns ``study_id`` and ``segments`` (JSON list of 17).
         cohort: with findings. A study counts where its findings are known, each of its scars has
             a place, and the segment has a value. A scar with walls but no level is in all rings.
-        seed: of the bootstrap.
 
     Returns:
         17 rows; columns ``segment, value, low, high, with, without`` (numbers of studies).

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -192,22 +191,16 @@ def open_clip_epoch(pairs, settings, folder):
         return F.pad(ids, (0, tokenizer.context_length - len(ids)), value=tokenizer.pad_id)
 
     transforms = image_transform((slices * height, width), is_train=True)
-    loader = torch.utils.data.DataLoader(
-        PictureFiles(table, transforms, tokenize),
-        batch_size=settings.batch_size,
-        shuffle=True,
-        num_workers=4,
-        drop_last=True,
-    )
+    files, size = PictureFiles(table, transforms, tokenize), settings.batch_size
+    loader = torch.utils.data.DataLoader(files, size, True, num_workers=4, drop_last=True)
     loader.num_samples, loader.num_batches = len(table), len(loader)
     data = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
-    loss = CoCaLoss(
-        caption_loss_weight=settings.caption_weight, clip_loss_weight=1.0, pad_id=tokenizer.pad_id
-    )
+    weights = {"caption_loss_weight": settings.caption_weight, "clip_loss_weight": 1.0}
+    loss = CoCaLoss(**weights, pad_id=tokenizer.pad_id)
     device = accelerator()
     options = dict.fromkeys(("distill", "horovod", "wandb", "log_local"), False)
     options |= dict(rank=0, local_rank=0, world_size=1, accum_freq=1, skip_scheduler=True)
-    options |= dict(batch_size=settings.batch_size, log_every_n_steps=100, grad_clip_norm=1.0)
+    options |= dict(batch_size=size, log_every_n_steps=100, grad_clip_norm=1.0)
     options |= dict(device=str(device), precision="amp_bf16" if device.type == "cuda" else "fp32")
     arguments = (network, data, loss, 0, adamw(network, settings), None, None, None)
     return lambda: train_one_epoch(*arguments, SimpleNamespace(**options))
@@ -333,9 +326,3 @@ def test_strip_is_read_as_the_study():
     with torch.no_grad():
         for ours, theirs in zip(encoder(batch), Strip(encoder, 5)(strips), strict=True):
             torch.testing.assert_close(ours, theirs)
-
-
-def test_table_names_device_and_versions():
-    table = pd.read_csv("figures/bench.csv")
-    columns = "benchmark name value unit target cpu gpu python torch torchio numpy"
-    assert list(table) == columns.split() and np.isfinite(table["value"]).all()
