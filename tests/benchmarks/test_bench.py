@@ -246,7 +246,7 @@ def test_predict(benchmark, record, monkeypatch):
     texts = [one for study in cohort.studies for one in report_texts(study["report"])]
     tokenizer = ReportTokenizer.train(texts, settings.vocabulary, settings.longest_text)
     networks = [(build_coca(settings, tokenizer).eval(), tokenizer)]
-    heart = fit_heart_network([cohort], steps=60, progress=False)
+    heart = fit_heart_network([cohort], steps=60, border_steps=60, progress=False)
     without = Detector(settings, networks, None, Calibration())
     monkeypatch.setattr("lgekit.segmentation.model.SURE", 0.0)
 
