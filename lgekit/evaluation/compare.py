@@ -66,8 +66,7 @@ def write_grid(session: GridSession) -> Path:
 def uncompared(comparison: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, str]:
     """Describe the runs (columns ``row, state``) of the rows that a comparison lacks.
 
-    Returns:
-        Row → ``not run``, or for example ``not compared (2 of 3 runs done, 1 failed)``.
+    Row → ``not run``, or for example ``not compared (2 of 3 runs done, 1 failed)``.
     """
     words: dict[str, str] = {}
     if runs is None:
@@ -86,45 +85,33 @@ def reference_row(rows: Iterable[str]) -> str:
     return "full" if "full" in names else names[0]
 
 
-def claim_answer(difference: float, low: float, high: float, p_holm: float) -> str:
-    """Answer whether a component helps, from row without it minus full method.
-
-    ``yes`` (worse without it) or ``no`` if the interval excludes 0 and ``p_holm`` is below 0.05.
-    """
-    if not np.isfinite([difference, low, high]).all() or low <= 0 <= high or not p_holm < 0.05:
-        return "not shown"
-    return "yes" if high < 0 else "no"
-
-
 def claims_table(
     comparison: pd.DataFrame, statistic: str = "balanced_accuracy", runs: pd.DataFrame | None = None
 ) -> pd.DataFrame:
     """Answer each claim from the row that tests it, compared with the row ``full``.
+
+    ``yes`` (worse without the component) or ``no`` if the interval of the difference excludes 0 and
+    ``p_holm`` is below 0.05, else ``not shown``.
 
     Args:
         comparison: what `lgekit.evaluation.metrics.compare_rows` returns.
         statistic: the one that decides.
         runs: of the grid; describe the rows that were not compared (`uncompared`).
 
-    Returns:
-        Columns ``claim, row, difference, low, high, p_holm, answer``.
+    Returns columns ``claim, row, difference, low, high, p_holm, answer``.
     """
     left_out = uncompared(comparison, runs)
     shown = comparison[comparison["statistic"] == statistic].set_index("row")
     lines = []
     for row, claim in CLAIMS.items():
-        line: dict[str, Any] = {"claim": claim, "row": row, "answer": left_out.get(row, "not run")}
-        if "full" in shown.index and "difference" in shown and row in shown.index:
-            found = shown.loc[row]
-            line |= {
-                "difference": float(found["difference"]),
-                "low": float(found["difference_low"]),
-                "high": float(found["difference_high"]),
-                "p_holm": float(found["p_holm"]),
-            }
-            line["answer"] = claim_answer(
-                line["difference"], line["low"], line["high"], line["p_holm"]
-            )
-        lines.append(line)
+        found = dict.fromkeys(("difference", "difference_low", "difference_high", "p_holm"), np.nan)
+        answer = left_out.get(row, "not run")
+        if "full" in shown.index and row in shown.index:
+            found = shown.loc[row, list(found)].astype(float)
+            difference, low, high, p_holm = found
+            answer = "not shown"
+            if np.isfinite(difference) and low * high > 0 and p_holm < 0.05:
+                answer = "yes" if high < 0 else "no"
+        lines.append([claim, row, *dict(found).values(), answer])
     columns = ["claim", "row", "difference", "low", "high", "p_holm", "answer"]
-    return pd.DataFrame(lines).reindex(columns=columns)
+    return pd.DataFrame(lines, columns=columns)

@@ -21,12 +21,7 @@ PRESENCE_STATISTICS = ("balanced_accuracy", "sensitivity", "specificity", "auc")
 
 
 def title_of(name: str) -> str:
-    """Return the name of a row or statistic as tables and figures show it.
-
-    Examples:
-        >>> title_of("plain_clip"), title_of("balanced_accuracy"), title_of("auc")
-        ('plain CLIP', 'balanced accuracy', 'AUC')
-    """
+    """Return the name of a row or statistic for display: ``plain_clip`` → ``plain CLIP``."""
     return re.sub(r"\b(auc|clip)\b", lambda word: word[0].upper(), str(name).replace("_", " "))
 
 
@@ -45,8 +40,7 @@ def presence_statistic(
         truth, probability: ``(studies,)``.
         weights: ``(resamples, studies)``, how often each study counts.
 
-    Returns:
-        ``(resamples,)`` float64; NaN where a resample has one class only.
+    Returns ``(resamples,)`` float64; NaN where a resample lacks a class that the statistic needs.
     """
     present, score = np.asarray(truth, bool), np.asarray(probability, float)
     positive, negative = weights[:, present], weights[:, ~present]
@@ -73,11 +67,11 @@ def patient_resamples(
     return counts[:, position].astype(float)  # (resamples, patients) → (resamples, studies)
 
 
-def _with_limits(value: float, draws: np.ndarray) -> tuple[float, float, float]:
+def _with_limits(value: float, draws: np.ndarray) -> dict[str, float]:
     """Return a value with the 2.5th and 97.5th percentile of its finite resamples."""
     finite = draws[np.isfinite(draws)]
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
-    return float(value), float(low), float(high)
+    return {"value": float(value), "low": float(low), "high": float(high)}
 
 
 def interval(
@@ -91,11 +85,10 @@ def interval(
         statistic: weights ``(resamples, studies)`` → ``(resamples,)``.
         patients: the patient of each study; all studies of a patient are drawn together.
     """
-    found = (np.nan, np.nan, np.nan)
-    if len(patients):
-        value = statistic(np.ones((1, len(patients))))[0]
-        found = _with_limits(value, statistic(patient_resamples(patients, seed=seed)))
-    return dict(zip(("value", "low", "high"), found, strict=True))
+    if not len(patients):
+        return dict.fromkeys(("value", "low", "high"), np.nan)
+    value = statistic(np.ones((1, len(patients))))[0]
+    return _with_limits(value, statistic(patient_resamples(patients, seed=seed)))
 
 
 def auc_interval(
@@ -115,27 +108,22 @@ def median_interval(
     values: ArrayLike, patients: Sequence[str], quantile: float = 0.5, seed: int = 0
 ) -> dict[str, float]:
     """Compute a quantile over studies with its `interval`; missing values are left out."""
-    finite = np.isfinite(np.asarray(values, float))
-    kept = np.asarray(values, float)[finite]
-    order = np.argsort(kept, kind="stable")
-    names = np.asarray(patients, dtype=str)[finite][order]
+    table = pd.DataFrame({"value": np.asarray(values, float), "patient": [*map(str, patients)]})
+    table = table.dropna().sort_values("value", kind="stable")
+    ordered = table["value"].to_numpy()
 
     def weighted_quantile(weights: np.ndarray) -> np.ndarray:
         reached = weights.cumsum(1) >= quantile * weights.sum(1, keepdims=True)
-        return kept[order][reached.argmax(1)]
+        return ordered[reached.argmax(1)]
 
-    value = float(np.quantile(kept, quantile)) if len(kept) else np.nan
-    return interval(weighted_quantile, names.tolist(), seed) | {"value": value}
+    value = float(table["value"].quantile(quantile))
+    return interval(weighted_quantile, table["patient"].tolist(), seed) | {"value": value}
 
 
 def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float]]:
     """Compute the `PRESENCE_STATISTICS` and the Brier score of presence, with intervals.
 
-    Args:
-        predictions: columns ``study_id``, ``patient_id``, ``scar`` (truth) and ``p_lge``.
-
-    Raises:
-        InputError: as `known_truth`.
+    Columns ``study_id, patient_id, scar`` (truth) and ``p_lge``. Raises as `known_truth`.
     """
     known = known_truth(predictions, ["patient_id", "scar", "p_lge"])
     truth, probability = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
@@ -151,12 +139,8 @@ def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict
 def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Compute the ROC curve with its 95 % band over patients.
 
-    Args:
-        predictions: columns ``patient_id``, ``scar`` (truth) and ``p_lge``.
-
-    Returns:
-        Columns ``false_positive_rate, sensitivity, low, high`` at 101 even rates; NaN if there is
-        one class only.
+    From columns ``patient_id, scar`` (truth) and ``p_lge``; returns ``false_positive_rate,
+    sensitivity, low, high`` at 101 even rates, NaN if there is one class only.
     """
     known = predictions.dropna(subset=["scar"])
     truth, score = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
@@ -166,19 +150,16 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
         if len(np.unique(truth[weight > 0])) == 2:
             alarms, hits, _ = roc_curve(truth, score, sample_weight=weight, drop_intermediate=False)
             curves.append(np.interp(rates, alarms, hits))
-    table = pd.DataFrame({"false_positive_rate": rates})
-    if not curves:
-        return table.reindex(columns=["false_positive_rate", "sensitivity", "low", "high"])
+    curves = curves or [np.full(101, np.nan)]
     low, high = np.percentile(curves, [2.5, 97.5], axis=0)
-    return table.assign(sensitivity=curves[0], low=low, high=high)
+    columns = {"false_positive_rate": rates, "sensitivity": curves[0], "low": low, "high": high}
+    return pd.DataFrame(columns)
 
 
 def mean_auc(truth: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Average the AUC over the columns that have both classes, for each weighting.
 
-    Args:
-        truth, values: ``(studies, columns)``; a study without a value (NaN) does not count.
-        weights: ``(resamples, studies)``.
+    ``truth, values``: ``(studies, columns)``; a study without a value (NaN) does not count.
     """
     scores = []
     for of_truth, of_values in zip(truth.T, values.T, strict=True):
@@ -205,18 +186,10 @@ def known_walls(predictions: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np
     return known, known[truth].to_numpy(bool), known[values].to_numpy(float)
 
 
-def wall_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float]]:
-    """Compute the AUC of each wall and their mean (``macro``) from ``scar_<wall>, p_<wall>``."""
-    known, truth, values = known_walls(predictions)
-    rows = column_metrics(truth, values, known["patient_id"].tolist(), seed)
-    return dict(zip((*WALLS, "macro"), rows, strict=True))
-
-
 def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict[str, float]:
-    """Compute the AUC of slice weights within each study of both classes, averaged over studies.
+    """Compute the AUC of ``weight`` for ``scar`` within each study, averaged over studies.
 
-    Args:
-        slices: one row per slice; columns ``study_id, patient_id, weight, scar`` (truth).
+    One row per slice; columns ``study_id, patient_id, weight, scar``.
     """
     scores, patients = [], []
     for _, study in slices.groupby("study_id", sort=True):
@@ -270,22 +243,19 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
             differ in their seeds, studies or truth.
     """
     known = _comparable(predictions, reference)
-    rows, patients = known["row"].unique(), np.unique(known["patient_id"].astype(str))
-    seeds = np.unique(known["seed"])
+    patients, seeds = np.unique(known["patient_id"].astype(str)), np.unique(known["seed"])
     # The least p, 2 / (1 + resamples), must stay below 0.05 when Holm multiplies it by the rows.
-    resamples = max(RESAMPLES, 100 * (len(rows) - 1))
-    patient_weights = np.vstack(
-        [np.ones(len(patients)), patient_resamples(patients.tolist(), resamples, seed)]
-    )
-    drawn = np.random.default_rng((seed, 1)).multinomial(
-        len(seeds), np.full(len(seeds), 1 / len(seeds)), resamples
-    )
+    resamples = max(RESAMPLES, 100 * (known["row"].nunique() - 1))
+    drawn = patient_resamples(patients.tolist(), resamples, seed)
+    patient_weights = np.vstack([np.ones(len(patients)), drawn])
+    share = np.full(len(seeds), 1 / len(seeds))
+    drawn = np.random.default_rng((seed, 1)).multinomial(len(seeds), share, resamples)
     seed_weights = np.vstack([np.ones(len(seeds)), drawn]).T  # (seeds, 1 + resamples)
 
     def draws(statistic: str, of_row: pd.DataFrame) -> np.ndarray:
         """Return the statistic of all studies, then of each resample: ``(1 + resamples,)``."""
         per_seed = []
-        for run in (of_row[of_row["seed"] == number] for number in seeds):
+        for _, run in of_row.groupby("seed"):
             weights = patient_weights[:, np.searchsorted(patients, run["patient_id"].astype(str))]
             if statistic == "auc_walls":
                 _, truth, values = known_walls(run)
@@ -303,15 +273,14 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
     for statistic, table in tables.items():
         of_rows = {row: draws(statistic, part) for row, part in table.groupby("row", sort=False)}
         for row, values in of_rows.items():
-            found = _with_limits(values[0], values[1:])
             line: dict[str, Any] = {"row": row, "statistic": statistic}
-            line |= dict(zip(("value", "low", "high"), found, strict=True))
+            line |= _with_limits(values[0], values[1:])
             if row != reference:
                 difference = values - of_rows[reference]
-                found = _with_limits(difference[0], difference[1:])
-                names = ("difference", "difference_low", "difference_high")
-                line |= dict(zip(names, found, strict=True))
                 resampled = difference[1:][np.isfinite(difference[1:])]
+                found = _with_limits(difference[0], resampled)
+                line["difference"] = found.pop("value")
+                line |= {f"difference_{name}": limit for name, limit in found.items()}
                 fewer = min((resampled <= 0).sum(), (resampled >= 0).sum())
                 line["p"] = min(1.0, 2 * (1 + fewer) / (1 + len(resampled)))
             lines.append(line)
@@ -331,10 +300,8 @@ def _comparable(predictions: pd.DataFrame, reference: str) -> pd.DataFrame:
         remedy = f"Rows: {sorted(set(predictions['row']))}."
         raise InputError("predictions", f"no row named {reference!r}", remedy)
     known = known_truth(predictions, ["row", "seed", "study_id", "patient_id", "scar", "p_lge"])
-    studies = {
-        row: {*zip(run["seed"], run["study_id"], strict=True)}
-        for row, run in known.groupby("row", sort=False)
-    }
+    runs = known.set_index(["seed", "study_id"]).groupby("row", sort=False)
+    studies = {row: set(run.index) for row, run in runs}
     if unlike := [row for row in studies if studies[row] != studies.get(reference)]:
         problem = f"{unlike} have other seeds or studies than {reference!r}"
         remedy = "Compare complete seeds only (`lgekit.grid.report.of_whole_seeds`)."

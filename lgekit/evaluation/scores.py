@@ -5,27 +5,32 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lgekit.clip.data import make_view
+from lgekit.anatomy.frame import StandardizeShortAxis
+from lgekit.clip.data import batch_of, make_view
 from lgekit.clip.detector import Detector
+from lgekit.clip.zeroshot import heat_map
 from lgekit.errors import InputError
 from lgekit.evaluation import metrics
 from lgekit.evaluation.metrics import interval, ratio
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings
 from lgekit.reports.reader import read_report, states_enhancement
-from lgekit.reports.training_texts import report_texts
+from lgekit.reports.training_texts import prompt_sets, report_texts
 from lgekit.reports.writer import canonical_text
 from lgekit.study import NO_REFLOW, SCAR, SPLITS, Cohort, Study, hash_unit, patient_folds
 
 REMEDY = "Give the table that `lgekit predict` wrote, and the cohort that it read"
-CELL = "Write the cell as `lgekit predict` does, with a point for decimals, or predict again"
-NAMED = 5  # studies that a message lists
+LISTS = ("slice_weights", "attention", "segments")  # columns of JSON lists
+CELL = (
+    "Write probabilities from 0 to 1 with a point for decimals, slice_weights and attention as "
+    "JSON lists of one number per slice, segments as one of 17 numbers or nulls, or predict again"
+)
 # The scores of `score_table` that say where scar is, besides the walls.
 PLACES = ("auc_segments", "auc_slices", "auc_attention", "caption_presence_f1", "caption_walls_f1")
 
@@ -42,9 +47,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
 def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
     """Return the predictions and studies that are in both; warn of rows of other studies.
 
-    Raises:
-        InputError: the file is not what `lgekit predict` writes, has none of the studies, or has
-            a cell that cannot be used (named by study and column).
+    Raises InputError if the file is not what `lgekit predict` writes, has none of the studies, or
+    has a cell that cannot be used (named by study and column).
     """
     try:
         table = read_predictions(path)
@@ -56,51 +60,42 @@ def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
     if (twice := table["study_id"].duplicated()).any():
         problem = f"a study appears in two rows: {table['study_id'][twice].iloc[0]!r}"
         raise InputError(path, problem, REMEDY)
-    by_id = {study["study_id"]: study for study in cohort.studies}
-    if not table["study_id"].isin(by_id).any():
+    studies = {study["study_id"]: study for study in cohort.studies}
+    known = table["study_id"].isin(studies)
+    if not known.any():
         raise InputError(path, f"holds no study of {cohort.name}", REMEDY)
-    if other := [name for name in table["study_id"] if name not in by_id]:
-        shown = ", ".join(map(repr, other[:NAMED])) + ", …" * (len(other) > NAMED)
+    if other := table["study_id"][~known].tolist():
+        shown = ", ".join(map(repr, other[:5])) + ", …" * (len(other) > 5)
         warning = f"{path}: {len(other)} rows are of no study of {cohort.name}: {shown}"
         warnings.warn(warning, stacklevel=2)
-    table = table[table["study_id"].isin(by_id)]
-    numbers = [name for name in (*(f"p_{wall}" for wall in WALLS), "p_lge") if name in table]
-    lists = [name for name in ("slice_weights", "attention", "segments") if name in table]
-    for column in (*numbers, *lists):
+    table, numbers = table[known], ["p_lge", *(f"p_{wall}" for wall in WALLS)]
+    for column in table.columns.intersection([*numbers, *LISTS]):
         for name, cell in zip(table["study_id"], table[column], strict=True):
-            if problem := _cell_problem(column, cell, by_id[name]):
-                raise InputError(f"{path}, {name}, {column}", problem, CELL)
-    return table.astype(dict.fromkeys(numbers, float)), cohort.subset(table["study_id"])
+            if not _usable(column, cell, studies[name]):
+                found = "is empty" if pd.isna(cell) else f"cannot be used: {str(cell)[:60]!r}"
+                raise InputError(f"{path}, {name}, {column}", found, CELL)
+    types = dict.fromkeys(table.columns.intersection(numbers), float)
+    return table.astype(types), cohort.subset(table["study_id"])
 
 
-def _cell_problem(column: str, cell: Any, study: Study) -> str:
-    """Say why a cell cannot be used; empty if it can."""
-    if column.startswith("p_"):
-        if pd.isna(cell):
-            return "is empty" if column == "p_lge" else ""
-        try:
-            return "" if 0 <= float(cell) <= 1 else f"{cell} is not between 0 and 1"
-        except ValueError:
-            return f"{cell!r} is not a number"
-    # Slice weights are needed where a mask gives the truth of each slice.
-    if pd.isna(cell) and not (column == "slice_weights" and study.label_map is not None):
-        return ""
-    kinds: tuple[type, ...] = (int, float)
-    count, what = study.spatial_shape[2], "one number a slice"
-    if column == "segments":
-        kinds, count, what = (*kinds, type(None)), 17, "one number or null a segment"
+def _usable(column: str, cell: Any, study: Study) -> bool:
+    """Tell whether a cell holds what `lgekit predict` writes."""
+    if pd.isna(cell):  # slice weights are needed where a mask gives the truth of each slice
+        return column not in {"p_lge", "slice_weights" if study.label_map is not None else ""}
     try:
+        if column.startswith("p_"):
+            return 0 <= float(cell) <= 1
         values = json.loads(cell)
+        count = 17 if column == "segments" else study.spatial_shape[2]
+        numbers = [float(value) for value in values if value is not None or column != "segments"]
+        return isinstance(values, list) and len(values) == count and len(numbers) <= count
     except (TypeError, ValueError):
-        return f"{str(cell)[:60]!r} is not a JSON list"
-    if not isinstance(values, list) or not all(isinstance(value, kinds) for value in values):
-        return f"{str(cell)[:60]!r} is not a list of {what}"
-    return "" if len(values) == count else f"holds {len(values)} numbers, not {count}: {what}"
+        return False
 
 
-def _walls_known(findings: Findings) -> bool:
+def _walls_known(findings: Findings | None) -> bool:
     """Tell whether findings say which walls have scar; a scar may have no stated wall."""
-    return bool(findings.walls) or not findings.present
+    return findings is not None and (bool(findings.walls) or not findings.present)
 
 
 def clinical_f1(
@@ -110,26 +105,18 @@ def clinical_f1(
 
     F1 = 2 TP / (2 TP + FP + FN), van Rijsbergen 1979, ch. 7; NaN if there is no scar at all.
     Studies whose true walls are unknown count for presence only.
-
-    Args:
-        truth, read: the true findings of each study, and those that its text states.
-        patients: the patient of each study.
     """
 
-    def f1(labels: list[np.ndarray], kept: list[int]) -> dict[str, float]:
-        expected, found = (array[kept] for array in labels)  # (studies, labels) bool
-        both, either = (expected & found).sum(1), expected.sum(1) + found.sum(1)
+    def f1(kept: list[int], labels: Callable[[Findings], Iterable]) -> dict[str, float]:
+        sets = [(set(labels(truth[index])), set(labels(read[index]))) for index in kept]
+        both = np.array([len(expected & found) for expected, found in sets])
+        either = np.array([len(expected) + len(found) for expected, found in sets])
         names = [patients[index] for index in kept]
         return interval(lambda weights: ratio(2 * (weights @ both), weights @ either), names, seed)
 
-    groups, everyone = (truth, read), list(range(len(truth)))
-    walls = [
-        np.array([[wall in one.walls for wall in WALLS] for one in group], bool).reshape(-1, 6)
-        for group in groups
-    ]
-    presence = [np.array([[one.present] for one in group], bool).reshape(-1, 1) for group in groups]
-    placed = [index for index in everyone if _walls_known(truth[index])]
-    return {"presence_f1": f1(presence, everyone), "walls_f1": f1(walls, placed)}
+    placed = [index for index, findings in enumerate(truth) if _walls_known(findings)]
+    presence = f1([*range(len(truth))], lambda findings: ["scar"] * findings.present)
+    return {"presence_f1": presence, "walls_f1": f1(placed, lambda findings: findings.walls)}
 
 
 def bleu(
@@ -144,7 +131,9 @@ def bleu(
     from nltk.translate.bleu_score import modified_precision
 
     counts, lengths = [], []
-    for text, reference in zip(map(_words, written), map(_words, references), strict=True):
+    words = re.compile(r"\w+|[^\w\s]")
+    for texts in zip(written, references, strict=True):
+        text, reference = (words.findall(one.lower()) for one in texts)
         precisions = [modified_precision([reference], text, n) for n in range(1, 5)]
         counts.append([(precision.numerator, precision.denominator) for precision in precisions])
         lengths.append((len(text), len(reference)))
@@ -161,51 +150,50 @@ def bleu(
     return interval(statistic, patients, seed)
 
 
-def _words(text: str) -> list[str]:
-    return re.findall(r"\w+|[^\w\s]", text.lower())
+def _joined(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    """Put ``patient_id``, ``report`` and ``findings`` of each study before its predictions."""
+    keys = ["study_id", "patient_id", "report", "findings"]
+    studies = pd.DataFrame([[study[key] for key in keys] for study in cohort.studies], columns=keys)
+    return studies.merge(predictions, on="study_id", validate="one_to_one")
 
 
 def with_truth(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Add ``patient_id``, ``scar`` and ``scar_<wall>`` to predictions; missing where unknown."""
-    rows = []
-    for study in cohort.studies:
-        findings = study["findings"]
-        row = {"study_id": study["study_id"], "patient_id": study["patient_id"]}
-        row["scar"] = None if findings is None else findings.present
-        placed = findings is not None and _walls_known(findings)
-        row |= {f"scar_{wall}": wall in findings.walls if placed else None for wall in WALLS}
-        rows.append(row)
-    return pd.DataFrame(rows).merge(predictions, on="study_id", validate="one_to_one")
+    table = _joined(predictions, cohort)
+    truth = pd.DataFrame({"scar": [one and one.present for one in table["findings"]]})
+    for wall in WALLS:
+        truth[f"scar_{wall}"] = [
+            wall in one.walls if _walls_known(one) else None for one in table["findings"]
+        ]
+    return pd.concat([table[["study_id", "patient_id"]], truth, table.iloc[:, 4:]], axis=1)
+
+
+def _numbers(cell: object, count: int) -> np.ndarray:
+    """Parse a JSON list of numbers; null is NaN, and an empty cell is all NaN."""
+    return np.array(json.loads(cell), float) if isinstance(cell, str) else np.full(count, np.nan)
 
 
 def slice_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Tabulate the slices that show heart, of the studies with labels.
 
-    Args:
-        predictions: column ``slice_weights`` (JSON list, one number per stored slice) and, in newer
-            tables, ``attention`` (likewise).
-        cohort: the same studies.
-
-    Returns:
-        Columns ``study_id, patient_id, slice`` (from 0, stored order), ``weight`` (the slice's own
-        probability of scar), ``attention`` (its share of the study's embedding), ``scar`` (truth).
+    Returns columns ``study_id, patient_id, slice`` (from 0, stored order), ``weight`` (the slice's
+    own probability of scar), ``attention`` (its share of the study's embedding; missing in older
+    predictions), ``scar`` (truth).
     """
-    by_study = predictions.set_index("study_id").reindex(columns=["slice_weights", "attention"])
-    columns = ["study_id", "patient_id", "slice", "weight", "attention", "scar"]
-    parts = []
+    cells = predictions.set_index("study_id").reindex(columns=["slice_weights", "attention"])
+    parts = [
+        pd.DataFrame(columns=["study_id", "patient_id", "slice", "weight", "attention", "scar"])
+    ]
     for study in cohort.studies:
-        if study.label_map is None:
+        if (labels := study.label_map) is None:
             continue
-        heart = np.flatnonzero((study.label_map > 0).any((0, 1)))
-        weights, attention = by_study.loc[study["study_id"]]
-        rows = pd.DataFrame({"slice": heart, "weight": np.array(json.loads(weights), float)[heart]})
-        rows["attention"] = np.nan
-        if isinstance(attention, str):
-            rows["attention"] = np.array(json.loads(attention), float)[heart]
-        rows["scar"] = np.isin(study.label_map[..., heart], (SCAR, NO_REFLOW)).any((0, 1))
-        rows = rows.assign(study_id=study["study_id"], patient_id=study["patient_id"])
-        parts.append(rows[columns])
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+        heart = np.flatnonzero((labels > 0).any((0, 1)))
+        weight, attention = (_numbers(cell, len(labels.T)) for cell in cells.loc[study["study_id"]])
+        columns = {"study_id": study["study_id"], "patient_id": study["patient_id"], "slice": heart}
+        columns |= {"weight": weight[heart], "attention": attention[heart]}
+        scar = np.isin(labels[..., heart], (SCAR, NO_REFLOW)).any((0, 1))
+        parts.append(pd.DataFrame(columns | {"scar": scar}))
+    return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
 def score_table(
@@ -231,8 +219,9 @@ def score_table(
     table = with_truth(predictions, cohort)
     rows = metrics.presence_metrics(table, seed)
     if table[[f"scar_{wall}" for wall in WALLS]].notna().all(axis=1).any():
-        walls = metrics.wall_metrics(table, seed)
-        rows |= {f"auc_{wall}": walls[wall] for wall in WALLS} | {"auc_walls": walls["macro"]}
+        placed, walls, values = metrics.known_walls(table)
+        found = metrics.column_metrics(walls, values, placed["patient_id"].tolist(), seed)
+        rows |= dict(zip([f"auc_{name}" for name in (*WALLS, "walls")], found, strict=True))
     if "segments" in predictions:
         rows["auc_segments"] = metrics.column_metrics(*_segments(predictions, cohort), seed)[-1]
     slices = slice_table(predictions, cohort)
@@ -241,94 +230,81 @@ def score_table(
     if "attention" in predictions:
         attended = slices.assign(weight=slices["attention"]).dropna(subset="weight")
         rows["auc_attention"] = metrics.slice_metrics(attended, seed)
-    captions = predictions.set_index("study_id")["caption"].fillna("").astype(str)
-    known = [study for study in cohort.studies if study["findings"] is not None]
-    read = [read_report(captions[study["study_id"]]) for study in known]
-    patients = [study["patient_id"] for study in known]
-    scored = clinical_f1([study["findings"] for study in known], read, patients, seed)
-    rows |= {f"caption_{name}": row for name, row in scored.items()}
-    reported = [study for study in cohort.studies if states_enhancement(study["report"])]
-    written = [captions[study["study_id"]] for study in reported]
-    references = [report_texts(study["report"], text)[0] for study in reported]
-    patients = [study["patient_id"] for study in reported]
-    rows["caption_bleu"] = bleu(written, references, patients, seed)
+    table = _captioned(predictions, cohort)
+    known = table[table["findings"].notna()]
+    truth, read = known["findings"].tolist(), known["caption"].map(read_report).tolist()
+    clinical = clinical_f1(truth, read, known["patient_id"].tolist(), seed)
+    rows |= {f"caption_{name}": row for name, row in clinical.items()}
+    reported = table[table["report"].map(states_enhancement).astype(bool)]
+    references = [report_texts(report, text)[0] for report in reported["report"]]
+    patients = reported["patient_id"].tolist()
+    rows["caption_bleu"] = bleu(reported["caption"].tolist(), references, patients, seed)
     return pd.DataFrame(rows).T.astype(float).rename_axis("score")
+
+
+def _captioned(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    captions = predictions["caption"].fillna("").astype(str)
+    return _joined(predictions.assign(caption=captions), cohort)
 
 
 def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
     """Compute the AUC of each level and depth against the others, among the studies with scar.
 
-    Args:
-        places: what ``Detector.levels_and_depths`` returns for this cohort.
-        cohort: with findings; a study counts where they state a level (or a depth).
-
-    Returns:
-        Index ``place`` (``level_…``, ``depth_…``); columns ``value, low, high, with, without``.
+    Takes what ``Detector.levels_and_depths`` returns; a study counts where its findings state a
+    level (or a depth). Returns index ``place`` (``level_…``, ``depth_…``) and columns ``value, low,
+    high, with, without``.
     """
-    table, rows = places.set_index("study_id"), {}
-    known = [study for study in cohort.studies if study["findings"] is not None]
-    levels = [{name for scar in study["findings"].scars for name in scar.levels} for study in known]
-    depths = [{scar.depth for scar in study["findings"].scars if scar.depth} for study in known]
+    table = _joined(places, cohort).dropna(subset="findings")
+    scars = [findings.scars for findings in table["findings"]]
+    levels = [{level for scar in each for level in scar.levels} for each in scars]
+    depths = [{scar.depth for scar in each if scar.depth} for each in scars]
+    parts = []
     for kind, labels, stated in (("level", LEVELS, levels), ("depth", DEPTHS, depths)):
-        kept = [(study, names) for study, names in zip(known, stated, strict=True) if names]
-        ids = [study["study_id"] for study, _ in kept]
-        patients = [study["patient_id"] for study, _ in kept]
-        for label in labels:
-            truth = np.array([label in names for _, names in kept], dtype=bool)
-            scores = table.loc[ids, f"{kind}_{label}"].to_numpy(float)
-            row: dict[str, Any] = metrics.auc_interval(truth, scores, patients, seed)
-            counts = {"with": int(truth.sum()), "without": int((~truth).sum())}
-            rows[f"{kind}_{label}"] = row | counts
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("place")
+        kept = table.assign(stated=stated)[[bool(names) for names in stated]]
+        columns = [f"{kind}_{label}" for label in labels]
+        truth = [[label in names for label in labels] for names in kept["stated"]]
+        parts.append(_auc_table(truth, kept[columns], kept["patient_id"].tolist(), seed))
+    return pd.concat(parts).rename_axis("place")
+
+
+def _auc_table(truth: list, values: pd.DataFrame, patients: list[str], seed: int) -> pd.DataFrame:
+    """Tabulate the AUC of each column (place or segment), with the numbers of studies."""
+    present, scores = np.array(truth, bool).reshape(values.shape), values.to_numpy(float)
+    found = metrics.column_metrics(present, scores, patients, seed)[:-1]
+    table, known = pd.DataFrame(found, index=values.columns), np.isfinite(scores)
+    return table.assign(**{"with": (known & present).sum(0), "without": (known & ~present).sum(0)})
 
 
 def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
     """Compute the `PLACES` scores of an ablation, per row and seed, over all folds.
 
-    Args:
-        predictions: of the grid: ``row`` and ``seed``, then what `Detector.predict` returns.
-        cohort: with findings; all predicted studies, and perhaps others.
-
-    Returns:
-        Columns ``row, seed, score, value, low, high``.
-
-    Raises:
-        InputError: a predicted study is not in the cohort; as `score_table`.
+    Takes the grid's predictions (``row`` and ``seed``, then what `Detector.predict` returns);
+    returns columns ``row, seed, score, value, low, high``. Raises InputError if a predicted study
+    is not in the cohort.
     """
     parts = []
     for (row, of_seed), run in predictions.groupby(["row", "seed"], sort=False):
-        truth = [name for name in run if name.startswith("scar") or name == "patient_id"]
         studies = cohort.subset(run["study_id"])
         if len(studies) != len(run):
             problem, remedy = f"are not all of {cohort.name}", "Give the cohort that was predicted."
             raise InputError(f"predictions of {row}", problem, remedy)
+        truth = [name for name in run if name.startswith("scar") or name == "patient_id"]
         scores = score_table(run.drop(columns=truth), studies, seed)
-        kept = scores.loc[[name for name in PLACES if name in scores.index]].reset_index()
-        kept.insert(0, "row", row)
-        kept.insert(1, "seed", of_seed)
-        parts.append(kept)
-    return pd.concat(parts, ignore_index=True)
+        scores = scores[scores.index.isin(PLACES)].reset_index()
+        parts.append(scores.assign(row=row, seed=of_seed))
+    return pd.concat(parts, ignore_index=True)[["row", "seed", "score", "value", "low", "high"]]
 
 
 def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
     """Compute the AUC of each AHA segment.
 
-    Args:
-        predictions: columns ``study_id`` and ``segments`` (JSON list of 17).
-        cohort: with findings. A study counts where its findings are known, each of its scars has
-            a place, and the segment has a value. A scar with walls but no level is in all rings.
-
-    Returns:
-        17 rows; columns ``segment, value, low, high, with, without`` (numbers of studies).
-
-    Raises:
-        InputError: the predictions have no column ``segments``.
+    A study counts where its findings are known, each of its scars has a place, and the segment has
+    a value. A scar with walls but no level is in all rings. Returns 17 rows; columns ``segment,
+    value, low, high, with, without`` (numbers of studies). Raises InputError without ``segments``.
     """
     truth, values, patients = _segments(predictions, cohort)
-    known = np.isfinite(values)
-    table = pd.DataFrame(metrics.column_metrics(truth, values, patients, seed)[:-1])
-    table.insert(0, "segment", range(1, 18))
-    return table.assign(**{"with": (known & truth).sum(0), "without": (known & ~truth).sum(0)})
+    segments = pd.DataFrame(values, columns=pd.Index(range(1, 18), name="segment"))
+    return _auc_table(truth.tolist(), segments, patients, seed).reset_index()
 
 
 def _segments(
@@ -338,14 +314,12 @@ def _segments(
     if "segments" not in predictions:
         remedy = "Predict the cohort again: an older `lgekit predict` wrote this table."
         raise InputError("predictions", "column 'segments' is missing", remedy)
-    known = [study for study in cohort.studies if study["findings"] is not None]
-    placed = [study for study in known if all(scar.segments for scar in study["findings"].scars)]
-    cells = predictions.set_index("study_id")["segments"]
-    cells = [cells[study["study_id"]] for study in placed]
-    listed = [json.loads(cell) if isinstance(cell, str) else [None] * 17 for cell in cells]
-    values = np.array(listed, float).reshape(-1, 17)  # null → NaN
-    truth = [[number in study["findings"].segments for number in range(1, 18)] for study in placed]
-    return np.array(truth, bool).reshape(-1, 17), values, [study["patient_id"] for study in placed]
+    table = _joined(predictions, cohort).dropna(subset="findings")
+    table = table[[all(scar.segments for scar in one.scars) for one in table["findings"]]]
+    truth = [[number in one.segments for number in range(1, 18)] for one in table["findings"]]
+    values = [_numbers(cell, 17) for cell in table["segments"]]
+    shaped = np.array(truth, bool).reshape(-1, 17), np.array(values, float).reshape(-1, 17)
+    return *shaped, table["patient_id"].tolist()
 
 
 def wall_scores(scores: pd.DataFrame) -> pd.DataFrame:
@@ -359,43 +333,32 @@ def caption_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
 
     A caption is right if it states presence correctly and, where the truth has them, all walls.
     """
-    captions = predictions.set_index("study_id")["caption"].fillna("").astype(str)
     rows = []
-    for study in cohort.studies:
-        if (truth := study["findings"]) is None:
-            continue
-        caption = captions[study["study_id"]]
+    known = _captioned(predictions, cohort).dropna(subset="findings")
+    for name, caption, truth in known[["study_id", "caption", "findings"]].itertuples(index=False):
         read = read_report(caption)
         right = states_enhancement(caption) and read.present == truth.present
         right = right and (not _walls_known(truth) or read.walls == truth.walls)
-        rows.append((study["study_id"], caption, canonical_text(truth), right))
+        rows.append((name, caption, canonical_text(truth), right))
     table = pd.DataFrame(rows, columns=["study_id", "caption", "truth", "right"])
     return table.astype({"right": bool})
-
-
-def plain_words(report: str) -> str:
-    """Say the findings of a report in fixed sentences."""
-    return canonical_text(read_report(report))
 
 
 def flat_scores(scores: pd.DataFrame) -> dict[str, float]:
     """Flatten a score table for ``metrics.json``: ``name``, ``name_low``, ``name_high``."""
     flat = {}
-    for name, row in scores.iterrows():
-        flat[str(name)] = float(row["value"])
+    for name, row in scores.astype(float).iterrows():
+        flat[str(name)] = row["value"]
         if np.isfinite([row["low"], row["high"]]).all():
-            flat |= {f"{name}_low": float(row["low"]), f"{name}_high": float(row["high"])}
+            flat |= {f"{name}_{limit}": row[limit] for limit in ("low", "high")}
     return flat
 
 
 def with_fold(cohort: Cohort, fold: int, folds: int, seed: int = 0) -> Cohort:
     """Split a copy of the cohort for one fold of a cross-validation by patient.
 
-    Args:
-        cohort: its own splits are replaced; each study gets its number as ``fold``.
-        fold: this one is ``test``, the next ``validation``, the others ``train``. -1: no change.
-        folds: at least 3.
-        seed: of the folds.
+    ``fold`` is ``test``, the next one ``validation``, the others ``train`` (-1: no change). Each
+    study gets its number as ``fold``.
     """
     if fold < 0:
         return cohort
@@ -425,19 +388,13 @@ def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
 
     Only the image of the study is used. The last title quotes caption and probability.
     """
-    from lgekit.anatomy.frame import StandardizeShortAxis
-    from lgekit.clip.data import batch_of
-    from lgekit.clip.zeroshot import heat_map
-    from lgekit.reports.training_texts import prompt_sets
-
     alone, settings = Cohort([study], "one study"), detector.settings
     located = detector.locate(alone).studies[0]
     view = make_view(located, settings)
     prompts = prompt_sets(settings.text)["presence"]
-    fall = heat_map(
-        *detector.networks[0], batch_of([view]), prompts["positive"], prompts["negative"]
-    )
-    strongest = int(fall.reshape(len(fall), -1).max(1).argmax())
+    classes = prompts["positive"], prompts["negative"]
+    evidence = heat_map(*detector.networks[0], batch_of([view]), *classes)
+    strongest = int(evidence.reshape(len(evidence), -1).max(1).argmax())
     stored = int(view.own_slices[strongest])
     steps = {"as stored": study.pixels[:, :, stored]}
     if settings.orientation != "none":
@@ -449,4 +406,4 @@ def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
     steps[f"{unrolled}what the network sees"] = view.images[strongest, 0].numpy().T
     found = detector.predict(alone).iloc[0]
     title = f'what speaks for scar. Read as: "{found["caption"]}", p = {found["p_lge"]:.2f}'
-    return steps | {title: fall[strongest].T}
+    return steps | {title: evidence[strongest].T}
