@@ -229,13 +229,9 @@ def train_references(
 ) -> dict[str, pd.DataFrame]:
     """Train the references on ``train``, calibrate on ``validation``, predict ``test``.
 
-    Args:
-        which: ``none``; ``supervised``; ``all``: plain CLIP and shuffled text too.
-        settings: the detector's, perhaps with fewer epochs.
-        detector: its heart network is shared with the supervised reader.
-        pretrain_on: further cohorts with masks for the heart network, as for the detector.
-
-    Returns name → columns ``study_id, p_lge`` of the test studies.
+    ``which``: ``none``, ``supervised``, or ``all`` (plain CLIP and shuffled text too). Settings are
+    the detector's, perhaps with fewer epochs; its heart network is shared with the supervised
+    reader. Returns name → columns ``study_id, p_lge`` of the test studies.
     """
     check(which)
     predictions = {}
@@ -277,16 +273,15 @@ def reference_table(
     Returns index ``method``; columns ``cohort`` (``this test split``), then ``auc, auc_low,
     auc_high`` and likewise ``balanced_accuracy``.
     """
+    names = ("auc", "balanced_accuracy")
+    columns = [f"{name}{limit}" for name in names for limit in ("", "_low", "_high")]
     rows = {}
-    for method, table in predictions.items():
-        truth = with_truth(table, cohort.subset(table["study_id"]))
-        found = metrics.presence_metrics(truth, seed)
-        row: dict[str, object] = {"cohort": "this test split"}
-        for name in ("auc", "balanced_accuracy"):
-            columns = (name, f"{name}_low", f"{name}_high")
-            row |= dict(zip(columns, found[name].values(), strict=True))
-        rows[method] = row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+    for method, table in long_table(predictions, cohort).groupby("method", sort=False):
+        found = metrics.presence_metrics(table, seed)
+        rows[method] = [limit for name in names for limit in found[name].values()]
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("method")
+    table.insert(0, "cohort", "this test split")
+    return table
 
 
 def long_table(predictions: Mapping[str, pd.DataFrame], cohort: Cohort) -> pd.DataFrame:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,27 +29,14 @@ CLAIMS = {
     "no_pretraining": "pretraining on myocardium segmentation helps",
 }
 # The workbook's own grid, by size. Epochs 0: the size's own; 10 keep the workbook within its time.
-WORKBOOK_ROWS = {
-    "smoke": ["full", "plain_clip"],
-    "laptop": ["full", "plain_clip"],
-    "paper": [*ROWS],
-}
+PAIR = ["full", "plain_clip"]
+WORKBOOK_ROWS = {"smoke": PAIR, "laptop": PAIR, "paper": [*ROWS]}
 WORKBOOK_EPOCHS = {"smoke": 0, "laptop": 10, "paper": 0}
 WORKBOOK_SEEDS = {"smoke": 1, "laptop": 1, "paper": 5}
 
 
-class GridSession(Protocol):
-    """What `write_grid` needs of a notebook's session."""
-
-    spec: str
-    size: str
-    seed: int
-
-    def scratch(self, name: str) -> Path: ...
-
-
-def write_grid(session: GridSession) -> Path:
-    """Write the workbook's own grid for a cohort and size as YAML into the scratch folder."""
+def write_grid(session: Any) -> Path:
+    """Write the grid of a notebook's session (its cohort and size) as YAML into its folder."""
     size = session.size
     content = {
         "notebook": "notebooks/05_clip_captioning.ipynb",
@@ -93,12 +80,8 @@ def claims_table(
     ``yes`` (worse without the component) or ``no`` if the interval of the difference excludes 0 and
     ``p_holm`` is below 0.05, else ``not shown``.
 
-    Args:
-        comparison: what `lgekit.evaluation.metrics.compare_rows` returns.
-        statistic: the one that decides.
-        runs: of the grid; describe the rows that were not compared (`uncompared`).
-
-    Returns columns ``claim, row, difference, low, high, p_holm, answer``.
+    Takes what `lgekit.evaluation.metrics.compare_rows` returns, the statistic that decides and the
+    grid's runs (see `uncompared`); returns ``claim, row, difference, low, high, p_holm, answer``.
     """
     left_out = uncompared(comparison, runs)
     shown = comparison[comparison["statistic"] == statistic].set_index("row")

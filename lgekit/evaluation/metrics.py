@@ -35,12 +35,8 @@ def presence_statistic(
 ) -> np.ndarray:
     """Compute one statistic of a binary prediction for many weightings of the studies.
 
-    Args:
-        name: one of `PRESENCE_STATISTICS`; a study is called positive if its probability is > 0.5.
-        truth, probability: ``(studies,)``.
-        weights: ``(resamples, studies)``, how often each study counts.
-
-    Returns ``(resamples,)`` float64; NaN where a resample lacks a class that the statistic needs.
+    ``name``: one of `PRESENCE_STATISTICS` (positive: probability > 0.5). ``weights``: ``(resamples,
+    studies)``, how often each study counts. Returns ``(resamples,)``; NaN where a class is missing.
     """
     present, score = np.asarray(truth, bool), np.asarray(probability, float)
     positive, negative = weights[:, present], weights[:, ~present]
@@ -52,9 +48,9 @@ def presence_statistic(
         called = score > 0.5
         sensitivity = positive[:, called[present]].sum(1) / positive.sum(1)
         specificity = negative[:, ~called[~present]].sum(1) / negative.sum(1)
-    statistics = {"sensitivity": sensitivity, "specificity": specificity}
-    statistics["balanced_accuracy"] = (sensitivity + specificity) / 2
-    return statistics[name]
+    if name == "balanced_accuracy":
+        return (sensitivity + specificity) / 2
+    return sensitivity if name == "sensitivity" else specificity
 
 
 def patient_resamples(
@@ -80,10 +76,8 @@ def interval(
     """Compute ``value, low, high``: a statistic with its 95 % bootstrap interval over patients.
 
     Percentile bootstrap (Efron & Tibshirani 1993, ch. 13); NaN where the statistic is undefined.
-
-    Args:
-        statistic: weights ``(resamples, studies)`` → ``(resamples,)``.
-        patients: the patient of each study; all studies of a patient are drawn together.
+    ``statistic`` maps weights ``(resamples, studies)`` to ``(resamples,)``; ``patients`` names the
+    patient of each study. All studies of a patient are drawn together.
     """
     if not len(patients):
         return dict.fromkeys(("value", "low", "high"), np.nan)
@@ -203,8 +197,7 @@ def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict[str, float]:
 def known_truth(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Return the rows whose truth (columns ``scar…``) is known.
 
-    Raises:
-        InputError: a column is missing, no truth is known, or a probability (``p_…``) is missing.
+    Raises InputError if a column, all truth or a probability (``p_…``) is missing.
     """
     if missing := [column for column in columns if column not in predictions]:
         remedy = "Give the table that `predict` writes."
@@ -233,14 +226,10 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
             and ``p_<wall>`` the mean AUC of the walls is compared too (``auc_walls``).
         reference: the row that the others are compared with.
 
-    Returns:
-        One line per row and statistic: ``value, low, high``; ``difference, difference_low,
-        difference_high`` from the reference, its two-sided bootstrap ``p``, and ``p_holm``,
-        corrected within the statistic (Holm 1979).
-
-    Raises:
-        InputError: the reference row is missing, a study appears twice in one row and seed, or rows
-            differ in their seeds, studies or truth.
+    Returns one line per row and statistic: ``value, low, high``; ``difference, difference_low,
+    difference_high`` from the reference, its two-sided bootstrap ``p``, and ``p_holm``, corrected
+    within the statistic (Holm 1979). Raises InputError if the reference row is missing, a study
+    appears twice in one row and seed, or rows differ in their seeds, studies or truth.
     """
     known = _comparable(predictions, reference)
     patients, seeds = np.unique(known["patient_id"].astype(str)), np.unique(known["seed"])

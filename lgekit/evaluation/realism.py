@@ -29,13 +29,8 @@ from lgekit.segmentation.train import evaluate_heart_network, heart_network
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, SCAR, Cohort, Study, patient_folds
 
 TEXTURE = (
-    "contrast",
-    "contrast_to_noise",
-    "heterogeneity",
-    "edge_width_mm",
-    "grey_zone",
-    "endocardial_rim",
-    "smoothness",
+    *("contrast", "contrast_to_noise", "heterogeneity", "edge_width_mm"),
+    *("grey_zone", "endocardial_rim", "smoothness"),
 )
 SHAPE = ("size_percent", "extent_deg", "transmurality_percent", "mean_depth", "roughness")
 MINIMUM_SCAR_VOXELS = 15
@@ -141,11 +136,8 @@ def _slice_features(
 def synthetic_twins(real: Cohort, healthy: Cohort, seed: int = 0, constant: bool = False) -> Cohort:
     """Paint the scar of each real study, as described in words, into a healthy study.
 
-    Args:
-        real: studies with scar masks and landmarks.
-        healthy: studies without scar, used in turn; a twin keeps the ``patient_id`` of its host.
-        seed: of all draws.
-        constant: as a control, fill the region with the median of blood.
+    The real studies have scar masks and landmarks. The healthy ones are used in turn; a twin keeps
+    the ``patient_id`` of its host. ``constant``: as a control, fill with the median of blood.
     """
     rng, twins = np.random.default_rng(seed), []
     for number, study in enumerate(real.studies):
@@ -185,12 +177,9 @@ def scar_realism(
 ) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
     """Compare the scars of two cohorts with scar masks by their `scar_features`.
 
-    Cross-validation keeps all slices of a patient in one of the ``folds``.
-
-    Returns:
-        A table with one row per feature (quartiles of both cohorts, AUC of the feature alone), and
-        the AUC with interval of a logistic regression that tells synthetic from real, from
-        ``texture``, ``shape`` or ``both``.
+    Returns a table with one row per feature (quartiles of both cohorts, AUC of the feature alone),
+    and the AUC with interval of a logistic regression that tells synthetic from real, from
+    ``texture``, ``shape`` or ``both``, cross-validated by patient.
     """
     kinds = (("real", real), ("synthetic", synthetic))
     data = pd.concat(
@@ -223,10 +212,9 @@ def scar_realism(
 def cohort_figures(cohort: Cohort) -> pd.DataFrame:
     """Measure what `realism_table` compares, per ``study_id``; NaN where undefined.
 
-    Columns ``present``; a score by each threshold rule; ``scar_share`` (no-reflow included) and
-    ``scar_slices``; ``blood_contrast`` and ``scar_contrast`` (no-reflow left out) in SDs of remote
-    myocardium; ``wall_over_radius``: (epicardial − endocardial) / epicardial radius of circles of
-    equal area, median over slices with a cavity. Raises as `lgekit.evaluation.baselines.remote_of`.
+    Columns ``present``; each threshold rule; the keys of `MEDIANS` (``scar_contrast`` without
+    no-reflow; ``wall_over_radius`` from circles of equal area, median over slices with a cavity).
+    Raises as `lgekit.evaluation.baselines.remote_of`.
     """
     rows = {}
     for study in cohort.studies:
@@ -253,24 +241,24 @@ def cohort_figures(cohort: Cohort) -> pd.DataFrame:
 def realism_table(cohort_a: Cohort, cohort_b: Cohort) -> pd.DataFrame:
     """Compare two cohorts by the AUC of the threshold rules and the medians of `cohort_figures`.
 
-    Returns index ``figure``; columns named after the cohorts (``a`` and ``b`` if unnamed or alike),
+    Returns index ``figure``; columns named after the cohorts (``a`` and ``b`` if alike),
     ``difference`` (second − first) and ``relative`` (difference / first).
     """
-    names = [cohort_a.name, cohort_b.name]
-    if not all(names) or names[0] == names[1]:
+    names = [cohort_a.name or "a", cohort_b.name or "b"]
+    if names[0] == names[1]:
         names = ["a", "b"]
-    columns = {}
+    table = pd.DataFrame()
     for name, cohort in zip(names, (cohort_a, cohort_b), strict=True):
-        figures, column = cohort_figures(cohort), {}
+        figures = cohort_figures(cohort)
+        both_classes, column = figures["present"].nunique() == 2, {}
         for rule in THRESHOLD_RULES:
-            both_classes = figures["present"].nunique() == 2
             auc = roc_auc_score(figures["present"], figures[rule]) if both_classes else np.nan
-            column[f"AUC, {rule} rule"] = float(auc)
-        column |= {title: float(figures[key].median()) for key, title in MEDIANS.items()}
-        columns[name] = column | {"studies": float(len(figures))}
-    table = pd.DataFrame(columns).rename_axis("figure")
-    table["difference"] = table[names[1]] - table[names[0]]
-    return table.assign(relative=table["difference"] / table[names[0]].abs())
+            column[f"AUC, {rule} rule"] = auc
+        column |= {title: figures[key].median() for key, title in MEDIANS.items()}
+        table[name] = pd.Series(column | {"studies": len(figures)}, dtype=float)
+    first, second = (table[name] for name in names)
+    table = table.assign(difference=second - first, relative=(second - first) / first.abs())
+    return table.rename_axis("figure")
 
 
 def measure_folds(
@@ -282,13 +270,9 @@ def measure_folds(
 ) -> pd.DataFrame:
     """Measure the heart network by cross-validation over patients.
 
-    Args:
-        cohort: with labels.
-        pretrain_on: further cohorts with labels, of other patients, for the base of all folds.
-        settings: size, steps, seed; trained networks come from the cache.
-        folds: 0: ``settings.heart_folds``, whose networks a fit on all studies uses too.
-
-    Returns what `lgekit.segmentation.train.evaluate_heart_network` returns, and ``fold``.
+    ``pretrain_on``: further cohorts with labels, of other patients, for the base of all folds.
+    ``folds`` 0: ``settings.heart_folds``, whose networks a fit on all studies uses too. Returns
+    what `lgekit.segmentation.train.evaluate_heart_network` returns, and ``fold``.
     """
     ids, parts = cohort.manifest["study_id"].to_numpy(), []
     fold = patient_folds(cohort, folds or settings.heart_folds, settings.seed)

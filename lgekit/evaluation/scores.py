@@ -154,6 +154,9 @@ def _joined(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Put ``patient_id``, ``report`` and ``findings`` of each study before its predictions."""
     keys = ["study_id", "patient_id", "report", "findings"]
     studies = pd.DataFrame([[study[key] for key in keys] for study in cohort.studies], columns=keys)
+    if "caption" in predictions:
+        captions = predictions["caption"].fillna("").astype(str)
+        predictions = predictions.assign(caption=captions)
     return studies.merge(predictions, on="study_id", validate="one_to_one")
 
 
@@ -206,15 +209,11 @@ def score_table(
         cohort: with findings; scores whose truth is unknown are missing.
         text: kind of training text (`lgekit.reports.training_texts.report_texts`).
 
-    Returns:
-        Columns ``value, low, high``; index ``score``: ``balanced_accuracy, sensitivity,
-        specificity, auc, brier``; ``auc_<wall>`` and their mean ``auc_walls``; ``auc_segments``
-        (mean of `segment_scores`); ``auc_slices`` by slice weight and ``auc_attention`` by
-        attention; ``caption_presence_f1, caption_walls_f1`` against the truth and
-        ``caption_bleu`` against the reports.
-
-    Raises:
-        InputError: the truth of no study is known.
+    Returns columns ``value, low, high``; index ``score``: ``balanced_accuracy, sensitivity,
+    specificity, auc, brier``; ``auc_<wall>`` and their mean ``auc_walls``; ``auc_segments`` (mean
+    of `segment_scores`); ``auc_slices`` by slice weight and ``auc_attention`` by attention;
+    ``caption_presence_f1, caption_walls_f1`` against the truth and ``caption_bleu`` against the
+    reports. Raises InputError if the truth of no study is known.
     """
     table = with_truth(predictions, cohort)
     rows = metrics.presence_metrics(table, seed)
@@ -230,7 +229,7 @@ def score_table(
     if "attention" in predictions:
         attended = slices.assign(weight=slices["attention"]).dropna(subset="weight")
         rows["auc_attention"] = metrics.slice_metrics(attended, seed)
-    table = _captioned(predictions, cohort)
+    table = _joined(predictions, cohort)
     known = table[table["findings"].notna()]
     truth, read = known["findings"].tolist(), known["caption"].map(read_report).tolist()
     clinical = clinical_f1(truth, read, known["patient_id"].tolist(), seed)
@@ -240,11 +239,6 @@ def score_table(
     patients = reported["patient_id"].tolist()
     rows["caption_bleu"] = bleu(reported["caption"].tolist(), references, patients, seed)
     return pd.DataFrame(rows).T.astype(float).rename_axis("score")
-
-
-def _captioned(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
-    captions = predictions["caption"].fillna("").astype(str)
-    return _joined(predictions.assign(caption=captions), cohort)
 
 
 def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
@@ -282,7 +276,7 @@ def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.
     returns columns ``row, seed, score, value, low, high``. Raises InputError if a predicted study
     is not in the cohort.
     """
-    parts = []
+    parts, columns = [], ["row", "seed", "score", "value", "low", "high"]
     for (row, of_seed), run in predictions.groupby(["row", "seed"], sort=False):
         studies = cohort.subset(run["study_id"])
         if len(studies) != len(run):
@@ -292,7 +286,7 @@ def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.
         scores = score_table(run.drop(columns=truth), studies, seed)
         scores = scores[scores.index.isin(PLACES)].reset_index()
         parts.append(scores.assign(row=row, seed=of_seed))
-    return pd.concat(parts, ignore_index=True)[["row", "seed", "score", "value", "low", "high"]]
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
@@ -334,14 +328,14 @@ def caption_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     A caption is right if it states presence correctly and, where the truth has them, all walls.
     """
     rows = []
-    known = _captioned(predictions, cohort).dropna(subset="findings")
+    known = _joined(predictions, cohort).dropna(subset="findings")
     for name, caption, truth in known[["study_id", "caption", "findings"]].itertuples(index=False):
         read = read_report(caption)
         right = states_enhancement(caption) and read.present == truth.present
         right = right and (not _walls_known(truth) or read.walls == truth.walls)
         rows.append((name, caption, canonical_text(truth), right))
-    table = pd.DataFrame(rows, columns=["study_id", "caption", "truth", "right"])
-    return table.astype({"right": bool})
+    columns = ["study_id", "caption", "truth", "right"]
+    return pd.DataFrame(rows, columns=columns).astype({"right": bool})
 
 
 def flat_scores(scores: pd.DataFrame) -> dict[str, float]:
