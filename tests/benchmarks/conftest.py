@@ -31,26 +31,6 @@ def record(request):
     return add
 
 
-@pytest.fixture
-def fastest(benchmark):
-    """Time a call with pytest-benchmark; return the seconds of its fastest round."""
-
-    def measure(call, rounds: int = 30) -> float:
-        benchmark.pedantic(call, rounds=rounds, warmup_rounds=3)
-        return benchmark.stats.stats.min
-
-    return measure
-
-
-@pytest.fixture
-def one_thread():
-    """Run on one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def processor() -> str:
     """Return the processor's name."""
     info = Path("/proc/cpuinfo")

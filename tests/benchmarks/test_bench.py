@@ -1,25 +1,25 @@
 """Benchmarks, run by `make bench`, and tests that they compare like with like."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
+from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 from toys import ring_study
 
 from lgekit.anatomy.frame import StandardizeShortAxis
-from lgekit.anatomy.polar import polar_grid
 from lgekit.cache import accelerator
 from lgekit.clip.detector import Detector
 from lgekit.clip.fit import cohort_pairs
-from lgekit.clip.model import StudyBatch, StudyEncoder, build_coca
+from lgekit.clip.model import build_coca
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.clip.train import adamw, caption_loss, contrastive_loss, fit
 from lgekit.clip.zeroshot import Calibration
@@ -32,8 +32,6 @@ from lgekit.scars.transforms import prepare_canvas
 from lgekit.segmentation.train import fit_heart_network
 from lgekit.study import Cohort
 
-ROUNDS = 5
-
 
 def seconds(call) -> float:
     """Time one call; wait for the GPU where there is one."""
@@ -44,83 +42,43 @@ def seconds(call) -> float:
     return time.perf_counter() - started
 
 
+@pytest.fixture
+def one_thread():
+    """Run on one core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.bench
-def test_standardize(fastest, record, one_thread):
+def test_standardize(record, one_thread):
     """The standard frame against a bare ``grid_sample`` to the same size."""
     study = ring_study(size=256, slices=10)
-    frame = StandardizeShortAxis(96).find_frame(study)
-    image = study.get_image("image").data
+    frame, image = StandardizeShortAxis(96).find_frame(study), study.get_image("image").data
     pictures = image.permute(3, 0, 1, 2).contiguous()  # (slices, 1, X, Y)
     turn = 0.4 * torch.eye(2, 3).repeat(len(pictures), 1, 1)
     grid = F.affine_grid(turn, [len(pictures), 1, 96, 96], align_corners=True)
-
-    def grid_sample():
-        return F.grid_sample(pictures, grid, align_corners=True)
-
-    bare = min(seconds(grid_sample) for _ in range(30))
-    ours = fastest(lambda: frame.to_frame(image))
+    calls = lambda: F.grid_sample(pictures, grid, align_corners=True), lambda: frame.to_frame(image)
+    bare, ours = (min(seconds(call) for _ in range(30)) for call in calls)
     record("bare grid_sample", 1e3 * bare, "ms")
     record("into the frame", 1e3 * ours, "ms")
     record("into the frame / bare grid_sample", ours / bare, "×", "≤ 1.5")
 
 
-@pytest.mark.bench
-def test_phantom(fastest, record, tmp_path, monkeypatch):
-    """Render a phantom cohort into an empty cache, then read it."""
-    monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path))
-
-    def read():
-        return phantom_cohort(965, seed=0, pixels=128, slices=10)
-
-    name = "phantom: 965 studies of 128 x 128 x 10"
-    record(name, seconds(read), "s", "≤ 60 on two idle cores")
-    record(f"{name}, from the cache", fastest(read, rounds=3), "s", "≤ 2")
-
-
-@pytest.mark.bench
-def test_scars(benchmark, record, one_thread):
-    """Paint 400 random scars into 10 slices of 128 x 128, and view each as the network does."""
-    study, rng = ring_study(size=128, slices=10), np.random.default_rng(0)
-    canvas, grid = prepare_canvas(study), polar_grid(study)
-    painting, viewing = [], []
-
-    def paint():
-        findings = canvas.fit(Findings((draw_scar(rng),)))
-        started = time.perf_counter()
-        try:
-            image, _ = canvas.paint(findings, rng)
-        except InputError:  # no room for this scar
-            return
-        painted = time.perf_counter()
-        grid.view(torch.from_numpy(image)[None])
-        painting.append(painted - started)
-        viewing.append(time.perf_counter() - started)
-
-    benchmark.pedantic(paint, rounds=400)
-    # Medians: other jobs on the machine disturb a mean.
-    record("scars painted", 1 / float(np.median(painting)), "1/s", ">= 300")
-    record("scar in a polar view, per study", 1e3 * float(np.median(viewing)), "ms", "<= 10")
-
-
 def distinct_pairs(studies: int, settings):
-    """Phantom studies with one text each, all different, so that every loop encodes as many."""
+    """Phantom studies with one text each, all different, so that both loops encode as many."""
     pairs = cohort_pairs(phantom_cohort(studies, seed=0), settings)
     texts = [(f"{options[0]} {number}",) for number, options in enumerate(pairs.texts)]
     return dataclasses.replace(pairs, texts=texts)
 
 
-def network_of(pairs, settings):
-    """The tokenizer and the untrained network of `fit`, on the device that trains."""
-    texts = [options[0] for options in pairs.texts]
-    tokenizer = ReportTokenizer.train(texts, settings.vocabulary, settings.longest_text)
-    return tokenizer, build_coca(settings, tokenizer).to(accelerator()).train()
-
-
 def bare_step(pairs, settings):
     """Forward, backward and optimiser step of the network of `fit`, on prepared batches."""
-    tokenizer, network = network_of(pairs, settings)
-    device, optimizer = accelerator(), adamw(network, settings)
-    tokens = tokenizer([options[0] for options in pairs.texts]).to(device)
+    texts, device = [options[0] for options in pairs.texts], accelerator()
+    tokenizer = ReportTokenizer.train(texts, settings.vocabulary, settings.longest_text)
+    network = build_coca(settings, tokenizer).to(device).train()
+    optimizer, tokens = adamw(network, settings), tokenizer(texts).to(device)
     batch = pairs.batch.to(device)
     parts = torch.arange(len(tokens), device=device).split(settings.batch_size)
     ready = [(batch.rows(part), tokens[part], part) for part in parts]
@@ -141,100 +99,41 @@ def bare_step(pairs, settings):
     return step
 
 
-class Strip(nn.Module):
-    """Read studies from strips: their slices one below the other, as open_clip loads a picture."""
-
-    def __init__(self, visual: nn.Module, slices: int):
-        super().__init__()
-        self.visual, self.slices = visual, slices
-
-    def forward(self, pictures):
-        images = pictures[:, 0].unflatten(1, (self.slices, -1))[:, :, None]
-        levels = torch.linspace(0, 1, self.slices, device=images.device).expand(len(images), -1)
-        return self.visual(StudyBatch(images, levels, torch.ones_like(levels, dtype=torch.bool)))
-
-
-class PictureFiles(torch.utils.data.Dataset):
-    """open_clip's ``CsvDataset``; its module imports packages that are not installed."""
-
-    def __init__(self, table, transforms, tokenize):
-        self.table, self.transforms, self.tokenize = table, transforms, tokenize
-
-    def __len__(self):
-        return len(self.table)
-
-    def __getitem__(self, index):
-        from PIL import Image
-
-        path, title = self.table[index]
-        return self.transforms(Image.open(path)), self.tokenize(title)
-
-
-def open_clip_epoch(pairs, settings, folder):
-    """One epoch of open_clip's ``train_one_epoch`` with its loader, on the network of `fit`."""
-    from open_clip.loss import CoCaLoss
-    from open_clip.transform import image_transform
-    from open_clip_train.train import train_one_epoch
-    from PIL import Image
-
-    tokenizer, network = network_of(pairs, settings)
-    slices, height, width = (pairs.batch.images.shape[axis] for axis in (1, 3, 4))
-    network.visual = Strip(network.visual, slices)
-    table = []
-    for number, (images, texts) in enumerate(zip(pairs.batch.images, pairs.texts, strict=True)):
-        picture = ((images.flatten(0, 2).numpy() + 4) * 31.875).round().astype(np.uint8)
-        Image.fromarray(picture).save(folder / f"{number}.png")
-        table.append((folder / f"{number}.png", texts[0]))
-
-    def tokenize(text):  # padded to the context, as open_clip's own tokenizers do
-        ids = tokenizer([text])[0]
-        return F.pad(ids, (0, tokenizer.context_length - len(ids)), value=tokenizer.pad_id)
-
-    transforms = image_transform((slices * height, width), is_train=True)
-    files, size = PictureFiles(table, transforms, tokenize), settings.batch_size
-    loader = torch.utils.data.DataLoader(files, size, True, num_workers=4, drop_last=True)
-    loader.num_samples, loader.num_batches = len(table), len(loader)
-    data = {"train": SimpleNamespace(dataloader=loader, set_epoch=lambda epoch: None)}
-    weights = {"caption_loss_weight": settings.caption_weight, "clip_loss_weight": 1.0}
-    loss = CoCaLoss(**weights, pad_id=tokenizer.pad_id)
-    device = accelerator()
-    options = dict.fromkeys(("distill", "horovod", "wandb", "log_local"), False)
-    options |= dict(rank=0, local_rank=0, world_size=1, accum_freq=1, skip_scheduler=True)
-    options |= dict(batch_size=size, log_every_n_steps=100, grad_clip_norm=1.0)
-    options |= dict(device=str(device), precision="amp_bf16" if device.type == "cuda" else "fp32")
-    arguments = (network, data, loss, 0, adamw(network, settings), None, None, None)
-    return lambda: train_one_epoch(*arguments, SimpleNamespace(**options))
+def scar_seconds(scars: int = 100) -> float:
+    """Paint random scars into 10 slices of 128 x 128; return the median time of one."""
+    canvas, rng = prepare_canvas(ring_study(size=128, slices=10)), np.random.default_rng(0)
+    times = []
+    for _ in range(scars):
+        findings = canvas.fit(Findings((draw_scar(rng),)))
+        try:
+            times.append(seconds(lambda found=findings: canvas.paint(found, rng)))
+        except InputError:  # no room for this scar
+            continue
+    return float(np.median(times))
 
 
 @pytest.mark.bench
-def test_fit(benchmark, record, tmp_path):
-    """A training step against the bare network, and training against open_clip's own loop."""
+def test_fit(record):
+    """A training step against the bare network, and painting a scar against a training step."""
     settings = size_settings("laptop", synthetic_per_real=0.0, epochs=3, masks="true")
-    studies, count = 96, 96 // settings.batch_size
-    pairs = distinct_pairs(studies, settings)
-    step, epoch = bare_step(pairs, settings), open_clip_epoch(pairs, settings, tmp_path)
-    ours, bare, theirs = [], [], []
-
-    def references():
+    pairs, count = distinct_pairs(96, settings), 96 // settings.batch_size
+    step, bare, ours = bare_step(pairs, settings), [], []
+    for seed in range(4):
         bare.append(seconds(lambda: [step(number) for number in range(2 * count)]) / (2 * count))
-        theirs.append(seconds(epoch) / studies)
-
-    def train():  # the first epoch of a fit builds what the others reuse
-        history = fit(pairs, settings.override(seed=len(ours)), progress=False).history
+        history = fit(pairs, settings.override(seed=seed), progress=False).history
+        # The first epoch of a fit builds what the others reuse.
         ours.append(float(history["seconds"].iloc[1:].mean()) / count)
-
-    benchmark.pedantic(train, setup=references, rounds=ROUNDS, warmup_rounds=1)
-    ours, bare, theirs = (float(np.median(times[1:])) for times in (ours, bare, theirs))
+    ours, bare, scar = float(np.median(ours[1:])), float(np.median(bare[1:])), scar_seconds()
     record("training step of fit", 1e3 * ours, "ms")
     record("forward + backward + optimiser on a ready batch", 1e3 * bare, "ms")
     record("fit / bare step", ours / bare, "×", "≤ 1.1")
-    record("fit", studies / (ours * count), "studies/s")
-    record("open_clip's loop and default loader, studies as PNG files", 1 / theirs, "studies/s")
-    record("fit / open_clip", theirs * studies / (ours * count), "×", "≥ 3")
+    record("fit", settings.batch_size / ours, "studies/s")
+    record("scars painted", 1 / scar, "1/s", "≥ 300")
+    record("painting a scar / training step per study", scar * settings.batch_size / ours, "×")
 
 
 @pytest.mark.bench
-def test_predict(benchmark, record, monkeypatch):
+def test_predict(record, monkeypatch):
     """`Detector.predict` on all cores with one network, with and without finding the heart.
 
     The heart network is trained briefly and would be unsure of every heart and look twice; a
@@ -250,14 +149,14 @@ def test_predict(benchmark, record, monkeypatch):
     without = Detector(settings, networks, None, Calibration())
     monkeypatch.setattr("lgekit.segmentation.model.SURE", 0.0)
 
-    def predict():  # not `Detector.predict`, which caches the contours
-        return without.predict(Cohort(heart.predict_cohort(cohort).studies))
+    def locate():  # `Detector.predict` would cache the contours
+        return Cohort(heart.predict_cohort(cohort).studies)
 
-    benchmark.pedantic(predict, rounds=3)
-    located = Cohort(heart.predict_cohort(cohort).studies)
-    rest = np.median([seconds(lambda: without.predict(located)) for _ in range(3)])
-    record("predict, polar view", studies / benchmark.stats.stats.median, "studies/s", "≥ 50")
-    record("predict without the heart network", studies / float(rest), "studies/s")
+    located = locate()
+    calls = lambda: without.predict(locate()), lambda: without.predict(located)
+    whole, rest = (float(np.median([seconds(call) for _ in range(3)])) for call in calls)
+    record("predict, polar view", studies / whole, "studies/s", "≥ 50")
+    record("predict without the heart network", studies / rest, "studies/s")
 
 
 CELLS = (
@@ -278,7 +177,7 @@ assert (runs["state"] == "done").all()
 
 
 @pytest.mark.bench
-def test_grid(benchmark, record, tmp_path):
+def test_grid(record, tmp_path):
     """Trivial runs as a grid on one and two workers, against bare Papermill; needs two cores."""
     runs, kernel = 20, {"name": "python3", "language": "python", "display_name": "Python 3"}
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
@@ -289,19 +188,14 @@ def test_grid(benchmark, record, tmp_path):
     for name in ("one.yaml", "two.yaml"):
         (tmp_path / name).write_text(text)
 
-    def processes(code, *each):
-        commands = [[sys.executable, "-c", code, str(tmp_path), *map(str, one)] for one in each]
-        running = [subprocess.Popen(one, stderr=subprocess.DEVNULL) for one in commands]
-        assert not any([process.wait() for process in running])
+    def process(code, *arguments):
+        command = [sys.executable, "-c", code, str(tmp_path), *map(str, arguments)]
+        return seconds(lambda: subprocess.run(command, stderr=subprocess.DEVNULL, check=True))
 
-    bare = seconds(lambda: processes(PAPERMILL, ("bare", runs)))
-    halves = seconds(lambda: processes(PAPERMILL, ("left", runs // 2), ("right", runs // 2)))
-    one = seconds(lambda: processes(GRID, ("one.yaml", 1)))
-    benchmark.pedantic(lambda: processes(GRID, ("two.yaml", 2)), rounds=1)
-    two = benchmark.stats.stats.min
+    bare, one = process(PAPERMILL, "bare", runs), process(GRID, "one.yaml", 1)
+    two = process(GRID, "two.yaml", 2)
     record(f"grid: {runs} trivial runs over bare Papermill", one / bare, "×", "≤ 1.1")
     record("grid: scaling to two workers", one / two / 2, "×", "≥ 0.85")
-    record("bare Papermill: scaling to two processes", bare / halves / 2, "×")
     record(f"grid: {runs} trivial runs on two workers", two, "s")
 
 
@@ -317,12 +211,19 @@ def test_bare_step_trains_as_fit_does():
     assert losses[0] == pytest.approx(expected, rel=1e-5) and losses[-1] < losses[0]
 
 
-def test_strip_is_read_as_the_study():
-    settings = size_settings("smoke", depths=12, angles=24, width=16)
-    encoder, images = StudyEncoder(settings).eval(), torch.randn(2, 5, 1, 12, 24)
-    levels = torch.linspace(0, 1, 5).expand(2, 5)
-    batch = StudyBatch(images, levels, torch.ones(2, 5, dtype=torch.bool))
-    strips = images[:, :, 0].flatten(1, 2)[:, None].expand(-1, 3, -1, -1)  # grey as RGB
-    with torch.no_grad():
-        for ours, theirs in zip(encoder(batch), Strip(encoder, 5)(strips), strict=True):
-            torch.testing.assert_close(ours, theirs)
+def test_scars_are_timed_one_by_one():
+    assert 0 < scar_seconds(3) < 5
+
+
+def test_records_are_written_as_a_table(tmp_path):
+    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
+    tiny = "def test_tiny(record):\n    record('sum', 2.5, 'ms', '≤ 3')\n"
+    (tmp_path / "test_tiny.py").write_text(tiny)
+    (tmp_path / "pytest.ini").touch()
+    command = [sys.executable, "-m", "pytest", "-q", "--bench-table", "bench.csv"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "2.5" in done.stdout, done.stdout
+    (row,) = pd.read_csv(tmp_path / "bench.csv", keep_default_na=False).to_dict("records")
+    expected = {"benchmark": "tiny", "name": "sum", "value": 2.5, "unit": "ms", "target": "≤ 3"}
+    assert expected.items() <= row.items()
+    assert row["cpu"] and row["gpu"] and row["torch"] == torch.__version__.split("+")[0]
