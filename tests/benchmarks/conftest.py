@@ -22,21 +22,12 @@ def pytest_configure(config):
 @pytest.fixture
 def record(request):
     """Add a row to the table: ``record(name, value, unit, target)``."""
-    benchmark = request.node.name.removeprefix("test_")
 
     def add(name: str, value: float, unit: str, target: str = "") -> None:
-        row = {"benchmark": benchmark, "name": name, "value": value}
+        row = {"benchmark": request.node.name.removeprefix("test_"), "name": name, "value": value}
         request.config.stash[TABLE].append(row | {"unit": unit, "target": target})
 
     return add
-
-
-def processor() -> str:
-    """Return the processor's name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -46,6 +37,10 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(table.drop(columns="benchmark").to_string(index=False))
     if file := config.getoption("--bench-table"):
         gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-        table = table.assign(cpu=processor(), gpu=gpu, python=platform.python_version())
+        info = Path("/proc/cpuinfo")  # on Linux `platform` names only the architecture
+        lines = info.read_text().splitlines() if info.exists() else []
+        names = [line.split(":")[1].strip() for line in lines if "model name" in line]
+        cpu = names[0] if names else platform.processor() or platform.machine()
+        table = table.assign(cpu=cpu, gpu=gpu, python=platform.python_version())
         versions = {package: version(package) for package in ("torch", "torchio", "numpy")}
         table.assign(**versions).to_csv(file, index=False)

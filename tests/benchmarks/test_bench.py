@@ -42,17 +42,8 @@ def seconds(call) -> float:
     return time.perf_counter() - started
 
 
-@pytest.fixture
-def one_thread():
-    """Run on one core."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.bench
-def test_standardize(record, one_thread):
+def test_standardize(record):
     """The standard frame against a bare ``grid_sample`` to the same size."""
     study = ring_study(size=256, slices=10)
     frame, image = StandardizeShortAxis(96).find_frame(study), study.get_image("image").data
@@ -83,27 +74,27 @@ def bare_step(pairs, settings):
     parts = torch.arange(len(tokens), device=device).split(settings.batch_size)
     ready = [(batch.rows(part), tokens[part], part) for part in parts]
 
-    def step(number: int = 0) -> float:
+    def step(number: int = 0) -> torch.Tensor:
         studies, texts, own = ready[number % len(ready)]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             out = network(studies, texts)
         image, text = out["image_features"].float(), out["text_features"].float()
         logits = out["logit_scale"].float() * image @ text.T
-        loss = contrastive_loss(logits, own, settings.targets)
         caption = caption_loss(out["logits"].float(), out["labels"], tokenizer.pad_id)
+        loss = contrastive_loss(logits, own, settings.targets) + settings.caption_weight * caption
         optimizer.zero_grad()
-        (loss := loss + settings.caption_weight * caption).backward()
+        loss.backward()
         optimizer.step()
         return loss.detach()
 
     return step
 
 
-def scar_seconds(scars: int = 100) -> float:
+def scar_seconds() -> float:
     """Paint random scars into 10 slices of 128 x 128; return the median time of one."""
     canvas, rng = prepare_canvas(ring_study(size=128, slices=10)), np.random.default_rng(0)
     times = []
-    for _ in range(scars):
+    for _ in range(100):
         findings = canvas.fit(Findings((draw_scar(rng),)))
         try:
             times.append(seconds(lambda found=findings: canvas.paint(found, rng)))
@@ -196,7 +187,6 @@ def test_grid(record, tmp_path):
     two = process(GRID, "two.yaml", 2)
     record(f"grid: {runs} trivial runs over bare Papermill", one / bare, "×", "≤ 1.1")
     record("grid: scaling to two workers", one / two / 2, "×", "≥ 0.85")
-    record(f"grid: {runs} trivial runs on two workers", two, "s")
 
 
 def test_bare_step_trains_as_fit_does():
@@ -209,10 +199,6 @@ def test_bare_step_trains_as_fit_does():
     losses = [float(step()) for _ in range(12)]
     expected = history["contrastive"] + settings.caption_weight * history["caption"]
     assert losses[0] == pytest.approx(expected, rel=1e-5) and losses[-1] < losses[0]
-
-
-def test_scars_are_timed_one_by_one():
-    assert 0 < scar_seconds(3) < 5
 
 
 def test_records_are_written_as_a_table(tmp_path):

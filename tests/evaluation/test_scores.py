@@ -120,6 +120,8 @@ def test_segments_count_only_scars_with_a_place(predictions):
     cohort = cohort_of(INFERIOR, vague, None, basal)
     table = scores.segment_scores(with_segments(predictions, values), cohort)
     assert (table["with"] + table["without"] == 2).all()
+    truth = scores.with_truth(predictions, cohort)  # the walls of "b" and all of "c" are unknown
+    assert truth["scar"].isna().tolist() == [False, False, True, False]
     assert table.loc[[0, 9], "value"].tolist() == [1, 1] and table["value"].notna().sum() == 2
 
 
@@ -147,11 +149,6 @@ def test_levels_and_depths_are_scored_among_studies_with_scar(predictions):
     assert value["level_mid"] == 1 and value["level_basal"] == 0 and np.isnan(value["level_apex"])
     assert value["depth_subendocardial"] == 1 and value["depth_transmural"] == 0.5
     assert table.loc["level_mid", ["with", "without"]].tolist() == [1, 1]
-
-
-def test_unknown_truth_stays_unknown(predictions):
-    table = scores.with_truth(predictions, cohort_of(INFERIOR, NO_SCAR, None, None))
-    assert table["scar"].isna().sum() == 2 and table["scar_inferior"].isna().sum() == 2
 
 
 def test_folds_keep_patients_whole_and_test_every_study_once():
@@ -184,21 +181,13 @@ def test_clinical_f1_by_hand():
     found = scores.clinical_f1(truth, read, list("abc"))
     assert found["presence_f1"]["value"] == pytest.approx(2 / 3)  # one hit, one miss
     assert found["walls_f1"]["value"] == pytest.approx(2 * 1 / (3 + 2))
+    halves = scores.clinical_f1([INFERIOR] * 4, [INFERIOR] * 2 + [NO_SCAR] * 2, list("aabb"))
+    assert halves["presence_f1"] == {"value": pytest.approx(2 / 3), "low": 0, "high": 1}
     more = scores.clinical_f1([*truth, scar()], [*read, both], list("abcd"))
     assert more["walls_f1"] == found["walls_f1"]  # the true walls are unknown
     assert more["presence_f1"]["value"] == pytest.approx(4 / 5)
     assert np.isnan(scores.clinical_f1([], [], [])["walls_f1"]["value"])
     assert np.isnan(scores.clinical_f1([NO_SCAR], [NO_SCAR], ["a"])["presence_f1"]["value"])
-
-
-def test_caption_intervals_are_over_patients():
-    truth, read = [INFERIOR] * 20, [INFERIOR] * 10 + [NO_SCAR] * 10
-    two = ["a"] * 10 + ["b"] * 10  # one patient all right, one all wrong
-    by_patient = scores.clinical_f1(truth, read, two)["presence_f1"]
-    assert by_patient == {"value": pytest.approx(2 / 3), "low": 0, "high": 1}
-    many = [f"{number:02}" for number in range(20)]
-    by_study = scores.clinical_f1(truth, read, many)["presence_f1"]
-    assert 0.3 < by_study["low"] < by_study["value"] < by_study["high"] < 0.95
 
 
 def test_bleu_by_hand():
@@ -215,19 +204,6 @@ def test_bleu_by_hand():
     for text in ("scar", ""):
         assert scores.bleu([text], [REFERENCE], ["a"])["value"] == 0
     assert np.isnan(scores.bleu([], [], [])["value"])
-
-
-def test_bleu_equals_nltk():
-    from nltk.translate.bleu_score import corpus_bleu
-
-    rng = np.random.default_rng(0)
-    words = np.array("no scar in the wall of inferior septum is seen".split())
-    texts = [" ".join(rng.choice(words, size=rng.integers(4, 14))) for _ in range(60)]
-    written = texts[:30]
-    wanted = [f"{a} {b}" for a, b in zip(written, texts[30:], strict=True)]
-    theirs = corpus_bleu([[one.split()] for one in wanted], [one.split() for one in written])
-    ours = scores.bleu(written, wanted, [str(n) for n in range(30)])["value"]
-    assert ours == pytest.approx(theirs)
 
 
 def test_captions_are_scored_against_the_reports(cohort, predictions):
@@ -300,8 +276,6 @@ def test_optional_cells_may_be_empty(files, tmp_path):
     table.loc[0, ["attention", "segments", "caption", "p_inferior"]] = None
     read, _ = scores.in_both(written(table, tmp_path), read_cohort(spec))
     assert len(read) == 4 and read["p_lge"].dtype == float
-    done = lgekit("score", tmp_path / "out.csv", spec)
-    assert done.returncode == 0 and "4 predictions" in done.stdout, done.stderr
 
 
 def test_rows_of_other_studies_are_named(files, tmp_path):
