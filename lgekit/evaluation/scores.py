@@ -37,11 +37,7 @@ PLACES = ("auc_segments", "auc_slices", "auc_attention", "caption_presence_f1", 
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """Read a table of predictions; study ids such as ``NA`` or ``007`` stay text."""
-    table = pd.read_csv(path)
-    if "study_id" in table:
-        ids = pd.read_csv(path, usecols=["study_id"], dtype=str, keep_default_na=False)
-        table["study_id"] = ids["study_id"]
-    return table
+    return pd.read_csv(path, converters={"study_id": str})
 
 
 def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
@@ -82,15 +78,14 @@ def _usable(column: str, cell: Any, study: Study) -> bool:
     """Tell whether a cell holds what `lgekit predict` writes."""
     if pd.isna(cell):  # slice weights are needed where a mask gives the truth of each slice
         return column not in {"p_lge", "slice_weights" if study.label_map is not None else ""}
+    count = 17 if column == "segments" else study.spatial_shape[2]
     try:
         if column.startswith("p_"):
             return 0 <= float(cell) <= 1
-        values = json.loads(cell)
-        count = 17 if column == "segments" else study.spatial_shape[2]
-        numbers = [float(value) for value in values if value is not None or column != "segments"]
-        return isinstance(values, list) and len(values) == count and len(numbers) <= count
+        numbers = _numbers(str(cell), count)
     except (TypeError, ValueError):
         return False
+    return numbers.shape == (count,) and (column == "segments" or bool(np.isfinite(numbers).all()))
 
 
 def _walls_known(findings: Findings | None) -> bool:
@@ -126,7 +121,6 @@ def bleu(
 
     Source: Papineni 2002, doi:10.3115/1073083.1073135. Lower case; punctuation marks are words.
     It counts shared runs of words, so a missing "no" costs little: read it after the clinical F1.
-    The interval is over patients, and a text drawn twice counts twice. NaN without texts.
     """
     from nltk.translate.bleu_score import modified_precision
 
@@ -164,10 +158,9 @@ def with_truth(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Add ``patient_id``, ``scar`` and ``scar_<wall>`` to predictions; missing where unknown."""
     table = _joined(predictions, cohort)
     truth = pd.DataFrame({"scar": [one and one.present for one in table["findings"]]})
+    walls = [one.walls if _walls_known(one) else None for one in table["findings"]]
     for wall in WALLS:
-        truth[f"scar_{wall}"] = [
-            wall in one.walls if _walls_known(one) else None for one in table["findings"]
-        ]
+        truth[f"scar_{wall}"] = [None if known is None else wall in known for known in walls]
     return pd.concat([table[["study_id", "patient_id"]], truth, table.iloc[:, 4:]], axis=1)
 
 
@@ -184,9 +177,7 @@ def slice_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     predictions), ``scar`` (truth).
     """
     cells = predictions.set_index("study_id").reindex(columns=["slice_weights", "attention"])
-    parts = [
-        pd.DataFrame(columns=["study_id", "patient_id", "slice", "weight", "attention", "scar"])
-    ]
+    names, parts = ["study_id", "patient_id", "slice", "weight", "attention", "scar"], []
     for study in cohort.studies:
         if (labels := study.label_map) is None:
             continue
@@ -196,7 +187,7 @@ def slice_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
         columns |= {"weight": weight[heart], "attention": attention[heart]}
         scar = np.isin(labels[..., heart], (SCAR, NO_REFLOW)).any((0, 1))
         parts.append(pd.DataFrame(columns | {"scar": scar}))
-    return pd.concat(parts[1:] or parts, ignore_index=True)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
 
 
 def score_table(

@@ -19,7 +19,7 @@ from lgekit.findings import Findings
 from lgekit.study import CAVITY, MYOCARDIUM, SCAR, Cohort, Study
 
 EMIDEC = Path(__file__).parents[3] / "shared" / "data" / "emidec"
-QUICK = {"masks": "true", "epochs": 1, "width": 16, "synthetic_per_real": 0.5}
+QUICK = {"masks": "true", "epochs": 1, "width": 16, "synthetic_per_real": 0.5, "polar_pretraining": 1}
 
 
 @pytest.fixture(scope="module")
