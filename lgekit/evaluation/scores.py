@@ -37,7 +37,8 @@ PLACES = ("auc_segments", "auc_slices", "auc_attention", "caption_presence_f1", 
 
 def read_predictions(path: Path) -> pd.DataFrame:
     """Read a table of predictions; study ids such as ``NA`` or ``007`` stay text."""
-    return pd.read_csv(path, converters={"study_id": str})
+    table, text = pd.read_csv(path), pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table.assign(study_id=text["study_id"]) if "study_id" in table else table
 
 
 def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:

@@ -23,12 +23,14 @@ def test_statistics_equal_scikit_learn():
     predictions = table()
     truth, called = predictions["scar"], predictions["p_lge"] > 0.5
     rows = metrics.presence_metrics(predictions)
-    values = {name: row["value"] for name, row in rows.items()}
-    assert values["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, called))
-    assert values["auc"] == pytest.approx(roc_auc_score(truth, predictions["p_lge"]))
-    assert values["sensitivity"] == pytest.approx(called[truth].mean())
-    assert values["specificity"] == pytest.approx((~called)[~truth].mean())
-    assert values["brier"] == pytest.approx(((predictions["p_lge"] - truth) ** 2).mean())
+    expected = {
+        "balanced_accuracy": balanced_accuracy_score(truth, called),
+        "sensitivity": called[truth].mean(),
+        "specificity": (~called)[~truth].mean(),
+        "auc": roc_auc_score(truth, predictions["p_lge"]),
+        "brier": ((predictions["p_lge"] - truth) ** 2).mean(),
+    }
+    assert {name: row["value"] for name, row in rows.items()} == pytest.approx(expected)
     weights = metrics.patient_resamples(predictions["patient_id"], 5, seed=1)
     ours = metrics.presence_statistic("auc", truth, predictions["p_lge"], weights)
     theirs = [roc_auc_score(truth, predictions["p_lge"], sample_weight=row) for row in weights]
@@ -101,17 +103,16 @@ def test_comparison_resamples_seeds_too_with_the_same_draws_for_all_rows():
     apart = [part.copy() for part in alike]
     for part in apart[:2]:
         part["p_lge"] = 1 - part["p_lge"]  # half of the seeds learn the opposite
-    found = {}
-    for name, parts in ("alike", alike), ("apart", apart), ("one", alike[:1]):
+    found = []
+    for parts in (alike, apart):
         full = pd.concat(parts)
         compared = metrics.compare_rows(pd.concat([full, full.assign(row="twin")]))
         auc = compared[compared["statistic"] == "auc"].set_index("row")
-        found[name] = auc.loc["full", ["value", "low", "high"]].astype(float)
+        found.append(auc.loc["full", ["value", "low", "high"]].to_dict())
         assert (auc.loc["twin", ["difference_low", "difference_high"]] == 0).all()
-    pd.testing.assert_series_equal(found["alike"], found["one"])
-    assert found["one"].to_dict() == pytest.approx(metrics.presence_metrics(alike[0])["auc"])
-    assert found["apart"]["value"] == pytest.approx(0.5)
-    assert found["apart"]["low"] < 0.2 < 0.8 < found["apart"]["high"]
+    assert found[0] == pytest.approx(metrics.presence_metrics(alike[0])["auc"])
+    assert found[1]["value"] == pytest.approx(0.5)
+    assert found[1]["low"] < 0.2 < 0.8 < found[1]["high"]
 
 
 def with_walls(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """Predictions against the truth: known answers on small studies, and tables edited by hand."""
 
 import json
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -41,7 +40,7 @@ def cohort_of(*findings: Findings | None) -> Cohort:
     return Cohort([study(name, one) for name, one in zip("abcd", findings, strict=False)])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cohort() -> Cohort:
     return cohort_of(INFERIOR, NO_SCAR, INFERIOR, NO_SCAR)
 
@@ -69,7 +68,6 @@ def test_scores_by_hand(cohort, predictions):
     assert value["caption_presence_f1"] == pytest.approx(2 / 3)
     assert table.loc["caption_walls_f1", ["low", "high"]].notna().all()
     assert np.isnan(value["auc_anterior"])  # nobody has an anterior scar
-    assert not {"auc_segments", "auc_attention"} & set(table.index)  # older tables lack them
     flat = scores.flat_scores(table)
     assert flat["auc"] == 0.75 and {"auc_low", "caption_walls_f1_low"} <= set(flat)
     assert "auc_anterior_low" not in flat
@@ -133,7 +131,6 @@ def test_attention_is_scored_as_slice_weights_are(cohort, predictions):
     value = scores.score_table(read, cohort)["value"]
     assert value["auc_attention"] == pytest.approx((0 + 0.75) / 2)  # scar: the middle slice
     assert value["auc_slices"] == 1
-    assert scores.slice_table(predictions, cohort)["attention"].isna().all()
 
 
 def test_levels_and_depths_are_scored_among_studies_with_scar(predictions):
@@ -170,11 +167,6 @@ def test_folds_keep_patients_whole_and_test_every_study_once():
     assert scores.with_fold(cohort, -1, 3) is cohort and cohort.studies[0]["split"] == ""
 
 
-# ---- captions ----
-
-REFERENCE, WRITTEN, SHORT = "the scar is in the wall", "the scar is in a wall", "the scar is in"
-
-
 def test_clinical_f1_by_hand():
     truth, both = [INFERIOR, scar("inferior", "inferolateral"), NO_SCAR], scar(*WALLS[:2])
     read = [truth[1], NO_SCAR, NO_SCAR]
@@ -192,17 +184,16 @@ def test_clinical_f1_by_hand():
 
 def test_bleu_by_hand():
     """Clipped counts 5/6, 3/5, 2/4, 1/3 of runs of one to four words; then Papineni's brevity."""
+    reference, written = "the scar is in the wall", "the scar is in a wall"
     value = (5 / 6 * 3 / 5 * 2 / 4 * 1 / 3) ** 0.25
-    assert scores.bleu([WRITTEN], [REFERENCE], ["a"])["value"] == pytest.approx(value)
-    assert scores.bleu([REFERENCE], [REFERENCE], ["a"]) == {"value": 1, "low": 1, "high": 1}
+    assert scores.bleu([written], [reference], ["a"])["value"] == pytest.approx(value)
     # Pooled: 9/10, 6/8, 4/6, 2/4; ten words for twelve.
     pooled = np.exp(1 - 12 / 10) * (9 / 10 * 6 / 8 * 4 / 6 * 2 / 4) ** 0.25
-    both = scores.bleu([WRITTEN, SHORT], [REFERENCE] * 2, ["a", "b"])
+    both = scores.bleu([written, "the scar is in"], [reference] * 2, ["a", "b"])
     assert both["value"] == pytest.approx(pooled)
     assert both["low"] == pytest.approx(value)  # one patient drawn twice
     assert both["high"] == pytest.approx(np.exp(1 - 6 / 4))
-    for text in ("scar", ""):
-        assert scores.bleu([text], [REFERENCE], ["a"])["value"] == 0
+    assert scores.bleu([""], [reference], ["a"])["value"] == 0
     assert np.isnan(scores.bleu([], [], [])["value"])
 
 
@@ -236,29 +227,26 @@ def written(table, folder):
     return folder / "out.csv"
 
 
-def test_study_ids_stay_text(files, tmp_path):
+def test_study_ids_stay_text_and_optional_cells_may_be_empty(files, tmp_path):
     spec, table = files
+    table.loc[0, ["attention", "segments", "caption", "p_inferior"]] = None
     read, studies = scores.in_both(written(table, tmp_path), read_cohort(spec))
     assert read["study_id"].tolist() == ["s0", "NA", "s2", "s3"] and len(studies) == 4
+    assert read["p_lge"].dtype == read["p_inferior"].dtype == float
     ids = ["007", "NA", "nan", "1e5"]
     path = written(table.assign(study_id=ids), tmp_path)
     assert scores.read_predictions(path)["study_id"].tolist() == ids
 
 
-UNUSABLE = [
-    ("p_lge", "0,5"),
-    ("p_lge", ""),
-    ("p_lge", "50"),
-    ("p_inferior", "high"),
-    ("slice_weights", "[0.1, 0.2, 0.3]"),
-    ("slice_weights", "[0.1, 0.2, 0.3"),
-    ("slice_weights", "[0.1, null, 0.3, 0.4]"),
-    ("slice_weights", ""),
-    ("segments", "[0.5]"),
-]
+UNUSABLE = {
+    "p_lge": ["0,5", "", "50"],
+    "p_inferior": ["high"],
+    "slice_weights": ["[0.1, 0.2, 0.3]", "[0.1, 0.2, 0.3", "[0.1, null, 0.3, 0.4]", ""],
+    "segments": ["[0.5]"],
+}
 
 
-@pytest.mark.parametrize(("column", "cell"), UNUSABLE)
+@pytest.mark.parametrize(("column", "cell"), [(a, b) for a in UNUSABLE for b in UNUSABLE[a]])
 def test_unusable_cells_are_named_by_study_and_column(files, tmp_path, column, cell):
     spec, table = files
     table[column] = table[column].astype(object)
@@ -271,13 +259,6 @@ def test_unusable_cells_are_named_by_study_and_column(files, tmp_path, column, c
         refused("score", path, spec, mentions=f"s2, {column}: ")
 
 
-def test_optional_cells_may_be_empty(files, tmp_path):
-    spec, table = files
-    table.loc[0, ["attention", "segments", "caption", "p_inferior"]] = None
-    read, _ = scores.in_both(written(table, tmp_path), read_cohort(spec))
-    assert len(read) == 4 and read["p_lge"].dtype == float
-
-
 def test_rows_of_other_studies_are_named(files, tmp_path):
     (spec, table), cohort = files, read_cohort(files[0])
     path = written(pd.concat([table, table.tail(1).assign(study_id="s9")]), tmp_path)
@@ -285,8 +266,6 @@ def test_rows_of_other_studies_are_named(files, tmp_path):
         assert len(scores.in_both(path, cohort)[0]) == 4
     with pytest.raises(InputError, match="holds no study"):
         scores.in_both(written(table.assign(study_id=list("abcd")), tmp_path), cohort)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        scores.in_both(written(table, tmp_path), cohort)
-        done = lgekit("score", tmp_path / "out.csv", spec, "--split", "test")
+    done = lgekit("score", written(table, tmp_path), spec, "--split", "test")
+    assert done.returncode == 0, done.stderr
     assert "no study of" not in done.stderr  # those of the other splits are left out on purpose
