@@ -61,7 +61,9 @@ def scar_features(study: Study) -> pd.DataFrame:
     - ``size_percent`` of the slice's wall; ``extent_deg``; ``transmurality_percent``;
       ``mean_depth`` (0 endocardium, 1 epicardium); ``roughness``: perimeter² / (4π area).
     """
-    labels, rows = np.asarray(study.label_map), []
+    labels, rows = study.label_map, []
+    if labels is None:
+        raise InputError(study["study_id"], "no labels", "Give a label map with scar.")
     for s in np.flatnonzero(np.isin(labels, (SCAR, NO_REFLOW)).sum((0, 1)) >= MINIMUM_SCAR_VOXELS):
         ids = {"study_id": study["study_id"], "patient_id": study["patient_id"], "slice": int(s)}
         if row := _slice_features(study.pixels[..., s], labels[..., s], study.spacing_mm):
