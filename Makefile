@@ -43,8 +43,8 @@ app: setup       ## scar painter and prompt playground without code (MODEL_DIR=w
 lint: setup      ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy lgekit
 
-test: lint       ## lint, types and every test but the slow and the browser ones, a smoke run of all notebooks among them
-	$(BIN)/pytest -m "not slow and not browser"
+test: lint       ## lint, types and all quick tests, with a smoke run of all notebooks
+	$(BIN)/pytest -m "not slow and not browser and not bench"
 
 test-slow: setup ## the slow tests
 	$(BIN)/pytest -m slow
@@ -53,7 +53,7 @@ test-browser: setup  ## JupyterLab and the apps in Chromium; screenshots in pape
 	$(BIN)/pytest -m browser -s
 
 bench: setup     ## the benchmark table, into figures/bench.csv
-	$(BIN)/python -m lgekit.bench
+	$(BIN)/pytest tests/benchmarks -m bench --bench-table figures/bench.csv
 
 clean:           ## remove the environment, the runs and the caches; grids, figures and notebooks stay
 	rm -rf .venv _site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Metrics with intervals, comparison of ablation rows, baselines and realism of scars."""

@@ -6,8 +6,7 @@ import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from lgekit.errors import InputError
-from lgekit.evaluation import metrics
-from lgekit.evaluation import metrics as comparison
+from lgekit.evaluation import compare, metrics
 from lgekit.findings import WALLS
 
 
@@ -16,190 +15,154 @@ def table(studies: int = 80, seed: int = 0, signal: float = 1.0) -> pd.DataFrame
     scar = generator.random(studies) < 0.5
     score = 1 / (1 + np.exp(-(signal * (2 * scar - 1) + generator.normal(size=studies))))
     names = [f"p{index:03d}" for index in range(studies)]
-    return pd.DataFrame(
-        {"study_id": names, "patient_id": names, "scar": scar, "p_lge": score.round(2)}
-    )
+    ids = {"study_id": names, "patient_id": names}
+    return pd.DataFrame({**ids, "scar": scar, "p_lge": score.round(2)})
 
 
 def test_statistics_equal_scikit_learn():
     predictions = table()
+    truth, called = predictions["scar"], predictions["p_lge"] > 0.5
     rows = metrics.presence_metrics(predictions)
-    called = predictions["p_lge"] > 0.5
-    assert rows["balanced_accuracy"]["value"] == pytest.approx(
-        balanced_accuracy_score(predictions["scar"], called)
-    )
-    assert rows["auc"]["value"] == pytest.approx(
-        roc_auc_score(predictions["scar"], predictions["p_lge"])
-    )
-    assert rows["sensitivity"]["value"] == pytest.approx(called[predictions["scar"]].mean())
-    assert rows["specificity"]["value"] == pytest.approx((~called)[~predictions["scar"]].mean())
-
-
-def test_weighted_auc_equals_scikit_learn_on_a_resample():
-    predictions = table(seed=3)
+    expected = {
+        "balanced_accuracy": balanced_accuracy_score(truth, called),
+        "sensitivity": called[truth].mean(),
+        "specificity": (~called)[~truth].mean(),
+        "auc": roc_auc_score(truth, predictions["p_lge"]),
+        "brier": ((predictions["p_lge"] - truth) ** 2).mean(),
+    }
+    assert {name: row["value"] for name, row in rows.items()} == pytest.approx(expected)
     weights = metrics.patient_resamples(predictions["patient_id"], 5, seed=1)
-    ours = metrics.presence_statistic(
-        "auc", predictions["scar"], predictions["p_lge"].to_numpy(), weights
-    )
-    theirs = [
-        roc_auc_score(predictions["scar"], predictions["p_lge"], sample_weight=row)
-        for row in weights
-    ]
+    ours = metrics.presence_statistic("auc", truth, predictions["p_lge"], weights)
+    theirs = [roc_auc_score(truth, predictions["p_lge"], sample_weight=row) for row in weights]
     np.testing.assert_allclose(ours, theirs)
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
-    hits = 0
+def test_interval_covers_the_truth_in_95_percent():
+    patients, hits = [f"p{i}" for i in range(50)], 0
     for seed in range(60):
-        sample = np.random.default_rng(seed).normal(size=50)
-        row = metrics.interval(
-            lambda w, s=sample: w @ s / w.sum(1), [f"p{i}" for i in range(50)], seed
-        )
+        row = metrics.mean_interval(np.random.default_rng(seed).normal(size=50), patients, seed)
         hits += row["low"] <= 0 <= row["high"]
     assert 50 <= hits <= 60  # 57 expected
 
 
-def test_studies_of_one_patient_are_drawn_together_and_order_changes_nothing():
+def test_patients_are_drawn_whole_and_in_any_order():
     weights = metrics.patient_resamples(["a", "b", "a", "c"], 50)
     np.testing.assert_array_equal(weights[:, 0], weights[:, 2])
     assert (weights[:, [0, 1, 3]].sum(1) == 3).all()
-    np.testing.assert_array_equal(
-        metrics.patient_resamples(["c", "a", "b"], 50)[:, [1, 2, 0]], weights[:, [0, 1, 3]]
-    )
+    shuffled = metrics.patient_resamples(["c", "a", "b"], 50)[:, [1, 2, 0]]
+    np.testing.assert_array_equal(shuffled, weights[:, [0, 1, 3]])
 
 
-def test_one_class_gives_nan_not_a_number_out_of_nothing():
-    predictions = table().assign(scar=True)
-    assert np.isnan(metrics.presence_metrics(predictions)["auc"]["value"])
+def test_undefined_statistics_are_nan_and_missing_values_left_out():
+    assert np.isnan(metrics.presence_metrics(table().assign(scar=True))["auc"]["value"])
+    assert metrics.roc_table(table().assign(scar=True))["sensitivity"].isna().all()
+    median = metrics.median_interval([1, 2, np.nan, 3, 9], list("abcde"))
+    assert median["value"] == 2.5 and 1 <= median["low"] <= 2.5 <= median["high"] <= 9
+    for row in (metrics.mean_interval([], []), metrics.median_interval([np.nan], ["a"])):
+        assert np.isnan(list(row.values())).all()
 
 
-def test_wall_metrics():
-    generator = np.random.default_rng(0)
-    predictions = table()
-    for wall in WALLS:
-        predictions[f"scar_{wall}"] = generator.random(len(predictions)) < 0.3
-        predictions[f"p_{wall}"] = predictions[f"scar_{wall}"] * 1.0
-    predictions["p_inferior"] = 0.5
-    rows = metrics.wall_metrics(predictions)
-    assert rows["anterior"]["value"] == 1 and rows["inferior"]["value"] == 0.5
-    assert rows["macro"]["value"] == pytest.approx((5 + 0.5) / 6)
+def test_mean_over_segments_draws_patients_whole():
+    truth, values = np.zeros((12, 17), bool), np.full((12, 17), 0.5)
+    truth[:6, 0] = truth[::2, 1] = True
+    values[:6, 0] = 0.9
+    patients = [str(number) for number in range(12)]
+    *each, mean = metrics.column_metrics(truth, values, patients)
+    assert each[0]["value"] == 1 and each[1]["value"] == 0.5 and np.isnan(each[2]["value"])
+    assert mean == {"value": 0.75, "low": 0.75, "high": 0.75}
+    values[:, 1] = np.random.default_rng(0).random(12)
+    once = metrics.column_metrics(truth, values, patients)[-1]
+    doubled = (np.repeat(array, 2, 0) for array in (truth, values))
+    twice = metrics.column_metrics(*doubled, np.repeat(patients, 2).tolist())[-1]
+    assert twice == pytest.approx(once) and once["low"] < once["value"] < once["high"]
 
 
-def test_slice_metrics_rank_only_inside_a_study():
-    slices = pd.DataFrame(
-        {
-            "study_id": ["a"] * 3 + ["b"] * 3 + ["c"] * 2,
-            "patient_id": ["a"] * 3 + ["b"] * 3 + ["c"] * 2,
-            "weight": [0.1, 0.2, 0.7, 0.9, 0.8, 0.7, 0.1, 0.2],
-            "scar": [False, False, True, True, True, False, False, False],
-        }
-    )
+def test_slices_are_ranked_within_a_study():
+    ids = list("aaabbbcc")
+    columns = {"study_id": ids, "patient_id": ids, "weight": [1, 2, 7, 9, 8, 7, 1, 2]}
+    slices = pd.DataFrame(columns | {"scar": [False, False, True, True, True, False, False, False]})
     assert metrics.slice_metrics(slices)["value"] == 1
 
 
-def test_among_many_rows_a_clear_loss_is_still_found():
-    """With 2,000 resamples the least p is 0.001: after Holm over 60 rows 0.06, whatever the data."""
-    full = table().assign(row="full", seed=0)
+def test_comparison_finds_a_loss_among_60_rows():
+    """2,000 resamples allow p = 0.001 at best, which Holm over 60 rows makes 0.06."""
+    full = table(40).assign(row="full", seed=0)
+    perfect = full["scar"].astype(float)
     same = [full.assign(row=f"same {number}") for number in range(59)]
-    worse = full.assign(row="worse", p_lge=1 - full["scar"].astype(float))
-    compared = comparison.compare_rows(
-        pd.concat([full.assign(p_lge=full["scar"].astype(float)), worse, *same])
-    )
-    found = compared[(compared["row"] == "worse") & (compared["statistic"] == "auc")]
-    assert found["p_holm"].iloc[0] < 0.05
+    rows = [full.assign(p_lge=perfect), full.assign(row="worse", p_lge=1 - perfect), *same]
+    compared = metrics.compare_rows(pd.concat(rows)).set_index(["row", "statistic"])
+    worse, twin = compared.loc[("worse", "auc")], compared.loc[("same 0", "sensitivity")]
+    assert worse["p_holm"] < 0.05 and worse["difference_high"] < 0
+    assert twin["difference"] == compared.loc[("same 1", "sensitivity"), "difference"]
+    equal = metrics.compare_rows(pd.concat([full, same[0]])).set_index(["row", "statistic"])
+    assert (equal.loc["same 0", ["difference", "p"]].to_numpy() == [0, 1]).all()
 
 
-def test_compare_rows_refuses_what_would_be_counted_as_losses():
-    full = table().assign(row="full", seed=0)
-    for wall in WALLS:
-        full[f"scar_{wall}"], full[f"p_{wall}"] = full["scar"], full["p_lge"]
-    lacking = full.assign(row="other")
-    lacking.loc[lacking.index[0], f"p_{WALLS[0]}"] = np.nan
-    with pytest.raises(InputError, match=f"p_{WALLS[0]} is missing"):
-        comparison.compare_rows(pd.concat([full, lacking]))
-    with pytest.raises(InputError, match="differ in a study's truth"):
-        comparison.compare_rows(
-            pd.concat([full, full.assign(row="other", scar=~full["scar"].astype(bool))])
-        )
-
-
-def test_compare_rows_sees_a_worse_row_and_not_an_equal_one():
-    good, bad = table(200, 0, 2.0), table(200, 0, 0.0)
-    rows = [
-        good.assign(row="full", seed=0),
-        good.assign(row="same", seed=0),
-        bad.assign(row="blind", seed=0),
-    ]
-    result = comparison.compare_rows(pd.concat(rows)).set_index(["row", "statistic"])
-    blind, same = result.loc[("blind", "auc")], result.loc[("same", "auc")]
-    assert blind["p_holm"] < 0.01 and blind["difference_high"] < 0
-    assert same["difference"] == 0 and same["p"] == 1
-    columns = ["difference", "difference_low", "difference_high", "p_holm"]
-    assert (
-        comparison.claim_answer(*blind[columns]) == "yes"
-        and comparison.claim_answer(*same[columns]) == "not shown"
-    )
-    assert comparison.claim_answer(0.1, 0.05, 0.2, 0.01) == "no"
-    assert (
-        comparison.claim_answer(0.1, 0.05, 0.2, 0.09) == "not shown"
-    )  # one of many rows may differ by chance
-
-
-def test_rows_of_other_seeds_or_studies_are_not_compared():
-    full = pd.concat([table(seed=seed).assign(row="full", seed=seed) for seed in (0, 1)])
-    for other in (full[full["seed"] == 0], full[full["study_id"] != "p003"]):
-        with pytest.raises(
-            InputError,
-            match=r"\['part'\] are of other seeds or studies than 'full'.*of_whole_seeds",
-        ):
-            comparison.compare_rows(pd.concat([full, other.assign(row="part")]))
-    without_truth = full.assign(
-        row="part", scar=full["scar"].where(full["study_id"] != "p003", None)
-    )
-    with pytest.raises(InputError, match="of other seeds or studies"):
-        comparison.compare_rows(pd.concat([full, without_truth]))
-
-
-def test_intervals_are_over_seeds_too_and_paired_over_them():
-    alike = [table(300, 0, 1.5).assign(row="full", seed=seed) for seed in range(4)]
-    apart = [table(300, 0, 1.5).assign(row="full", seed=seed) for seed in range(4)]
+def test_comparison_resamples_seeds_too_with_the_same_draws_for_all_rows():
+    alike = [table(120, 0, 1.5).assign(row="full", seed=seed) for seed in range(4)]
+    apart = [part.copy() for part in alike]
     for part in apart[:2]:
         part["p_lge"] = 1 - part["p_lge"]  # half of the seeds learn the opposite
-    found = {}
-    for name, parts in ("alike", alike), ("apart", apart), ("one", alike[:1]):
+    found = []
+    for parts in (alike, apart):
         full = pd.concat(parts)
-        compared = comparison.compare_rows(pd.concat([full, full.assign(row="twin")]))
+        compared = metrics.compare_rows(pd.concat([full, full.assign(row="twin")]))
         auc = compared[compared["statistic"] == "auc"].set_index("row")
-        found[name] = auc.loc["full", ["value", "low", "high"]].astype(float)
-        assert (
-            auc.loc["twin", ["difference_low", "difference_high"]] == 0
-        ).all()  # the same seeds for both rows
-    pd.testing.assert_series_equal(found["alike"], found["one"])
-    by_patient = metrics.presence_metrics(alike[0])["auc"]
-    assert found["one"].to_dict() == pytest.approx(by_patient)  # one seed: patients alone
-    assert (
-        found["apart"]["value"] == pytest.approx(0.5)
-        and found["apart"]["low"] < 0.2 < 0.8 < found["apart"]["high"]
-    )
+        found.append(auc.loc["full", ["value", "low", "high"]].to_dict())
+        assert (auc.loc["twin", ["difference_low", "difference_high"]] == 0).all()
+    assert found[0] == pytest.approx(metrics.presence_metrics(alike[0])["auc"])
+    assert found[1]["value"] == pytest.approx(0.5)
+    assert found[1]["low"] < 0.2 < 0.8 < found[1]["high"]
 
 
-def test_no_patients_have_no_interval():
-    assert np.isnan(list(metrics.interval(lambda weights: weights.sum(1), []).values())).all()
+def with_walls(predictions: pd.DataFrame) -> pd.DataFrame:
+    truth = {f"scar_{wall}": predictions["scar"] for wall in WALLS}
+    return predictions.assign(**truth, **{f"p_{wall}": predictions["p_lge"] for wall in WALLS})
 
 
-def test_bad_tables_say_what_is_missing():
+SPOILT = {
+    "twice under one row and seed": lambda row: row.assign(row="full"),
+    "other seeds or studies": lambda row: row[row["seed"] == 0],
+    "other seeds or studies than 'full'": lambda row: row[row["study_id"] != "p003"],
+    "differ in a study's truth": lambda row: row.assign(scar=~row["scar"]),
+    "p_anterior is missing": lambda row: row.assign(p_anterior=np.nan),
+}
+
+
+@pytest.mark.parametrize("message", SPOILT)
+def test_comparison_refuses_rows_that_do_not_match(message):
+    full = with_walls(pd.concat([table(20).assign(row="full", seed=seed) for seed in (0, 1)]))
+    other = SPOILT[message](full.assign(row="part"))
+    with pytest.raises(InputError, match=message):
+        metrics.compare_rows(pd.concat([full, other]))
+
+
+def test_bad_tables_are_refused_with_the_missing_part():
     blank = table()
     blank.loc[3, "p_lge"] = np.nan
-    with pytest.raises(InputError, match=f"p_lge is missing in {blank.loc[3, 'study_id']}"):
-        metrics.presence_metrics(blank)
-    twice = pd.concat(
-        [table().assign(row="full", seed=0)] * 2
-    )  # two values of a grid's further axis
-    with pytest.raises(InputError, match="twice under one row and seed"):
-        comparison.compare_rows(twice)
-    with pytest.raises(InputError, match="p_lge"):
-        metrics.presence_metrics(table().drop(columns="p_lge"))
-    with pytest.raises(InputError, match="truth"):
-        metrics.presence_metrics(table().assign(scar=None))
-    with pytest.raises(InputError, match="full"):
-        comparison.compare_rows(table().assign(row="other", seed=0))
+    spoilt = {"p_lge is missing in p003": blank, "truth is known": table().assign(scar=None)}
+    spoilt[r"columns \['p_lge'\] are missing"] = table().drop(columns="p_lge")
+    for message, predictions in spoilt.items():
+        with pytest.raises(InputError, match=message):
+            metrics.presence_metrics(predictions)
+    with pytest.raises(InputError, match="no row named 'full'"):
+        metrics.compare_rows(table().assign(row="other", seed=0))
+
+
+def test_claims_are_answered_by_rule():
+    rows = {"full": [np.nan] * 3, "no_orientation": [-0.2, -0.3, -0.1]}
+    rows |= {"no_caption": [-0.1, -0.3, 0.1]}
+    names = ["difference", "difference_low", "difference_high"]
+    comparison = pd.DataFrame.from_dict(rows, orient="index", columns=names).rename_axis("row")
+    comparison = comparison.assign(statistic="balanced_accuracy", p_holm=0.01).reset_index()
+    better = comparison.assign(difference=0.2, difference_low=0.1, difference_high=0.3)
+    assert compare.claims_table(better)["answer"][0] == "no"
+    assert compare.claims_table(better.assign(p_holm=0.09))["answer"][0] == "not shown"
+    states = ["done", "done", "failed"]
+    runs = pd.DataFrame({"row": "no_pretraining", "state": states})
+    answers = compare.claims_table(comparison, runs=runs).set_index("row")["answer"]
+    assert answers["no_orientation"] == "yes" and answers["no_caption"] == "not shown"
+    assert answers["no_synthetic"] == "not run"
+    assert answers["no_pretraining"] == "not compared (2 of 3 runs done, 1 failed)"
+    without_full = comparison[comparison["row"] != "full"]
+    assert set(compare.claims_table(without_full)["answer"]) == {"not run"}
