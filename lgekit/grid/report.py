@@ -102,12 +102,7 @@ def _places(file: str | Path, predictions: pd.DataFrame, seed: int) -> pd.DataFr
 
 
 def last_point(predictions: pd.DataFrame, but: str = "") -> pd.DataFrame:
-    """Select the predictions at the last value of each further axis of a grid.
-
-    Args:
-        predictions: predictions of the grid.
-        but: an axis of which all values are kept.
-    """
+    """Select the predictions at the last value of each further axis of a grid, except ``but``."""
     for axis in further_axes(predictions):
         if axis != but:
             predictions = predictions[predictions[axis] == predictions[axis].iloc[-1]]
@@ -117,8 +112,8 @@ def last_point(predictions: pd.DataFrame, but: str = "") -> pd.DataFrame:
 def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> pd.DataFrame:
     """Select the largest complete set of seeds and rows that contains the first row.
 
-    A seed of a row is complete if all its runs (folds, further axes) are done. Of sets of the same
-    size the one with more rows is chosen. Rows and seeds that are left out are printed.
+    A seed of a row is complete if all its runs are done. Of sets of the same size the one with more
+    rows is chosen. Rows and seeds that are left out are printed.
 
     Args:
         runs: result of `lgekit.grid.run.collect`.
@@ -154,16 +149,15 @@ def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> 
 def reference_comparison(
     predictions: pd.DataFrame, references: pd.DataFrame, seed: int = 0
 ) -> pd.DataFrame:
-    """Compare the first row with the references of its runs, as `compare_rows` does.
+    """Compare the first row with the references that its runs trained.
 
     Args:
-        predictions: predictions of the grid, at one value of each further axis (`last_point`).
-        references: all ``reference_predictions.csv`` of the runs, with a column ``method``; may be
-            empty.
+        predictions: predictions of the grid at its `last_point`.
+        references: all ``reference_predictions.csv``, with a column ``method``; may be empty.
         seed: seed of the bootstrap.
 
     Returns:
-        Column ``row``: the first row, then each method that predicted the same studies and seeds.
+        As `compare_rows`, for the first row and each method with the same studies and seeds.
     """
     if references.empty:
         return pd.DataFrame()
@@ -190,8 +184,7 @@ def curve_table(
 
     Returns:
         Columns ``row``, the axis, ``statistic``, ``value``, ``low``, ``high``; for an axis of the
-        grid also ``difference``, ``difference_low``, ``difference_high``, paired, from the first
-        row at the same value.
+        grid also ``difference`` (with ``_low`` and ``_high``) from the first row at the same value.
     """
     if axis in predictions:
         parts = []

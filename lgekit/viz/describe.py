@@ -87,13 +87,7 @@ def _with_findings(cohort: Cohort) -> list[Study]:
 def tissue_signals(cohort: Cohort, per_tissue: int = 200, seed: int = 0) -> pd.DataFrame:
     """Sample signals by tissue, scaled in each study to remote myocardium 0 and blood 1 (medians).
 
-    Args:
-        cohort: studies without labels are skipped.
-        per_tissue: largest number of pixels per tissue and study.
-        seed: seed of the sample.
-
-    Returns:
-        Columns ``cohort``, ``study_id``, ``tissue``, ``signal``.
+    Studies without labels are skipped. Columns ``cohort, study_id, tissue, signal``.
     """
     generator = np.random.default_rng(seed)
     parts = []
@@ -149,11 +143,7 @@ def scar_details(cohort: Cohort) -> pd.DataFrame:
 
 
 def threshold_scores(cohort: Cohort) -> pd.DataFrame:
-    """Score studies with labels and findings by threshold rules.
-
-    Returns:
-        Columns ``study_id``, ``patient_id``, ``scar`` and one for each rule.
-    """
+    """Score labelled studies: ``study_id, patient_id, scar`` and a column for each rule."""
     names = ["study_id", "patient_id"]
     rows = [
         [*map(study.get, names), study["findings"].present]
@@ -165,15 +155,7 @@ def threshold_scores(cohort: Cohort) -> pd.DataFrame:
 
 
 def threshold_table(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Compute the AUC of each threshold rule with its 95 % interval.
-
-    Args:
-        scores: result of `threshold_scores`.
-        seed: seed of the bootstrap.
-
-    Returns:
-        Index: the rule; columns ``value``, ``low``, ``high``.
-    """
+    """Compute the AUC of each rule in `threshold_scores`: ``value, low, high``."""
     truth, patients = scores["scar"].to_numpy(bool), scores["patient_id"].tolist()
     rows = {}
     for rule in scores.columns.drop(["study_id", "patient_id", "scar"]):
@@ -196,10 +178,7 @@ def poses(cohort: Cohort) -> pd.DataFrame:
 
 
 def mean_maps(studies: Iterable[Study]) -> dict[str, np.ndarray]:
-    """Average the slices in the middle third of the heart over studies.
-
-    Args:
-        studies: labelled studies on grids of one size (``StandardizeShortAxis``).
+    """Average the slices in the middle third of the heart over labelled studies on one grid.
 
     Returns:
         ``image``: ``(X, Y)``, remote myocardium 0 and blood 1; ``scar``: ``(X, Y)``, share of the

@@ -36,7 +36,7 @@ DIFFERENCE = "{difference:+.3f} ({difference_low:+.3f} to {difference_high:+.3f}
 
 
 class NotebookRun(Protocol):
-    """What the figures need of a run of the workbook; `lgekit.workbook.Session` has it."""
+    """What figures need of a run of the workbook (`lgekit.workbook.Session`)."""
 
     spec: str
     size: str
@@ -186,13 +186,9 @@ def figure_name(name: str) -> str:
 
 
 def make_figure(name: str, table: pd.DataFrame, folder: Path, source: str) -> Path:
-    """Draw a figure and save it with its data and its caption; return the path of the PNG file.
+    """Draw a figure and save it with its data and caption; return the path of the PNG file.
 
-    Args:
-        name: name of the figure, for grids with a suffix.
-        table: its data.
-        folder: folder of the figures.
-        source: a sentence for the caption: cohort and size, or the grid.
+    ``source`` ends the caption: cohort and size, or the grid.
     """
     known = figure_name(name)
     caption = f"{CAPTIONS[known]} {source}"
@@ -225,12 +221,7 @@ def _ablation_source(session: NotebookRun, source: str) -> str:
 
 
 def caption_verdict(study_id: str, captions: pd.DataFrame) -> str:
-    """Say in a sentence whether a study's caption is right; empty if its truth is not known.
-
-    Args:
-        study_id: which study.
-        captions: ``study_id, caption, truth, right`` of `lgekit.evaluation.scores.caption_table`.
-    """
+    """Say whether a study's caption in a `caption_table` is right; empty if nobody knows."""
     own = captions[captions["study_id"] == study_id].fillna({"caption": ""})
     if own.empty:
         return ""
@@ -244,9 +235,6 @@ def caption_verdict(study_id: str, captions: pd.DataFrame) -> str:
 
 def redraw(folder: Path) -> list[Path]:
     """Draw all figures below a folder, and set the tables of grids, from their CSV files.
-
-    Returns:
-        The paths of the PNG files.
 
     Raises:
         InputError: the folder has no figure, or a figure has no data.
@@ -278,12 +266,9 @@ def read_comparison(path: Path) -> pd.DataFrame:
 
 
 def paper_table(comparison: pd.DataFrame, runs: pd.DataFrame | None = None) -> pd.DataFrame:
-    """Set a comparison as text: ``value (low–high)``, differences from the first row and p values.
+    """Set a `compare_rows` table as text: ``value (low–high)``, differences, p values after Holm.
 
-    Args:
-        comparison: result of `lgekit.evaluation.metrics.compare_rows`; p values are after Holm.
-        runs: result of `lgekit.grid.run.collect`; adds the rows that were not compared, with the
-            reason.
+    Rows of ``runs`` (`lgekit.grid.run.collect`) that were not compared are added with the reason.
     """
     lines, reference = [], comparison["row"].iloc[0]
     for row, of_row in comparison.groupby("row", sort=False):
@@ -319,7 +304,7 @@ def further_axes(predictions: pd.DataFrame) -> list[str]:
 def provenance(
     runs: pd.DataFrame, predictions: pd.DataFrame, expected: Iterable[str] | None = None
 ) -> str:
-    """Count the runs, seeds and patients behind a figure; name commit, device and missing rows.
+    """Count runs, seeds and patients behind a figure; name commit, device and missing rows.
 
     Args:
         runs: result of `lgekit.grid.run.collect`.

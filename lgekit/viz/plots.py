@@ -10,6 +10,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,6 +19,7 @@ import seaborn as sns
 from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
@@ -70,12 +72,20 @@ def _column_figure(height: float) -> tuple[Figure, Axes]:
     return plt.subplots(figsize=(COLUMN, height))
 
 
-def _interval_errors(table: pd.DataFrame) -> np.ndarray:
+def _whiskers(table: pd.DataFrame) -> np.ndarray:
     """Distances from ``value`` down to ``low`` and up to ``high``, as matplotlib expects them."""
     return np.stack([table["value"] - table["low"], table["high"] - table["value"]]).clip(0)
 
 
-# ---------------------------------------------------------------------------- statistics
+def _show(
+    axis: Axes, image: np.ndarray, cmap: str = "gray", limits: Any = (None, None), aspect: float = 1
+) -> AxesImage:
+    """Draw an image ``(X, Y)`` pixel by pixel."""
+    low, high = limits
+    axis.axis("off")
+    return axis.imshow(
+        image.T, cmap=cmap, vmin=low, vmax=high, aspect=aspect, interpolation="nearest"
+    )
 
 
 def bulls_eye(
@@ -84,14 +94,10 @@ def bulls_eye(
     unit: str = "",
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """The 17 AHA segments as a bull's-eye: base outside, apex in the middle, anterior up, septum left.
+    """The 17 AHA segments as a bull's-eye: base outside, anterior up, septum left.
 
-    Args:
-        values: segment 1–17 → value; missing segments are grey. Cerqueira 2002,
-            doi:10.1161/hc0402.102975.
-        title: title of the figure.
-        unit: label of the colour bar.
-        limits: values of the lowest and highest colour; the range of the values by default.
+    Segments (1–17) without a value are grey; ``limits`` are the values of the lowest and highest
+    colour, by default those of the data. Cerqueira 2002, doi:10.1161/hc0402.102975.
     """
     figure, axis = plt.subplots(figsize=(COLUMN, 2.9), subplot_kw={"projection": "polar"})
     finite = [value for value in values.values() if np.isfinite(value)]
@@ -103,11 +109,12 @@ def bulls_eye(
         value = values.get(segment, np.nan)
         known, apex = np.isfinite(value), segment == 17
         colour = colours(scale(value)) if known else "lightgray"
-        shape = {"bottom": radius, "align": "edge", "edgecolor": colour if apex else "white"}
-        axis.bar(np.deg2rad(start), 1, np.deg2rad(width), color=colour, **shape)
-        middle = np.deg2rad(start + width / 2), 0 if apex else radius + 0.5
+        edge = colour if apex else "white"
+        place = np.deg2rad(start + width / 2)
+        axis.bar(place, 1, np.deg2rad(width), radius, color=colour, edgecolor=edge)
         ink = "white" if known and scale(value) < 0.5 else "black"
-        axis.text(*middle, str(segment), ha="center", va="center", fontsize=7, color=ink)
+        style = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
+        axis.text(place, 0 if apex else radius + 0.5, str(segment), style)
     axis.set(xticks=[], yticks=[], ylim=(0, 4), title=title)
     axis.spines["polar"].set_visible(False)
     colour_scale = plt.cm.ScalarMappable(scale, colours)
@@ -136,12 +143,7 @@ def tissue_histograms(tissues: pd.DataFrame) -> Figure:
 
 
 def figure_distributions(figures: pd.DataFrame, names: Mapping[str, str]) -> Figure:
-    """Distributions of per-study measurements, one box per cohort.
-
-    Args:
-        figures: result of ``realism.cohort_figures`` with a column ``cohort``.
-        names: column → axis label.
-    """
+    """Distributions of `realism.cohort_figures` by ``cohort``; ``names``: column → axis label."""
     rows = -(-len(names) // 3)
     figure, axes = plt.subplots(rows, 3, figsize=(PAGE, 1.8 * rows), squeeze=False)
     for axis in axes.flat[len(names) :]:
@@ -194,13 +196,7 @@ def similarity_matrix(
     names: Sequence[str],
     rows: str = "study, by what its report says",
 ) -> Figure:
-    """Cosine similarity of studies (rows) and their texts (columns), before and after training.
-
-    Args:
-        before, after: similarities ``(n, n)``.
-        names: names of the n studies.
-        rows: label of the vertical axis.
-    """
+    """Cosine similarity ``(n, n)`` of studies and their texts, before and after training."""
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 3.3), sharey=True)
     for axis, matrix, when in zip(axes, (before, after), ("before", "after"), strict=True):
         drawn = axis.imshow(matrix, cmap="cividis", vmin=-1, vmax=1)
@@ -218,8 +214,8 @@ def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
     for name, table in tables.items():
         rates = table["false_positive_rate"]
         (line,) = axis.plot(rates, table["sensitivity"], label=name)
-        band = {"alpha": 0.2, "color": line.get_color()}
-        axis.fill_between(rates, table["low"], table["high"], **band)
+        colour = line.get_color()
+        axis.fill_between(rates, table["low"], table["high"], alpha=0.2, color=colour)
     axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="chance")
     axis.set(xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
     axis.set(xlim=(0, 1), ylim=(0, 1.01))
@@ -230,17 +226,15 @@ def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
 def forest(table: pd.DataFrame, *statistics: str) -> Figure:
     """Ablation rows with values and 95 % intervals, one panel for each statistic.
 
-    Args:
-        table: columns ``row, statistic, value, low, high``.
-        statistics: which statistics; each row must have them.
+    The table has columns ``row, statistic, value, low, high``.
     """
     rows = list(dict.fromkeys(table["row"]))
     size = (min(1.6 + 2.7 * len(statistics), PAGE), 0.24 * len(rows) + 0.8)
     figure, axes = plt.subplots(1, len(statistics), figsize=size, sharey=True, squeeze=False)
     for axis, statistic in zip(axes[0], statistics, strict=True):
         chosen = table[table["statistic"] == statistic].set_index("row").loc[rows]
-        values, bars = chosen["value"], {"fmt": "o", "capsize": 2, "color": BLUE}
-        axis.errorbar(values, range(len(rows)), xerr=_interval_errors(chosen), **bars)
+        values, errors = chosen["value"], _whiskers(chosen)
+        axis.errorbar(values, range(len(rows)), xerr=errors, fmt="o", capsize=2, color=BLUE)
         axis.axvline(values.get("full", values.iloc[0]), color="gray", linestyle=":")
         left = min(0.4, chosen["low"].min()) - 0.02
         axis.set(xlabel=f"{title_of(statistic)}, 95 % interval", xlim=(left, 1.02))
@@ -252,11 +246,8 @@ def forest(table: pd.DataFrame, *statistics: str) -> Figure:
 def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
     """Balanced accuracy and AUC over a quantity, with 95 % intervals and one line for each row.
 
-    Args:
-        table: columns ``row, <axis_name>, statistic, value, low, high``. If each row has only one
-            value of the quantity, a single line connects all rows.
-        axis_name: column of the quantity.
-        label: label of the horizontal axis.
+    The table has columns ``row, <axis_name>, statistic, value, low, high``. If each row has one
+    value of the quantity, a single line connects all rows.
     """
     one_line = table.groupby("row")[axis_name].nunique().max() == 1
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.4), sharey=True)
@@ -266,8 +257,8 @@ def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
         lines = [("", chosen)] if one_line else list(chosen.groupby("row", sort=False))
         for number, (row, line) in enumerate(lines):
             x = [places[value] + 0.08 * number for value in line[axis_name]]
-            bars = {"marker": "o", "capsize": 2, "label": title_of(row)}
-            axis.errorbar(x, line["value"], yerr=_interval_errors(line), **bars)
+            errors, name = _whiskers(line), title_of(row)
+            axis.errorbar(x, line["value"], yerr=errors, marker="o", capsize=2, label=name)
         axis.set_xticks(list(places.values()), [f"{value:g}" for value in places])
         axis.set(xlabel=label, ylabel=title_of(statistic))
     if not one_line:
@@ -278,8 +269,8 @@ def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
 def wall_bars(table: pd.DataFrame) -> Figure:
     """AUC of each wall with its 95 % interval: columns ``wall, value, low, high``."""
     figure, axis = _column_figure(2.2)
-    bars = {"fmt": "o", "capsize": 2, "color": BLUE}
-    axis.errorbar(table["wall"], table["value"], yerr=_interval_errors(table), **bars)
+    errors = _whiskers(table)
+    axis.errorbar(table["wall"], table["value"], yerr=errors, fmt="o", capsize=2, color=BLUE)
     axis.axhline(0.5, color="gray", linestyle=":")
     axis.set(ylabel="AUC, 95 % interval", ylim=(min(0.3, table["low"].min()), 1.02))
     axis.tick_params(axis="x", rotation=30)
@@ -289,10 +280,7 @@ def wall_bars(table: pd.DataFrame) -> Figure:
 def slice_bars(slices: pd.DataFrame, study_id: str) -> Figure:
     """Probability of scar in each slice of a study, read alone, and the attention to each slice.
 
-    Args:
-        slices: columns ``study_id, slice, weight, scar`` and optionally ``attention``, which adds
-            the second panel.
-        study_id: which study.
+    Columns ``study_id, slice, weight, scar``, and ``attention`` for the second panel.
     """
     chosen = slices[slices["study_id"] == study_id]
     panels = {"weight": "probability of scar,\neach slice alone"}
@@ -308,8 +296,9 @@ def slice_bars(slices: pd.DataFrame, study_id: str) -> Figure:
         axis.locator_params(axis="x", integer=True)
     axes[0, 0].set_ylim(0, 1)
     patches = [Patch(color=colour, label=name) for colour, name in names.items()]
-    place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1), "ncols": 2, "frameon": False}
-    axes[0, 0].legend(handles=patches, title="by the truth", **place)
+    legend = axes[0, 0].legend(handles=patches, title="by the truth", ncols=2, frameon=False)
+    legend.set_loc("lower center")
+    legend.set_bbox_to_anchor((0.5, 1))
     figure.align_ylabels()
     axes[-1, 0].set_xlabel(f"slice of {study_id} (stored order)")
     return closed(figure)
@@ -324,8 +313,8 @@ def caption_lines(table: pd.DataFrame) -> Figure:
     lines = [1] + [1 + max(text.count("\n") for text in line) for line in cells]  # heading first
     figure, axis = plt.subplots(figsize=(PAGE, 0.14 * sum(lines) + 0.1 * len(lines)))
     axis.axis("off")
-    options = {"loc": "center", "cellLoc": "left", "bbox": Bbox.unit()}
-    drawn = axis.table(cells.tolist(), colLabels=["the decoder wrote", "truth"], **options)
+    heading = ["the decoder wrote", "truth"]
+    drawn = axis.table(cells.tolist(), cellLoc="left", colLabels=heading, bbox=Bbox.unit())
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(7)
     colours = ["white", *np.where(chosen["right"].astype(bool), "#E8F1F8", "#FBEBD5")]
@@ -334,17 +323,8 @@ def caption_lines(table: pd.DataFrame) -> Figure:
     return closed(figure)
 
 
-# -------------------------------------------------------------------------------- images
-
-
 def show_stack(study: Study, contours: bool = True, title: str = "") -> Figure:
-    """Slices of a study side by side with the outlines of its labels.
-
-    Args:
-        study: any study. At most eight slices with heart are shown, in stored order.
-        contours: draw the outlines of the labels, if there are any.
-        title: title of the figure; the study's id by default.
-    """
+    """At most eight slices of a study, in stored order, with the outlines of its labels."""
     chosen = _slices_with_heart(study)
     side = min(1.9, PAGE / len(chosen))
     size = (side * len(chosen), side + 0.4)
@@ -370,14 +350,7 @@ def show_studies(
     columns: int = 6,
     slices: Mapping[str, int] | None = None,
 ) -> Figure:
-    """One slice of several studies, each below its caption.
-
-    Args:
-        studies: caption → study.
-        contours: draw the outlines of the labels.
-        columns: images per row.
-        slices: caption → slice; :func:`most_telling_slice` by default.
-    """
+    """One slice of several studies: caption → study, and caption → slice if it is to be chosen."""
     figure, axes = _captioned(studies, columns, widest=2.2, margin=0.4, dpi=FINE)
     for axis, (caption, study) in zip(axes, studies.items(), strict=False):
         draw_slice(axis, study, (slices or {}).get(caption, most_telling_slice(study)), contours)
@@ -387,21 +360,13 @@ def show_studies(
 def show_images(
     images: Mapping[str, np.ndarray], columns: int = 4, cmap: str = "gray", unit: str = ""
 ) -> Figure:
-    """Several images ``(X, Y)``, each on its own grey scale or all on one scale with a colour bar.
-
-    Args:
-        images: caption → image.
-        columns: images per row.
-        cmap: matplotlib colour map.
-        unit: unit of the values; it gives all images one scale and adds a colour bar.
-    """
+    """Several images: caption → image, each on its own grey scale or, with a unit, all on one."""
     height = max(image.shape[1] / image.shape[0] for image in images.values())
     figure, axes = _captioned(images, columns, widest=2.4, margin=0.35, height=height)
     everything = np.concatenate([np.ravel(image) for image in images.values()])
     for axis, image in zip(axes, images.values(), strict=False):
-        low, high = np.nanpercentile(everything, [0, 100]) if unit else _grey_limits(image)
-        options = {"cmap": cmap, "vmin": low, "vmax": high, "interpolation": "nearest"}
-        drawn = axis.imshow(np.asarray(image).T, **options)
+        limits = np.nanpercentile(everything, [0, 100]) if unit else _grey_limits(image)
+        drawn = _show(axis, image, cmap, limits)
     if unit:
         figure.colorbar(drawn, ax=axes, label=unit, shrink=0.8)
     return closed(figure)
@@ -415,11 +380,7 @@ def _captioned(
     height: float = 1.0,
     dpi: float | None = None,
 ) -> tuple[Figure, np.ndarray]:
-    """Axes for one image below each caption, at most a page wide, and unused axes behind them.
-
-    Neighbouring captions do not touch: a letter is 0.62 of its font size wide on average, and a
-    caption fills nine tenths of its image's width.
-    """
+    """Axes for images below captions, at most a page wide; captions of neighbours do not touch."""
     names = list(captions)
     rows, columns = -(-len(names) // columns), min(columns, len(names))
     side = min(widest, PAGE / columns)
@@ -441,20 +402,14 @@ def _grey_limits(image: np.ndarray) -> np.ndarray:
 def show_image(image: np.ndarray, title: str = "", unit: str = "", cmap: str = "gray") -> Figure:
     """One image ``(X, Y)`` with a colour bar."""
     figure, axis = plt.subplots(figsize=(3.4, 3))
-    drawn = axis.imshow(np.asarray(image).T, cmap=cmap, interpolation="nearest")
-    axis.set(title=title, xticks=[], yticks=[])
+    drawn = _show(axis, image, cmap)
+    axis.set_title(title)
     figure.colorbar(drawn, ax=axis, shrink=0.8, label=unit)
     return closed(figure)
 
 
 def show_segments(study: Study, segments: np.ndarray, index: int) -> Figure:
-    """A slice of a study and its AHA segments with their numbers.
-
-    Args:
-        study: any study.
-        segments: segment of each voxel, from `lgekit.anatomy.segments.segment_map`.
-        index: which slice.
-    """
+    """A slice of a study and its AHA segments (`lgekit.anatomy.segments.segment_map`), numbered."""
     figure, axes = plt.subplots(1, 2, figsize=(4.8, 2.7), dpi=FINE)
     draw_slice(axes[0], study, index)
     draw_segments(axes[1], segments[:, :, index], study.spacing_mm[1] / study.spacing_mm[0])
@@ -465,11 +420,8 @@ def show_segments(study: Study, segments: np.ndarray, index: int) -> Figure:
 
 def draw_slice(axis: Axes, study: Study, index: int, contours: bool = True) -> None:
     """Draw one slice, with the outlines of its labels if they are wanted and known."""
-    low, high = _grey_limits(study.pixels)
     aspect = study.spacing_mm[1] / study.spacing_mm[0]
-    options = {"cmap": "gray", "vmin": low, "vmax": high, "interpolation": "nearest"}
-    axis.imshow(study.pixels[:, :, index].T, aspect=aspect, **options)
-    axis.axis("off")
+    _show(axis, study.pixels[:, :, index], "gray", _grey_limits(study.pixels), aspect)
     if not contours or study.label_map is None:
         return
     labels = study.label_map[:, :, index]
@@ -483,15 +435,13 @@ def draw_slice(axis: Axes, study: Study, index: int, contours: bool = True) -> N
     for label, codes in inside.items():
         region = np.isin(labels, codes)
         if region.any() and not region.all():
-            line = {"colors": TISSUE_COLOURS[label], "linewidths": 0.6}
-            axis.contour(region.T.astype(float), [0.5], **line)
+            colour = TISSUE_COLOURS[label]
+            axis.contour(region.T.astype(float), [0.5], colors=colour, linewidths=0.6)
 
 
 def draw_segments(axis: Axes, segments: np.ndarray, aspect: float = 1.0) -> None:
     """Draw AHA segments ``(X, Y)``, 0 outside the wall, each with a colour and its number."""
-    options = {"cmap": "tab20", "vmin": 1, "vmax": 20, "interpolation": "nearest"}
-    axis.imshow(np.ma.masked_equal(segments.T, 0), aspect=aspect, **options)
-    axis.axis("off")
+    _show(axis, np.ma.masked_equal(segments, 0), "tab20", (1, 20), aspect)
     halo = [patheffects.withStroke(linewidth=2, foreground="white")]
     for number in np.unique(segments[segments > 0]):
         x, y = (float(places.mean()) for places in np.nonzero(segments == number))
@@ -499,10 +449,7 @@ def draw_segments(axis: Axes, segments: np.ndarray, aspect: float = 1.0) -> None
 
 
 def draw_heat(axis: Axes, image: np.ndarray, heat: np.ndarray) -> None:
-    """Draw a slice and over it the positive part of an occlusion map, both ``(height, width)``.
-
-    Colour and opacity of the map are relative to its maximum.
-    """
+    """Draw a slice and over it the positive part of an occlusion map, both ``(height, width)``."""
     strength = np.clip(heat, 0, None) / max(float(heat.max()), 1e-6)
     axis.imshow(image, cmap="gray")
     axis.imshow(strength, cmap="inferno", vmin=0, vmax=1, alpha=0.8 * strength)
@@ -531,11 +478,9 @@ def most_telling_slice(study: Study) -> int:
 
 
 def pipeline(table: pd.DataFrame) -> Figure:
-    """The steps of the method on one study, with arrows between them.
+    """The steps of the method on one study, from a `pixel_table`, with arrows between them.
 
-    Args:
-        table: result of `pixel_table`, one image for each step. Images of the unrolled wall are
-            placed below one another on the right.
+    Images of the unrolled wall are placed below one another on the right.
     """
     steps = images_from_table(table)
     wide = [name for name, image in steps.items() if _is_unrolled(image)]
@@ -561,8 +506,7 @@ def pipeline(table: pd.DataFrame) -> Figure:
         if following:
             below = name in wide and following in wide
             arrow, place = ("↓", (1.01, -0.1)) if below else ("→", (1.02, 0.5))
-            options = {"fontsize": 14, "va": "center", "annotation_clip": False}
-            axis.annotate(arrow, place, xycoords="axes fraction", **options)
+            axis.text(*place, arrow, transform=axis.transAxes, fontsize=14, va="center")
     return closed(figure)
 
 
@@ -581,14 +525,8 @@ def _name_walls(axis: Axes, image: np.ndarray, rotation: float = 25) -> None:
         axis.tick_params(length=0, pad=1)
 
 
-# --------------------------------------------------------------------------------- files
-
-
 def pixel_table(images: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Write images as a table ``picture, x, y, value``, the data of a figure made of pixels.
-
-    A name is given at the first pixel of its image only, since it may be a whole sentence.
-    """
+    """Write images as a table ``picture, x, y, value`` with each name at its first pixel only."""
     parts = []
     for name, image in images.items():
         x, y = (index.ravel() for index in np.indices(image.shape))
@@ -607,11 +545,7 @@ def images_from_table(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def save_figure(figure: Figure, folder: Path, name: str, data: pd.DataFrame, caption: str) -> Path:
-    """Save a figure as PNG and SVG, its data as CSV, and its caption in ``captions.json``.
-
-    Returns:
-        The path of the PNG file.
-    """
+    """Save PNG, SVG, data as CSV, and the caption in ``captions.json``; return the PNG's path."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
