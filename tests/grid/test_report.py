@@ -1,0 +1,270 @@
+"""Reports of grids: what is compared or left out, tables, claims, curves and their sources."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from lgekit.errors import InputError
+from lgekit.evaluation import metrics
+from lgekit.evaluation.compare import ROWS, claims_table
+from lgekit.evaluation.metrics import compare_rows, roc_table
+from lgekit.findings import WALLS
+from lgekit.grid import report
+from lgekit.viz import figures
+from lgekit.workbook import Session, save_run
+
+pytestmark = pytest.mark.usefixtures("few_resamples")
+RATIOS = {"no_synthetic": 0.5, "full": 1.0, "synthetic_2": 1.5}
+
+
+def predictions(rows: dict, seeds: int = 2, patients: int = 30, **axes) -> pd.DataFrame:
+    """Predictions of a grid: row → how well its scores separate studies with scar from others."""
+    generator = np.random.default_rng(0)
+    truth = generator.random(patients) < 0.5
+    parts = []
+    for row, strength in rows.items():
+        for seed in range(seeds):
+            fields = {"row": row, "seed": seed, **axes}
+            part = pd.DataFrame(fields | {"study_id": [f"P{n}" for n in range(patients)]})
+            part["patient_id"], part["scar"] = part["study_id"], truth
+            logits = strength * (2 * truth - 1) + generator.normal(size=patients)
+            part["p_lge"] = 1 / (1 + np.exp(-logits))
+            for number, wall in enumerate(WALLS):
+                part[f"scar_{wall}"] = truth & (np.arange(patients) % 6 == number)
+                part[f"p_{wall}"] = part[f"scar_{wall}"] * strength + generator.random(patients)
+            parts.append(part)
+    return pd.concat(parts, ignore_index=True)
+
+
+def runs_of(table: pd.DataFrame) -> pd.DataFrame:
+    axes = table.columns[: table.columns.get_loc("study_id")]
+    runs = table[axes].drop_duplicates(ignore_index=True)
+    return runs.assign(state="done", commit="abc", device="CPU", studies_train=200)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(metrics, "RESAMPLES", 200)
+
+
+@pytest.fixture
+def report_of(tmp_path, monkeypatch):
+    """Report a grid with these predictions; the folder of its figures."""
+
+    def make(table, references=None, runs=None, name="toy"):
+        runs = runs_of(table) if runs is None else runs
+        references = pd.DataFrame() if references is None else references
+
+        def read(file, of=""):
+            return references if of else table
+
+        monkeypatch.setattr(report, "collect", lambda file, out: runs.to_csv(out) or runs)
+        monkeypatch.setattr(report, "collect_predictions", read)
+        made = report.report_grid(f"grids/{name}.yaml", tmp_path)
+        return {path.relative_to(tmp_path).as_posix() for path in made}
+
+    return make
+
+
+def captions(folder) -> dict[str, str]:
+    return json.loads((folder / "captions.json").read_text())
+
+
+def test_the_paper_table_shows_values_differences_and_p_values(tmp_path):
+    comparison = compare_rows(predictions({"full": 2.0, "no_caption": 0.0}))
+    paper = figures.paper_table(comparison).set_index("row")
+    full, less = (
+        comparison.set_index(["row", "statistic"]).loc[(row, "auc")]
+        for row in ("full", "no_caption")
+    )
+    assert paper.loc["full", "AUC"] == f"{full['value']:.2f} ({full['low']:.2f}–{full['high']:.2f})"
+    assert paper.loc["full", "AUC − full"] == ""
+    ends = f"{less['difference_low']:+.3f} to {less['difference_high']:+.3f}"
+    assert paper.loc["no caption", "AUC − full"] == f"{less['difference']:+.3f} ({ends})"
+    assert float(paper.loc["no caption", "p, AUC"]) < 0.01
+    figures.set_table(paper.reset_index(), tmp_path, "toy")
+    lines = (tmp_path / "toy_table.md").read_text().splitlines()
+    assert len(lines) == 4 and len({line.count("|") for line in lines}) == 1
+
+
+def test_walls_are_compared_over_studies_with_known_walls():
+    table = predictions({"full": 3.0, "blind": 0.0})
+    known = [f"scar_{wall}" for wall in WALLS]
+    table[known] = table[known].astype(object)
+    table.loc[table["study_id"] == "P0", known] = None
+    walls = compare_rows(table).set_index(["statistic", "row"]).loc["auc_walls"]
+    assert walls.loc["full", "value"] == 1 and 0.3 < walls.loc["blind", "value"] < 0.7
+    assert walls.loc["blind", "difference_high"] < 0
+
+
+def test_roc_table_is_the_curve_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    truth = generator.random(60) < 0.5
+    score = (truth + generator.normal(size=60)).round(1)  # with ties
+    scores = pd.DataFrame({"patient_id": range(60), "scar": truth, "p_lge": score})
+    table = roc_table(scores)
+    rates, hits, _ = roc_curve(truth, score, drop_intermediate=False)
+    wanted = np.interp(table["false_positive_rate"], rates, hits)
+    np.testing.assert_allclose(table["sensitivity"], wanted)
+    area = np.trapezoid(table["sensitivity"], table["false_positive_rate"])
+    assert area == pytest.approx(roc_auc_score(truth, score), abs=0.02)
+    assert (table["low"] <= table["sensitivity"]).all()
+    one_class = roc_table(scores.assign(scar=True))
+    assert one_class[["sensitivity", "low", "high"]].isna().all(axis=None)
+
+
+def test_rows_named_after_a_ratio_make_one_curve():
+    table = predictions(RATIOS | {"synthetic_only": 2.0})
+    curve = report.curve_table(table, runs_of(table), "synthetic_per_real")
+    auc = curve[curve["statistic"] == "auc"]
+    assert set(curve["row"]) == set(RATIOS)
+    assert auc["synthetic_per_real"].tolist() == [0, 1, 2] and auc["value"].is_monotonic_increasing
+    assert report.curve_table(table, runs_of(table), "train_studies").empty
+
+
+def test_an_axis_of_the_grid_makes_one_curve_for_each_row():
+    rows = {1: 0.5, 2: 1.0, 0: 2.0}
+    parts = [predictions({"full": s, "plain_clip": 0.2}, train_studies=n) for n, s in rows.items()]
+    table = pd.concat(parts, ignore_index=True)
+    curve = report.curve_table(table, runs_of(table), "train_studies")
+    assert sorted(curve["train_studies"].unique()) == [1, 2, 200]  # 0 means all studies
+    chosen = curve[(curve["statistic"] == "auc") & (curve["train_studies"] == 2)]
+    plain, full = (chosen.set_index("row").loc[row] for row in ("plain_clip", "full"))
+    assert plain["difference"] == pytest.approx(plain["value"] - full["value"])
+    assert plain["difference_low"] < plain["difference"] and "p" not in curve
+    ratios = table.rename(columns={"train_studies": "synthetic_per_real"})
+    curve = report.curve_table(ratios, runs_of(ratios), "synthetic_per_real")
+    assert set(curve["synthetic_per_real"]) == {0, 1, 2}  # here 0 means none
+
+
+def test_the_last_value_of_a_further_axis_is_selected():
+    parts = [predictions({"full": 0.5}, seeds=1, train_studies=size) for size in (30, 0)]
+    last = report.last_point(pd.concat(parts, ignore_index=True))
+    pd.testing.assert_frame_equal(last.reset_index(drop=True), parts[1])
+
+
+@pytest.mark.parametrize(
+    ("missing", "seeds", "rows"),
+    [
+        ({("no_caption", 1)}, {0, 2}, {"full", "no_caption", "plain_clip"}),
+        ({("plain_clip", 1), ("plain_clip", 2)}, {0, 1, 2}, {"full", "no_caption"}),
+        ({("plain_clip", 2)}, {0, 1}, {"full", "no_caption", "plain_clip"}),  # as large, more rows
+        ({("full", 0), ("plain_clip", 1)}, {1, 2}, {"full", "no_caption"}),
+    ],
+)
+def test_the_largest_complete_set_of_seeds_and_rows_is_compared(missing, seeds, rows, capsys):
+    table = predictions(dict.fromkeys(("full", "no_caption", "plain_clip"), 1.0), seeds=3)
+    runs = runs_of(table)
+    for row, seed in missing:
+        runs.loc[(runs["row"] == row) & (runs["seed"] == seed), "state"] = "failed"
+    chosen = report.of_whole_seeds(runs, table, "toy")
+    assert (set(chosen["seed"]), set(chosen["row"])) == (seeds, rows)
+    left_out = {"full", "no_caption", "plain_clip"} - rows | {str(n) for n in {0, 1, 2} - seeds}
+    said = capsys.readouterr().out
+    assert "grid toy" in said and all(f" {name} left out" in said for name in left_out)
+
+
+def test_rows_that_were_not_compared_are_listed_with_the_reason():
+    table = predictions({"full": 1.0, "no_caption": 1.0, "no_synthetic": 0.0}, seeds=3)
+    runs = runs_of(table)
+    runs.loc[(runs["row"] == "no_synthetic") & (runs["seed"] > 0), "state"] = ["failed", "to do"]
+    comparison = compare_rows(report.of_whole_seeds(runs, table, "toy"))
+    words = "not compared (1 of 3 runs done, 1 failed)"
+    assert figures.paper_table(comparison, runs)["balanced accuracy"].iloc[-1] == words
+    claims = claims_table(comparison, runs=runs).set_index("row")["answer"]
+    assert claims["no_synthetic"] == words and claims["no_pretraining"] == "not run"
+    with pytest.raises(InputError, match="toy.*no seed of row 'full' is done"):
+        report.of_whole_seeds(runs.assign(state="failed"), table, "toy")
+
+
+def test_the_source_counts_runs_and_names_missing_rows():
+    table = predictions({"full": 1.0, "no_caption": 1.0, "plain_clip": 0.0}, seeds=3)
+    runs = runs_of(table)
+    lost = runs["row"] == "plain_clip"
+    runs.loc[lost, ["state", "device"]] = ["to do", "another"]
+    kept = table[table["row"] != "plain_clip"]
+    counts = "6 of the grid's 9 runs{}, 3 seeds, 30 test patients, commit abc, CPU"
+    assert figures.provenance(runs, kept) == counts.format(" (without plain CLIP)")
+    assert figures.provenance(runs, kept, ["full"]) == counts.format("")
+    assert "commit unknown" in figures.provenance(runs.assign(commit=np.nan), kept)
+
+
+def test_a_report_has_tables_and_figures_and_no_patient(report_of, tmp_path):
+    table = predictions(dict.fromkeys(ROWS, 1.0) | RATIOS | {"synthetic_4": 2.0}, patients=40)
+    runs = runs_of(table)
+    runs.loc[(runs["row"] == "synthetic_4") & (runs["seed"] == 1), "state"] = "failed"
+    made = report_of(table, predictions({"full": 2.0}, patients=40).assign(method="other"), runs)
+    endings = "runs.csv comparison.csv claims.csv references.csv table.md table.tex".split()
+    wanted = {f"tables/toy_{ending}" for ending in endings}
+    assert made == wanted | {"ablation_forest_toy.png", "synthetic_ratio_toy.png"}
+    claims = pd.read_csv(tmp_path / "tables/toy_claims.csv")
+    assert len(claims) == 8 and set(claims["answer"]) <= {"yes", "no", "not shown"}
+    counts = "{} of the grid's 16 runs (without synthetic 4), 2 seeds, 40 test patients"
+    assert counts.format(14) in captions(tmp_path)["ablation_forest_toy"]
+    assert counts.format(6) in captions(tmp_path)["synthetic_ratio_toy"]
+    assert not [path for path in tmp_path.rglob("*.csv") if "P17" in path.read_text()]
+    assert "\\begin{tabular}" in (tmp_path / "tables/toy_table.tex").read_text()
+
+
+def test_rows_named_by_numbers_are_listed_once(report_of, tmp_path):
+    report_of(predictions({"1": 1.0, "2": 0.5}))
+    first = (tmp_path / "tables/toy_table.md").read_text()
+    assert len(first.splitlines()) == 4 and "not compared" not in first
+    figures.redraw(tmp_path)
+    assert (tmp_path / "tables/toy_table.md").read_text() == first
+
+
+def test_claims_compare_with_the_full_method_wherever_its_row_is(report_of, tmp_path):
+    def answers(rows):
+        report_of(predictions(rows))
+        claims = pd.read_csv(tmp_path / "tables/toy_claims.csv")
+        return claims[claims["statistic"] == "auc"].set_index("row")["answer"]
+
+    assert answers({"no_synthetic": 0.0, "full": 3.0})["no_synthetic"] == "yes"
+    assert answers({"no_synthetic": 3.0, "no_caption": 3.0}).eq("not run").all()
+
+
+def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(report_of, tmp_path):
+    parts, others = [], []
+    for size in (30, 60, 0):
+        parts.append(predictions({"full": 2.0, "no_synthetic": 0.5}, train_studies=size))
+        others.append(predictions({"full": 3.0 + size}, train_studies=size))
+        others[-1].insert(3, "method", "supervised")
+    made = report_of(pd.concat(parts), pd.concat(others), name="label_efficiency")
+    assert {"ablation_forest_label_efficiency.png", "label_efficiency.png"} <= made
+    assert "synthetic_ratio_label_efficiency.png" not in made  # two points make no curve
+    forest, curve = map(captions(tmp_path).get, sorted(captions(tmp_path)))
+    assert "4 of the grid's 12 runs" in forest and "last value of train_studies" in forest
+    assert "12 of the grid's 12 runs" in curve and "last value" not in curve
+    references = pd.read_csv(tmp_path / "tables/label_efficiency_references.csv")
+    last = compare_rows(others[-1].assign(row="supervised"), "supervised")
+    assert references["row"].unique().tolist() == ["full", "supervised"]
+    assert references["value"].iloc[-1] == pytest.approx(last["value"].iloc[-2], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("grid", "words"),
+    [("", "The workbook's own small grid"), ("emidec", "Grid emidec: 4 of the grid's 4 runs")],
+)
+def test_the_caption_says_which_grid_notebook_06_ran(tmp_path, grid, words):
+    table = predictions({"full": 2.0, "no_caption": 0.0})
+    tables = {"ablations": compare_rows(table), "runs": runs_of(table), "predictions": table}
+    session = Session("07_paper_figures", "phantom:studies=9", "smoke", 0, tmp_path / "07")
+    save_run(session.of(figures.ABLATIONS), {"grid": grid}, tables=tables)
+    figures.from_session("ablation_forest", session, tmp_path)
+    assert words in captions(tmp_path)["ablation_forest"]
+
+
+def test_references_that_predicted_all_studies_are_compared_with_the_first_row():
+    own = predictions({"full": 0.5, "no_caption": 0.5})
+    whole = predictions({"full": 3.0}).assign(method="supervised")
+    part = whole[whole["study_id"] != "P0"].assign(method="half done")
+    other = whole.assign(method="others", study_id="Q" + whole["study_id"])
+    beside = report.reference_comparison(own, pd.concat([whole, part, other]))
+    assert beside["row"].unique().tolist() == ["full", "supervised"]
+    better = beside[(beside["row"] == "supervised") & (beside["statistic"] == "auc")].iloc[0]
+    assert better["difference"] > 0 and better["p"] < 0.05
+    assert report.reference_comparison(own, pd.DataFrame()).empty
