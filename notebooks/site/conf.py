@@ -1,4 +1,4 @@
-"""Sphinx settings of the site; `build_site.py` gathers the pages and calls Sphinx. Nothing comes from the network."""
+"""Sphinx settings of the site; `build_site.py` gathers the pages and calls Sphinx."""
 
 import sys
 from pathlib import Path
@@ -25,8 +25,8 @@ extensions = [
 ]
 templates_path = [str(Path(__file__).parent / "_templates")]
 
-# Every warning is an error, and so is a reference to a name of ours that does not exist. Other packages' pages lie on
-# the network, so that their names stay without links.
+# A reference to a missing name of lgekit is an error; names of other packages have no links,
+# since their pages are on the network.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!lgekit\.).*")]
 suppress_warnings = ["mystnb.unknown_mime_type", "config.cache"]
@@ -35,7 +35,7 @@ myst_enable_extensions = ["deflist", "colon_fence", "attrs_block"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the workbook was run by `make workbook`
 nb_execution_show_tb = False
-nb_ipywidgets_js = {}  # the scripts that draw widgets without a kernel lie on the network: stills stand in for them
+nb_ipywidgets_js = {}  # no scripts from the network: widgets are shown as still pictures
 nb_mime_priority_overrides = [
     ("html", "image/png", 1),
     ("html", "application/vnd.jupyter.widget-view+json", None),
