@@ -1,4 +1,4 @@
-"""A real Chromium on a real JupyterLab, Voilà or the site, for test_browser: servers, pages, moved widgets."""
+"""Chromium on JupyterLab, Voilà and the site, for test_browser: servers, pages, widgets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
@@ -25,18 +24,19 @@ SCREENSHOTS = ROOT / "papermill_runs" / "browser"
 CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = """--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
     --disable-component-update --disable-sync""".split()
-# JupyterLab asks its server for news and updates; and it draws only those cells that are in sight.
+# No news and updates from the network; draw all cells, also those out of sight.
 LAB_SETTINGS = {
-    "@jupyterlab/apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
-    "@jupyterlab/notebook-extension/tracker": '{"windowingMode": "none"}',
+    "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}',
+    "notebook-extension/tracker": '{"windowingMode": "none"}',
 }
-# Generous, for two cores that others use too: they end a test that hangs, and say nothing of speed.
-START_TIMEOUT_S, RUN_TIMEOUT_S, ANSWER_TIMEOUT_S = 240, 480, 30
+START_TIMEOUT_S, RUN_TIMEOUT_S, ANSWER_TIMEOUT_S = 240, 480, 30  # generous, for busy machines
 WATCH = """box => {
     const picture = box.querySelector('img.widget-image');
     box.moved = Infinity; box.answered = 0;
-    box.addEventListener('keydown', () => { box.moved = performance.now(); box.answered = 0; }, true);
-    new MutationObserver(() => { box.answered = performance.now(); }).observe(picture, {attributeFilter: ['src']});
+    const move = () => { box.moved = performance.now(); box.answered = 0; };
+    const answer = new MutationObserver(() => { box.answered = performance.now(); });
+    box.addEventListener('keydown', move, true);
+    answer.observe(picture, {attributeFilter: ['src']});
 }"""
 
 
@@ -45,9 +45,7 @@ def chromium() -> Iterator[Browser]:
     """The machine's own Chromium, without a window."""
     executable = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if executable is None:
-        pytest.fail(
-            "no Chromium on this machine: apt-get install chromium, or deselect with -m 'not browser'"
-        )
+        pytest.fail("no Chromium: apt-get install chromium, or deselect with -m 'not browser'")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable, args=FLAGS)
         yield browser
@@ -62,34 +60,18 @@ def free_port() -> int:
 
 @contextmanager
 def server(command: list[str], address: str, home: Path, **variables: str) -> Iterator[None]:
-    """A Jupyter server with settings of its own, until the block ends.
-
-    Args:
-        command: module and arguments, run by this interpreter.
-        address: answers once the server is up.
-        home: folder for settings, runtime files and the log.
-        variables: further environment.
-    """
-    folders = (
-        "JUPYTER_CONFIG_DIR",
-        "JUPYTER_DATA_DIR",
-        "JUPYTER_RUNTIME_DIR",
-        "JUPYTERLAB_SETTINGS_DIR",
-    )
-    folders += ("JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")
+    """Run a module as a server until the block ends, with its settings and log in ``home``."""
+    kinds = ["CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"]
+    folders = [f"JUPYTER_{kind}" for kind in kinds] + ["JUPYTERLAB_SETTINGS_DIR"]
+    folders += ["JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR"]
     own = {name: str(home / name.lower()) for name in folders}
     for name, content in LAB_SETTINGS.items():
-        file = home / "jupyterlab_settings_dir" / f"{name}.jupyterlab-settings"
+        file = home / "jupyterlab_settings_dir/@jupyterlab" / f"{name}.jupyterlab-settings"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
     with open(home / "server.log", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command],
-            cwd=ROOT,
-            env=os.environ | own | variables,
-            stdout=log,
-            stderr=log,
-        )
+        output = {"stdout": log, "stderr": log, "env": os.environ | own | variables}
+        process = subprocess.Popen([sys.executable, "-m", *command], cwd=ROOT, **output)
         try:
             _await(address, process, home / "server.log")
             yield
@@ -112,24 +94,15 @@ def _await(address: str, process: subprocess.Popen, log: Path) -> None:
 
 
 def smoke_copies(target: Path, results: Path) -> None:
-    """Copies of the notebooks whose parameters ask for smoke size, and for results in a folder of the test's."""
+    """Copy the notebooks with parameters for smoke size and results in a folder of the test."""
     target.mkdir()
     for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        content = nbformat.read(notebook, as_version=4)
-        cell = next(cell for cell in content.cells if cell.cell_type == "code")
-        wanted = {
-            "size": "smoke",
-            "out": str(results / notebook.stem),
-            "figures": str(results / "figures"),
-        }
+        text = notebook.read_text("utf-8")
+        wanted = {"size": "smoke", "out": results / notebook.stem, "figures": results / "figures"}
         for name, value in wanted.items():
-            cell.source = re.sub(
-                rf'(?m)^{name}: str = ".*?"',
-                lambda _, n=name, v=value: f'{n}: str = "{v}"',
-                cell.source,
-            )
-        assert 'size: str = "smoke"' in cell.source and wanted["out"] in cell.source
-        nbformat.write(content, target / notebook.name)
+            text = re.sub(rf'"{name}: str = \\".*?\\"', f'"{name}: str = \\\\"{value}\\\\"', text)
+        assert 'size: str = \\"smoke\\"' in text and str(results / notebook.stem) in text
+        (target / notebook.name).write_text(text, "utf-8")
 
 
 @dataclass
@@ -142,27 +115,22 @@ class Lab:
 
     @contextmanager
     def run(self, name: str) -> Iterator[Notebook]:
-        """Open a notebook, Run All, hold it against an error, and end its kernel with the block."""
+        """Open a notebook and run all cells without an error; the kernel ends with the block."""
         with offline_page(self.browser) as page:
             address = f"{self.address}/lab/workspaces/{name}/tree/{name}.ipynb?token={self.token}"
             page.goto(address, timeout=1000 * START_TIMEOUT_S)
             notebook = Notebook(page, name)
-            state = page.locator("#jp-main-statusbar")
-            expect(state).to_contain_text(
-                re.compile(r"Python 3.*\| Idle"), timeout=1000 * START_TIMEOUT_S
-            )
+            state, idle = page.locator("#jp-main-statusbar"), re.compile(r"Python 3.*\| Idle")
+            expect(state).to_contain_text(idle, timeout=1000 * START_TIMEOUT_S)
+            sessions, token = f"{self.address}/api/sessions", f"?token={self.token}"
             try:
                 notebook.menu("Run", "Run All Cells")
                 notebook.await_end()
                 yield notebook
             finally:
                 notebook.screenshot()
-                for session in page.request.get(
-                    f"{self.address}/api/sessions?token={self.token}"
-                ).json():
-                    page.request.delete(
-                        f"{self.address}/api/sessions/{session['id']}?token={self.token}"
-                    )
+                for session in page.request.get(sessions + token).json():
+                    page.request.delete(f"{sessions}/{session['id']}{token}")
 
 
 @dataclass
@@ -185,7 +153,7 @@ class Notebook:
         self.await_end()
 
     def await_end(self) -> None:
-        """Until every code cell has run, the last one too; an error in any output fails the test."""
+        """Wait until all code cells have run; an error in an output fails the test."""
         errors = self.page.locator('[data-mime-type="application/vnd.jupyter.error"]')
         cells = self.page.locator(".jp-CodeCell").count()
         assert cells > 5
@@ -197,41 +165,35 @@ class Notebook:
         assert not errors.count()
 
     def prompts(self) -> list[str]:
-        """``[1]:`` where a cell has run, ``[*]:`` where it waits, nothing where its code is folded."""
+        """``[1]:`` if a cell has run, ``[*]:`` if it waits, nothing if its code is folded."""
         return self.page.locator(".jp-CodeCell .jp-InputPrompt").all_inner_texts()
 
     def pictures(self) -> int:
         """How many pictures were really drawn."""
-        script = (
-            "every => every.filter(picture => picture.complete && picture.naturalWidth > 50).length"
-        )
+        script = "all => all.filter(image => image.complete && image.naturalWidth > 50).length"
         return self.page.locator(".jp-OutputArea-output img").evaluate_all(script)
 
     def texts(self) -> list[str]:
         """What the cells printed, and their tables."""
-        kinds = ", ".join(
-            f'[data-mime-type$="{kind}"]' for kind in ("stdout", "text/html", "text/plain")
-        )
+        names = ("stdout", "text/html", "text/plain")
+        kinds = ", ".join(f'[data-mime-type$="{name}"]' for name in names)
         return self.page.locator(f".jp-OutputArea-output:is({kinds})").all_inner_texts()
 
     def widget(self, number: int = 0) -> MovedWidget:
-        return MovedWidget(
-            self.page, self.page.locator(".jp-OutputArea-output .widget-vbox").nth(number)
-        )
+        boxes = self.page.locator(".jp-OutputArea-output .widget-vbox")
+        return MovedWidget(self.page, boxes.nth(number))
 
     def screenshot(self, what: str = "end") -> None:
         screenshot(self.page, f"{self.name}_{what}")
 
 
 class MovedWidget:
-    """An ``Explorable`` in a page, moved as a reader would, by keyboard."""
+    """An ``Explorer`` in a page, used by keyboard as a reader would."""
 
     def __init__(self, page: Page, box: Locator):
         self.page, self.box = page, box
-        self.picture, self.text = (
-            box.locator("img.widget-image"),
-            box.locator(".widget-html-content").last,
-        )
+        self.picture = box.locator("img.widget-image")
+        self.text = box.locator(".widget-html-content").last
         expect(self.picture).to_be_visible(timeout=1000 * START_TIMEOUT_S)
         box.scroll_into_view_if_needed()
         self.seconds: list[float] = []
@@ -246,7 +208,7 @@ class MovedWidget:
         return self.picture.evaluate(script), self.text.inner_text()
 
     def enter(self) -> None:
-        """Put the focus just before the controls, as someone who reads downwards with Tab; each must have a name."""
+        """Put the focus just before the controls, all of which must have accessible names."""
         roles = "button|checkbox|combobox|img|radio|slider|spinbutton|textbox"
         unnamed = re.findall(rf'(?m)^ *- (?:{roles})\b(?! ").*', self.box.aria_snapshot())
         assert not unnamed, f"a screen reader has no name for {unnamed}"
@@ -287,19 +249,11 @@ def offline_page(browser: Browser) -> Iterator[Page]:
     local = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob):")
     page = browser.new_page(viewport={"width": 1300, "height": 1000})
     page.set_default_timeout(1000 * ANSWER_TIMEOUT_S)
-    page.on(
-        "request",
-        lambda request: None if local.match(request.url) else elsewhere.append(request.url),
-    )
-    page.on(
-        "requestfailed",
-        lambda request: refused.append(request.url) if request.failure == "csp" else None,
-    )
+    page.on("request", lambda request: local.match(request.url) or elsewhere.append(request.url))
+    page.on("requestfailed", lambda one: one.failure == "csp" and refused.append(one.url))
     try:
         yield page
-        asked = set(elsewhere) - set(
-            refused
-        )  # what the server's own policy refuses never leaves the browser
+        asked = set(elsewhere) - set(refused)  # refused by the server's policy, not sent
         assert not asked, f"asked for on the network: {asked}"
     finally:
         page.close()
@@ -317,18 +271,10 @@ def lab(folder: Path) -> Iterator[Lab]:
     notebooks, token, port = folder / "notebooks", secrets.token_hex(16), free_port()
     smoke_copies(notebooks, folder / "results")
     address = f"http://127.0.0.1:{port}"
-    command = [
-        "jupyterlab",
-        "--no-browser",
-        "--allow-root",
-        f"--port={port}",
-        "--ServerApp.port_retries=0",
-    ]
-    command += [f"--ServerApp.root_dir={notebooks}", f"--IdentityProvider.token={token}"]
-    command += [
-        "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]
+    options = f"""--no-browser --allow-root --port={port} --ServerApp.port_retries=0
+        --ServerApp.root_dir={notebooks} --IdentityProvider.token={token} --LabApp.news_url=None
+        --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"""
+    command = ["jupyterlab", *options.split()]
     with server(command, f"{address}/api", folder), chromium() as browser:
         yield Lab(browser, address, token)
 
@@ -346,17 +292,11 @@ def voila(folder: Path, **variables: str) -> Iterator[str]:
 
 @contextmanager
 def site(folder: Path) -> Iterator[str]:
-    """The site as `make site` builds it where no notebook was run, on a server of its own; gives the address."""
+    """The site without executed notebooks on a server of its own; gives the address."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
-    build = [
-        sys.executable,
-        "notebooks/site/build_site.py",
-        "--out",
-        folder / "site",
-        "--executed",
-        folder / "none",
-    ]
+    arguments = ["--out", folder / "site", "--executed", folder / "none"]
+    build = [sys.executable, "notebooks/site/build_site.py", *arguments]
     done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         pytest.fail(f"the site cannot be built:\n{done.stderr[-2000:]}")

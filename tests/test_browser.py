@@ -1,4 +1,4 @@
-"""The workbook as a reader meets it: JupyterLab in a real browser, widgets moved by keyboard, apps and site.
+"""The workbook in a real browser: JupyterLab, widgets used by keyboard, apps and site.
 
 The notebooks run in order, at smoke size, on copies: later ones read the tables of earlier ones.
 """
@@ -6,13 +6,13 @@ The notebooks run in order, at smoke size, on copies: later ones read the tables
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 
 import pytest
 import real_browser
 from playwright.sync_api import expect
 
-from lgekit.data import phantom, readers
-from lgekit.viz import widgets as apps
+import lgekit as lk
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 
@@ -23,10 +23,14 @@ def lab(tmp_path_factory):
         yield running
 
 
+def run_and_count_pictures(lab, name, at_least=2):
+    with lab.run(name) as notebook:
+        assert notebook.pictures() >= at_least
+
+
 @pytest.mark.parametrize("name", ["00_start_here", "01_data_exploration"])
 def test_the_first_notebooks_run(lab, name):
-    with lab.run(name) as notebook:
-        assert notebook.pictures() >= 2
+    run_and_count_pictures(lab, name)
 
 
 def test_the_orientation_explorer_answers_and_a_restart_leaves_nothing_behind(lab):
@@ -78,8 +82,7 @@ def test_quiz_and_scar_painter_answer(lab):
 
 
 def test_the_network_trains_in_the_browser(lab):
-    with lab.run("04_pretraining") as notebook:
-        assert notebook.pictures() >= 2
+    run_and_count_pictures(lab, "04_pretraining")
 
 
 def test_the_prompt_playground_answers(lab):
@@ -116,86 +119,75 @@ def test_the_run_browser_answers(lab):
 
 
 def test_the_figures_are_drawn(lab):
-    with lab.run("07_paper_figures") as notebook:
-        assert notebook.pictures() >= 6
+    run_and_count_pictures(lab, "07_paper_figures", 6)
+
+
+@contextmanager
+def app(lab, folder, name, **variables):
+    """An app of `make app` in a page of the browser."""
+    with real_browser.voila(folder, **variables) as address:
+        with real_browser.offline_page(lab.browser) as page:
+            address = f"{address}/voila/render/{name}.ipynb"
+            page.goto(address, timeout=1000 * real_browser.START_TIMEOUT_S)
+            yield page, real_browser.MovedWidget(page, page.locator(".widget-vbox").first)
 
 
 @pytest.mark.parametrize(
-    ("name", "control", "key"),
+    ("name", "role", "control", "key"),
     [
-        ("scar_painter", ("button", "anterior"), "Space"),
-        ("prompt_playground", ("spinbutton", "study"), "ArrowUp"),
+        ("scar_painter", "button", "anterior", "Space"),
+        ("prompt_playground", "spinbutton", "study", "ArrowUp"),
     ],
 )
-def test_the_apps_answer_without_code(lab, tmp_path, name, control, key):
-    with real_browser.voila(tmp_path) as address, real_browser.offline_page(lab.browser) as page:
-        page.goto(
-            f"{address}/voila/render/{name}.ipynb", timeout=1000 * real_browser.START_TIMEOUT_S
-        )
-        app = real_browser.MovedWidget(page, page.locator(".widget-vbox").first)
-        before = app.shown()
-        app.enter()
-        app.tab_to(*control)
-        after = app.press(key)
+def test_the_apps_answer_without_code(lab, tmp_path, name, role, control, key):
+    with app(lab, tmp_path, name) as (page, widget):
+        before = widget.shown()
+        widget.enter()
+        widget.tab_to(role, control)
+        after = widget.press(key)
         assert after[0] != before[0] and after[1] != before[1]
         words = page.locator("body").inner_text()
         assert "Not a medical device" in words and "plots.use_style" not in words
-        app.report(f"app {name}")
+        widget.report(f"app {name}")
         real_browser.screenshot(page, f"app_{name}")
 
 
 def test_the_playground_takes_a_model_and_images_of_ones_own(lab, tmp_path):
-    apps.playground_detector().save(tmp_path / "model")
-    readers.write_manifest(phantom.phantom_cohort(studies=3, seed=5), tmp_path / "mine")
+    lk.widgets.playground_detector().save(tmp_path / "model")
+    lk.write_manifest(lk.phantom_cohort(studies=3, seed=5), tmp_path / "mine")
     own = {"MODEL_DIR": str(tmp_path / "model"), "COHORT": f"manifest:{tmp_path}/mine/manifest.csv"}
-    with (
-        real_browser.voila(tmp_path, **own) as address,
-        real_browser.offline_page(lab.browser) as page,
-    ):
-        page.goto(
-            f"{address}/voila/render/prompt_playground.ipynb",
-            timeout=1000 * real_browser.START_TIMEOUT_S,
-        )
-        app = real_browser.MovedWidget(page, page.locator(".widget-vbox").first)
-        app.enter()
-        app.tab_to("spinbutton", "study")
-        assert "Phantom_5_00001" in app.press("ArrowUp")[1]
+    with app(lab, tmp_path, "prompt_playground", **own) as (_, widget):
+        widget.enter()
+        widget.tab_to("spinbutton", "study")
+        assert "Phantom_5_00001" in widget.press("ArrowUp")[1]
 
 
 def test_the_site_opens_and_can_be_searched(lab, tmp_path):
     with real_browser.site(tmp_path) as address, real_browser.offline_page(lab.browser) as page:
         wrong = []
         page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on(
-            "response",
-            lambda answer: answer.status < 400 or wrong.append(f"{answer.status} {answer.url}"),
-        )
+        page.on("response", lambda answer: answer.status < 400 or wrong.append(answer.url))
         page.goto(f"{address}/index.html")
         real_browser.screenshot(page, "site_index")
-        page.get_by_role("link", name="02 · Orientation standardisation").first.click()
-        expect(page).to_have_title(re.compile("^02 · Orientation standardisation"))
-        expect(
-            page.locator(".highlight", has_text="widgets.orientation_explorer(example)")
-        ).to_be_visible()
-        real_browser.screenshot(page, "site_notebook")
+        title = "02 · Orientation standardisation"
+        page.get_by_role("link", name=title).first.click()
+        expect(page).to_have_title(re.compile(f"^{title}"))
+        call = "widgets.orientation_explorer(example)"
+        expect(page.locator(".highlight", has_text=call)).to_be_visible()
         page.keyboard.press("Control+k")
         page.keyboard.type("StandardizeShortAxis")
         page.keyboard.press("Enter")
         found = page.locator("#search-results")
         expect(found).to_contain_text(re.compile(r"found [1-9]\d* pages"))
-        expect(found.get_by_role("link", name="02 · Orientation standardisation")).to_be_visible()
+        expect(found.get_by_role("link", name=title)).to_be_visible()
         real_browser.screenshot(page, "site_search")
-        found.get_by_role(
-            "link", name="lgekit.anatomy.frame.StandardizeShortAxis", exact=True
-        ).click()
-        definition = page.locator("[id='lgekit.anatomy.frame.StandardizeShortAxis']")
-        expect(definition).to_contain_text("class")
-        real_browser.screenshot(page, "site_library")
+        name = "lgekit.anatomy.frame.StandardizeShortAxis"
+        found.get_by_role("link", name=name, exact=True).click()
+        expect(page.locator(f"[id='{name}']")).to_contain_text("class")
         page.goto(f"{address}/figures.html")
-        drawn = page.locator("article img").evaluate_all(
-            "every => every.map(picture => picture.naturalWidth)"
-        )
-        assert len(drawn) >= 12 and min(drawn) > 50
+        images = page.locator("article img")
+        widths = images.evaluate_all("all => all.map(image => image.naturalWidth)")
+        assert len(widths) >= 12 and min(widths) > 50
         page.goto(f"{address}/search.html?q=zzzznothing")
         expect(page.locator("#search-results")).to_contain_text("did not match any documents")
         assert not wrong
