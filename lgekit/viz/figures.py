@@ -97,14 +97,6 @@ def _point_error(table: pd.DataFrame) -> Figure:
     return plots.histogram(table["anterior_error_deg"], label, "studies")
 
 
-def _losses(history: pd.DataFrame) -> Figure:
-    return plots.training_curves(history.drop(columns="learning_rate", errors="ignore"))
-
-
-def _forest(table: pd.DataFrame) -> Figure:
-    return plots.forest(table, "balanced_accuracy", "auc")
-
-
 FIGURES = {
     "pipeline": PaperFigure(DETECTION, "pipeline", plots.pipeline),
     "orientation_mean_maps": PaperFigure(ORIENTATION, "mean_images", _images(3)),
@@ -115,13 +107,13 @@ FIGURES = {
     "real_beside_synthetic": PaperFigure(SCARS, "real_beside_synthetic", _images(4)),
     "insertion_point_error": PaperFigure(PRETRAINING, "heart_network", _point_error),
     "similarity_matrix": PaperFigure(DETECTION, "similarity", _similarity),
-    "training_curves": PaperFigure(DETECTION, "history", _losses),
+    "training_curves": PaperFigure(DETECTION, "history", plots.training_curves),
     "roc": PaperFigure(DETECTION, "roc", _roc),
     "wall_auc": PaperFigure(DETECTION, "walls", plots.wall_bars),
     "segment_auc": PaperFigure(DETECTION, "segments", _bulls_eye),
     "slice_weights": PaperFigure(DETECTION, "slices", _slices),
     "captions": PaperFigure(DETECTION, "captions", plots.caption_lines),
-    "ablation_forest": PaperFigure(ABLATIONS, "ablations", _forest),
+    "ablation_forest": PaperFigure(ABLATIONS, "ablations", plots.forest),
     "synthetic_ratio": PaperFigure(
         GRID, "", _curve("synthetic_per_real", "synthetic scars for each real study")
     ),

@@ -181,8 +181,9 @@ def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str) -> Fi
 
 
 def training_curves(history: pd.DataFrame) -> Figure:
-    """Losses over epochs: column ``epoch`` and one column for each curve."""
-    curves = history.rename(columns=title_of).melt("epoch", var_name="curve", value_name="loss")
+    """Losses over epochs: column ``epoch`` and one column for each loss."""
+    losses = history.drop(columns=["learning_rate", "seconds"], errors="ignore")
+    curves = losses.rename(columns=title_of).melt("epoch", var_name="curve", value_name="loss")
     figure, axis = _column_figure(2.2)
     sns.lineplot(curves.dropna(), x="epoch", y="loss", hue="curve", style="curve", ax=axis)
     axis.set(ylabel="loss (nats)")
@@ -226,8 +227,10 @@ def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
 def forest(table: pd.DataFrame, *statistics: str) -> Figure:
     """Ablation rows with values and 95 % intervals, one panel for each statistic.
 
-    The table has columns ``row, statistic, value, low, high``.
+    The table has columns ``row, statistic, value, low, high``; balanced accuracy and AUC are the
+    default.
     """
+    statistics = statistics or ("balanced_accuracy", "auc")
     rows = list(dict.fromkeys(table["row"]))
     size = (min(1.6 + 2.7 * len(statistics), PAGE), 0.24 * len(rows) + 0.8)
     figure, axes = plt.subplots(1, len(statistics), figsize=size, sharey=True, squeeze=False)
@@ -325,7 +328,10 @@ def caption_lines(table: pd.DataFrame) -> Figure:
 
 def show_stack(study: Study, contours: bool = True, title: str = "") -> Figure:
     """At most eight slices of a study, in stored order, with the outlines of its labels."""
-    chosen = _slices_with_heart(study)
+    heart = np.arange(study.pixels.shape[2])
+    if study.label_map is not None and study.label_map.any():
+        heart = np.flatnonzero(study.label_map.any((0, 1)))
+    chosen = heart[np.linspace(0, len(heart) - 1, min(8, len(heart))).round().astype(int)]
     side = min(1.9, PAGE / len(chosen))
     size = (side * len(chosen), side + 0.4)
     figure, axes = plt.subplots(1, len(chosen), figsize=size, dpi=FINE, squeeze=False)
@@ -336,14 +342,6 @@ def show_stack(study: Study, contours: bool = True, title: str = "") -> Figure:
     return closed(figure)
 
 
-def _slices_with_heart(study: Study, most: int = 8) -> list[int]:
-    heart = np.arange(study.pixels.shape[2])
-    if study.label_map is not None and study.label_map.any():
-        heart = np.flatnonzero(study.label_map.any((0, 1)))
-    places = np.linspace(0, len(heart) - 1, min(most, len(heart))).round().astype(int)
-    return heart[places].tolist()
-
-
 def show_studies(
     studies: Mapping[str, Study],
     contours: bool = True,
@@ -351,7 +349,7 @@ def show_studies(
     slices: Mapping[str, int] | None = None,
 ) -> Figure:
     """One slice of several studies: caption → study, and caption → slice if it is to be chosen."""
-    figure, axes = _captioned(studies, columns, widest=2.2, margin=0.4, dpi=FINE)
+    figure, axes = _captioned(studies, columns)
     for axis, (caption, study) in zip(axes, studies.items(), strict=False):
         draw_slice(axis, study, (slices or {}).get(caption, most_telling_slice(study)), contours)
     return closed(figure)
@@ -362,7 +360,7 @@ def show_images(
 ) -> Figure:
     """Several images: caption → image, each on its own grey scale or, with a unit, all on one."""
     height = max(image.shape[1] / image.shape[0] for image in images.values())
-    figure, axes = _captioned(images, columns, widest=2.4, margin=0.35, height=height)
+    figure, axes = _captioned(images, columns, height)
     everything = np.concatenate([np.ravel(image) for image in images.values()])
     for axis, image in zip(axes, images.values(), strict=False):
         limits = np.nanpercentile(everything, [0, 100]) if unit else _grey_limits(image)
@@ -373,19 +371,14 @@ def show_images(
 
 
 def _captioned(
-    captions: Iterable[str],
-    columns: int,
-    widest: float,
-    margin: float,
-    height: float = 1.0,
-    dpi: float | None = None,
+    captions: Iterable[str], columns: int, height: float = 1
 ) -> tuple[Figure, np.ndarray]:
     """Axes for images below captions, at most a page wide; captions of neighbours do not touch."""
     names = list(captions)
     rows, columns = -(-len(names) // columns), min(columns, len(names))
-    side = min(widest, PAGE / columns)
-    size = (side * columns, (side * height + margin) * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=dpi, squeeze=False)
+    side = min(2.4, PAGE / columns)
+    size = (side * columns, (side * height + 0.35) * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, dpi=FINE, squeeze=False)
     font_size = 7 if side > 1.5 else 6
     letters = max(8, int(0.9 * 72 * side / (0.62 * font_size)))
     for axis in axes.flat:
@@ -400,12 +393,8 @@ def _grey_limits(image: np.ndarray) -> np.ndarray:
 
 
 def show_image(image: np.ndarray, title: str = "", unit: str = "", cmap: str = "gray") -> Figure:
-    """One image ``(X, Y)`` with a colour bar."""
-    figure, axis = plt.subplots(figsize=(3.4, 3))
-    drawn = _show(axis, image, cmap)
-    axis.set_title(title)
-    figure.colorbar(drawn, ax=axis, shrink=0.8, label=unit)
-    return closed(figure)
+    """One image with a colour bar."""
+    return show_images({title: image}, cmap=cmap, unit=unit or "value")
 
 
 def show_segments(study: Study, segments: np.ndarray, index: int) -> Figure:

@@ -28,7 +28,7 @@ from lgekit.clip.fit import fit_detector
 from lgekit.config import size_settings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import read_cohort
-from lgekit.evaluation.metrics import title_of
+from lgekit.evaluation.metrics import PRESENCE_STATISTICS, title_of
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Scar
 from lgekit.reports.writer import canonical_text
 from lgekit.scars.transforms import AddScar
@@ -36,7 +36,7 @@ from lgekit.study import Cohort, Study
 from lgekit.viz import plots
 
 TRAIN_STUDIES, SHOWN_STUDIES = 40, 12  # of the prompt playground
-RUN_SCORES = "balanced_accuracy sensitivity specificity auc auc_walls auc_segments auc_slices"
+RUN_SCORES = (*PRESENCE_STATISTICS, "auc_walls", "auc_segments", "auc_slices")
 WORST = 5  # studies that the run browser lists
 FRAME = StandardizeShortAxis(pixels=96)
 Drawing = tuple[Figure, str]
@@ -329,7 +329,7 @@ def run_browser(grid: GridRuns) -> Explorer:
 
 
 def _draw_scores(axis: Axes, scores: dict[str, float | None]) -> None:
-    names = [name for name in RUN_SCORES.split() if name in scores]
+    names = [name for name in RUN_SCORES if name in scores]
     values = pd.DataFrame(
         [[scores.get(name + end) for end in ("", "_low", "_high")] for name in names], dtype=float
     )
