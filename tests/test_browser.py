@@ -46,7 +46,6 @@ def test_the_orientation_explorer_answers_and_a_restart_leaves_nothing_behind(la
         assert turns[-1][1] != before[1]
         explorer.tab_to("checkbox", "take it for mirrored")
         assert explorer.press("Space")[0] != turns[-1][0]
-        explorer.report("orientation explorer")
         notebook.screenshot("moved")
         notebook.restart_and_run_all()
         assert notebook.widget().shown() == before
@@ -63,7 +62,6 @@ def test_quiz_and_scar_painter_answer(lab):
         answer = quiz.press("Space")
         assert answer[0] != question[0] and "Which are painted" in question[1] and not answer[1]
         assert quiz.press("Space") == question
-        quiz.report("quiz")
         before = painter.shown()
         painter.enter()
         painter.tab_to("button", "inferoseptal")
@@ -77,7 +75,6 @@ def test_quiz_and_scar_painter_answer(lab):
         painter.tab_to("checkbox", "no-reflow")
         shown.append(painter.press("Space"))
         assert len(set(shown)) == 5
-        painter.report("scar painter")
         notebook.screenshot("moved")
 
 
@@ -100,7 +97,6 @@ def test_the_prompt_playground_answers(lab):
         playground.tab_to("spinbutton", "study")
         study = playground.press("ArrowUp")
         assert study[0] != asked[0] and study[1] != asked[1]
-        playground.report("prompt playground")
         notebook.screenshot("moved")
 
 
@@ -114,7 +110,6 @@ def test_the_run_browser_answers(lab):
         browser.tab_to("button", "plain_clip")
         other = browser.press("Space")
         assert other[0] != before[0] and other[1] != before[1]
-        browser.report("run browser")
         notebook.screenshot("moved")
 
 
@@ -148,7 +143,6 @@ def test_the_apps_answer_without_code(lab, tmp_path, name, role, control, key):
         assert after[0] != before[0] and after[1] != before[1]
         words = page.locator("body").inner_text()
         assert "Not a medical device" in words and "plots.use_style" not in words
-        widget.report(f"app {name}")
         real_browser.screenshot(page, f"app_{name}")
 
 
