@@ -29,17 +29,14 @@ def cohort_summary(cohort: Cohort) -> str:
     parts = [counts, report_sources(cohort)]
     reports = [study["report"] for study in cohort.studies if study["report"].strip()]
     if silent := sum(not states_enhancement(report) for report in reports):
-        parts += [
-            f"{silent} of them do not say, in English, whether there is late enhancement: "
-            "not learned from"
-        ]
+        parts += [f"{silent} of them do not say, in English, whether there is late enhancement"]
+        parts[-1] += " (not used for training)"
     scar = table["scar"]
     parts += [f"scar in {int(scar.eq(True).sum())}, none in {int(scar.eq(False).sum())}"]
     masks = [study.label_map for study in cohort.studies if study.label_map is not None]
-    drawn = any(np.isin(mask, (SCAR, NO_REFLOW)).any() for mask in masks)
-    known = _with_findings(cohort)
     parts += [f"masks of {len(masks)}"]
-    if masks and not drawn and any(study["findings"].present for study in known):
+    present = any(study["findings"].present for study in _with_findings(cohort))
+    if masks and present and not any(np.isin(mask, (SCAR, NO_REFLOW)).any() for mask in masks):
         parts[-1] += ", in none of which scar is drawn: presence of scar comes from the reports"
     splits = table["split"].value_counts().items()
     return "; ".join([*parts, ", ".join(f"{count} {split}" for split, count in splits)])
