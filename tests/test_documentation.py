@@ -96,11 +96,3 @@ def test_issue_forms_are_valid(path):
     kinds = {field["type"] for field in form["body"]}
     assert form["name"] and form["description"] and len(form["body"]) >= 4
     assert kinds <= {"markdown", "input", "textarea", "checkboxes", "dropdown"}
-
-
-def test_the_lesson_plan_lists_all_notebooks_with_the_difficulty_of_their_exercises():
-    plan = text_of(ROOT / "notebooks" / "site" / "lesson_plan.md")
-    for path in NOTEBOOKS:
-        section = re.search(rf"^### {path.stem[:2]} · .+?(?=^##)", plan, re.MULTILINE | re.DOTALL)
-        exercises = re.findall(r"\*\*Exercise \d\*\* \((★+)", text_of(path))
-        assert section and re.findall(r"\d \((★+)\)", section[0]) == exercises, path.stem
