@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from lgekit.errors import InputError
 from lgekit.evaluation.compare import WORKBOOK_EPOCHS, WORKBOOK_SEEDS, uncompared
-from lgekit.evaluation.metrics import title_of
+from lgekit.evaluation.metrics import PRESENCE_STATISTICS, title_of
 from lgekit.findings import DEPTHS, WALLS
 from lgekit.reports.reader import read_report, states_enhancement
 from lgekit.viz import plots
@@ -24,42 +27,18 @@ PRETRAINING = "04_pretraining"
 DETECTION = "05_clip_captioning"
 ABLATIONS = "06_ablations"
 GRID = ""  # drawn from a grid's own table by `lgekit grid report`
-STATISTICS = {
-    "balanced_accuracy": "balanced accuracy",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "auc": "AUC",
-    "auc_walls": "AUC, mean of walls",
+STATISTICS = {name: title_of(name) for name in PRESENCE_STATISTICS}
+STATISTICS["auc_walls"] = "AUC, mean of walls"
+CURVES = {  # axis of a grid → label
+    "synthetic_per_real": "synthetic scars for each real study",
+    "train_studies": "studies with reports to train on",
 }
 VALUE = "{value:.2f} ({low:.2f}–{high:.2f})"
 DIFFERENCE = "{difference:+.3f} ({difference_low:+.3f} to {difference_high:+.3f})"
 
 
-class NotebookRun(Protocol):
-    """What figures need of a run of the workbook (`lgekit.workbook.Session`)."""
-
-    spec: str
-    size: str
-
-    def of(self, notebook: str) -> Path: ...
-
-    def table(self, notebook: str, name: str) -> pd.DataFrame: ...
-
-
-class PaperFigure(NamedTuple):
-    """Where a figure's data come from and how it is drawn."""
-
-    notebook: str  # that saves the data, or `GRID`
-    table: str
-    draw: Callable[[pd.DataFrame], Figure]
-
-
-def _images(columns: int, cmap: str = "gray", unit: str = "") -> Callable[[pd.DataFrame], Figure]:
-    return lambda table: plots.show_images(plots.images_from_table(table), columns, cmap, unit)
-
-
-def _curve(axis: str, label: str) -> Callable[[pd.DataFrame], Figure]:
-    return lambda table: plots.interval_curve(table, axis, label)
+def _images(table: pd.DataFrame, columns: int, cmap: str = "gray", unit: str = "") -> Figure:
+    return plots.show_images(plots.images_from_table(table), columns, cmap, unit)
 
 
 def _gallery(table: pd.DataFrame) -> Figure:
@@ -72,11 +51,11 @@ def _gallery(table: pd.DataFrame) -> Figure:
 
 
 def _roc(table: pd.DataFrame) -> Figure:
-    return plots.roc({str(name): curve for name, curve in table.groupby("reading", sort=False)})
+    return plots.roc(dict(iter(table.groupby("reading", sort=False))))
 
 
 def _bulls_eye(segments: pd.DataFrame) -> Figure:
-    values = dict(zip(segments["segment"].astype(int), segments["value"], strict=True))
+    values = segments.set_index("segment")["value"].to_dict()
     return plots.bulls_eye(values, "AUC by AHA segment", "AUC", limits=(0.5, 1))
 
 
@@ -87,9 +66,9 @@ def _slices(slices: pd.DataFrame) -> Figure:
 
 
 def _similarity(table: pd.DataFrame) -> Figure:
-    matrices = plots.images_from_table(table)
-    names = [f"study {number + 1}" for number in range(len(matrices["after"]))]
-    return plots.similarity_matrix(matrices["before"], matrices["after"], names, rows="study")
+    before, after = plots.images_from_table(table).values()
+    names = [f"study {number + 1}" for number in range(len(after))]
+    return plots.similarity_matrix(before, after, names, rows="study")
 
 
 def _point_error(table: pd.DataFrame) -> Figure:
@@ -97,29 +76,68 @@ def _point_error(table: pd.DataFrame) -> Figure:
     return plots.histogram(table["anterior_error_deg"], label, "studies")
 
 
-FIGURES = {
-    "pipeline": PaperFigure(DETECTION, "pipeline", plots.pipeline),
-    "orientation_mean_maps": PaperFigure(ORIENTATION, "mean_images", _images(3)),
-    "orientation_scar_maps": PaperFigure(
-        ORIENTATION, "mean_scars", _images(3, "cividis", "share of studies with scar")
-    ),
-    "scar_gallery": PaperFigure(SCARS, "gallery", _gallery),
-    "real_beside_synthetic": PaperFigure(SCARS, "real_beside_synthetic", _images(4)),
-    "insertion_point_error": PaperFigure(PRETRAINING, "heart_network", _point_error),
-    "similarity_matrix": PaperFigure(DETECTION, "similarity", _similarity),
-    "training_curves": PaperFigure(DETECTION, "history", plots.training_curves),
-    "roc": PaperFigure(DETECTION, "roc", _roc),
-    "wall_auc": PaperFigure(DETECTION, "walls", plots.wall_bars),
-    "segment_auc": PaperFigure(DETECTION, "segments", _bulls_eye),
-    "slice_weights": PaperFigure(DETECTION, "slices", _slices),
-    "captions": PaperFigure(DETECTION, "captions", plots.caption_lines),
-    "ablation_forest": PaperFigure(ABLATIONS, "ablations", plots.forest),
-    "synthetic_ratio": PaperFigure(
-        GRID, "", _curve("synthetic_per_real", "synthetic scars for each real study")
-    ),
-    "label_efficiency": PaperFigure(
-        GRID, "", _curve("train_studies", "studies with reports to train on")
-    ),
+def _caption_table(table: pd.DataFrame) -> Figure:
+    """Draw captions and ground truth, five right and five wrong."""
+    right = table["right"].astype(bool)
+    different = table[right].drop_duplicates(["caption", "truth"])
+    chosen = pd.concat([different.head(5), table[~right].head(5)])
+    texts = chosen[["caption", "truth"]].map(lambda text: plots.wrap(str(text), 62, lines=99))
+    lines = [1, *(1 + texts.map(lambda text: text.count("\n")).max(axis=1))]  # heading first
+    size = (plots.PAGE, 0.14 * sum(lines) + 0.1 * len(lines))
+    figure, axis = plt.subplots(figsize=size)
+    axis.axis("off")
+    cells, heading = texts.to_numpy().tolist(), ["the decoder wrote", "truth"]
+    drawn = axis.table(cells, cellLoc="left", colLabels=heading, bbox=Bbox.unit())
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(7)
+    colours = ["white", *np.where(chosen["right"].astype(bool), "#E8F1F8", "#FBEBD5")]
+    for (line, _), cell in drawn.get_celld().items():
+        cell.set(height=lines[line] + 0.7, edgecolor="#CCCCCC", facecolor=colours[line])
+    return plots.closed(figure)
+
+
+def interval_curve(table: pd.DataFrame) -> Figure:
+    """Draw balanced accuracy and AUC over an axis of `CURVES`, with 95 % intervals.
+
+    There is one line for each row; if each row has one value, a single line connects all rows.
+    """
+    (axis_name,) = CURVES.keys() & table.columns
+    one_line = table.groupby("row")[axis_name].nunique().max() == 1
+    values = sorted(table[axis_name].unique())
+    figure, axes = plt.subplots(1, 2, figsize=(plots.PAGE, 2.4), sharey=True)
+    for axis, statistic in zip(axes, ("balanced_accuracy", "auc"), strict=True):
+        chosen = table[table["statistic"] == statistic].sort_values(axis_name, kind="stable")
+        lines = [("", chosen)] if one_line else chosen.groupby("row", sort=False)
+        for number, (row, line) in enumerate(lines):
+            x = np.searchsorted(values, line[axis_name]) + 0.08 * number
+            errors, name = plots.whiskers(line), title_of(row)
+            axis.errorbar(x, line["value"], yerr=errors, marker="o", capsize=2, label=name)
+        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axis.set(xlabel=CURVES[axis_name], ylabel=title_of(statistic))
+    if not one_line:
+        axes[1].legend(frameon=False)
+    return plots.closed(figure)
+
+
+_scar_maps = partial(_images, columns=3, cmap="cividis", unit="share of studies with scar")
+# Figure → the notebook that saves its data, the table's name (of `GRID`: the axis), how it is drawn.
+FIGURES: dict[str, tuple[str, str, Callable[[pd.DataFrame], Figure]]] = {
+    "pipeline": (DETECTION, "pipeline", plots.pipeline),
+    "orientation_mean_maps": (ORIENTATION, "mean_images", partial(_images, columns=3)),
+    "orientation_scar_maps": (ORIENTATION, "mean_scars", _scar_maps),
+    "scar_gallery": (SCARS, "gallery", _gallery),
+    "real_beside_synthetic": (SCARS, "real_beside_synthetic", partial(_images, columns=4)),
+    "insertion_point_error": (PRETRAINING, "heart_network", _point_error),
+    "similarity_matrix": (DETECTION, "similarity", _similarity),
+    "training_curves": (DETECTION, "history", plots.training_curves),
+    "roc": (DETECTION, "roc", _roc),
+    "wall_auc": (DETECTION, "walls", plots.wall_bars),
+    "segment_auc": (DETECTION, "segments", _bulls_eye),
+    "slice_weights": (DETECTION, "slices", _slices),
+    "captions": (DETECTION, "captions", _caption_table),
+    "ablation_forest": (ABLATIONS, "ablations", plots.forest),
+    "synthetic_ratio": (GRID, "synthetic_per_real", interval_curve),
+    "label_efficiency": (GRID, "train_studies", interval_curve),
 }
 # With the marks [P], [S] and [O]; the cohort or the grid is added to each.
 CAPTIONS = {
@@ -165,51 +183,43 @@ CAPTIONS = {
 
 
 def figure_name(name: str) -> str:
-    """Find the figure of a file name; grids add a suffix, as in ``ablation_forest_emidec``.
-
-    Raises:
-        InputError: there is no such figure.
-    """
-    for known, figure in FIGURES.items():
-        of_grids = figure.notebook in (GRID, ABLATIONS)
-        if name == known or (of_grids and name.startswith(f"{known}_")):
+    """Find the figure of a file name; grids add a suffix, as in ``ablation_forest_emidec``."""
+    for known in FIGURES:
+        if f"{name}_".startswith(f"{known}_"):
             return known
     raise InputError(f"figure {name!r}", "is not known", f"Figures: {', '.join(FIGURES)}.")
 
 
+def draw(name: str, table: pd.DataFrame) -> Figure:
+    """Draw a figure from its table."""
+    return FIGURES[figure_name(name)][2](table)
+
+
 def make_figure(name: str, table: pd.DataFrame, folder: Path, source: str) -> Path:
-    """Draw a figure and save it with its data and caption; return the path of the PNG file.
-
-    ``source`` ends the caption: cohort and size, or the grid.
-    """
-    known = figure_name(name)
-    caption = f"{CAPTIONS[known]} {source}"
-    return plots.save_figure(FIGURES[known].draw(table), folder, name, table, caption)
+    """Draw a figure and save it with data and caption, which ``source`` ends; return the PNG."""
+    caption = f"{CAPTIONS[figure_name(name)]} {source}"
+    return plots.save_figure(draw(name, table), folder, name, table, caption)
 
 
-def from_session(name: str, session: NotebookRun, folder: Path) -> Figure:
-    """Draw, save and return a figure from the table that a notebook of this run saved."""
-    figure = FIGURES[figure_name(name)]
-    table = session.table(figure.notebook, figure.table)
+def from_session(name: str, session: Any, folder: Path) -> Figure:
+    """Draw, save and return a figure from a table of a run (`lgekit.workbook.Session`)."""
+    notebook, file, _ = FIGURES[figure_name(name)]
+    table = session.table(notebook, file)
     source = f"Cohort: {session.spec}; size {session.size}."
-    if figure.notebook == ABLATIONS:
-        source = _ablation_source(session, source)
+    if notebook == ABLATIONS:
+        metrics = json.loads((session.of(ABLATIONS) / "metrics.json").read_text("utf-8"))
+        if grid := metrics.get("grid"):
+            runs, predictions = (session.table(ABLATIONS, n) for n in ("runs", "predictions"))
+            source = f"Grid {grid}: {provenance(runs, predictions)}."
+        else:
+            epochs = WORKBOOK_EPOCHS[session.size] or "the size's own"
+            run = f"epochs: {epochs}, seeds: {WORKBOOK_SEEDS[session.size]}"
+            source = f"The workbook's own small grid, {run}. {source}"
     if name == "pipeline" and "study_id" in table:
         captions = session.table(DETECTION, "captions")
         source = f"{caption_verdict(table['study_id'].iloc[0], captions)} {source}".strip()
     make_figure(name, table, folder, source)
-    return figure.draw(table)
-
-
-def _ablation_source(session: NotebookRun, source: str) -> str:
-    """Say which grid notebook 06 ran: the workbook's own small one, or one from a file."""
-    metrics = json.loads((session.of(ABLATIONS) / "metrics.json").read_text("utf-8"))
-    if grid := metrics.get("grid"):
-        runs, predictions = (session.table(ABLATIONS, name) for name in ("runs", "predictions"))
-        return f"Grid {grid}: {provenance(runs, predictions)}."
-    epochs = WORKBOOK_EPOCHS[session.size] or "the size's own"
-    seeds = WORKBOOK_SEEDS[session.size]
-    return f"The workbook's own small grid, epochs: {epochs}, seeds: {seeds}. {source}"
+    return draw(name, table)
 
 
 def caption_verdict(study_id: str, captions: pd.DataFrame) -> str:
@@ -233,11 +243,8 @@ def redraw(folder: Path) -> list[Path]:
     """
     plots.use_style()
     made = []
-    for comparison in sorted(Path(folder).rglob("tables/*_comparison.csv")):
-        name = comparison.name.removesuffix("_comparison.csv")
-        file = comparison.with_name(f"{name}_runs.csv")
-        runs = pd.read_csv(file, dtype={"row": str}) if file.exists() else None
-        set_table(paper_table(read_comparison(comparison), runs), comparison.parent, name)
+    for file in sorted(Path(folder).rglob("tables/*_comparison.csv")):
+        set_tables(file.parent, file.name.removesuffix("_comparison.csv"))
     for captions in sorted(Path(folder).rglob("captions.json")):
         for name, caption in json.loads(captions.read_text("utf-8")).items():
             file = captions.with_name(f"{name}.csv")
@@ -245,16 +252,25 @@ def redraw(folder: Path) -> list[Path]:
                 remedy = "Run the workbook: make workbook"
                 raise InputError(file, "the figure's data are missing", remedy)
             table = pd.read_csv(file)
-            figure = FIGURES[figure_name(name)].draw(table)
+            figure = draw(name, table)
             made.append(plots.save_figure(figure, captions.parent, name, table, caption))
     if not made:
         raise InputError(folder, "holds no figure", "Run the workbook first: make workbook")
     return made
 
 
-def read_comparison(path: Path) -> pd.DataFrame:
-    """Read a saved result of `lgekit.evaluation.metrics.compare_rows`; row names are strings."""
-    return pd.read_csv(path, dtype={"row": str})
+def set_tables(tables: Path, name: str) -> list[Path]:
+    """Write ``<name>_table.md`` and ``.tex`` from ``<name>_comparison.csv`` and ``_runs.csv``."""
+    files = [tables / f"{name}_{what}.csv" for what in ("comparison", "runs")]
+    saved = [pd.read_csv(file, dtype={"row": str}) for file in files if file.exists()]
+    paper = paper_table(*saved)
+    lines = [list(paper.columns), ["---"] * paper.shape[1], *paper.astype(str).to_numpy().tolist()]
+    markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    made = []
+    for ending, text in (("md", markdown), ("tex", paper.to_latex(index=False, escape=True))):
+        made.append(tables / f"{name}_table.{ending}")
+        made[-1].write_text(text, "utf-8")
+    return made
 
 
 def paper_table(comparison: pd.DataFrame, runs: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -280,13 +296,6 @@ def paper_table(comparison: pd.DataFrame, runs: pd.DataFrame | None = None) -> p
     return pd.DataFrame(lines).fillna("")
 
 
-def set_table(paper: pd.DataFrame, tables: Path, name: str) -> None:
-    """Write a result of `paper_table` as ``<name>_table.md`` and ``<name>_table.tex``."""
-    lines = [list(paper.columns), ["---"] * paper.shape[1], *paper.astype(str).to_numpy().tolist()]
-    (tables / f"{name}_table.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
-    (tables / f"{name}_table.tex").write_text(paper.to_latex(index=False, escape=True))
-
-
 def further_axes(predictions: pd.DataFrame) -> list[str]:
     """Axes of a grid other than seed and fold; its axes are the columns before ``study_id``."""
     axes = predictions.columns[: predictions.columns.get_loc("study_id")]
@@ -298,10 +307,7 @@ def provenance(
 ) -> str:
     """Count runs, seeds and patients behind a figure; name commit, device and missing rows.
 
-    Args:
-        runs: result of `lgekit.grid.run.collect`.
-        predictions: what the figure shows, with the axes of the grid.
-        expected: rows to name if they are missing; all rows of the grid by default.
+    Missing are those rows of ``expected``, by default of the grid, that ``predictions`` lack.
     """
     axes = ["row", "seed", "fold", *further_axes(predictions)]
     axes = [name for name in axes if name in predictions and name in runs]

@@ -1,11 +1,8 @@
-"""Plots for notebooks, figures and widgets.
-
-Images are arrays ``(X, Y)``. The first axis points right and the second one down, as the workbook's
-angles assume. Every function returns a closed figure, so that a notebook shows it exactly once.
-"""
+"""Plots for notebooks, figures and widgets; images are ``(X, Y)``, X to the right and Y down."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +18,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Patch
-from matplotlib.transforms import Bbox
 
 from lgekit.evaluation.metrics import title_of
 from lgekit.findings import WALLS
@@ -38,15 +34,9 @@ STYLE = {
 }
 # Palette of Okabe & Ito, https://jfly.uni-koeln.de/color/, safe for colour-blind readers.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
-TISSUE_COLOURS = {
-    CAVITY: "#56B4E9",
-    MYOCARDIUM: GREEN,
-    SCAR: ORANGE,
-    NO_REFLOW: "#CC79A7",
-    RV: BLUE,
-}
-# Column and page width of a two-column journal in inches. Every figure in `figures/` has one of
-# these widths, and its smallest letters have 6 points in print.
+SKY, PINK = "#56B4E9", "#CC79A7"
+TISSUE_COLOURS = {CAVITY: SKY, MYOCARDIUM: GREEN, SCAR: ORANGE, NO_REFLOW: PINK, RV: BLUE}
+# Column and page width of a two-column journal in inches; the smallest letters have 6 points.
 COLUMN, PAGE = 3.4, 7.0
 FINE = 200  # dots per inch on screen for figures with many small images
 
@@ -57,7 +47,7 @@ def use_style() -> None:
 
 
 def closed(figure: Figure) -> Figure:
-    """Close a figure: a notebook would show an open one twice."""
+    """Close a figure; a notebook would show an open one twice."""
     plt.close(figure)
     return figure
 
@@ -65,14 +55,10 @@ def closed(figure: Figure) -> Figure:
 def wrap(text: str, width: int, lines: int = 4) -> str:
     """Wrap a text at a number of letters; "…" marks what exceeds the number of lines."""
     parts = textwrap.wrap(text, width)
-    return "\n".join(parts[:lines]) + ("…" if len(parts) > lines else "")
+    return "\n".join(parts[:lines]) + "…" * (len(parts) > lines)
 
 
-def _column_figure(height: float) -> tuple[Figure, Axes]:
-    return plt.subplots(figsize=(COLUMN, height))
-
-
-def _whiskers(table: pd.DataFrame) -> np.ndarray:
+def whiskers(table: pd.DataFrame) -> np.ndarray:
     """Distances from ``value`` down to ``low`` and up to ``high``, as matplotlib expects them."""
     return np.stack([table["value"] - table["low"], table["high"] - table["value"]]).clip(0)
 
@@ -81,11 +67,9 @@ def _show(
     axis: Axes, image: np.ndarray, cmap: str = "gray", limits: Any = (None, None), aspect: float = 1
 ) -> AxesImage:
     """Draw an image ``(X, Y)`` pixel by pixel."""
-    low, high = limits
     axis.axis("off")
-    return axis.imshow(
-        image.T, cmap=cmap, vmin=low, vmax=high, aspect=aspect, interpolation="nearest"
-    )
+    style = {"cmap": cmap, "vmin": limits[0], "vmax": limits[1], "aspect": aspect}
+    return axis.imshow(image.T, interpolation="nearest", **style)
 
 
 def bulls_eye(
@@ -102,34 +86,24 @@ def bulls_eye(
     figure, axis = plt.subplots(figsize=(COLUMN, 2.9), subplot_kw={"projection": "polar"})
     finite = [value for value in values.values() if np.isfinite(value)]
     low, high = limits or ((min(finite), max(finite)) if finite else (0, 1))
-    colours = plt.get_cmap("cividis")
-    scale = plt.Normalize(low, high if high > low else low + 1)
-    for segment in range(1, 18):
-        start, width, radius = segment_wedge(segment)
+    scale = plt.cm.ScalarMappable(plt.Normalize(low, high if high > low else low + 1), "cividis")
+    rings = ((3, 6, 60), (2, 6, 60), (1, 4, 45), (0, 1, 0))  # inner radius, segments, start (deg)
+    wedges = [(ring, number) for ring in rings for number in range(ring[1])]
+    for segment, ((radius, count, first), number) in enumerate(wedges, 1):
         value = values.get(segment, np.nan)
         known, apex = np.isfinite(value), segment == 17
-        colour = colours(scale(value)) if known else "lightgray"
+        colour = scale.to_rgba(value) if known else "lightgray"
+        start, width = np.deg2rad(first + 360 / count * number), 2 * np.pi / count
         edge = colour if apex else "white"
-        place = np.deg2rad(start + width / 2)
-        axis.bar(place, 1, np.deg2rad(width), radius, color=colour, edgecolor=edge)
-        ink = "white" if known and scale(value) < 0.5 else "black"
-        style = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
-        axis.text(place, 0 if apex else radius + 0.5, str(segment), style)
+        axis.bar(start, 1, width, radius, align="edge", color=colour, edgecolor=edge)
+        ink = "white" if known and scale.norm(value) < 0.5 else "black"
+        place = (0, 0) if apex else (start + width / 2, radius + 0.5)
+        axis.text(*place, str(segment), ha="center", va="center", fontsize=7, color=ink)
     axis.set(xticks=[], yticks=[], ylim=(0, 4), title=title)
     axis.spines["polar"].set_visible(False)
-    colour_scale = plt.cm.ScalarMappable(scale, colours)
     extend = "min" if finite and min(finite) < low else "neither"
-    figure.colorbar(colour_scale, ax=axis, shrink=0.7, label=unit, extend=extend)
+    figure.colorbar(scale, ax=axis, shrink=0.7, label=unit, extend=extend)
     return closed(figure)
-
-
-def segment_wedge(segment: int) -> tuple[float, float, int]:
-    """Place of a segment in the bull's-eye: start, width (degrees anticlockwise), inner radius."""
-    if segment == 17:
-        return 0.0, 360.0, 0
-    if segment > 12:
-        return 45.0 + 90.0 * (segment - 13), 90.0, 1
-    return 60.0 + 60.0 * ((segment - 1) % 6), 60.0, 3 - (segment - 1) // 6
 
 
 def tissue_histograms(tissues: pd.DataFrame) -> Figure:
@@ -165,7 +139,7 @@ def angle_rose(degrees: Sequence[float], title: str) -> Figure:
 
 def histogram(values: Sequence[float], xlabel: str, ylabel: str) -> Figure:
     """Frequency of values."""
-    figure, axis = _column_figure(2.1)
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.1))
     axis.hist(np.asarray(values, float)[np.isfinite(values)], bins=20, edgecolor="white")
     axis.set(xlabel=xlabel, ylabel=ylabel)
     axis.locator_params(axis="y", integer=True)
@@ -174,7 +148,7 @@ def histogram(values: Sequence[float], xlabel: str, ylabel: str) -> Figure:
 
 def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str) -> Figure:
     """One point for each line of a table."""
-    figure, axis = _column_figure(2.1)
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.1))
     axis.scatter(table[x], table[y], s=10, alpha=0.7)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     return closed(figure)
@@ -184,7 +158,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
     """Losses over epochs: column ``epoch`` and one column for each loss."""
     losses = history.drop(columns=["learning_rate", "seconds"], errors="ignore")
     curves = losses.rename(columns=title_of).melt("epoch", var_name="curve", value_name="loss")
-    figure, axis = _column_figure(2.2)
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.2))
     sns.lineplot(curves.dropna(), x="epoch", y="loss", hue="curve", style="curve", ax=axis)
     axis.set(ylabel="loss (nats)")
     axis.legend(frameon=False)
@@ -211,7 +185,7 @@ def similarity_matrix(
 
 def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
     """ROC curves with 95 % bands: name → result of `lgekit.evaluation.metrics.roc_table`."""
-    figure, axis = _column_figure(3.4)
+    figure, axis = plt.subplots(figsize=(COLUMN, 3.4))
     for name, table in tables.items():
         rates = table["false_positive_rate"]
         (line,) = axis.plot(rates, table["sensitivity"], label=name)
@@ -225,10 +199,9 @@ def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
 
 
 def forest(table: pd.DataFrame, *statistics: str) -> Figure:
-    """Ablation rows with values and 95 % intervals, one panel for each statistic.
+    """Ablation rows with 95 % intervals: columns ``row, statistic, value, low, high``.
 
-    The table has columns ``row, statistic, value, low, high``; balanced accuracy and AUC are the
-    default.
+    One panel for each statistic; balanced accuracy and AUC by default.
     """
     statistics = statistics or ("balanced_accuracy", "auc")
     rows = list(dict.fromkeys(table["row"]))
@@ -236,43 +209,20 @@ def forest(table: pd.DataFrame, *statistics: str) -> Figure:
     figure, axes = plt.subplots(1, len(statistics), figsize=size, sharey=True, squeeze=False)
     for axis, statistic in zip(axes[0], statistics, strict=True):
         chosen = table[table["statistic"] == statistic].set_index("row").loc[rows]
-        values, errors = chosen["value"], _whiskers(chosen)
+        values, errors = chosen["value"], whiskers(chosen)
         axis.errorbar(values, range(len(rows)), xerr=errors, fmt="o", capsize=2, color=BLUE)
         axis.axvline(values.get("full", values.iloc[0]), color="gray", linestyle=":")
         left = min(0.4, chosen["low"].min()) - 0.02
         axis.set(xlabel=f"{title_of(statistic)}, 95 % interval", xlim=(left, 1.02))
-    axes[0, 0].set_yticks(range(len(rows)), [title_of(row) for row in rows])
+    axes[0, 0].set_yticks(range(len(rows)), map(title_of, rows))
     axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
-    return closed(figure)
-
-
-def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
-    """Balanced accuracy and AUC over a quantity, with 95 % intervals and one line for each row.
-
-    The table has columns ``row, <axis_name>, statistic, value, low, high``. If each row has one
-    value of the quantity, a single line connects all rows.
-    """
-    one_line = table.groupby("row")[axis_name].nunique().max() == 1
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.4), sharey=True)
-    for axis, statistic in zip(axes, ("balanced_accuracy", "auc"), strict=True):
-        chosen = table[table["statistic"] == statistic].sort_values(axis_name, kind="stable")
-        places = {value: place for place, value in enumerate(sorted(chosen[axis_name].unique()))}
-        lines = [("", chosen)] if one_line else list(chosen.groupby("row", sort=False))
-        for number, (row, line) in enumerate(lines):
-            x = [places[value] + 0.08 * number for value in line[axis_name]]
-            errors, name = _whiskers(line), title_of(row)
-            axis.errorbar(x, line["value"], yerr=errors, marker="o", capsize=2, label=name)
-        axis.set_xticks(list(places.values()), [f"{value:g}" for value in places])
-        axis.set(xlabel=label, ylabel=title_of(statistic))
-    if not one_line:
-        axes[1].legend(frameon=False)
     return closed(figure)
 
 
 def wall_bars(table: pd.DataFrame) -> Figure:
     """AUC of each wall with its 95 % interval: columns ``wall, value, low, high``."""
-    figure, axis = _column_figure(2.2)
-    errors = _whiskers(table)
+    figure, axis = plt.subplots(figsize=(COLUMN, 2.2))
+    errors = whiskers(table)
     axis.errorbar(table["wall"], table["value"], yerr=errors, fmt="o", capsize=2, color=BLUE)
     axis.axhline(0.5, color="gray", linestyle=":")
     axis.set(ylabel="AUC, 95 % interval", ylim=(min(0.3, table["low"].min()), 1.02))
@@ -300,29 +250,9 @@ def slice_bars(slices: pd.DataFrame, study_id: str) -> Figure:
     axes[0, 0].set_ylim(0, 1)
     patches = [Patch(color=colour, label=name) for colour, name in names.items()]
     legend = axes[0, 0].legend(handles=patches, title="by the truth", ncols=2, frameon=False)
-    legend.set_loc("lower center")
-    legend.set_bbox_to_anchor((0.5, 1))
+    legend.set(loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.align_ylabels()
     axes[-1, 0].set_xlabel(f"slice of {study_id} (stored order)")
-    return closed(figure)
-
-
-def caption_lines(table: pd.DataFrame) -> Figure:
-    """Captions and ground truth, five right and five wrong: columns ``caption, truth, right``."""
-    right = table["right"].astype(bool)
-    different = table[right].drop_duplicates(["caption", "truth"])
-    chosen = pd.concat([different.head(5), table[~right].head(5)])
-    cells = chosen[["caption", "truth"]].map(lambda text: wrap(str(text), 62, lines=99)).to_numpy()
-    lines = [1] + [1 + max(text.count("\n") for text in line) for line in cells]  # heading first
-    figure, axis = plt.subplots(figsize=(PAGE, 0.14 * sum(lines) + 0.1 * len(lines)))
-    axis.axis("off")
-    heading = ["the decoder wrote", "truth"]
-    drawn = axis.table(cells.tolist(), cellLoc="left", colLabels=heading, bbox=Bbox.unit())
-    drawn.auto_set_font_size(False)
-    drawn.set_fontsize(7)
-    colours = ["white", *np.where(chosen["right"].astype(bool), "#E8F1F8", "#FBEBD5")]
-    for (line, _), cell in drawn.get_celld().items():
-        cell.set(height=lines[line] + 0.7, edgecolor="#CCCCCC", facecolor=colours[line])
     return closed(figure)
 
 
@@ -332,12 +262,9 @@ def show_stack(study: Study, contours: bool = True, title: str = "") -> Figure:
     if study.label_map is not None and study.label_map.any():
         heart = np.flatnonzero(study.label_map.any((0, 1)))
     chosen = heart[np.linspace(0, len(heart) - 1, min(8, len(heart))).round().astype(int)]
-    side = min(1.9, PAGE / len(chosen))
-    size = (side * len(chosen), side + 0.4)
-    figure, axes = plt.subplots(1, len(chosen), figsize=size, dpi=FINE, squeeze=False)
-    for axis, index in zip(axes[0], chosen, strict=True):
+    figure, axes = _captioned([f"slice {index + 1}" for index in chosen], columns=8)
+    for axis, index in zip(axes, chosen, strict=True):
         draw_slice(axis, study, index, contours)
-        axis.set_title(f"slice {index + 1}", fontsize=7)
     figure.suptitle(title or study["study_id"])
     return closed(figure)
 
@@ -370,10 +297,15 @@ def show_images(
     return closed(figure)
 
 
+def show_image(image: np.ndarray, title: str = "", unit: str = "", cmap: str = "gray") -> Figure:
+    """One image with a colour bar."""
+    return show_images({title: image}, cmap=cmap, unit=unit or "value")
+
+
 def _captioned(
     captions: Iterable[str], columns: int, height: float = 1
 ) -> tuple[Figure, np.ndarray]:
-    """Axes for images below captions, at most a page wide; captions of neighbours do not touch."""
+    """Make axes for images below captions, at most a page wide, so that captions do not touch."""
     names = list(captions)
     rows, columns = -(-len(names) // columns), min(columns, len(names))
     side = min(2.4, PAGE / columns)
@@ -381,9 +313,8 @@ def _captioned(
     figure, axes = plt.subplots(rows, columns, figsize=size, dpi=FINE, squeeze=False)
     font_size = 7 if side > 1.5 else 6
     letters = max(8, int(0.9 * 72 * side / (0.62 * font_size)))
-    for axis in axes.flat:
+    for axis, name in itertools.zip_longest(axes.flat, names, fillvalue=""):
         axis.axis("off")
-    for axis, name in zip(axes.flat, names, strict=False):
         axis.set_title(wrap(name, letters, lines=7), fontsize=font_size)
     return figure, axes.ravel()
 
@@ -392,18 +323,11 @@ def _grey_limits(image: np.ndarray) -> np.ndarray:
     return np.nanpercentile(image, [1, 99.5])
 
 
-def show_image(image: np.ndarray, title: str = "", unit: str = "", cmap: str = "gray") -> Figure:
-    """One image with a colour bar."""
-    return show_images({title: image}, cmap=cmap, unit=unit or "value")
-
-
 def show_segments(study: Study, segments: np.ndarray, index: int) -> Figure:
     """A slice of a study and its AHA segments (`lgekit.anatomy.segments.segment_map`), numbered."""
-    figure, axes = plt.subplots(1, 2, figsize=(4.8, 2.7), dpi=FINE)
+    figure, axes = _captioned(["image", "AHA segments"], columns=2)
     draw_slice(axes[0], study, index)
     draw_segments(axes[1], segments[:, :, index], study.spacing_mm[1] / study.spacing_mm[0])
-    for axis, title in zip(axes, ("image", "AHA segments"), strict=True):
-        axis.set_title(title, fontsize=8)
     return closed(figure)
 
 
@@ -413,18 +337,10 @@ def draw_slice(axis: Axes, study: Study, index: int, contours: bool = True) -> N
     _show(axis, study.pixels[:, :, index], "gray", _grey_limits(study.pixels), aspect)
     if not contours or study.label_map is None:
         return
-    labels = study.label_map[:, :, index]
-    inside = {  # label → all labels inside its outline
-        CAVITY: (CAVITY,),
-        MYOCARDIUM: (CAVITY, MYOCARDIUM, SCAR, NO_REFLOW),
-        SCAR: (SCAR, NO_REFLOW),
-        NO_REFLOW: (NO_REFLOW,),
-        RV: (RV,),
-    }
-    for label, codes in inside.items():
-        region = np.isin(labels, codes)
+    inside = {MYOCARDIUM: (CAVITY, MYOCARDIUM, SCAR, NO_REFLOW), SCAR: (SCAR, NO_REFLOW)}
+    for label, colour in TISSUE_COLOURS.items():  # all labels inside the outline of this one
+        region = np.isin(study.label_map[:, :, index], inside.get(label, label))
         if region.any() and not region.all():
-            colour = TISSUE_COLOURS[label]
             axis.contour(region.T.astype(float), [0.5], colors=colour, linewidths=0.6)
 
 
@@ -467,7 +383,7 @@ def most_telling_slice(study: Study) -> int:
 
 
 def pipeline(table: pd.DataFrame) -> Figure:
-    """The steps of the method on one study, from a `pixel_table`, with arrows between them.
+    """The steps of the method on one study, from a `pixel_table`; the last is an occlusion map.
 
     Images of the unrolled wall are placed below one another on the right.
     """
@@ -478,24 +394,18 @@ def pipeline(table: pd.DataFrame) -> Figure:
     widths = [1.0] * len(square) + [2.8] * bool(wide)
     size = (PAGE, 1.9 * len(wide) + 0.5 if wide else PAGE / len(square) + 0.9)
     figure, axes = plt.subplot_mosaic(layout, figsize=size, width_ratios=widths)  # type: ignore
-    names = list(steps)
-    for (name, image), following in zip(steps.items(), [*names[1:], ""], strict=True):
-        axis, is_heat = axes[name], "speaks" in name
-        low, high = _grey_limits(image)
-        colours = "cividis" if is_heat else "gray"
-        drawn = axis.imshow(image.T, cmap=colours, vmin=low, vmax=high)
+    for name, following in zip(steps, [*list(steps)[1:], ""], strict=True):
+        axis, cmap = axes[name], "gray" if following else "cividis"
+        drawn = _show(axis, steps[name], cmap, _grey_limits(steps[name]))
         axis.set_title(wrap(name, 80 if name in wide else 28, lines=9), fontsize=7)
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-        _name_walls(axis, image, rotation=0)
-        if is_heat:
-            bar = figure.colorbar(drawn, ax=axis, location="bottom", shrink=0.6, aspect=30)
-            bar.set_label("drop in score when occluded (logits)", fontsize=6)
-            bar.ax.tick_params(labelsize=6)
+        _name_walls(axis, steps[name], rotation=0)
         if following:
             below = name in wide and following in wide
             arrow, place = ("↓", (1.01, -0.1)) if below else ("→", (1.02, 0.5))
             axis.text(*place, arrow, transform=axis.transAxes, fontsize=14, va="center")
+    bar = figure.colorbar(drawn, ax=axis, location="bottom", shrink=0.6, aspect=30)
+    bar.set_label("drop in score when occluded (logits)", fontsize=6)
+    bar.ax.tick_params(labelsize=6)
     return closed(figure)
 
 
@@ -509,6 +419,8 @@ def _name_walls(axis: Axes, image: np.ndarray, rotation: float = 25) -> None:
     if _is_unrolled(image):
         width, height = image.shape
         places = (np.arange(6) + 0.5) * width / 6 - 0.5
+        axis.axis("on")
+        axis.spines[:].set_visible(False)
         axis.set_xticks(places, (*WALLS[1:], WALLS[0]), fontsize=6, rotation=rotation)
         axis.set_yticks([0, height - 1], ["cavity", "outside"], fontsize=6)
         axis.tick_params(length=0, pad=1)
