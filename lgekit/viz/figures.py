@@ -120,7 +120,7 @@ def interval_curve(table: pd.DataFrame) -> Figure:
 
 
 _scar_maps = partial(_images, columns=3, cmap="cividis", unit="share of studies with scar")
-# Figure → the notebook that saves its data, the table's name (of `GRID`: the axis), how it is drawn.
+# Figure → the notebook that saves its data, the table (of `GRID`: the axis), how it is drawn.
 FIGURES: dict[str, tuple[str, str, Callable[[pd.DataFrame], Figure]]] = {
     "pipeline": (DETECTION, "pipeline", plots.pipeline),
     "orientation_mean_maps": (ORIENTATION, "mean_images", partial(_images, columns=3)),

@@ -7,10 +7,11 @@ import copy
 import html
 import io
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import ipywidgets
 import matplotlib.pyplot as plt
@@ -46,26 +47,17 @@ def playground_detector(model_dir: str = "") -> Detector:
     """Load a detector that `lgekit fit` wrote, or fit a small one and keep it in the cache.
 
     The small one is fitted to phantoms at smoke size: it shows how the method works, not how well.
-
-    Raises:
-        InputError: ``model_dir`` holds no detector.
     """
     if model_dir:
         return Detector.load(model_dir)
     cache = memory().location
-    if cache is None:
-        return _small_detector()
     version = code_version("anatomy", "reports", "data", "segmentation", "scars", "clip")
-    folder = Path(cache) / "playground" / version
+    folder = Path(cache or tempfile.mkdtemp(), "playground", version)
     with locked(folder.with_name(f"{version}.lock")):  # two visitors may come at once
         if not (folder / "detector.json").is_file():  # written last
-            _small_detector().save(folder)
+            phantoms = phantom_cohort(TRAIN_STUDIES, seed=0)
+            fit_detector(phantoms, size_settings("smoke"), progress=False).save(folder)
     return Detector.load(folder)
-
-
-def _small_detector() -> Detector:
-    cohort = phantom_cohort(TRAIN_STUDIES, seed=0)
-    return fit_detector(cohort, size_settings("smoke"), progress=False)
 
 
 def playground_cohort(spec: str = "") -> Cohort:
@@ -86,21 +78,17 @@ class Choices(ipywidgets.HBox):
 
     value = traitlets.Tuple()
 
-    def __init__(self, options: Sequence[str], value: Sequence[str], description: str):
-        width = ipywidgets.Layout(width="auto")
-        self._buttons = [ipywidgets.ToggleButton(description=o, layout=width) for o in options]
-        super().__init__([ipywidgets.Label(description), *self._buttons])
-        self.observe(self._press, names="value")
-        self.value = tuple(value)
-        for button in self._buttons:
+    def __init__(self, options: Sequence[str], pressed: Sequence[str], description: str):
+        narrow = ipywidgets.Layout(width="auto")
+        buttons = [ipywidgets.ToggleButton(name in pressed, description=name) for name in options]
+        for button in buttons:
+            button.layout = narrow
             button.observe(self._read, names="value")
+        super().__init__([ipywidgets.Label(description), *buttons])
+        self._read()
 
-    def _press(self, change) -> None:
-        for button in self._buttons:
-            button.value = button.description in change["new"]
-
-    def _read(self, change) -> None:
-        self.value = tuple(button.description for button in self._buttons if button.value)
+    def _read(self, change=None) -> None:
+        self.value = tuple(button.description for button in self.children[1:] if button.value)
 
 
 def _number(value: int, low: int, high: int, step: int, name: str) -> ipywidgets.BoundedIntText:
@@ -110,12 +98,14 @@ def _number(value: int, low: int, high: int, step: int, name: str) -> ipywidgets
 
 
 class Explorer:
-    """Controls with a picture and a text; front ends without widgets show the picture alone."""
+    """Controls with a picture and a text; front ends without widgets show the picture alone.
+
+    ``draw`` makes figure and text of the values of the controls; ``alt`` is the picture's title.
+    """
 
     def __init__(
         self, controls: dict[str, ipywidgets.Widget], draw: Callable[..., Drawing], alt: str
     ):
-        """``draw``: values of the controls → figure and text; ``alt``: title of the picture."""
         self.controls, self._draw = controls, draw
         layout = ipywidgets.Layout(align_self="flex-start", max_width="100%")
         self.picture = Picture(format="png", tooltip=alt, layout=layout)
@@ -126,23 +116,20 @@ class Explorer:
         self.box = ipywidgets.VBox([*controls.values(), self.picture, self.text])
 
     def _update(self, change=None) -> None:
-        values = {name: control.value for name, control in self.controls.items()}
         with plt.rc_context({"axes.titley": 1.0}):  # automatic placement of titles is slow
-            figure, text = self._draw(**values)
+            figure, text = self._draw(**{name: c.value for name, c in self.controls.items()})
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=80)
         plt.close(figure)
         self.text.value, self.picture.value = text, buffer.getvalue()
 
-    def _repr_mimebundle_(self, **options):
-        bundle = self.box._repr_mimebundle_(**options)
-        data = bundle[0] if isinstance(bundle, tuple) else bundle
-        still = base64.b64encode(self.picture.value).decode()
-        return dict(data or {}) | {"image/png": still}
+    def _repr_mimebundle_(self, **options) -> dict[str, Any]:
+        still = {"image/png": base64.b64encode(self.picture.value).decode()}
+        return self.box._repr_mimebundle_(**options) | still
 
 
 def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """Axes for images at fixed places; automatic placement is as slow as drawing."""
+    """Make axes for images at fixed places; automatic placement is as slow as drawing."""
     figure, axes = plt.subplots(rows, columns, figsize=size, layout="none")
     figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.03, hspace=0.15)
     for axis in axes.flat:
@@ -154,10 +141,10 @@ def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure,
 def orientation_explorer(study: Study) -> Explorer:
     """Turn the anterior insertion point of a labelled study and watch frame and findings change."""
     marks = study["landmarks"]
+    between = marks.inferior_rvip_deg - marks.anterior_rvip_deg
 
     def draw(error: float, mirrored: bool) -> Drawing:
         anterior = (marks.anterior_rvip_deg + error) % 360
-        between = (marks.inferior_rvip_deg - marks.anterior_rvip_deg) % 360
         inferior = (anterior + (-between if mirrored else between)) % 360
         moved = copy.copy(study)
         moved["landmarks"] = replace(marks, anterior_rvip_deg=anterior, inferior_rvip_deg=inferior)
@@ -201,11 +188,10 @@ def scar_painter(study: Study) -> Explorer:
         report = html.escape(str(painted["report"]))
         return figure, f'<div style="white-space: pre-line">{report}</div>'
 
-    depths = ipywidgets.ToggleButtons(options=DEPTHS, value="subendocardial", description="depth")
     controls = {
-        "walls": Choices(WALLS, ("inferior",), "walls"),
-        "levels": Choices(LEVELS[:3], ("mid",), "levels"),
-        "depth": depths,
+        "walls": Choices(WALLS, ["inferior"], "walls"),
+        "levels": Choices(LEVELS[:3], ["mid"], "levels"),
+        "depth": ipywidgets.ToggleButtons(options=DEPTHS, description="depth"),
         "transmurality": _number(50, 20, 75, 5, "% of wall"),
         "no_reflow": ipywidgets.Checkbox(False, description="no-reflow"),
     }
@@ -249,27 +235,24 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
     def draw(sentence: str, study: int) -> Drawing:
         index, name = study - 1, names[study - 1]
         studies, slices = detector.speaks_for(embedded, sentence)
-        unit = "similarity − that to “no enhancement”"
-        figure = plt.figure(figsize=(10, 3.2), layout="none")
-        bars = figure.add_axes((0.16, 0.17, 0.25, 0.73))
-        slice_bars = figure.add_axes((0.52, 0.17, 0.23, 0.73))
-        picture = figure.add_axes((0.8, 0.51, 0.19, 0.4))
-        heat = figure.add_axes((0.8, 0.13, 0.19, 0.26))
-        colours = np.where(np.arange(len(names)) == index, plots.ORANGE, plots.BLUE)
-        bars.barh(numbered, studies, color=colours.tolist())
-        bars.invert_yaxis()
-        bars.set_xlabel(unit, fontsize=8)
-        bars.tick_params(axis="y", labelsize=7)
-        bars.locator_params(axis="x", nbins=4)
-        slice_bars.bar(np.arange(1, len(slices[index]) + 1), slices[index], color=plots.GREEN)
-        slice_bars.locator_params(axis="x", integer=True)
-        slice_bars.set_xlabel(f"slice of study {study}", fontsize=8)
-        slice_bars.set_ylabel(unit, fontsize=8)
         best = int(np.nanargmax(slices[index]))
-        plots.draw_slice(picture, cohort.studies[index], best, contours=False)
-        picture.set_title(f"study {study}, slice {best + 1}", fontsize=8)
-        plots.draw_heat(heat, *detector.seen(embedded.views[index], best, sentence))
-        heat.set_title("evidence for the sentence", fontsize=8)
+        layout, widths = (
+            [["studies", "slices", "picture"], ["studies", "slices", "heat"]],
+            [5, 5, 4],
+        )
+        figure, axes = plt.subplot_mosaic(layout, width_ratios=widths)  # type: ignore
+        figure.set_size_inches(10, 3.2)
+        colours = [plots.ORANGE if other == name else plots.BLUE for other in names]
+        axes["studies"].barh(numbered, studies, color=colours)
+        axes["studies"].invert_yaxis()
+        axes["studies"].set_xlabel("similarity − that to “no enhancement”")
+        axes["slices"].bar(np.arange(len(slices[index])) + 1, slices[index], color=plots.GREEN)
+        axes["slices"].locator_params(axis="x", integer=True)
+        axes["slices"].set(xlabel=f"slice of study {study}", ylabel="the same, slice by slice")
+        plots.draw_slice(axes["picture"], cohort.studies[index], best, contours=False)
+        axes["picture"].set_title(f"study {study}, slice {best + 1}")
+        plots.draw_heat(axes["heat"], *detector.seen(embedded.views[index], best, sentence))
+        axes["heat"].set_title("evidence for the sentence")
         return figure, f"“{html.escape(sentence)}” and {html.escape(name)}: {studies[index]:+.2f}"
 
     wide = ipywidgets.Layout(width="36em", max_width="100%")
@@ -281,71 +264,54 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
     return Explorer(controls, draw, "How far studies and slices lean towards the sentence")
 
 
-class GridRuns(Protocol):
-    """What the run browser needs of a grid (`lgekit.grid.file.load_grid`)."""
-
-    file: Path
-    folder: Path
-    runs: list[Any]
-
-
-def run_browser(grid: GridRuns) -> Explorer:
-    """Choose a row and a seed of a grid of notebook 05: scores, training and worst cases follow."""
+def run_browser(grid: Any) -> Explorer:
+    """Choose a run of a grid (`lgekit.grid.file.load_grid`): scores, training and worst cases."""
     folders = {(run.row, *run.axes.values()): grid.folder / run.id for run in grid.runs}
 
-    def draw(**choice) -> Drawing:
-        folder = folders[tuple(choice.values())]
-        figure, axes = plt.subplots(1, 3, figsize=(10, 3.2), layout="none")
-        figure.subplots_adjust(left=0.13, right=0.98, bottom=0.17, top=0.9, wspace=0.4)
+    def draw(**point) -> Drawing:
+        folder = folders[tuple(point.values())]
         if not (folder / "metrics.json").is_file():
-            for axis in axes:
-                axis.axis("off")
-            start = f"lgekit grid run {grid.file.name}"
-            return figure, f"This run is not done. Start the grid: {start}"
-        scores = json.loads((folder / "metrics.json").read_text("utf-8"))
+            words = f"This run is not done. Start the grid: lgekit grid run {grid.file.name}"
+            return plt.figure(figsize=(10, 3.2)), words
         known = pd.read_csv(folder / "predictions.csv").dropna(subset=["scar"])
         error = (known["p_lge"] - known["scar"].astype(float)).abs()
         worst = known.loc[error.nlargest(WORST).index]
-        _draw_scores(axes[0], scores)
-        _draw_training(axes[1], pd.read_csv(folder / "history.csv"))
+        figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
+        _draw_scores(axes[0], json.loads((folder / "metrics.json").read_text("utf-8")))
+        _draw_training(axes[1], pd.read_csv(folder / "history.csv").set_index("epoch"))
         _draw_predictions(axes[2], known, worst)
         captions = pd.read_csv(folder / "captions.csv")[["study_id", "caption", "truth"]]
         cases = worst[["study_id", "p_lge"]].merge(captions, on="study_id", how="left").fillna("")
         cases.insert(0, "", range(1, len(cases) + 1))
+        style = {"index": False, "float_format": "{:.2f}".format, "border": 0, "justify": "left"}
         with pd.option_context("display.max_colwidth", 160):  # an untrained decoder writes on
-            table = cases.to_html(
-                index=False, float_format="{:.2f}".format, border=0, justify="left"
-            )
-        return figure, f"Worst cases (numbered in the picture):{table}"
+            return figure, f"Worst cases (numbered in the picture):{cases.to_html(**style)}"
 
-    done = (choice for choice in folders if (folders[choice] / "metrics.json").is_file())
-    first = next(done, next(iter(folders)))
-    names = ("row", *grid.runs[0].axes)
+    done = [point for point, folder in folders.items() if (folder / "metrics.json").is_file()]
+    first = [*done, *folders][0]
     controls = {}
-    for name, values, value in zip(names, zip(*folders, strict=True), first, strict=True):
-        options = list(dict.fromkeys(values))
-        controls[name] = ipywidgets.ToggleButtons(options=options, value=value, description=name)
+    for place, name in enumerate(("row", *grid.runs[0].axes)):
+        options = list(dict.fromkeys(point[place] for point in folders))
+        button = ipywidgets.ToggleButtons(options=options, value=first[place], description=name)
+        controls[name] = button
     return Explorer(controls, draw, "Scores, training curves and predictions of one run")
 
 
 def _draw_scores(axis: Axes, scores: dict[str, float | None]) -> None:
     names = [name for name in RUN_SCORES if name in scores]
-    values = pd.DataFrame(
-        [[scores.get(name + end) for end in ("", "_low", "_high")] for name in names], dtype=float
-    )
-    axis.plot(values[0], values.index, "o", color=plots.BLUE)
-    axis.hlines(values.index, values[1], values[2], color=plots.BLUE)
-    axis.set_yticks(values.index, [title_of(name) for name in names], fontsize=8)
+    rows = [[scores.get(name + end) for end in ("", "_low", "_high")] for name in names]
+    values, low, high = np.array(rows, float).T
+    axis.plot(values, names, "o", color=plots.BLUE)
+    axis.hlines(names, low, high, color=plots.BLUE)
+    axis.set_yticks(range(len(names)), map(title_of, names))
     axis.set(xlim=(0, 1.03), xlabel="95 % interval over patients", title="scores")
     axis.invert_yaxis()
 
 
 def _draw_training(axis: Axes, history: pd.DataFrame) -> None:
-    for name, style in (("contrastive", "-"), ("validation_contrastive", "--"), ("caption", ":")):
-        if name in history:
-            axis.plot(history["epoch"], history[name], style, label=title_of(name))
-    axis.set(xlabel="epoch", ylabel="loss (nats)", title="training")
-    axis.legend(fontsize=7, frameon=False)
+    curves = history.columns.intersection(["contrastive", "validation_contrastive", "caption"])
+    history[curves].rename(columns=title_of).plot(ax=axis)
+    axis.set(ylabel="loss (nats)", title="training")
 
 
 def _draw_predictions(axis: Axes, known: pd.DataFrame, worst: pd.DataFrame) -> None:
@@ -354,7 +320,7 @@ def _draw_predictions(axis: Axes, known: pd.DataFrame, worst: pd.DataFrame) -> N
     axis.scatter(places, known["p_lge"], s=12, color=plots.BLUE)
     axis.scatter(places[worst.index], worst["p_lge"], s=20, color=plots.ORANGE)
     for number, index in enumerate(worst.index, 1):
-        axis.annotate(str(number), (places[index], worst["p_lge"][index]), fontsize=8)
+        axis.annotate(str(number), (places[index], worst["p_lge"][index]))
     axis.axhline(0.5, color="gray", linestyle=":")
     axis.set_xticks([0, 1], ["no scar", "scar"])
     axis.set(ylim=(-0.03, 1.03), ylabel="probability of scar", title="predictions")
