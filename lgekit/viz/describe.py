@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -21,23 +21,22 @@ from lgekit.study import CAVITY, LABEL_NAMES, MYOCARDIUM, NO_REFLOW, SCAR, Cohor
 def cohort_summary(cohort: Cohort) -> str:
     """Say in one sentence what a cohort holds, to check before training."""
     table = cohort.manifest
-    patients = table["patient_id"].nunique()
-    counts = f"{len(table)} studies of {patients} patients"
+    counts = f"{len(table)} studies of {table['patient_id'].nunique()} patients"
     own_table = cohort.name.startswith(("manifest", "dicom"))
     if own_table and (table["patient_id"] == table["study_id"]).all():
         counts += " (each study counts as a patient: the column patient_id can group them)"
     parts = [counts, report_sources(cohort)]
     reports = [study["report"] for study in cohort.studies if study["report"].strip()]
     if silent := sum(not states_enhancement(report) for report in reports):
-        parts += [f"{silent} of them do not say, in English, whether there is late enhancement"]
-        parts[-1] += " (not used for training)"
+        words = "of them do not say, in English, whether there is late enhancement"
+        parts.append(f"{silent} {words} (not used for training)")
     scar = table["scar"]
-    parts += [f"scar in {int(scar.eq(True).sum())}, none in {int(scar.eq(False).sum())}"]
+    parts.append(f"scar in {scar.eq(True).sum()}, none in {scar.eq(False).sum()}")
     masks = [study.label_map for study in cohort.studies if study.label_map is not None]
-    parts += [f"masks of {len(masks)}"]
+    drawn = any(np.isin(mask, (SCAR, NO_REFLOW)).any() for mask in masks)
     present = any(study["findings"].present for study in _with_findings(cohort))
-    if masks and present and not any(np.isin(mask, (SCAR, NO_REFLOW)).any() for mask in masks):
-        parts[-1] += ", in none of which scar is drawn: presence of scar comes from the reports"
+    undrawn = ", in none of which scar is drawn: presence of scar comes from the reports"
+    parts.append(f"masks of {len(masks)}" + undrawn * bool(masks and present and not drawn))
     splits = table["split"].value_counts().items()
     return "; ".join([*parts, ", ".join(f"{count} {split}" for split, count in splits)])
 
@@ -49,36 +48,36 @@ def report_sources(cohort: Cohort) -> str:
 
 
 def positive_example(cohort: Cohort) -> Study:
-    """Choose the first study with scar in one to three walls, else with any scar, else the first.
-
-    Raises:
-        InputError: the cohort is empty.
-    """
-    if not len(cohort):
-        where, remedy = cohort.name or "cohort", "Check the SPEC with `lgekit check`."
-        raise InputError(where, "holds no study", remedy)
+    """Choose the first study with scar in one to three walls, else with scar, else the first."""
 
     def rank(study: Study) -> tuple[bool, bool, str]:
         findings = study["findings"]
         present = findings is not None and findings.present
         return not (present and 1 <= len(findings.walls) <= 3), not present, study["study_id"]
 
+    if not len(cohort):
+        remedy = "Check the SPEC with `lgekit check`."
+        raise InputError(cohort.name or "cohort", "holds no study", remedy)
     return min(cohort.studies, key=rank)
 
 
 def scar_free(cohort: Cohort) -> list[Study]:
     """Select the studies without scar in which scar can be painted: with labels and landmarks."""
-    return [
-        study
-        for study in _with_findings(cohort)
-        if not study["findings"].present
-        and study.label_map is not None
-        and study["landmarks"] is not None
-    ]
+    negative = [study for study in _with_findings(cohort) if not study["findings"].present]
+    painted = [study for study in negative if study.label_map is not None]
+    return [study for study in painted if study["landmarks"] is not None]
 
 
 def _with_findings(cohort: Cohort) -> list[Study]:
     return [study for study in cohort.studies if study["findings"] is not None]
+
+
+def _labelled(cohort: Cohort) -> Iterator[Study]:
+    """Select the studies in which cavity and myocardium are drawn."""
+    for study in cohort.studies:
+        mask = study.label_map
+        if mask is not None and np.isin((CAVITY, MYOCARDIUM), mask).all():
+            yield study
 
 
 def tissue_signals(cohort: Cohort, per_tissue: int = 200, seed: int = 0) -> pd.DataFrame:
@@ -87,7 +86,7 @@ def tissue_signals(cohort: Cohort, per_tissue: int = 200, seed: int = 0) -> pd.D
     Studies without labels are skipped. Columns ``cohort, study_id, tissue, signal``.
     """
     generator = np.random.default_rng(seed)
-    parts = []
+    kind, parts = cohort.name.split(":")[0], []
     for study in _labelled(cohort):
         image, labels = study.pixels, study.label_map
         remote, blood = (np.median(image[labels == code]) for code in (MYOCARDIUM, CAVITY))
@@ -96,20 +95,16 @@ def tissue_signals(cohort: Cohort, per_tissue: int = 200, seed: int = 0) -> pd.D
             if len(values):
                 values = generator.choice(values, min(per_tissue, len(values)), replace=False)
             signal = (values - remote) / (blood - remote) if blood != remote else values * np.nan
-            part = pd.DataFrame({"signal": signal})
-            part.insert(0, "tissue", LABEL_NAMES[code])
-            part.insert(0, "study_id", study["study_id"])
-            parts.append(part)
+            names = {"cohort": kind, "study_id": study["study_id"], "tissue": LABEL_NAMES[code]}
+            parts.append(pd.DataFrame({"signal": signal}).assign(**names)[[*names, "signal"]])
     table = pd.concat(parts, ignore_index=True)
-    table.insert(0, "cohort", cohort.name.split(":")[0])
     return table[table["signal"].between(-1.5, 3)]  # a few outliers would flatten every plot
 
 
 def short_names(cohorts: Sequence[Cohort]) -> list[str]:
     """Name each cohort by its kind (``phantom``, ``emidec``), numbered if a kind occurs twice."""
     kinds = [cohort.name.split(":")[0] for cohort in cohorts]
-    numbered = enumerate(kinds, 1)
-    return [kind if kinds.count(kind) == 1 else f"{kind} {number}" for number, kind in numbered]
+    return [f"{k} {n}" if kinds.count(k) > 1 else k for n, k in enumerate(kinds, 1)]
 
 
 def segment_prevalence(cohort: Cohort) -> dict[int, float]:
@@ -123,20 +118,11 @@ def segment_prevalence(cohort: Cohort) -> dict[int, float]:
 def scar_details(cohort: Cohort) -> pd.DataFrame:
     """List all scars: ``study_id, walls, levels, depth, transmurality, aetiology, no_reflow``."""
     columns = ["study_id", "walls", "levels", "depth", "transmurality", "aetiology", "no_reflow"]
-    rows = [
-        (
-            study["study_id"],
-            ", ".join(scar.walls),
-            ", ".join(scar.levels),
-            scar.depth or "not stated",
-            scar.transmurality,
-            scar.aetiology or "not stated",
-            scar.no_reflow,
-        )
-        for study in _with_findings(cohort)
-        for scar in study["findings"].scars
-    ]
-    return pd.DataFrame(rows, columns=columns)
+    scars = [(s["study_id"], scar) for s in _with_findings(cohort) for scar in s["findings"].scars]
+    table = pd.DataFrame([{"study_id": name} | vars(scar) for name, scar in scars], columns=columns)
+    for name in ("walls", "levels"):
+        table[name] = table[name].map(", ".join)
+    return table.fillna({"depth": "not stated", "aetiology": "not stated"})
 
 
 def threshold_scores(cohort: Cohort) -> pd.DataFrame:
@@ -163,15 +149,15 @@ def threshold_table(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 def poses(cohort: Cohort) -> pd.DataFrame:
     """List how studies are stored: angles of the insertion points, mirroring, order of slices."""
-    columns = ["anterior_rvip_deg", "inferior_rvip_deg", "mirrored", "confidence"]
-    studies = [study for study in cohort.studies if study["landmarks"] is not None]
-    rows = [[getattr(study["landmarks"], name) for name in columns] for study in studies]
-    table = pd.DataFrame(rows, columns=columns)
-    labels = [study.label_map for study in studies]
-    first = [None if each is None else base_first(each) for each in labels]
-    table.insert(0, "study_id", [study["study_id"] for study in studies])
-    table.insert(4, "base_first", first)
-    return table
+    rows = []
+    for study in cohort.studies:
+        marks, mask = study["landmarks"], study.label_map
+        if marks is not None:
+            angles = marks.anterior_rvip_deg, marks.inferior_rvip_deg
+            first = None if mask is None else base_first(mask)
+            rows.append((study["study_id"], *angles, marks.mirrored, first, marks.confidence))
+    columns = "study_id anterior_rvip_deg inferior_rvip_deg mirrored base_first confidence"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def mean_maps(studies: Iterable[Study]) -> dict[str, np.ndarray]:
@@ -184,9 +170,7 @@ def mean_maps(studies: Iterable[Study]) -> dict[str, np.ndarray]:
     images, scars = [], []
     for study in studies:
         labels = study.label_map
-        if labels is None:
-            continue
-        levels = slice_levels(labels)
+        levels = slice_levels(labels) if labels is not None else np.array([])
         middle = (levels > 0.3) & (levels < 0.7)
         if middle.any():
             images.append(normalise_intensity(study).pixels[:, :, middle].mean(2))
@@ -197,10 +181,3 @@ def mean_maps(studies: Iterable[Study]) -> dict[str, np.ndarray]:
 def segment_truth(study: Study) -> dict[int, float]:
     """Compute the share of scar in each AHA segment of a study."""
     return segment_share(study)["scar"].to_dict()
-
-
-def _labelled(cohort: Cohort) -> Iterable[Study]:
-    for study in cohort.studies:
-        labels = study.label_map
-        if labels is not None and (labels == CAVITY).any() and (labels == MYOCARDIUM).any():
-            yield study

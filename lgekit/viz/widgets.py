@@ -245,6 +245,7 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
         colours = [plots.ORANGE if other == name else plots.BLUE for other in names]
         axes["studies"].barh(numbered, studies, color=colours)
         axes["studies"].invert_yaxis()
+        axes["studies"].locator_params(axis="x", nbins=4)
         axes["studies"].set_xlabel("similarity − that to “no enhancement”")
         axes["slices"].bar(np.arange(len(slices[index])) + 1, slices[index], color=plots.GREEN)
         axes["slices"].locator_params(axis="x", integer=True)
