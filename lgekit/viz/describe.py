@@ -170,7 +170,9 @@ def mean_maps(studies: Iterable[Study]) -> dict[str, np.ndarray]:
     images, scars = [], []
     for study in studies:
         labels = study.label_map
-        levels = slice_levels(labels) if labels is not None else np.array([])
+        if labels is None:
+            continue
+        levels = slice_levels(labels)
         middle = (levels > 0.3) & (levels < 0.7)
         if middle.any():
             images.append(normalise_intensity(study).pixels[:, :, middle].mean(2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,23 +85,24 @@ def bulls_eye(
     figure, axis = plt.subplots(figsize=(COLUMN, 2.9), subplot_kw={"projection": "polar"})
     finite = [value for value in values.values() if np.isfinite(value)]
     low, high = limits or ((min(finite), max(finite)) if finite else (0, 1))
-    scale = plt.cm.ScalarMappable(plt.Normalize(low, high if high > low else low + 1), "cividis")
+    colours, scale = plt.get_cmap("cividis"), plt.Normalize(low, high if high > low else low + 1)
     rings = ((3, 6, 60), (2, 6, 60), (1, 4, 45), (0, 1, 0))  # inner radius, segments, start (deg)
     wedges = [(ring, number) for ring in rings for number in range(ring[1])]
     for segment, ((radius, count, first), number) in enumerate(wedges, 1):
         value = values.get(segment, np.nan)
         known, apex = np.isfinite(value), segment == 17
-        colour = scale.to_rgba(value) if known else "lightgray"
+        colour = colours(scale(value)) if known else "lightgray"
         start, width = np.deg2rad(first + 360 / count * number), 2 * np.pi / count
         edge = colour if apex else "white"
         axis.bar(start, 1, width, radius, align="edge", color=colour, edgecolor=edge)
-        ink = "white" if known and scale.norm(value) < 0.5 else "black"
-        place = (0, 0) if apex else (start + width / 2, radius + 0.5)
-        axis.text(*place, str(segment), ha="center", va="center", fontsize=7, color=ink)
+        ink = "white" if known and scale(value) < 0.5 else "black"
+        style = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
+        axis.text(start + width / 2, 0 if apex else radius + 0.5, str(segment), style)
     axis.set(xticks=[], yticks=[], ylim=(0, 4), title=title)
     axis.spines["polar"].set_visible(False)
     extend = "min" if finite and min(finite) < low else "neither"
-    figure.colorbar(scale, ax=axis, shrink=0.7, label=unit, extend=extend)
+    drawn = plt.cm.ScalarMappable(scale, colours)
+    figure.colorbar(drawn, ax=axis, shrink=0.7, label=unit, extend=extend)
     return closed(figure)
 
 
@@ -313,7 +313,7 @@ def _captioned(
     figure, axes = plt.subplots(rows, columns, figsize=size, dpi=FINE, squeeze=False)
     font_size = 7 if side > 1.5 else 6
     letters = max(8, int(0.9 * 72 * side / (0.62 * font_size)))
-    for axis, name in itertools.zip_longest(axes.flat, names, fillvalue=""):
+    for axis, name in zip(axes.flat, names + [""] * columns, strict=False):
         axis.axis("off")
         axis.set_title(wrap(name, letters, lines=7), fontsize=font_size)
     return figure, axes.ravel()

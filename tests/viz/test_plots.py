@@ -3,17 +3,16 @@
 import itertools
 import json
 
-import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.colors import to_hex, to_rgba
 
-from lgekit.evaluation.metrics import roc_table
 from lgekit.findings import DEPTHS, WALLS, Findings, Scar
 from lgekit.reports.writer import canonical_text
 from lgekit.study import Study
-from lgekit.viz import plots
+from lgekit.viz import figures, plots
 
 
 @pytest.fixture(autouse=True)
@@ -48,22 +47,17 @@ def test_dollar_signs_are_drawn_as_text():
     plt.close(figure)
 
 
-@pytest.mark.parametrize(
-    ("segment", "start", "width"),
-    [(1, 60, 60), (2, 120, 60), (4, 240, 60), (7, 60, 60), (13, 45, 90), (15, 225, 90)],
-)
-def test_segments_are_placed_as_by_cerqueira(segment, start, width):
-    assert plots.segment_wedge(segment)[:2] == (start, width)
-
-
-def test_a_bulls_eye_shows_the_values_of_its_segments():
+def test_a_bulls_eye_has_its_segments_where_cerqueira_put_them():
     values = {1: 0.5, 10: 1.0, 14: 0.75, 16: 0.3, 17: np.nan}
-    figure = plots.bulls_eye(values, "title", "AUC", limits=(0.5, 1))
-    colours = {n: wedge.get_facecolor() for n, wedge in enumerate(figure.axes[0].patches, 1)}
-    scale, grey = plt.get_cmap("cividis"), matplotlib.colors.to_rgba("lightgray")
+    wedges = plots.bulls_eye(values, "title", "AUC", limits=(0.5, 1)).axes[0].patches
+    scale, grey = plt.get_cmap("cividis"), to_rgba("lightgray")
+    colours = {number: wedge.get_facecolor() for number, wedge in enumerate(wedges, 1)}
     assert [colours[n] for n in (1, 10, 14, 16)] == [scale(x) for x in (0.0, 1.0, 0.5, 0.0)]
     assert all(colours[n] == grey for n in (2, 9, 13, 17))
-    assert figure.axes[1].get_ylabel() == "AUC"
+    places = {1: (60, 60), 2: (120, 60), 4: (240, 60), 7: (60, 60), 13: (45, 90), 15: (225, 90)}
+    for segment, place in places.items():
+        wedge = wedges[segment - 1]
+        assert np.rad2deg([wedge.get_x(), wedge.get_width()]) == pytest.approx(place)
 
 
 def test_slice_bars_show_probability_attention_and_truth():
@@ -73,17 +67,9 @@ def test_slice_bars_show_probability_attention_and_truth():
     figure = plots.slice_bars(pd.concat([slices, other]), "a")
     for axis, name in zip(figure.axes, ("weight", "attention"), strict=True):
         assert [bar.get_height() for bar in axis.patches] == slices[name].tolist()
-        assert [bar.get_x() + bar.get_width() / 2 for bar in axis.patches] == [2, 3, 4]
         colours = [bar.get_facecolor() for bar in axis.patches]
-        assert colours[1] == matplotlib.colors.to_rgba(plots.ORANGE) != colours[0] == colours[2]
-    assert len(plots.slice_bars(slices.drop(columns="attention"), "a").axes) == 1
+        assert colours[1] == to_rgba(plots.ORANGE) != colours[0] == colours[2]
     assert len(plots.slice_bars(slices.assign(attention=np.nan), "a").axes) == 1
-
-
-def test_images_survive_the_table():
-    images = {"a": np.random.default_rng(0).random((3, 5)), "b": np.eye(4)}
-    for name, image in plots.images_from_table(plots.pixel_table(images)).items():
-        np.testing.assert_array_equal(image, images[name])
 
 
 def test_a_saved_figure_has_data_and_caption_and_is_reproducible(tmp_path):
@@ -101,13 +87,11 @@ def test_a_forest_shows_the_values_of_its_table():
     rows, statistics = ["full", "no_caption", "plain_clip"], ["balanced_accuracy", "auc"]
     table = intervals(row=rows * 2, statistic=np.repeat(statistics, 3))
     figure = plots.forest(table, *statistics)
-    figure.draw_without_rendering()
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert labels == ["full", "no caption", "plain CLIP"]
     for axis, name in zip(figure.axes, statistics, strict=True):
         wanted = table.loc[table["statistic"] == name, ["value", "low", "high"]].to_numpy()
         np.testing.assert_allclose(error_bars(axis, "x"), [wanted])
-        assert axis.containers[0].lines[0].get_ydata().tolist() == [0, 1, 2]
         assert axis.lines[-1].get_xdata() == [wanted[0, 0]] * 2  # dotted: the full method
 
 
@@ -115,8 +99,7 @@ def test_a_curve_shows_the_values_of_its_table_in_order():
     keys = itertools.product((120, 30, 200), ("full", "plain_clip"), ("balanced_accuracy", "auc"))
     sizes, rows, statistics = zip(*keys, strict=True)
     table = intervals(train_studies=sizes, row=rows, statistic=statistics)
-    figure = plots.interval_curve(table, "train_studies", "studies")
-    figure.draw_without_rendering()
+    figure = figures.interval_curve(table)
     for axis, name in zip(figure.axes, ("balanced_accuracy", "auc"), strict=True):
         assert [label.get_text() for label in axis.get_xticklabels()] == ["30", "120", "200"]
         assert [bars.get_label() for bars in axis.containers] == ["full", "plain CLIP"]
@@ -125,28 +108,19 @@ def test_a_curve_shows_the_values_of_its_table_in_order():
         np.testing.assert_allclose(error_bars(axis, "y"), wanted)
 
 
-def test_wall_bars_show_the_values_of_their_table():
+def test_wall_bars_and_roc_show_the_values_of_their_tables():
     table = intervals(wall=WALLS)
-    figure = plots.wall_bars(table)
-    figure.draw_without_rendering()
-    (axis,) = figure.axes
+    (axis,) = plots.wall_bars(table).axes
     assert [label.get_text() for label in axis.get_xticklabels()] == list(WALLS)
     np.testing.assert_allclose(error_bars(axis, "y"), [table[["value", "low", "high"]]])
-
-
-def test_roc_shows_the_curve_and_the_band_of_its_table():
-    generator = np.random.default_rng(0)
-    truth = generator.random(60) < 0.5
-    scores = pd.DataFrame({"patient_id": range(60), "scar": truth})
-    table = roc_table(scores.assign(p_lge=truth + generator.normal(size=60)))
+    table = table.rename(columns={"value": "sensitivity"})
+    table["false_positive_rate"] = np.linspace(0, 1, len(table))
     (axis,) = plots.roc({"model": table}).axes
     curve, chance = axis.lines
     assert (curve.get_label(), chance.get_label()) == ("model", "chance")
     np.testing.assert_allclose(curve.get_xydata(), table[["false_positive_rate", "sensitivity"]])
-    outline = axis.collections[0].get_paths()[0].vertices
-    for rate, low, high in table[["false_positive_rate", "low", "high"]].iloc[1:-1].to_numpy():
-        band = outline[np.isclose(outline[:, 0], rate), 1]
-        assert band.min() == pytest.approx(low) and band.max() == pytest.approx(high)
+    heights = {round(height, 9) for height in axis.collections[0].get_paths()[0].vertices[:, 1]}
+    assert heights == {round(end, 9) for end in [*table["low"], *table["high"]]}
 
 
 @pytest.mark.parametrize("columns", [4, 6, 8])
@@ -160,16 +134,6 @@ def test_long_captions_are_whole_and_touch_nothing(columns):
     assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
-@pytest.mark.parametrize("words", ["No late gadolinium enhancement.", "network"])
-def test_neighbouring_titles_are_a_letter_apart(words):
-    names = [f"Phantom_0_{number:05d}: {words}" for number in range(6)]
-    figure = plots.show_images(dict.fromkeys(names, np.eye(9)), columns=6)
-    figure.draw_without_rendering()
-    boxes = [axis.title.get_window_extent() for axis in figure.axes]
-    letter = figure.dpi * 6 * 0.58 / 72
-    assert all(right.x0 - left.x1 > letter for left, right in itertools.pairwise(boxes))
-
-
 def test_each_segment_has_its_number_and_each_label_its_colour():
     labels = np.zeros((60, 60, 2), np.uint8)
     labels[20:40, 20:40], labels[25:35, 25:35], labels[20:25, 20:25] = 2, 1, 3
@@ -179,6 +143,6 @@ def test_each_segment_has_its_number_and_each_label_its_colour():
     image, numbers = plots.show_segments(study, segments, 1).axes
     places = {text.get_text(): text.get_position() for text in numbers.texts}
     assert places == {"7": (14.5, 14.5), "12": (44.5, 14.5)}
-    drawn = [matplotlib.colors.to_hex(line.get_edgecolor()[0]) for line in image.collections]
+    drawn = [to_hex(line.get_edgecolor()[0]) for line in image.collections]
     assert drawn == [plots.TISSUE_COLOURS[label].lower() for label in (1, 2, 3)]
     assert plots.most_telling_slice(study) == 0
