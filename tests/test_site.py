@@ -2,7 +2,7 @@
 
 import base64
 import json
-import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,75 +21,61 @@ IMAGE = base64.b64encode((ROOT / "figures" / "roc.png").read_bytes()).decode()
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory) -> Path:
-    """A run of one notebook with an image, widgets, a warning and a private path in its outputs."""
+    """A run of one notebook with images, widgets, a warning and a private path in its outputs."""
     folder = tmp_path_factory.mktemp("workbook")
     notebook = nbformat.read(EXECUTED, as_version=4)
     new = nbformat.v4.new_output
     widget = {build_site.WIDGET: {"model_id": "x"}, "text/plain": "box"}
     path = "in /home/ada/lge/papermill_runs/workbook/x.yaml"
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    code[3].outputs = [
-        new("display_data", {"image/png": IMAGE, "text/plain": "<Figure>"}),
-        new("display_data", widget),
-        new("display_data", {**widget, "image/png": IMAGE}),
-        new("stream", name="stderr", text="a warning of some package"),
-        new("stream", name="stdout", text=path),
-    ]
+    pictures = [{"image/png": IMAGE}, widget, {**widget, "image/png": IMAGE}]
+    code[3].outputs = [new("display_data", picture) for picture in pictures]
+    code[3].outputs.append(new("stream", name="stderr", text="a warning of some package"))
+    code[3].outputs.append(new("stream", name="stdout", text=path))
     tagged = {"tags": ["injected-parameters"]}
     notebook.cells.insert(2, nbformat.v4.new_code_cell("size = 'smoke'", metadata=tagged))
     nbformat.write(notebook, folder / EXECUTED.name)
-    write_parameters(folder, cohort="")
+    (folder / EXECUTED.stem).mkdir()
+    parameters = {"cohort": "emidec:x", "size": "smoke", "seed": 3}
+    (folder / EXECUTED.stem / "params.json").write_text(json.dumps(parameters))
     return folder
 
 
-def write_parameters(folder: Path, cohort: str) -> None:
-    (folder / EXECUTED.stem).mkdir()
-    parameters = {"cohort": cohort, "size": "smoke", "seed": 3}
-    (folder / EXECUTED.stem / "params.json").write_text(json.dumps(parameters))
-
-
 def test_outputs_that_a_browser_can_show_are_kept(executed):
-    before = EXECUTED.read_bytes()
     page = build_site.notebook_page(EXECUTED, executed, {})
-    assert "size `smoke`, seed 3" in page.cells[1].source
-    assert "has changed" not in page.cells[1].source
+    note = page.cells[1].source
+    assert "size `smoke`, seed 3" in note and "licence" in note and "has changed" not in note
     outputs = [output for cell in page.cells for output in cell.get("outputs", [])]
     assert ["image/png" in output.get("data", {}) for output in outputs] == [True, True, False]
     assert outputs[-1].text == "in papermill_runs/workbook/x.yaml"
     assert "injected-parameters" not in str(page)
-    texts = [cell.metadata.mystnb.image.alt for cell in page.cells if cell.cell_type == "code"]
-    assert all(len(text) > 8 for text in texts) and not re.search(r"[*`\n]", "".join(texts))
     assert any("hide-cell" in build_site.tags(cell) for cell in page.cells)  # solutions
-    assert EXECUTED.read_bytes() == before
 
 
-def test_missing_old_and_real_runs_are_marked(executed, tmp_path):
+def test_missing_and_old_runs_are_marked(executed, tmp_path):
     unexecuted = build_site.notebook_page(NOTEBOOKS[0], executed, {})
     assert "without outputs" in unexecuted.cells[1].source
+    shutil.copytree(executed, tmp_path / "run")
     older = nbformat.read(executed / EXECUTED.name, as_version=4)
     older.cells[0].source += "\n\nOnce there was another line."
-    nbformat.write(older, tmp_path / EXECUTED.name)
-    write_parameters(tmp_path, cohort="emidec:x")
-    note = build_site.notebook_page(EXECUTED, tmp_path, {}).cells[1].source
-    assert "licence" in note and "has changed since" in note
+    nbformat.write(older, tmp_path / "run" / EXECUTED.name)
+    page = build_site.notebook_page(EXECUTED, tmp_path / "run", {})
+    assert "has changed since" in page.cells[1].source
 
 
 @pytest.mark.parametrize(
     ("code", "words"),
     [
         ('plots.histogram(t["error of x"], "error (°)", "studies with scar")', "error (°)"),
-        ('lk.plots.show_images({"the wall": a, "x": b}, columns=1)', "the wall"),
+        ('lk.plots.show_images({"the wall": a, "x": b}, columns=1)', "Several images: the wall."),
         ('viz_figures.from_session("roc", session, folder)', "A curve."),
+        ('print("a b")', ""),
+        ("plots.nothing(1)", ""),
     ],
 )
 def test_alternative_text_says_what_is_drawn(code, words):
-    assert words in build_site.drawn_by(code, {"roc": "A curve."})
-
-
-def test_other_cells_draw_nothing_and_long_prose_is_cut():
-    for code in ('print("a b")', "plots.nothing(1)"):
-        assert build_site.drawn_by(code, {}) == ""
-    assert build_site.alt_text("Why?", "Bars.", "Short. " + "long " * 80) == "Why. Bars. Short."
+    drawn = build_site.drawn_by(code, {"roc": "A curve."})
+    assert words in drawn and bool(words) == bool(drawn)
 
 
 def test_broken_links_are_found(tmp_path):
@@ -104,48 +90,25 @@ def test_broken_links_are_found(tmp_path):
     assert build_site.broken_links(tmp_path) == [f"one.html: {link}" for link in wanted]
 
 
-def test_tables_are_filled_from_csv_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(fill_tables, "ROOT", tmp_path)
-    (tmp_path / "a.csv").write_text(
-        "row,statistic,value,low,high\nfull,auc,0.9,0.8,1\nfull,f1,0.5,0.4,0.6\n2,auc,0.7,0.6,0.8\n"
-    )
-    (tmp_path / "b.csv").write_text("score,value,low,high\nauc,0.25,0.2,0.3\n")
-    page = """Before.
-<!-- table: a.csv
-rows: {full: "**full**", "2": other}
+PAGE = """<!-- table: {whole: a.csv where row == 'full', other: b.csv}
 columns: {AUC: auc, F1: f1}
 missing: no F1
 -->
 old
 <!-- /table -->
-<!-- table: {whole: a.csv where row == 'full', other: b.csv}
-columns: {AUC: auc}
-cell: "{value:.1f}"
--->
-<!-- /table -->
-<!-- table: [b.csv]
-columns: {value: "{value:.2f}", interval: "{low:.1f} to {high:.1f}"}
--->
-<!-- /table -->
 """
-    filled = fill_tables.fill(page)
-    lines = [line for line in filled.splitlines() if line.startswith("| ")]
-    assert lines == [
-        "|  | AUC | F1 |",
-        "| --- | --- | --- |",
-        "| **full** | 0.90 (0.80–1.00) | 0.50 (0.40–0.60) |",
-        "| other | 0.70 (0.60–0.80) | no F1 |",
-        "|  | AUC |",
-        "| --- | --- |",
-        "| whole | 0.9 |",
-        "| other | 0.2 |",
-        "|  | value | interval |",
-        "| --- | --- | --- |",
-        "| auc | 0.25 | 0.2 to 0.3 |",
-    ]
-    assert "old" not in filled and fill_tables.fill(filled) == filled
+
+
+def test_tables_are_filled_from_csv_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(fill_tables, "ROOT", tmp_path)
+    rows = "full,auc,0.9,0.8,1\nfull,f1,0.5,0.4,0.6\n2,auc,0.7,0.6,0.8\n"
+    (tmp_path / "a.csv").write_text(f"row,statistic,value,low,high\n{rows}")
+    (tmp_path / "b.csv").write_text("score,value,low,high\nauc,0.25,0.2,0.3\n")
+    filled = fill_tables.fill(PAGE)
+    assert "| whole | 0.90 (0.80–1.00) | 0.50 (0.40–0.60) |\n| other | 0.25" in filled
+    assert "| no F1 |" in filled and "old" not in filled and fill_tables.fill(filled) == filled
     with pytest.raises(ValueError, match="does not hold 'nobody'"):
-        fill_tables.fill(page.replace("full:", "nobody:"))
+        fill_tables.fill(PAGE.replace("missing: no F1", "rows: {nobody: x}"))
 
 
 @pytest.mark.timeout(1800)
@@ -156,12 +119,10 @@ def test_the_built_site_is_whole_and_its_links_work(executed, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert build_site.broken_links(site) == []
-    pages = {
-        path.relative_to(site).with_suffix("").as_posix(): soup
-        for path, soup in build_site.read_pages(site).items()
-    }
+    soups = build_site.read_pages(site).items()
+    pages = {path.relative_to(site).with_suffix("").as_posix(): soup for path, soup in soups}
     notebooks = {f"notebooks/{path.stem}" for path in NOTEBOOKS}
-    documents = {"README", "CONTRIBUTING", "CHANGELOG", *(page.stem for page in SITE.glob("*.md"))}
+    documents = {"README", "CHANGELOG", *(page.stem for page in SITE.glob("*.md"))}
     assert notebooks | documents <= pages.keys()
     for name in notebooks:
         feet = pages[name].find_all("footer")

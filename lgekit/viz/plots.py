@@ -40,6 +40,9 @@ COLUMN, PAGE = 3.4, 7.0
 FINE = 200  # dots per inch on screen for figures with many small images
 
 
+Limits = tuple[float, float] | None
+
+
 def use_style() -> None:
     """Set the workbook's style for all figures that follow."""
     sns.set_theme(context="paper", font_scale=0.85, style="ticks", palette="colorblind", rc=STYLE)
@@ -72,10 +75,7 @@ def _show(
 
 
 def bulls_eye(
-    values: Mapping[int, float],
-    title: str = "",
-    unit: str = "",
-    limits: tuple[float, float] | None = None,
+    values: Mapping[int, float], title: str = "", unit: str = "", limits: Limits = None
 ) -> Figure:
     """The 17 AHA segments as a bull's-eye: base outside, anterior up, septum left.
 
@@ -89,13 +89,12 @@ def bulls_eye(
     rings = ((3, 6, 60), (2, 6, 60), (1, 4, 45), (0, 1, 0))  # inner radius, segments, start (deg)
     wedges = [(ring, number) for ring in rings for number in range(ring[1])]
     for segment, ((radius, count, first), number) in enumerate(wedges, 1):
-        value = values.get(segment, np.nan)
-        known, apex = np.isfinite(value), segment == 17
-        colour = colours(scale(value)) if known else "lightgray"
+        value, apex = values.get(segment, np.nan), segment == 17
+        colour = colours(scale(value)) if np.isfinite(value) else "lightgray"
         start, width = np.deg2rad(first + 360 / count * number), 2 * np.pi / count
         edge = colour if apex else "white"
         axis.bar(start, 1, width, radius, align="edge", color=colour, edgecolor=edge)
-        ink = "white" if known and scale(value) < 0.5 else "black"
+        ink = "white" if scale(value) < 0.5 else "black"
         style = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
         axis.text(start + width / 2, 0 if apex else radius + 0.5, str(segment), style)
     axis.set(xticks=[], yticks=[], ylim=(0, 4), title=title)
@@ -120,11 +119,11 @@ def figure_distributions(figures: pd.DataFrame, names: Mapping[str, str]) -> Fig
     """Distributions of `realism.cohort_figures` by ``cohort``; ``names``: column → axis label."""
     rows = -(-len(names) // 3)
     figure, axes = plt.subplots(rows, 3, figsize=(PAGE, 1.8 * rows), squeeze=False)
-    for axis in axes.flat[len(names) :]:
-        axis.axis("off")
     for axis, (column, label) in zip(axes.flat, names.items(), strict=False):
         sns.boxplot(figures, x=column, y="cohort", hue="cohort", ax=axis, fliersize=2, legend=False)
         axis.set(xlabel=wrap(label, 34), ylabel="")
+    for axis in axes.flat[len(names) :]:
+        axis.axis("off")
     return closed(figure)
 
 
@@ -188,21 +187,17 @@ def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
     figure, axis = plt.subplots(figsize=(COLUMN, 3.4))
     for name, table in tables.items():
         rates = table["false_positive_rate"]
-        (line,) = axis.plot(rates, table["sensitivity"], label=name)
-        colour = line.get_color()
-        axis.fill_between(rates, table["low"], table["high"], alpha=0.2, color=colour)
+        axis.plot(rates, table["sensitivity"], label=name)
+        axis.fill_between(rates, table["low"], table["high"], alpha=0.2)
     axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="chance")
-    axis.set(xlabel="1 − specificity", ylabel="sensitivity", aspect="equal")
-    axis.set(xlim=(0, 1), ylim=(0, 1.01))
+    axis.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.01))
+    axis.set_aspect("equal")
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
     return closed(figure)
 
 
 def forest(table: pd.DataFrame, *statistics: str) -> Figure:
-    """Ablation rows with 95 % intervals: columns ``row, statistic, value, low, high``.
-
-    One panel for each statistic; balanced accuracy and AUC by default.
-    """
+    """Ablation rows with 95 % intervals: columns ``row, statistic, value, low, high``."""
     statistics = statistics or ("balanced_accuracy", "auc")
     rows = list(dict.fromkeys(table["row"]))
     size = (min(1.6 + 2.7 * len(statistics), PAGE), 0.24 * len(rows) + 0.8)
@@ -222,8 +217,8 @@ def forest(table: pd.DataFrame, *statistics: str) -> Figure:
 def wall_bars(table: pd.DataFrame) -> Figure:
     """AUC of each wall with its 95 % interval: columns ``wall, value, low, high``."""
     figure, axis = plt.subplots(figsize=(COLUMN, 2.2))
-    errors = whiskers(table)
-    axis.errorbar(table["wall"], table["value"], yerr=errors, fmt="o", capsize=2, color=BLUE)
+    style = {"fmt": "o", "capsize": 2, "color": BLUE}
+    axis.errorbar(table["wall"], table["value"], yerr=whiskers(table), **style)
     axis.axhline(0.5, color="gray", linestyle=":")
     axis.set(ylabel="AUC, 95 % interval", ylim=(min(0.3, table["low"].min()), 1.02))
     axis.tick_params(axis="x", rotation=30)
@@ -297,9 +292,9 @@ def show_images(
     return closed(figure)
 
 
-def show_image(image: np.ndarray, title: str = "", unit: str = "", cmap: str = "gray") -> Figure:
+def show_image(image: np.ndarray, title: str, unit: str, cmap: str = "gray") -> Figure:
     """One image with a colour bar."""
-    return show_images({title: image}, cmap=cmap, unit=unit or "value")
+    return show_images({title: image}, cmap=cmap, unit=unit)
 
 
 def _captioned(

@@ -1,8 +1,7 @@
 """Build the site: ``make site``, or ``python notebooks/site/build_site.py [--out FOLDER]``.
 
 The pages are this folder's own, README.md and its neighbours, all notebooks as `make workbook` last
-executed them, and a page of figures. Sphinx builds them with warnings as errors; then all links
-within the site are checked. Nothing is fetched from the network.
+executed them, and a page of figures. Nothing is fetched from the network.
 """
 
 from __future__ import annotations
@@ -23,13 +22,14 @@ from bs4 import BeautifulSoup
 from sphinx.cmd.build import build_main
 
 import lgekit as lk
+from lgekit.evaluation.metrics import title_of
 
 SITE = Path(__file__).resolve().parent
 ROOT = SITE.parents[1]
 EXECUTED = ROOT / "papermill_runs" / "workbook"
 ABOVE_RUNS = re.compile(r"/\S*/papermill_runs/")
 LARGEST_TABLE = (12, 10)  # rows and columns; larger tables are only offered for download
-LONGEST_ALT_TEXT = 300
+CALL = re.compile(r"\b(plots|widgets)\.(\w+)\((.*?)\)$", re.DOTALL | re.MULTILINE)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -63,13 +63,13 @@ def notebook_page(
     page.metadata.pop("widgets", None)  # they need a kernel; each has a still picture
     page.cells = [cell for cell in page.cells if "injected-parameters" not in tags(cell)]
     note = source_note(page, plain, executed / stored.stem)
-    heading, prose = "", ""
+    heading = ""
     for cell in page.cells:
         if cell.cell_type == "markdown":
-            heading, prose = heading_and_prose(cell.source, heading)
+            heading = "".join(re.findall(r"^#+ (.*)", cell.source, re.MULTILINE)[-1:]) or heading
             continue
-        text = alt_text(heading, drawn_by(cell.source, captions), prose)
-        cell.metadata["mystnb"] = {"image": {"alt": text}}
+        words = re.sub(r"[*`]", "", heading).rstrip(".?!:") + f". {drawn_by(cell.source, captions)}"
+        cell.metadata["mystnb"] = {"image": {"alt": words.strip()}}
         cell.outputs = [output for output in cell.outputs if is_shown(output)]
         for output in cell.outputs:
             if "text" in output:
@@ -104,62 +104,35 @@ def source_note(page: nbformat.NotebookNode, plain: nbformat.NotebookNode, resul
     return text
 
 
-def heading_and_prose(markdown: str, heading: str = "") -> tuple[str, str]:
-    """Return the last heading and the last line of prose, but no prose of a title page."""
-    lines = [line for line in plain_words(markdown).splitlines() if line]
-    headings = [line for line in lines if line.startswith("#")]
-    prose = [line for line in lines if not line.startswith(("#", "|", "```", "- "))]
-    is_title_page = any(line.startswith("# ") for line in headings)
-    heading = headings[-1].lstrip("# ") if headings else heading
-    return heading, prose[-1] if prose and not is_title_page else ""
-
-
-def plain_words(markdown: str) -> str:
-    text = re.sub(r"\[([^\]]+)\]\([^)]+\)", r"\1", markdown)
-    return re.sub(r"``?\([^`]*\)`?`|[*`]", "", text).strip()  # also without shapes of arrays
-
-
 def drawn_by(code: str, captions: Mapping[str, str]) -> str:
     """Describe what a cell draws: a figure's caption, or the plot function's docstring."""
-    figures = [name for name in re.findall(r'"(\w+)"', code) if name in captions]
-    if figures:
-        return captions[figures[-1]]
-    calls = re.findall(r"\b(plots|widgets)\.(\w+)\((.*?)\)$", code, re.DOTALL | re.MULTILINE)
-    found = [(getattr(getattr(lk, module), name, None), rest) for module, name, rest in calls]
-    found = [(function, rest) for function, rest in found if function is not None]
-    if not found:
+    for name in re.findall(r'"(\w+)"', code):
+        if name in captions:
+            return captions[name]
+    calls = [call for call in CALL.findall(code) if hasattr(getattr(lk, call[0]), call[1])]
+    if not calls:
         return ""
-    function, arguments = found[-1]
-    says = plain_words((function.__doc__ or "").partition("\n")[0]).partition(":")[0].rstrip(".")
+    module, name, arguments = calls[-1]
+    says = (getattr(getattr(lk, module), name).__doc__ or "").partition("\n")[0]
+    words = re.sub(r"\(?``.*?``\)?|[*`]", "", says).partition(":")[0].rstrip(". ")
     texts = re.findall(r'(\[?)"([^"]*)"', arguments)
     labels = [text for bracket, text in texts if " " in text and not bracket]
-    return says + (f": {', '.join(labels)}" if labels else "") + "."
-
-
-def alt_text(heading: str, drawn: str, prose: str) -> str:
-    """Join heading, what is drawn, and as many sentences of the prose above as fit."""
-    words = " ".join(filter(None, (heading.rstrip(".?!:") + ".", drawn)))
-    for sentence in re.split(r"(?<=[.:?!]) ", prose):
-        if len(words) + len(sentence) > LONGEST_ALT_TEXT:
-            break
-        words += f" {sentence}"
-    return words.strip().rstrip(":")
+    return ": ".join(filter(None, (words, ", ".join(labels)))) + "."
 
 
 def figure_list(figures: Path) -> str:
     """List all figures with caption, downloads and, if it is small, their table, as MyST."""
     parts = []
     for name, caption in json.loads((figures / "captions.json").read_text("utf-8")).items():
-        title = re.sub(r"\b(auc|roc)\b", lambda hit: hit[0].upper(), name.replace("_", " "))
-        files = [(ending.upper(), f"figures/{name}.{ending}") for ending in ("csv", "png", "svg")]
-        links = ", ".join(f"{{download}}`{kind} <{file}>`" for kind, file in files)
-        options = f":alt: {caption}\n:name: figure-{name}\n{caption}"
-        parts += [f"\n## {title[0].upper()}{title[1:]}\n"]
-        parts += [f"```{{figure}} figures/{name}.png\n{options}\n```\n", f"Download: {links}.\n"]
+        file, title = f"figures/{name}", title_of(name)
+        links = [f"{{download}}`{end.upper()} <{file}.{end}>`" for end in ("csv", "png", "svg")]
+        picture = f"{file}.png\n:alt: {caption}\n:name: figure-{name}\n{caption}"
+        parts += [f"\n## {title[0].upper()}{title[1:]}\n", f"```{{figure}} {picture}\n```\n"]
+        parts += [f"Download: {', '.join(links)}.\n"]
         rows, columns = pd.read_csv(figures / f"{name}.csv").shape
         if rows <= LARGEST_TABLE[0] and columns <= LARGEST_TABLE[1]:
-            options = f":file: figures/{name}.csv\n:header-rows: 1"
-            parts += [f"```{{csv-table}} The numbers of this figure\n{options}\n```\n"]
+            numbers = f"The numbers of this figure\n:file: {file}.csv\n:header-rows: 1"
+            parts += [f"```{{csv-table}} {numbers}\n```\n"]
     return "\n".join(parts)
 
 
@@ -171,22 +144,17 @@ def read_pages(site: Path) -> dict[Path, BeautifulSoup]:
 
 def broken_links(site: Path) -> list[str]:
     """List ``page: link`` for links within a site that lead nowhere, and files from elsewhere."""
-    pages = read_pages(site)
+    pages, broken = read_pages(site), []
     anchors = {path: {tag["id"] for tag in soup.find_all(id=True)} for path, soup in pages.items()}
-    broken = []
     for path, soup in pages.items():
         for tag in soup.find_all(["a", "link", "script", "img"]):
             link = tag.get("href") or tag.get("src") or "data:"
             parts = urlsplit(link)
             target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-            if link.startswith(("data:", "mailto:")):
+            known = anchors.get(target, ()) if parts.fragment else [""]
+            if parts.scheme in ("data", "mailto") or (tag.name == "a" and parts.netloc):
                 continue
-            if parts.scheme or parts.netloc:
-                is_broken = tag.name != "a"
-            else:
-                is_anchor = not parts.fragment or unquote(parts.fragment) in anchors.get(target, ())
-                is_broken = not target.is_file() or not is_anchor
-            if is_broken:
+            if parts.netloc or not target.is_file() or unquote(parts.fragment) not in known:
                 broken.append(f"{path.relative_to(site)}: {link}")
     return broken
 

@@ -11,7 +11,6 @@ project = "lgekit"
 author = "The lgekit developers"
 project_copyright = "The lgekit developers, Apache-2.0"
 version = release = lgekit.__version__
-language = "en"
 default_role = "code"  # `name` in a docstring
 
 extensions = [
@@ -34,7 +33,6 @@ suppress_warnings = ["mystnb.unknown_mime_type", "config.cache"]
 myst_enable_extensions = ["deflist", "colon_fence", "attrs_block"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the workbook was run by `make workbook`
-nb_execution_show_tb = False
 nb_ipywidgets_js = {}  # no scripts from the network: widgets are shown as still pictures
 nb_mime_priority_overrides = [
     ("html", "image/png", 1),
@@ -45,7 +43,6 @@ nb_render_markdown_format = "myst"
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
@@ -59,19 +56,14 @@ html_static_path = [str(Path(__file__).parent / "_static")]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+nothing: list[str] = []
 html_theme_options = {
-    "navbar_start": [],
-    "navbar_center": [],
-    "navbar_end": [],
-    "navbar_persistent": [],
+    **dict.fromkeys(["navbar_start", "navbar_center", "navbar_end", "navbar_persistent"], nothing),
     "show_navbar_depth": 1,
     "collapse_navbar": True,
     "secondary_sidebar_items": {
         "**": ["page-toc"],
-        "index": [],
-        "paper_terms": [],
-        "data_card": [],
-        "model_card": [],
+        **dict.fromkeys(["index", "paper_terms", "data_card", "model_card"], nothing),
     },
     "show_toc_level": 2,
     "use_download_button": False,

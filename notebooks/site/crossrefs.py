@@ -5,20 +5,14 @@ from __future__ import annotations
 import re
 
 from docutils import nodes
+from docutils.nodes import caption, literal, literal_block, reference, title
 from sphinx.application import Sphinx
 from sphinx.util.nodes import make_refnode
 
 import lgekit
 
 CALL = re.compile(r"(?:lgekit\.|lk\.)?([A-Za-z_][\w.]*)(\(.*\))?$")
-QUIET = (
-    nodes.title,
-    nodes.reference,
-    nodes.literal,
-    nodes.literal_block,
-    nodes.term,
-    nodes.caption,
-)
+QUIET = (title, reference, literal, literal_block, nodes.term, caption)
 Target = tuple[str, str]  # page and anchor
 
 
@@ -27,20 +21,20 @@ def add_links(app: Sphinx, document: nodes.document, page: str) -> None:
     if page.startswith("api"):
         return
     names = names_by_ending(app.env.domains.python_domain.objects)
-    for literal in list(document.findall(nodes.literal)):
-        called = CALL.match(literal.astext())
-        if called and not is_quiet(literal):
+    for word in list(document.findall(literal)):
+        called = CALL.match(word.astext())
+        if called and not is_quiet(word):
             if target := names.get(called[1]) or names.get(where_defined(called[1])):
-                link = make_refnode(app.builder, page, *target, literal.deepcopy())
-                literal.replace_self(link)
+                link = make_refnode(app.builder, page, *target, word.deepcopy())
+                word.replace_self(link)
+    if page != "glossary":
+        link_terms(app, document, page)
+
+
+def link_terms(app: Sphinx, document: nodes.document, page: str) -> None:
+    """Link the first use of each term on a page to the glossary."""
     objects = app.env.domains.standard_domain.objects
     terms = {name.lower(): target for (kind, name), target in objects.items() if kind == "term"}
-    if page != "glossary" and terms:
-        link_terms(app, document, page, terms)
-
-
-def link_terms(app: Sphinx, document: nodes.document, page: str, terms: dict[str, Target]) -> None:
-    """Link the first use of each term on a page to the glossary."""
     words = "|".join(re.escape(term) for term in sorted(terms, key=len, reverse=True))
     pattern = re.compile(rf"(?<![\w-])({words})(?![\w-])", re.IGNORECASE)
     linked = set()

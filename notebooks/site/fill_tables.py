@@ -11,21 +11,16 @@ A marked block is a comment in YAML, the table (rewritten each time), and a clos
     <!-- /table -->
 
 table
-    A CSV file of the project, a list of files to read one below the other, or a mapping of labels
-    to files, whose labels then name the lines. ``FILE where CONDITION`` selects lines of a file
-    (`pandas.DataFrame.query`).
+    A CSV file, a list of files to read one below the other, or a mapping of labels to files, whose
+    labels then name the lines. ``FILE where CONDITION`` selects lines (`pandas.DataFrame.query`).
 rows
-    Which lines to show, in order: name in the column ``row``, else in the first one → label. All
-    lines by default.
+    Lines to show, in order: name in the column ``row``, else in the first one → label. Else all.
 columns
     Heading → value in the column ``statistic`` (also ``score``, ``place``, ``figure``). If that
     column names the lines, heading → format of the cell, such as ``"{value:.2f}"``.
-pivot
-    Another column than ``statistic`` whose values are the columns.
-cell
-    Format of all cells; ``"{value:.2f} ({low:.2f}–{high:.2f})"`` by default.
-missing
-    Text of a cell without data; empty by default.
+pivot, cell, missing
+    Another column than ``statistic`` whose values are the columns; the format of all cells, by
+    default ``"{value:.2f} ({low:.2f}–{high:.2f})"``; the text of a cell without data.
 """
 
 from __future__ import annotations
@@ -56,29 +51,23 @@ def markdown_table(options: Mapping[str, Any]) -> str:
     sources, names, pivot = options["table"], "row", options.get("pivot", "statistic")
     if isinstance(sources, Mapping):
         names = "table"
-        parts = [read_table(source).assign(table=label) for label, source in sources.items()]
-        table = pd.concat(parts)
+        table = pd.concat(read_table(file).assign(table=label) for label, file in sources.items())
     else:
         table = pd.concat(map(read_table, [sources] if isinstance(sources, str) else sources))
         names = names if names in table else table.columns[0]
-    rows = options.get("rows") or {name: name for name in table[names].unique()}
-    columns, cell = options["columns"], options.get("cell", INTERVAL)
+    by_value = pivot in table and pivot != names
+    columns, missing = options["columns"], options.get("missing", "")
     lines = [["", *columns], ["---"] * (len(columns) + 1)]
-    for name, label in rows.items():
+    for name, label in (options.get("rows") or {n: n for n in table[names].unique()}).items():
         found = table[table[names] == name]
         if found.empty:
             raise ValueError(f"{options['table']}: column {names} does not hold {name!r}")
-        line = [label]
+        cells = []
         for wanted in columns.values():
-            by_value = pivot in table and pivot != names
             chosen = found[found[pivot] == wanted] if by_value else found
-            style = cell if by_value else wanted
-            line.append(
-                options.get("missing", "")
-                if chosen.empty
-                else style.format(**chosen.iloc[0].to_dict())
-            )
-        lines.append(line)
+            style = options.get("cell", INTERVAL) if by_value else wanted
+            cells.append(missing if chosen.empty else style.format(**chosen.iloc[0].to_dict()))
+        lines.append([label, *cells])
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
 
