@@ -66,7 +66,7 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
             shown = shown[shown["row"].isin(ratios)]
             shown = shown.assign(**{axis: shown["row"].map(ratios)})
         if axis in shown and shown[axis].nunique() > 2:
-            curve = curve_table(shown, runs, axis, seed, over_rows=ratios is not None)
+            curve = curve_table(shown, runs, axis, seed)
             source = f"Grid {name}: {figures.provenance(runs, shown, ratios)}."
             figure = figure if figure == name else f"{figure}_{name}"
             made.append(figures.make_figure(figure, curve, folder, source))
@@ -153,20 +153,13 @@ def reference_comparison(
 
 
 def curve_table(
-    predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: int = 0, over_rows: bool = False
+    predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: int = 0
 ) -> pd.DataFrame:
-    """Compute statistics over the column ``axis``, with intervals over patients and seeds.
+    """Compute statistics at each value of an axis, with intervals over patients and seeds.
 
-    Returns:
-        Columns ``row``, the axis, ``statistic``, ``value``, ``low``, ``high``. Unless the axis runs
-        over the rows, also ``difference`` (with ``_low`` and ``_high``) from the first row.
+    Columns ``row, statistic, value, low, high``, the axis, and ``difference`` (with ``_low`` and
+    ``_high``) from the first row if a value has several rows.
     """
-    if over_rows:
-        compared = compare_rows(predictions, reference_row(predictions["row"]), seed)
-        values = predictions.drop_duplicates("row").set_index("row")[axis]
-        compared = compared.assign(**{axis: compared["row"].map(values)})
-        curve = compared[["row", axis, "statistic", "value", "low", "high"]]
-        return curve.drop_duplicates([axis, "statistic"]).sort_values(axis, ignore_index=True)
     parts = []
     for value, part in predictions.groupby(axis):
         if axis == "train_studies" and value == 0:  # 0 means all studies

@@ -43,10 +43,8 @@ def _images(table: pd.DataFrame, columns: int, cmap: str = "gray", unit: str = "
 
 def _gallery(table: pd.DataFrame) -> Figure:
     """Draw one column for each wall and one row for each depth; the table is sorted by wall."""
-    images = plots.images_from_table(table)
-    names = list(images)
-    if len(names) == len(DEPTHS) * len(WALLS):  # fewer if two scars have the same sentence
-        names = [name for depth in range(len(DEPTHS)) for name in names[depth :: len(DEPTHS)]]
+    images, depths = plots.images_from_table(table), len(DEPTHS)
+    names = [name for depth in range(depths) for name in list(images)[depth::depths]]
     return plots.show_images({name: images[name] for name in names}, columns=len(WALLS))
 
 

@@ -217,8 +217,8 @@ def forest(table: pd.DataFrame, *statistics: str) -> Figure:
 def wall_bars(table: pd.DataFrame) -> Figure:
     """AUC of each wall with its 95 % interval: columns ``wall, value, low, high``."""
     figure, axis = plt.subplots(figsize=(COLUMN, 2.2))
-    style = {"fmt": "o", "capsize": 2, "color": BLUE}
-    axis.errorbar(table["wall"], table["value"], yerr=whiskers(table), **style)
+    errors = whiskers(table)
+    axis.errorbar(table["wall"], table["value"], yerr=errors, fmt="o", capsize=2, color=BLUE)
     axis.axhline(0.5, color="gray", linestyle=":")
     axis.set(ylabel="AUC, 95 % interval", ylim=(min(0.3, table["low"].min()), 1.02))
     axis.tick_params(axis="x", rotation=30)

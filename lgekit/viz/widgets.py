@@ -279,7 +279,9 @@ def run_browser(grid: Any) -> Explorer:
         worst = known.loc[error.nlargest(WORST).index]
         figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
         _draw_scores(axes[0], json.loads((folder / "metrics.json").read_text("utf-8")))
-        _draw_training(axes[1], pd.read_csv(folder / "history.csv").set_index("epoch"))
+        history = pd.read_csv(folder / "history.csv").set_index("epoch")
+        curves = history.columns.intersection(["contrastive", "validation_contrastive", "caption"])
+        history[curves].rename(columns=title_of).plot(ax=axes[1], title="training", ylabel="loss")
         _draw_predictions(axes[2], known, worst)
         captions = pd.read_csv(folder / "captions.csv")[["study_id", "caption", "truth"]]
         cases = worst[["study_id", "p_lge"]].merge(captions, on="study_id", how="left").fillna("")
@@ -307,12 +309,6 @@ def _draw_scores(axis: Axes, scores: dict[str, float | None]) -> None:
     axis.set_yticks(range(len(names)), map(title_of, names))
     axis.set(xlim=(0, 1.03), xlabel="95 % interval over patients", title="scores")
     axis.invert_yaxis()
-
-
-def _draw_training(axis: Axes, history: pd.DataFrame) -> None:
-    curves = history.columns.intersection(["contrastive", "validation_contrastive", "caption"])
-    history[curves].rename(columns=title_of).plot(ax=axis)
-    axis.set(ylabel="loss (nats)", title="training")
 
 
 def _draw_predictions(axis: Axes, known: pd.DataFrame, worst: pd.DataFrame) -> None:
