@@ -31,9 +31,6 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
         runs trained references; ``_places.csv`` (`lgekit.evaluation.scores.grid_places`) if all
         runs are of one cohort whose files are there; the figures ``ablation_forest_<grid>`` and
         curves over axes with at least three values.
-
-    Raises:
-        InputError: as `lgekit.grid.run.collect`, or no seed is done.
     """
     use_style()
     grid, name, tables = load_grid(file), Path(file).stem, Path(folder) / "tables"
@@ -97,16 +94,8 @@ def last_point(predictions: pd.DataFrame, but: str = "") -> pd.DataFrame:
 def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> pd.DataFrame:
     """Select the largest complete set of seeds and rows that contains the first row.
 
-    A seed of a row is complete if all its runs are done. Of sets of the same size the one with more
-    rows is chosen. Rows and seeds that are left out are printed.
-
-    Args:
-        runs: result of `lgekit.grid.run.collect`.
-        predictions: predictions of the grid.
-        name: name of the grid.
-
-    Raises:
-        InputError: the first row has no complete seed.
+    A seed of a row is complete if all its ``runs`` (`lgekit.grid.run.collect`) are done. Of sets of
+    the same size the one with more rows is chosen. Rows and seeds that are left out are printed.
     """
     done = runs.assign(done=runs["state"] == "done").groupby(["seed", "row"])["done"].all()
     done = done.unstack("row", fill_value=False)
@@ -131,10 +120,7 @@ def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> 
 def reference_comparison(
     predictions: pd.DataFrame, references: pd.DataFrame, seed: int = 0
 ) -> pd.DataFrame:
-    """Compare the first row with each method that its runs trained on the same studies and seeds.
-
-    ``predictions`` are at the `last_point`; ``references`` has a column ``method`` or is empty.
-    """
+    """Compare the first row with each ``method`` that its runs trained on the same studies."""
     if references.empty:
         return pd.DataFrame()
     first = predictions["row"].iloc[0]

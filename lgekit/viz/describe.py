@@ -163,9 +163,7 @@ def poses(cohort: Cohort) -> pd.DataFrame:
 def mean_maps(studies: Iterable[Study]) -> dict[str, np.ndarray]:
     """Average the slices in the middle third of the heart over labelled studies on one grid.
 
-    Returns:
-        ``image``: ``(X, Y)``, remote myocardium 0 and blood 1; ``scar``: ``(X, Y)``, share of the
-        studies with scar in each pixel.
+    ``image`` ``(X, Y)``: remote myocardium 0, blood 1; ``scar`` ``(X, Y)``: share of the studies.
     """
     images, scars = [], []
     for study in studies:

@@ -81,8 +81,7 @@ def _caption_table(table: pd.DataFrame) -> Figure:
     chosen = pd.concat([different.head(5), table[~right].head(5)])
     texts = chosen[["caption", "truth"]].map(lambda text: plots.wrap(str(text), 62, lines=99))
     lines = [1, *(1 + texts.map(lambda text: text.count("\n")).max(axis=1))]  # heading first
-    size = (plots.PAGE, 0.14 * sum(lines) + 0.1 * len(lines))
-    figure, axis = plt.subplots(figsize=size)
+    figure, axis = plt.subplots(figsize=(plots.PAGE, 0.14 * sum(lines) + 0.1 * len(lines)))
     axis.axis("off")
     cells, heading = texts.to_numpy().tolist(), ["the decoder wrote", "truth"]
     drawn = axis.table(cells, cellLoc="left", colLabels=heading, bbox=Bbox.unit())
@@ -95,10 +94,7 @@ def _caption_table(table: pd.DataFrame) -> Figure:
 
 
 def interval_curve(table: pd.DataFrame) -> Figure:
-    """Draw balanced accuracy and AUC over an axis of `CURVES`, with 95 % intervals.
-
-    There is one line for each row; if each row has one value, a single line connects all rows.
-    """
+    """Draw balanced accuracy and AUC over an axis: a line per row, or one if rows are points."""
     (axis_name,) = CURVES.keys() & table.columns
     one_line = table.groupby("row")[axis_name].nunique().max() == 1
     values = sorted(table[axis_name].unique())
@@ -234,11 +230,7 @@ def caption_verdict(study_id: str, captions: pd.DataFrame) -> str:
 
 
 def redraw(folder: Path) -> list[Path]:
-    """Draw all figures below a folder, and set the tables of grids, from their CSV files.
-
-    Raises:
-        InputError: the folder has no figure, or a figure has no data.
-    """
+    """Draw all figures below a folder, and set the tables of grids, from their CSV files."""
     plots.use_style()
     made = []
     for file in sorted(Path(folder).rglob("tables/*_comparison.csv")):
@@ -264,10 +256,9 @@ def set_tables(tables: Path, name: str) -> list[Path]:
     paper = paper_table(*saved)
     lines = [list(paper.columns), ["---"] * paper.shape[1], *paper.astype(str).to_numpy().tolist()]
     markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    made = []
-    for ending, text in (("md", markdown), ("tex", paper.to_latex(index=False, escape=True))):
-        made.append(tables / f"{name}_table.{ending}")
-        made[-1].write_text(text, "utf-8")
+    made = [tables / f"{name}_table.md", tables / f"{name}_table.tex"]
+    made[0].write_text(markdown, "utf-8")
+    made[1].write_text(paper.to_latex(index=False, escape=True), "utf-8")
     return made
 
 
@@ -307,8 +298,8 @@ def provenance(
 
     Missing are those rows of ``expected``, by default of the grid, that ``predictions`` lack.
     """
-    axes = ["row", "seed", "fold", *further_axes(predictions)]
-    axes = [name for name in axes if name in predictions and name in runs]
+    axes = [name for name in ("row", "seed", "fold") if name in predictions]
+    axes += further_axes(predictions)
     used = predictions[axes].drop_duplicates()
     done = runs[runs["state"] == "done"].merge(used, on=axes).fillna("unknown").astype(str)
     commits, devices = ("/".join(sorted(done[name].unique())) for name in ("commit", "device"))

@@ -83,14 +83,6 @@ def test_the_gallery_has_walls_as_columns_and_depths_as_rows():
         assert title.lower().startswith(depth) and title.endswith(f" {wall} wall.")
 
 
-def test_similarities_are_drawn_before_and_after_training():
-    table = kept("similarity_matrix")
-    axes = figures.draw("similarity_matrix", table).axes[:2]
-    for axis, (when, matrix) in zip(axes, plots.images_from_table(table).items(), strict=True):
-        assert axis.get_title() == f"{when} training"
-        np.testing.assert_allclose(axis.images[0].get_array().data, matrix)
-
-
 def test_captions_are_drawn_with_their_truth_and_coloured_by_correctness():
     table = kept("captions")
     (cells,) = figures.draw("captions", table).axes[0].tables
