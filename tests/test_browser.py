@@ -138,19 +138,15 @@ class Notebook:
         cells = self.page.locator(".jp-CodeCell")
         prompts = cells.locator(".jp-InputPrompt")
         errors = self.page.locator('[data-mime-type="application/vnd.jupyter.error"]')
-        last = prompts.last.inner_text()
         self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{menu}$")).click()
         self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{item}")).click()
         if "Restart" in item:
             self.page.locator(".jp-Dialog .jp-mod-accept").click()
-        expect(prompts.last).not_to_have_text(last)
-
-        def ended() -> bool:
-            assert not errors.count(), errors.first.inner_text()[-2000:]
-            shown = prompts.all_inner_texts()  # "[*]:" while a cell waits
-            return "[*]:" not in shown and shown[-1] == f"[{cells.count()}]:"
-
+        expect(prompts.last).to_have_text("[*]:")
+        ended = lambda: "[*]:" not in prompts.all_inner_texts()  # noqa: E731
         wait_until(ended, RUN_TIMEOUT_S, "the notebook has not ended")
+        assert not errors.count(), errors.first.inner_text()[-2000:]
+        assert prompts.last.inner_text() == f"[{cells.count()}]:", "a cell failed"
 
     def outputs(self) -> tuple[int, list[str]]:
         """How many pictures were really drawn; what the cells printed, and their tables."""
