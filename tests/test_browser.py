@@ -137,7 +137,7 @@ class Notebook:
         """Choose an item of a menu, and wait until all code cells have run without an error."""
         cells = self.page.locator(".jp-CodeCell")
         prompts = cells.locator(".jp-InputPrompt")
-        errors = self.page.locator('[data-mime-type="application/vnd.jupyter.error"]')
+        errors = self.page.locator('[data-mime-type$="stderr"], [data-mime-type$="error"]')
         self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{menu}$")).click()
         self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{item}")).click()
         if "Restart" in item:
@@ -145,8 +145,7 @@ class Notebook:
         expect(prompts.last).to_have_text("[*]:")
         ended = lambda: "[*]:" not in prompts.all_inner_texts()  # noqa: E731
         wait_until(ended, RUN_TIMEOUT_S, "the notebook has not ended")
-        assert not errors.count(), errors.first.inner_text()[-2000:]
-        assert prompts.last.inner_text() == f"[{cells.count()}]:", "a cell failed"
+        assert prompts.last.inner_text() == f"[{cells.count()}]:", errors.all_inner_texts()
 
     def outputs(self) -> tuple[int, list[str]]:
         """How many pictures were really drawn; what the cells printed, and their tables."""
