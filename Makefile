@@ -7,7 +7,7 @@ MODEL_DIR ?=
 export LGEKIT_CACHE ?= $(CURDIR)/papermill_runs/.cache
 BIN := .venv/bin
 
-.PHONY: workbook test test-slow test-browser setup site lab app figures bench lint clean help
+.PHONY: workbook test test-slow test-browser setup site lab app figures tables bench lint clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,6 +27,9 @@ workbook: setup  ## run notebooks 00-07 in order (SIZE=smoke|laptop|paper COHORT
 
 figures: setup   ## redraw figures/ from the CSV beside each figure
 	$(BIN)/lgekit figures
+
+tables: setup    ## fill the tables of README.md and the site from their CSV files
+	$(BIN)/python notebooks/site/fill_tables.py
 
 site: setup      ## the workbook as a web site, in _site/ (nothing is fetched, every link is checked)
 	$(BIN)/python notebooks/site/build_site.py

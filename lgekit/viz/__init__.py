@@ -1,0 +1,1 @@
+"""Plots, figures of the paper, cohort summaries and notebook widgets."""

@@ -1,4 +1,4 @@
-"""Sphinx settings of the site; `build_site.py` gathers the pages and calls Sphinx. Nothing comes from the network."""
+"""Sphinx settings of the site; `build_site.py` gathers the pages and calls Sphinx."""
 
 import sys
 from pathlib import Path
@@ -11,7 +11,6 @@ project = "lgekit"
 author = "The lgekit developers"
 project_copyright = "The lgekit developers, Apache-2.0"
 version = release = lgekit.__version__
-language = "en"
 default_role = "code"  # `name` in a docstring
 
 extensions = [
@@ -25,8 +24,8 @@ extensions = [
 ]
 templates_path = [str(Path(__file__).parent / "_templates")]
 
-# Every warning is an error, and so is a reference to a name of ours that does not exist. Other packages' pages lie on
-# the network, so that their names stay without links.
+# A reference to a missing name of lgekit is an error; names of other packages have no links,
+# since their pages are on the network.
 nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!lgekit\.).*")]
 suppress_warnings = ["mystnb.unknown_mime_type", "config.cache"]
@@ -34,8 +33,7 @@ suppress_warnings = ["mystnb.unknown_mime_type", "config.cache"]
 myst_enable_extensions = ["deflist", "colon_fence", "attrs_block"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the workbook was run by `make workbook`
-nb_execution_show_tb = False
-nb_ipywidgets_js = {}  # the scripts that draw widgets without a kernel lie on the network: stills stand in for them
+nb_ipywidgets_js = {}  # no scripts from the network: widgets are shown as still pictures
 nb_mime_priority_overrides = [
     ("html", "image/png", 1),
     ("html", "application/vnd.jupyter.widget-view+json", None),
@@ -45,7 +43,6 @@ nb_render_markdown_format = "myst"
 autosummary_generate = True
 autosummary_ignore_module_all = False
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 napoleon_use_ivar = True
@@ -59,19 +56,14 @@ html_static_path = [str(Path(__file__).parent / "_static")]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+nothing: list[str] = []
 html_theme_options = {
-    "navbar_start": [],
-    "navbar_center": [],
-    "navbar_end": [],
-    "navbar_persistent": [],
+    **dict.fromkeys(["navbar_start", "navbar_center", "navbar_end", "navbar_persistent"], nothing),
     "show_navbar_depth": 1,
     "collapse_navbar": True,
     "secondary_sidebar_items": {
         "**": ["page-toc"],
-        "index": [],
-        "paper_terms": [],
-        "data_card": [],
-        "model_card": [],
+        **dict.fromkeys(["index", "paper_terms", "data_card", "model_card"], nothing),
     },
     "show_toc_level": 2,
     "use_download_button": False,

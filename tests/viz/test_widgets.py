@@ -1,13 +1,13 @@
-"""Widgets answer: moving a control changes picture and words; the still is there where widgets are not."""
+"""Widgets: a changed control changes picture and text; there is a still picture."""
 
 import re
 import shutil
-import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from cohort_files import write_own
 from matplotlib.axes import Axes
 from tiny_notebook import write_notebook
 
@@ -17,6 +17,7 @@ from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.clip.zeroshot import Calibration
 from lgekit.config import PLAIN_CLIP, size_settings
 from lgekit.data.phantom import phantom_cohort
+from lgekit.errors import InputError
 from lgekit.findings import WALLS
 from lgekit.grid.file import load_grid
 from lgekit.scars.transforms import RandomScar
@@ -32,99 +33,70 @@ def cohort():
 
 @pytest.fixture
 def grid(tmp_path):
-    """A grid of two rows and two seeds; all runs but the last are done. Study 0 is the worst: called scar, has none."""
+    """A grid of two rows and two seeds with three finished runs."""
     write_notebook(tmp_path / "tiny.ipynb")
     file = tmp_path / "toy.yaml"
-    file.write_text(
-        "notebook: tiny.ipynb\nrows: {full: {}, shifted: {shift: true}}\nseeds: [0, 1]\n"
-    )
-    for number, run in enumerate(load_grid(file).runs[:3]):
+    rows = "{full: {}, shifted: {shift: true}}"
+    file.write_text(f"notebook: tiny.ipynb\nrows: {rows}\nseeds: [0, 1]\n")
+    grid = load_grid(file)
+    for number, run in enumerate(grid.runs[:3]):
         names = [f"S{number}_{study}" for study in range(8)]
-        scar = [study % 2 == 1 for study in range(8)]
-        p_lge = [0.9, 0.6, 0.05, 0.7, 0.1, 0.95, 0.2, 0.99]
-        predictions = pd.DataFrame({"study_id": names, "scar": scar, "p_lge": p_lge})
-        history = pd.DataFrame(
-            {"epoch": [1, 2], "contrastive": [2.0, 1.0 / (number + 1)], "caption": [3.0, 2.0]}
-        )
-        captions = pd.DataFrame(
-            {"study_id": names, "caption": "a <b> scar", "truth": "No enhancement.", "right": False}
-        )
-        scores = {"auc": 0.8, "auc_low": 0.6, "auc_high": 0.9 + number / 100}
-        folder = load_grid(file).folder / run.id
-        save_run(
-            folder, scores, predictions=predictions, history=history, tables={"captions": captions}
-        )
-    return file
+        predictions = pd.DataFrame({"study_id": names, "scar": [False, True] * 4})
+        predictions["p_lge"] = [0.9, 0.6, 0.05, 0.7, 0.1, 0.95, 0.2, 0.99]
+        history = pd.DataFrame({"epoch": [1, 2], "contrastive": [2.0, number]})
+        captions = predictions[["study_id"]].assign(caption="a <b> scar", truth="No scar.")
+        tables = {"predictions": predictions, "history": history, "tables": {"captions": captions}}
+        save_run(grid.folder / run.id, {"auc": 0.8, "auc_low": 0.6, "auc_high": 0.9}, **tables)
+    return grid
 
 
-def move(explorable: widgets.Explorable, control: str, value) -> tuple[bytes, str]:
-    started = time.perf_counter()
-    explorable.controls[control].value = value
-    print(f"{control} = {value}: {1000 * (time.perf_counter() - started):.0f} ms")
-    return explorable.picture.value, explorable.text.value
+def move(explorer: widgets.Explorer, control: str, value) -> tuple[bytes, str]:
+    explorer.controls[control].value = value
+    return explorer.picture.value, explorer.text.value
 
 
-def test_orientation_explorer_turns_picture_and_words(cohort):
+def test_the_orientation_explorer_changes_picture_and_words(cohort):
     positive = next(study for study in cohort.studies if study["findings"].present)
     explorer = widgets.orientation_explorer(positive)
     before = explorer.picture.value, explorer.text.value
     turned = move(explorer, "error", 90)
     assert turned[0] != before[0] and turned[1] != before[1]
-    assert move(explorer, "error", 0) == before  # nothing is left behind
+    assert move(explorer, "error", 0) == before
     assert move(explorer, "mirrored", True)[0] != before[0]
+    shown = explorer._repr_mimebundle_()  # the picture is for front ends without widgets
+    assert shown["image/png"] and "application/vnd.jupyter.widget-view+json" in shown
 
 
-def test_the_explorer_numbers_its_segments(cohort, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(
-        widgets.plots, "draw_segments", lambda axis, segments: drawn.append(set(segments.flat))
-    )
-    widgets.orientation_explorer(cohort.studies[0])
-    assert drawn and drawn[0] <= set(range(18)) and len(drawn[0]) > 4
-
-
-def test_the_playground_draws_what_speaks_for_a_sentence_against_none(cohort, monkeypatch):
-    """A raw cosine ranked hearts without scar highest for a sentence about scar."""
+def test_the_playground_compares_a_sentence_with_no_enhancement(cohort, monkeypatch):
     settings = size_settings("smoke", **PLAIN_CLIP | {"text": "findings", "pixels": 48})
     tokenizer = ReportTokenizer.train([study["report"] for study in cohort.studies], 100)
-    detector = Detector(
-        settings, [(build_coca(settings, tokenizer).eval(), tokenizer)], None, Calibration()
-    )
-    drawn, bars = [], Axes.barh
-    monkeypatch.setattr(
-        Axes,
-        "barh",
-        lambda axis, y, width, **rest: drawn.append(width) or bars(axis, y, width, **rest),
-    )
+    network = build_coca(settings, tokenizer).eval()
+    detector = Detector(settings, [(network, tokenizer)], None, Calibration())
+    drawn, barh = [], Axes.barh
+    monkeypatch.setattr(Axes, "barh", lambda *a, **k: drawn.append(a[2]) or barh(*a, **k))
     playground = widgets.prompt_playground(detector, Cohort(cohort.studies[:3], "few"))
     assert np.abs(drawn[0]).min() > 1e-4
-    move(playground, "sentence", "No late gadolinium enhancement.")  # against itself
+    move(playground, "sentence", "No late gadolinium enhancement.")
     assert np.abs(drawn[1]).max() < 1e-6
 
 
-def test_scar_painter_paints_what_is_asked_for_and_says_so(cohort):
-    painter = widgets.scar_painter(
-        next(study for study in cohort.studies if not study["findings"].present)
-    )
-    before = painter.picture.value
-    picture, words = move(painter, "walls", ("anterior",))
-    assert picture != before and "anterior" in words.lower()
-    painter.controls["walls"].children[-1].value = True  # the reader presses a button
-    assert painter.controls["walls"].value == ("anterior", WALLS[-1])
-    assert "Choose at least one wall" in move(painter, "walls", ())[1]
+def test_the_scar_painter_paints_and_reports_what_is_chosen(cohort):
+    healthy = next(study for study in cohort.studies if not study["findings"].present)
+    painter = widgets.scar_painter(healthy)
+    before, walls = painter.picture.value, painter.controls["walls"].children[1:]
+    walls[-1].value = True  # as if the button were pressed
+    assert painter.picture.value != before and WALLS[-1] in painter.text.value.lower()
+    for button in walls:
+        button.value = False
+    assert "Choose at least one wall" in painter.text.value
 
 
-def test_quiz_hides_the_answer_until_asked(cohort):
+def test_the_quiz_hides_the_answer_until_asked(cohort):
     torch.manual_seed(0)
     quiz = widgets.which_is_real(cohort, RandomScar(p=1), pairs=2)
-    assert "Which are painted" in quiz.text.value
-    assert move(quiz, "answer", True)[1] == ""
-
-
-def test_a_still_picture_is_in_the_cell_for_front_ends_without_widgets(cohort):
-    bundle = widgets.orientation_explorer(cohort.studies[0])._repr_mimebundle_()
-    assert bundle["image/png"].startswith("iVBOR")
-    assert "application/vnd.jupyter.widget-view+json" in bundle
+    question = quiz.picture.value, quiz.text.value
+    assert "Which are painted" in question[1]
+    assert move(quiz, "answer", True)[1] == "" and move(quiz, "answer", False) == question
 
 
 def test_the_run_browser_shows_each_run_with_its_worst_cases(grid):
@@ -132,16 +104,32 @@ def test_the_run_browser_shows_each_run_with_its_worst_cases(grid):
     cells = re.findall("<td>(.*?)</td>", browser.text.value)
     assert cells[1::5] == ["S0_0", "S0_1", "S0_3", "S0_6", "S0_4"]
     assert cells[2::5] == ["0.90", "0.60", "0.70", "0.20", "0.10"]
-    assert set(cells[3::5]) == {"a &lt;b&gt; scar"} and set(cells[4::5]) == {"No enhancement."}
+    assert set(cells[3::5]) == {"a &lt;b&gt; scar"} and set(cells[4::5]) == {"No scar."}
     before = browser.picture.value
     picture, words = move(browser, "row", "shifted")
     assert picture != before and "S2_0" in words and "S0_0" not in words
     assert "is not done" in move(browser, "seed", 1)[1]
-    assert "S1_0" in move(browser, "row", "full")[1]
+    shutil.rmtree(grid.folder / grid.runs[0].id)  # opens on the next run that is done
+    assert "S1_0" in widgets.run_browser(grid).text.value
 
 
-def test_the_run_browser_opens_on_a_run_that_is_done(grid):
-    first, *_ = load_grid(grid).runs
-    shutil.rmtree(load_grid(grid).folder / first.id)
-    browser = widgets.run_browser(grid)
-    assert browser.controls["seed"].value == 1 and "S1_0" in browser.text.value
+def test_the_small_detector_is_fitted_once_and_cached(tmp_path, monkeypatch):
+    tiny = size_settings("smoke", **PLAIN_CLIP, epochs=1, width=16)
+    monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr(widgets, "TRAIN_STUDIES", 14)
+    monkeypatch.setattr(widgets, "size_settings", lambda size: tiny)
+    first = widgets.playground_detector()
+    monkeypatch.setattr(widgets, "fit_detector", None)  # a second fit would fail
+    phantoms = phantom_cohort(2, seed=1)
+    assert widgets.playground_detector().predict(phantoms).equals(first.predict(phantoms))
+    with pytest.raises(InputError, match=str(tmp_path)):
+        widgets.playground_detector(str(tmp_path))
+
+
+def test_the_playground_shows_only_images_of_a_cohort(tmp_path, monkeypatch):
+    monkeypatch.setattr(widgets, "SHOWN_STUDIES", 2)
+    assert len(widgets.playground_cohort()) == 2  # phantoms
+    write_own(tmp_path / "mine")
+    shown = widgets.playground_cohort(f"manifest:{tmp_path}/mine/manifest.csv")
+    assert shown.manifest["study_id"].tolist() == ["s0", "s1"]
+    assert all(study.label_map is None and not study["report"] for study in shown.studies)

@@ -1,0 +1,206 @@
+"""Reports of grids: what is compared or left out, tables, claims, curves and their sources."""
+
+import itertools
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from lgekit.errors import InputError
+from lgekit.evaluation import metrics
+from lgekit.evaluation.compare import ROWS, claims_table
+from lgekit.evaluation.metrics import compare_rows, roc_table
+from lgekit.grid import report
+from lgekit.viz import figures
+from lgekit.workbook import Session, save_run
+
+RATIOS = {"no_synthetic": 0.0, "full": -1.0, "synthetic_2": 2.0, "synthetic_4": 4.0}
+
+
+def predictions(rows: dict, seeds: int = 2, patients: int = 30, **axes) -> pd.DataFrame:
+    """Predictions of a grid: row → how well its scores separate studies with scar from others."""
+    generator = np.random.default_rng(0)
+    truth = generator.random(patients) < 0.5
+    names = [f"P{number}" for number in range(patients)]
+    parts = []
+    for (row, strength), seed in itertools.product(rows.items(), range(seeds)):
+        part = pd.DataFrame({"row": row, "seed": seed, **axes, "study_id": names, "scar": truth})
+        logits = strength * (2 * truth - 1) + generator.normal(size=patients)
+        parts.append(part.assign(patient_id=names, p_lge=1 / (1 + np.exp(-logits))))
+    return pd.concat(parts, ignore_index=True)
+
+
+def runs_of(table: pd.DataFrame) -> pd.DataFrame:
+    axes = table.columns[: table.columns.get_loc("study_id")]
+    runs = table[axes].drop_duplicates(ignore_index=True)
+    return runs.assign(state="done", commit="abc", device="CPU", studies_train=200)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(metrics, "RESAMPLES", 200)
+
+
+@pytest.fixture
+def report_of(tmp_path, monkeypatch):
+    """Report a grid with these predictions; the names of the files that are made."""
+
+    def make(table, references=None, runs=None, name="toy"):
+        runs = runs_of(table) if runs is None else runs
+        references = pd.DataFrame() if references is None else references
+        params = {"size": "laptop", "other": 0, "synthetic_per_real": -1.0}
+        own = {row: {"other": row} for row in set(runs["row"]) - {*RATIOS}}
+        own |= {row: {"synthetic_per_real": ratio} for row, ratio in RATIOS.items()}
+        of_rows = [SimpleNamespace(row=row, params=params | own[row]) for row in runs["row"]]
+        grid = SimpleNamespace(file=Path(f"{name}.yaml"), root=tmp_path, runs=of_rows)
+        monkeypatch.setattr(report, "load_grid", lambda file: grid)
+        monkeypatch.setattr(report, "collect", lambda file, out: runs.to_csv(out) or runs)
+        read = lambda file, of="": references if of else table  # noqa: E731
+        monkeypatch.setattr(report, "collect_predictions", read)
+        made = report.report_grid(f"grids/{name}.yaml", tmp_path)
+        return {path.relative_to(tmp_path).as_posix() for path in made}
+
+    return make
+
+
+def captions(folder) -> dict[str, str]:
+    return json.loads((folder / "captions.json").read_text())
+
+
+def test_the_paper_table_shows_values_differences_and_p_values():
+    comparison = compare_rows(predictions({"full": 2.0, "no_caption": 0.0}))
+    paper = figures.paper_table(comparison).set_index("row")
+    auc = comparison[comparison["statistic"] == "auc"].set_index("row")
+    full, less = auc.loc["full"], auc.loc["no_caption"]
+    assert paper.loc["full", "AUC"] == f"{full['value']:.2f} ({full['low']:.2f}–{full['high']:.2f})"
+    assert paper.loc["full", "AUC − full"] == ""
+    ends = f"{less['difference_low']:+.3f} to {less['difference_high']:+.3f}"
+    assert paper.loc["no caption", "AUC − full"] == f"{less['difference']:+.3f} ({ends})"
+    assert float(paper.loc["no caption", "p, AUC"]) <= 0.01
+
+
+def test_roc_table_is_the_curve_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    truth = generator.random(60) < 0.5
+    score = (truth + generator.normal(size=60)).round(1)  # with ties
+    scores = pd.DataFrame({"patient_id": range(60), "scar": truth, "p_lge": score})
+    table = roc_table(scores)
+    rates, hits, _ = roc_curve(truth, score, drop_intermediate=False)
+    wanted = np.interp(table["false_positive_rate"], rates, hits)
+    np.testing.assert_allclose(table["sensitivity"], wanted)
+    area = np.trapezoid(table["sensitivity"], table["false_positive_rate"])
+    assert area == pytest.approx(roc_auc_score(truth, score), abs=0.02)
+    assert (table["low"] <= table["sensitivity"]).all()
+    one_class = roc_table(scores.assign(scar=True))
+    assert one_class[["sensitivity", "low", "high"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("missing", "seeds", "rows"),
+    [
+        ({("no_caption", 1)}, {0, 2}, {"full", "no_caption", "plain_clip"}),
+        ({("plain_clip", 1), ("plain_clip", 2)}, {0, 1, 2}, {"full", "no_caption"}),
+        ({("plain_clip", 2)}, {0, 1}, {"full", "no_caption", "plain_clip"}),  # as large, more rows
+        ({("full", 0), ("plain_clip", 1)}, {1, 2}, {"full", "no_caption"}),
+    ],
+)
+def test_the_largest_complete_set_of_seeds_and_rows_is_compared(missing, seeds, rows, capsys):
+    table = predictions(dict.fromkeys(("full", "no_caption", "plain_clip"), 1.0), seeds=3)
+    runs = runs_of(table)
+    for row, seed in missing:
+        runs.loc[(runs["row"] == row) & (runs["seed"] == seed), "state"] = "failed"
+    chosen = report.of_whole_seeds(runs, table, "toy")
+    assert (set(chosen["seed"]), set(chosen["row"])) == (seeds, rows)
+    left_out = {"full", "no_caption", "plain_clip"} - rows | {str(n) for n in {0, 1, 2} - seeds}
+    said = capsys.readouterr().out
+    assert "grid toy" in said and all(f" {name} left out" in said for name in left_out)
+
+
+def test_rows_that_were_not_compared_are_listed_with_the_reason():
+    table = predictions({"full": 1.0, "no_caption": 1.0, "no_synthetic": 0.0}, seeds=3)
+    runs = runs_of(table)
+    runs.loc[(runs["row"] == "no_synthetic") & (runs["seed"] > 0), "state"] = ["failed", "to do"]
+    comparison = compare_rows(report.of_whole_seeds(runs, table, "toy"))
+    words = "not compared (1 of 3 runs done, 1 failed)"
+    assert figures.paper_table(comparison, runs)["balanced accuracy"].iloc[-1] == words
+    claims = claims_table(comparison, runs=runs).set_index("row")["answer"]
+    assert claims["no_synthetic"] == words and claims["no_pretraining"] == "not run"
+    with pytest.raises(InputError, match="toy.*no seed of row 'full' is done"):
+        report.of_whole_seeds(runs.assign(state="failed"), table, "toy")
+
+
+def test_a_report_has_tables_and_figures_and_no_patient(report_of, tmp_path):
+    strengths = dict.fromkeys(ROWS, 1.0) | {"no_synthetic": 0.5, "synthetic_2": 1.5}
+    table = predictions(strengths | {"synthetic_4": 2.0}, patients=40)
+    runs = runs_of(table)
+    runs.loc[(runs["row"] == "synthetic_4") & (runs["seed"] == 1), "state"] = "failed"
+    made = report_of(table, predictions({"full": 2.0}, patients=40).assign(method="other"), runs)
+    endings = "runs.csv comparison.csv claims.csv references.csv table.md table.tex".split()
+    wanted = {f"tables/toy_{ending}" for ending in endings}
+    assert made == wanted | {"ablation_forest_toy.png", "synthetic_ratio_toy.png"}
+    claims = pd.read_csv(tmp_path / "tables/toy_claims.csv")
+    assert len(claims) == 8 and set(claims["answer"]) <= {"yes", "no", "not shown"}
+    counts = "{} of the grid's 16 runs (without synthetic 4), 2 seeds, 40 test patients, commit abc"
+    assert counts.format(14) in captions(tmp_path)["ablation_forest_toy"]
+    assert counts.format(6) in captions(tmp_path)["synthetic_ratio_toy"]
+    curve = pd.read_csv(tmp_path / "synthetic_ratio_toy.csv")
+    auc = curve[curve["statistic"] == "auc"]
+    assert auc["synthetic_per_real"].tolist() == [0, 1, 2] and auc["value"].is_monotonic_increasing
+    assert auc["row"].tolist() == ["no_synthetic", "full", "synthetic_2"]
+    assert not [path for path in tmp_path.rglob("*.csv") if "P17" in path.read_text()]
+    assert "\\begin{tabular}" in (tmp_path / "tables/toy_table.tex").read_text()
+
+
+def test_claims_compare_with_the_full_method_wherever_its_row_is(report_of, tmp_path):
+    def answers(rows):
+        report_of(predictions(rows))
+        claims = pd.read_csv(tmp_path / "tables/toy_claims.csv")
+        return claims[claims["statistic"] == "auc"].set_index("row")["answer"]
+
+    assert answers({"no_synthetic": 0.0, "full": 3.0})["no_synthetic"] == "yes"
+    assert answers({"no_synthetic": 3.0, "no_caption": 3.0}).eq("not run").all()
+
+
+def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(report_of, tmp_path):
+    rows, parts, others = {"full": 2.0, "plain_clip": 0.2}, [], []
+    for size in (30, 60, 0):  # 0 means all studies
+        parts.append(predictions(rows, train_studies=size))
+        others.append(predictions({"full": 3.0 + size}, train_studies=size))
+        others[-1].insert(3, "method", "supervised")
+    made = report_of(pd.concat(parts), pd.concat(others), name="label_efficiency")
+    assert {"ablation_forest_label_efficiency.png", "label_efficiency.png"} <= made
+    forest, curve = map(captions(tmp_path).get, sorted(captions(tmp_path)))
+    assert "4 of the grid's 12 runs" in forest and "last value of train_studies" in forest
+    assert "12 of the grid's 12 runs" in curve and "last value" not in curve
+    table = pd.read_csv(tmp_path / "label_efficiency.csv").query("statistic == 'auc'")
+    assert table["train_studies"].tolist() == [30, 30, 60, 60, 200, 200] and "p" not in table
+    full, plain = table["value"].iloc[-2:]
+    assert table["difference"].iloc[-1] == pytest.approx(plain - full, abs=1e-4)
+    references = pd.read_csv(tmp_path / "tables/label_efficiency_references.csv")
+    last = compare_rows(others[-1].assign(row="supervised"), "supervised")
+    assert references["row"].unique().tolist() == ["full", "supervised"]
+    assert references["value"].iloc[-1] == pytest.approx(last["value"].iloc[-2], abs=1e-4)
+
+
+def test_the_caption_says_which_grid_notebook_06_ran(tmp_path):
+    table = predictions({"full": 2.0, "no_caption": 0.0})
+    tables = {"ablations": compare_rows(table), "runs": runs_of(table), "predictions": table}
+    session = Session("07_paper_figures", "phantom:studies=9", "smoke", 0, tmp_path / "07")
+    for grid, words in {"": "The workbook's own small grid", "emidec": "Grid emidec: 4 of"}.items():
+        save_run(session.of(figures.ABLATIONS), {"grid": grid}, tables=tables)
+        figures.from_session("ablation_forest", session, tmp_path)
+        assert words in captions(tmp_path)["ablation_forest"]
+
+
+def test_references_that_predicted_all_studies_are_compared_with_the_first_row():
+    own = predictions({"full": 0.5, "no_caption": 0.5})
+    whole = predictions({"full": 3.0}).assign(method="supervised")
+    part = whole[whole["study_id"] != "P0"].assign(method="half done")
+    compared = report.reference_comparison(own, pd.concat([whole, part]))
+    assert compared["row"].unique().tolist() == ["full", "supervised"]
+    better = compared[(compared["row"] == "supervised") & (compared["statistic"] == "auc")].iloc[0]
+    assert better["difference"] > 0 and better["p"] < 0.05
