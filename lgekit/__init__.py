@@ -27,14 +27,14 @@ _NAMES = {
     "scars.transforms": "AddScar RandomScar",
     "segmentation.model": "HeartNetwork",
     "segmentation.train": "heart_network pretraining_cohorts evaluate_heart_network",
-    "clip.model": "build_coca count_weights",
+    "clip.model": "build_coca",
     "clip.data": "make_view batch_of",
     "clip.train": "contrastive_loss resumable",
     "clip.detector": "Detector segment_means",
     "clip.fit": "fit_detector",
     "evaluation.scores": "score_table",
     "evaluation.metrics": "compare_rows",
-    "grid.run": "run_grid collect collect_predictions",
+    "grid.run": "run_grid collect collect_predictions load_grid",
     "workbook": "start project_root",
 }
 # Modules that notebooks use whole: `lk.plots.bulls_eye`.

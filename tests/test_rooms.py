@@ -1,4 +1,4 @@
-"""Imports between the rooms of lgekit go downwards only, and the public face is complete and light."""
+"""Imports between the rooms of lgekit go downwards; its public face is complete and light."""
 
 import ast
 import subprocess

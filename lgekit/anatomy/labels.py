@@ -172,15 +172,3 @@ class Ventricle:
         """Return the largest diameter (of the circle of equal area), mm; NaN without a heart."""
         area = self.area.max(initial=0) * spacing[0] * spacing[1]
         return float(2 * np.sqrt(area / np.pi)) if area else float("nan")
-
-
-def lv_centre(labels) -> tuple[np.ndarray, np.ndarray]:
-    return Ventricle.of(labels).centre, Ventricle.of(labels).centres
-
-
-def base_first(labels) -> bool:
-    return Ventricle.of(labels).base_first
-
-
-def slice_levels(labels) -> np.ndarray:
-    return Ventricle.of(labels).levels

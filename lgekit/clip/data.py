@@ -13,8 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lgekit.anatomy.polar import (
-    EVEN_INSIDE,
-    EVEN_OUTSIDE,
     PolarGrid,
     View,
     image_view,
@@ -153,9 +151,6 @@ def epoch_batches(
     yield from zip(np.array_split(index, parts), np.array_split(chosen, parts), strict=True)
 
 
-REACH = (EVEN_INSIDE, EVEN_OUTSIDE)
-
-
 def make_view(study: Study, settings: FitSettings) -> View:
     """Return the view of a study; its labels and landmarks (true or predicted) locate the heart.
 
@@ -174,9 +169,6 @@ def view_grid(study: Study, settings: FitSettings) -> PolarGrid:
     size = settings.depths, settings.angles
     grid = polar_grid(study, *size, settings.orientation, settings.min_confidence)
     return grid.evened() if settings.masks == "predicted" else grid
-
-
-even_wall_grid, _along = view_grid, PolarGrid.study_view  # the old names, for lgekit.clip.fit
 
 
 def batch_of(views: Sequence[View]) -> StudyBatch:

@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.labels import Ventricle
-from lgekit.anatomy.polar import INSIDE, OUTSIDE
+from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, segment_map, segment_number
 from lgekit.clip import zeroshot
-from lgekit.clip.data import REACH, View, batch_of, chunks, make_view
+from lgekit.clip.data import View, batch_of, chunks, make_view
 from lgekit.clip.model import CoCa, StudyBatch, load_coca, save_coca
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.clip.zeroshot import Calibration, Reading, probability
@@ -72,7 +72,9 @@ def view_segments(view: View, study: Study, marks: Landmarks, settings: FitSetti
     segments = np.zeros(view.images[:, 0].shape, np.uint8)
     if settings.orientation != "rvip":  # the first column is not the insertion point
         return segments
-    inside, outside = REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
+    inside, outside = (
+        (EVEN_INSIDE, EVEN_OUTSIDE) if settings.masks == "predicted" else (INSIDE, OUTSIDE)
+    )
     depth = -inside + (1 + inside + outside) * (np.arange(settings.depths) + 0.5) / settings.depths
     wall = (depth >= 0) & (depth <= 1)
     frame_deg = ANTERIOR_RVIP_DEG + 360 * np.arange(settings.angles) / settings.angles

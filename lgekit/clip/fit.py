@@ -19,16 +19,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lgekit import cache
-from lgekit.anatomy.polar import INSIDE, OUTSIDE
+from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
 from lgekit.anatomy.segments import known_landmarks
 from lgekit.clip.data import (
-    REACH,
     ImageTextPairs,
     View,
-    _along,
     batch_of,
-    even_wall_grid,
     make_view,
+    view_grid,
 )
 from lgekit.clip.detector import Detector
 from lgekit.clip.model import CoCa, PolarEncoder, StudyBatch, in_parts, join
@@ -66,14 +64,14 @@ def paint_pool(
         try:
             host = ScarHost(study)  # measured once for all its scars
             along = settings.frame == "polar" and settings.masks == "predicted"
-            grid = even_wall_grid(study, settings) if along else None  # a scar does not move it
+            grid = view_grid(study, settings) if along else None  # a scar does not move it
         except InputError:
             continue
         for number in range(first, count, len(free)):
             seed = int(np.random.default_rng([settings.seed, number]).integers(2**31))
             with suppress(InputError):
                 scarred = host.paint(seed)
-                view = _along(grid, scarred) if grid else make_view(scarred, settings)
+                view = grid.study_view(scarred) if grid else make_view(scarred, settings)
                 made[number] = SyntheticScar(view, scarred["report"], study["study_id"])
     return [made[number] for number in sorted(made)]
 
@@ -175,7 +173,7 @@ def pretrain_polar(
     Returns its state dict, on the batch's device.
     """
     images, device = batch.images[batch.mask], batch.images.device
-    reach = REACH if settings.masks == "predicted" else (INSIDE, OUTSIDE)
+    reach = (EVEN_INSIDE, EVEN_OUTSIDE) if settings.masks == "predicted" else (INSIDE, OUTSIDE)
     half = cache.trains_in_bfloat16(device, settings.bfloat16)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.config import FitSettings, make_settings
 from lgekit.errors import InputError
-from lgekit.segmentation.model import SIZES, build_unet
+from lgekit.segmentation.model import HEART_SIZES, build_unet
 
 SLICES_AT_ONCE = 64  # on a CPU: intermediate results stay in its caches [O]
 
@@ -124,7 +124,7 @@ class ImageEncoder(nn.Module):
 def check_encoder(settings: FitSettings) -> None:
     """Raise InputError if the setting ``encoder`` names no network that can be used."""
     if settings.needs_heart:
-        build_unet(replace(SIZES[settings.heart_size], encoder=settings.encoder), 0)
+        build_unet(replace(HEART_SIZES[settings.heart_size], encoder=settings.encoder), 0)
     if settings.frame == "image":
         ImageEncoder(settings.encoder)
 

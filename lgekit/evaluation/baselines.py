@@ -205,7 +205,7 @@ TRAINED = {"none": (), "supervised": (SUPERVISED,), "all": (SUPERVISED, PLAIN, S
 CHANGES = {PLAIN: PLAIN_CLIP | {"shuffle_text": False}, SHUFFLED: {"shuffle_text": True}}
 
 
-def check(which: str, cross_fit: bool = False) -> None:
+def check_references(which: str, cross_fit: bool = False) -> None:
     """Refuse, before training, references that do not exist or cannot be compared.
 
     Raises InputError for an unknown ``which``, or trained references of a cross-fitted detector,
@@ -233,7 +233,7 @@ def train_references(
     the detector's, perhaps with fewer epochs; its heart network is shared with the supervised
     reader. Returns name → columns ``study_id, p_lge`` of the test studies.
     """
-    check(which)
+    check_references(which)
     predictions = {}
     for name in TRAINED[which]:
         if name == SUPERVISED:

@@ -293,7 +293,7 @@ def _comparable(predictions: pd.DataFrame, reference: str) -> pd.DataFrame:
     studies = {row: set(run.index) for row, run in runs}
     if unlike := [row for row in studies if studies[row] != studies.get(reference)]:
         problem = f"{unlike} have other seeds or studies than {reference!r}"
-        remedy = "Compare complete seeds only (`lgekit.grid.report.of_whole_seeds`)."
+        remedy = "Compare complete seeds only (`lgekit.grid.report.complete_runs`)."
         raise InputError("predictions", problem, remedy)
     if (known.groupby("study_id")["scar"].nunique() > 1).any():
         remedy = "Collect runs of one cohort only."

@@ -16,14 +16,14 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lgekit.anatomy.labels import angle_map, lv_centre, wall_depth
+from lgekit.anatomy.labels import Ventricle, angle_map, wall_depth
 from lgekit.anatomy.segments import findings_from_labels
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.evaluation.baselines import THRESHOLD_RULES, remote_of
 from lgekit.evaluation.metrics import auc_interval, mean_interval, median_interval
 from lgekit.findings import Findings
-from lgekit.scars.transforms import AddScar, prepare_canvas
+from lgekit.scars.transforms import AddScar, ScarPainter
 from lgekit.segmentation.train import evaluate_heart_network, heart_network
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, SCAR, Cohort, Study, patient_folds
 
@@ -112,7 +112,9 @@ def _slice_features(
             correlations.append(np.corrcoef(values, neighbours)[0, 1])
         perimeter += np.count_nonzero(np.diff(area, axis=axis)) * spacing[1 - axis]
 
-    sector = (angle_map(labels.shape, lv_centre(labels[..., None])[0], spacing) // 6).astype(int)
+    sector = (angle_map(labels.shape, Ventricle.of(labels[..., None]).centre, spacing) // 6).astype(
+        int
+    )
     count = [np.bincount(sector[part] % 60, minlength=60) for part in (area, wall)]
     share = count[0] / np.maximum(count[1], 1)
     touched = share[share > 0.1]
@@ -145,7 +147,7 @@ def synthetic_twins(real: Cohort, healthy: Cohort, seed: int = 0, constant: bool
         wanted = findings_from_labels(study)
         start = number % len(healthy.studies)
         for host in healthy.studies[start:] + healthy.studies[:start]:
-            found, draw = prepare_canvas(host).fit(wanted), int(rng.integers(2**31))
+            found, draw = ScarPainter(host).fit(wanted), int(rng.integers(2**31))
             try:
                 twin = _fill(host, found, draw) if constant else AddScar(found, seed=draw)(host)
             except InputError:
@@ -158,7 +160,7 @@ def synthetic_twins(real: Cohort, healthy: Cohort, seed: int = 0, constant: bool
 
 def _fill(host: Study, found: Findings, seed: int) -> Study:
     """Return a copy of the study with its scars as blobs of constant intensity."""
-    canvas, rng = prepare_canvas(host), np.random.default_rng(seed)
+    canvas, rng = ScarPainter(host), np.random.default_rng(seed)
     image, labels = canvas.image.copy(), canvas.labels.copy()
     for scar in found.scars:
         region = canvas.draw_region(scar, rng)

@@ -15,7 +15,7 @@ import pandas as pd
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.clip.data import batch_of, make_view
 from lgekit.clip.detector import Detector
-from lgekit.clip.zeroshot import heat_map
+from lgekit.clip.zeroshot import occlusion_map
 from lgekit.errors import InputError
 from lgekit.evaluation import metrics
 from lgekit.evaluation.metrics import interval, ratio
@@ -356,7 +356,7 @@ def with_fold(cohort: Cohort, fold: int, folds: int, seed: int = 0) -> Cohort:
     return Cohort(studies, cohort.name)
 
 
-def development(cohort: Cohort) -> Cohort:
+def without_test(cohort: Cohort) -> Cohort:
     """Return ``train`` and ``validation`` as one split: what a cross-fit may learn from."""
     kept = [study for study in cohort.studies if study["split"] in SPLITS[:2]]
     return Cohort([Study(**{**study, "split": SPLITS[0]}) for study in kept], cohort.name)
@@ -379,7 +379,7 @@ def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
     view = make_view(located, settings)
     prompts = prompt_sets(settings.text)["presence"]
     classes = prompts["positive"], prompts["negative"]
-    evidence = heat_map(*detector.networks[0], batch_of([view]), *classes)
+    evidence = occlusion_map(*detector.networks[0], batch_of([view]), *classes)
     strongest = int(evidence.reshape(len(evidence), -1).max(1).argmax())
     stored = int(view.own_slices[strongest])
     steps = {"as stored": study.pixels[:, :, stored]}
@@ -391,5 +391,5 @@ def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
     unrolled = "the wall unrolled: " if settings.frame == "polar" else ""
     steps[f"{unrolled}what the network sees"] = view.images[strongest, 0].numpy().T
     found = detector.predict(alone).iloc[0]
-    title = f'what speaks for scar. Read as: "{found["caption"]}", p = {found["p_lge"]:.2f}'
+    title = f'evidence for scar (occlusion map). Read as: "{found["caption"]}", p = {found["p_lge"]:.2f}'
     return steps | {title: evidence[strongest].T}

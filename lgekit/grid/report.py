@@ -13,8 +13,7 @@ from lgekit.errors import InputError
 from lgekit.evaluation.compare import claims_table, reference_row
 from lgekit.evaluation.metrics import compare_rows
 from lgekit.evaluation.scores import grid_places
-from lgekit.grid.file import Grid, load_grid
-from lgekit.grid.run import REFERENCES, collect, collect_predictions
+from lgekit.grid.run import REFERENCES, Grid, collect, collect_predictions, load_grid
 from lgekit.viz import figures
 from lgekit.viz.figures import further_axes
 from lgekit.viz.plots import use_style
@@ -37,7 +36,7 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     tables.mkdir(parents=True, exist_ok=True)
     made = [tables / f"{name}_runs.csv"]
     runs = collect(file, made[0])
-    predictions = of_whole_seeds(runs, collect_predictions(file), name)
+    predictions = complete_runs(runs, collect_predictions(file), name)
     last = last_point(predictions)
     comparison = compare_rows(last, reference=reference_row(runs["row"]), seed=seed)
     claims = {each: claims_table(comparison, each, runs) for each in ("balanced_accuracy", "auc")}
@@ -91,7 +90,7 @@ def last_point(predictions: pd.DataFrame, but: str = "") -> pd.DataFrame:
     return predictions
 
 
-def of_whole_seeds(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+def complete_runs(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> pd.DataFrame:
     """Select the largest complete set of seeds and rows that contains the first row.
 
     A seed of a row is complete if all its ``runs`` (`lgekit.grid.run.collect`) are done. Of sets of

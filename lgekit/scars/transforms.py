@@ -382,9 +382,6 @@ class ScarPainter:
         raise reason
 
 
-prepare_canvas = ScarPainter  # the old name, for lgekit.bench and lgekit.evaluation.realism
-
-
 def _medians(groups: list[np.ndarray]) -> np.ndarray:
     """Median of each slice; the median of all slices for a slice with fewer than 8 voxels."""
     everything = np.concatenate(groups)

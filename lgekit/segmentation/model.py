@@ -28,7 +28,9 @@ from lgekit.study import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 NEAR_VOTE = 25.0  # degrees between a vote and a junction of RV and wall that replaces it [O]
 BORDER_VOTES = 3.0  # weight of the border network's votes; the U-Net's have weight 1 [O]
 WIDE_SLICES = 4  # slices in which the heart is first looked for
-SURE = 0.88  # below this certainty, the heart is also looked for in the middle of the picture [O]
+MIN_CERTAINTY = (
+    0.88  # below this certainty, the heart is also looked for in the middle of the picture [O]
+)
 MIDDLE_DIAMETERS = (0.28, 0.4)  # LV diameters that are tried there, square coordinates [O]
 DEPTHS, ANGLES = 48, 64  # samples of a polar picture
 OUTER = 3.4  # its outer end, in radii of a circle with the slice's epicardial area
@@ -59,7 +61,7 @@ class HeartSettings:
     border_steps: int = 700  # of its optimiser; 0: no border network
 
 
-SIZES = {
+HEART_SIZES = {
     "smoke": HeartSettings(steps=30, learning_rate=3e-3, border_steps=8),
     "laptop": HeartSettings(),
     "paper": HeartSettings(
@@ -321,7 +323,7 @@ class HeartNetwork(nn.Module):
         wide = self._crop_maps(some, torch.zeros(2), torch.tensor(1.0))
         first = self._draw(images, *find_heart(wide))
         candidates = [first._replace(votes=first.votes + study_votes(wide))]
-        if first.certainty < SURE:  # look in the middle, then around what was found there
+        if first.certainty < MIN_CERTAINTY:  # look in the middle, then around what was found there
             for diameter in MIDDLE_DIAMETERS:
                 centre, size = torch.zeros(2), torch.tensor(diameter)
                 for _ in range(2):

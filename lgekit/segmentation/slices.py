@@ -16,7 +16,7 @@ from lgekit.anatomy.segments import insertion_points
 from lgekit.errors import InputError
 from lgekit.study import CAVITY, MYOCARDIUM, RV, WALL_CODES, Landmarks, Study
 
-CANVAS = 256  # side of the square grid on which every slice is resampled
+SQUARE_PIXELS = 256  # side of the square grid on which every slice is resampled
 CLASSES = 4  # the network's codes: background, cavity, myocardium (with scar, no-reflow), RV
 CLASS_CODES = (0, CAVITY, MYOCARDIUM, RV)
 LV_CLASSES = slice(1, 3)
@@ -38,7 +38,7 @@ class SquareSlices:
         """Resample ``(S, C, Y, X)`` from the study's grid to ``(S, C, 256, 256)``."""
         square = self.centre_mm - self.half_mm, self.centre_mm + self.half_mm
         study = np.zeros(2), self.shape * self.spacing
-        return _resample(arrays, study, square, (CANVAS, CANVAS), mode)
+        return _resample(arrays, study, square, (SQUARE_PIXELS, SQUARE_PIXELS), mode)
 
     def draw_labels(self, maps: Tensor, centre: Tensor, half_width: Tensor) -> Tensor:
         """Label map ``(X, Y, S)`` uint8 of the study: each ventricle's largest part in a crop."""
@@ -147,7 +147,7 @@ def _study_slices(study: Study, labels: np.ndarray, cohort: int, number: int) ->
         landmarks = Landmarks(0.0, 120.0, 0.0)
     angles = np.radians([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg])
     per_study = {
-        "diameter": 2 * torch.sqrt(area.max() / torch.pi) * 2 / CANVAS,
+        "diameter": 2 * torch.sqrt(area.max() / torch.pi) * 2 / SQUARE_PIXELS,
         "insertions": np.stack([np.cos(angles), -np.sin(angles)], axis=1).astype(np.float32),
         "handedness": -1.0 if landmarks.mirrored else 1.0,
         "landmark_weight": float(landmarks.confidence),
@@ -264,7 +264,7 @@ def standardise(images: Tensor) -> Tensor:
     return (images - mean) / (deviation + 1e-3)
 
 
-def vary_appearance(images: Tensor, rng: torch.Generator, share: float = 0.5) -> Tensor:
+def random_contrast(images: Tensor, rng: torch.Generator, share: float = 0.5) -> Tensor:
     """Change the contrast of a share of ``(B, C, H, W)`` images in [0, 1], not their geometry.
 
     A tenth is inverted: cine and late enhancement rank blood, muscle and scar differently.
@@ -300,7 +300,7 @@ def vary_appearance(images: Tensor, rng: torch.Generator, share: float = 0.5) ->
     return images + strength(1, 1, share) * (tone - images)
 
 
-def invent_appearance(
+def synthesize_from_labels(
     images: Tensor, labels: Tensor, share: float, rng: torch.Generator, wrap: bool = False
 ) -> Tensor:
     """Replace a share of the images by synthetic ones, generated from their labels as in SynthSeg.

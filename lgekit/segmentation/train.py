@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from lgekit.anatomy.labels import base_first, lv_centre
+from lgekit.anatomy.labels import Ventricle
 from lgekit.anatomy.segments import known_landmarks
 from lgekit.cache import accelerator, code_version, compute_once, memory
 from lgekit.config import FitSettings, size_settings
@@ -25,8 +25,8 @@ from lgekit.data.readers import pretraining_specs, read_cohort, refuse_shared
 from lgekit.errors import InputError
 from lgekit.segmentation import model as networks
 from lgekit.segmentation import slices as grids
-from lgekit.segmentation.model import SIZES, HeartNetwork, HeartSettings, with_labels
-from lgekit.segmentation.slices import CANVAS, CLASSES, UNKNOWN, Slices
+from lgekit.segmentation.model import HEART_SIZES, HeartNetwork, HeartSettings, with_labels
+from lgekit.segmentation.slices import CLASSES, SQUARE_PIXELS, UNKNOWN, Slices
 from lgekit.study import BACKGROUND, CAVITY, RV, WALL_CODES, Cohort, Landmarks, Study
 
 SMALLEST = 30  # LV pixels that a slice needs to train the border network
@@ -60,8 +60,8 @@ def crop_examples(
     axes, centre = grids.random_crops(middle, half_width, rng)
     pictures = grids.crop(batch.images[:, None].float() / 255, axes, centre, shape)
     labels = grids.crop(batch.labels[:, None].float(), axes, centre, shape, "nearest")
-    pictures = grids.invent_appearance(pictures, labels, settings.invented, rng)
-    pictures = grids.standardise(grids.vary_appearance(pictures, rng))
+    pictures = grids.synthesize_from_labels(pictures, labels, settings.invented, rng)
+    pictures = grids.standardise(grids.random_contrast(pictures, rng))
     # LV centre and insertion points in the crop's coordinates
     lv_middle = torch.linalg.solve(axes, (batch.centre - centre)[:, :, None])[:, :, 0]
     turned = torch.linalg.solve(axes, batch.insertions.transpose(1, 2)).transpose(1, 2)
@@ -85,7 +85,7 @@ def polar_examples(
     triples = triples.clamp(0, len(slices.study) - 1)
     same_study = slices.study[triples] == batch.study[:, None]
     triples = torch.where(same_study, triples, chosen[:, None])  # (B, 3)
-    lv_radius = torch.sqrt(_lv(batch.labels).sum((1, 2)) / torch.pi) * 2 / CANVAS
+    lv_radius = torch.sqrt(_lv(batch.labels).sum((1, 2)) / torch.pi) * 2 / SQUARE_PIXELS
     centre = batch.centre + grids.uniform(-0.18, 0.18, (count, 2), rng) * lv_radius[:, None]
     mirror = grids.uniform(0, 1, (count, 1), rng).lt(0.5).float() * 2 - 1
     radius = lv_radius * torch.exp(grids.uniform(-0.25, 0.25, count, rng))
@@ -94,10 +94,10 @@ def polar_examples(
     images, labels = slices.images[triples].float() / 255, slices.labels[triples].float()
     pictures = functional.grid_sample(images, points, align_corners=False)
     labels = functional.grid_sample(labels, points, mode="nearest", align_corners=False)
-    pictures = grids.invent_appearance(pictures, labels, settings.invented, rng, wrap=True)
+    pictures = grids.synthesize_from_labels(pictures, labels, settings.invented, rng, wrap=True)
     unit = functional.normalize(points - batch.centre[:, None, None], dim=-1)
     angles = grids.angle_field(unit[..., 0], unit[..., 1], batch.insertions, batch.handedness)
-    pictures = grids.vary_appearance(pictures, rng).contiguous(memory_format=torch.channels_last)
+    pictures = grids.random_contrast(pictures, rng).contiguous(memory_format=torch.channels_last)
     area, classes = networks.SAMPLE_AREAS.to(device), labels[:, 1].long()
     return Examples(pictures, classes, angles, area, area, batch, smoothing=2, averaged=2)
 
@@ -152,7 +152,7 @@ def fit_heart_network(
     if init is not None:
         kept = ("encoder", "decoder", "pixels", "heart_view", "border_channels")
         changes = {name: getattr(init.settings, name) for name in kept} | changes
-    settings = replace(SIZES[size], **changes)
+    settings = replace(HEART_SIZES[size], **changes)
     studies = [[with_drawn_rv(study, init) for study in one.studies] for one in cohorts]
     slices = Slices(*(tensor.to(device) for tensor in grids.collect_slices(studies)))
 
@@ -206,13 +206,13 @@ def with_drawn_rv(study: Study, network: HeartNetwork | None) -> Study:
     return with_labels(study, with_rv, landmarks)
 
 
-def turned_copy(study: Study, degrees: float, mirror: bool) -> Study:
+def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
     """Turn a study counter-clockwise about the middle of its field of view, then mirror it or not.
 
     Image, labels and landmarks move together, to a larger isotropic square.
     """
     square, margin = grids.square_slices(study), 1.2
-    count, shape = len(square.images), (round(CANVAS * margin),) * 2
+    count, shape = len(square.images), (round(SQUARE_PIXELS * margin),) * 2
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     turn = torch.tensor([[cosine, -sine], [sine, cosine]], dtype=torch.float32)
     axes = margin * turn @ torch.diag(torch.tensor([-1.0 if mirror else 1.0, 1.0]))
@@ -231,7 +231,7 @@ def turned_copy(study: Study, degrees: float, mirror: bool) -> Study:
         moved = torch.stack([points.cos(), -points.sin()], dim=1) @ torch.linalg.inv(axes).T
         angles = torch.atan2(-moved[:, 1], moved[:, 0]).rad2deg() % 360
         fields["landmarks"] = Landmarks(float(angles[0]), float(angles[1]), known.confidence)
-    side = 2 * square.half_mm / CANVAS
+    side = 2 * square.half_mm / SQUARE_PIXELS
     spacing = (side, side, study.spacing_mm[2])
     return Study.from_arrays(study["study_id"], turned(square.images), spacing, **fields)
 
@@ -251,7 +251,7 @@ def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0)
     rng, copies = np.random.default_rng(seed), []
     for study in labelled:
         study = Study(**{**study, "landmarks": grids.reference_landmarks(study)})
-        copies.append(turned_copy(study, rng.uniform(0, 360), bool(rng.integers(2))))
+        copies.append(rotated_copy(study, rng.uniform(0, 360), bool(rng.integers(2))))
     predicted = network.predict_cohort(Cohort(labelled)).studies
     turned = network.predict_cohort(Cohort(copies)).studies
     rows = []
@@ -316,7 +316,7 @@ def _fitted(
     landmarks = [repr(study["landmarks"]) for one in cohorts for study in one.studies]
     start = "" if init is None else weights_fingerprint(init)
     key = [one.fingerprint for one in cohorts], landmarks, start, code_version(*ROOMS)
-    size = SIZES[settings.heart_size]
+    size = HEART_SIZES[settings.heart_size]
     changes: dict[str, Any] = {"steps": steps, "border_steps": min(steps, size.border_steps)}
     if init is None:  # without a real study of its kind, learn shapes, not the look of phantoms
         changes |= {"encoder": settings.encoder, "invented": SYNTHETIC_SHARE}
@@ -387,7 +387,7 @@ def ready(study: Study) -> bool:
 def landmark_row(stored: Study, framed: Study) -> dict[str, Any]:
     """One row of landmarks.csv, from a located study as stored and in the standard frame."""
     marks, labels = stored["landmarks"], stored.label_map
-    centre = lv_centre(labels)[0]
+    centre = Ventricle.of(labels).centre
     return {
         "study_id": stored["study_id"],
         "anterior_rvip_deg": marks.anterior_rvip_deg,
@@ -395,7 +395,7 @@ def landmark_row(stored: Study, framed: Study) -> dict[str, Any]:
         "mirrored": marks.mirrored,
         "confidence": marks.confidence,
         "turned": framed["orientation_confident"],
-        "base_first": base_first(labels),
+        "base_first": Ventricle.of(labels).base_first,
         "centre_x_voxel": centre[0],
         "centre_y_voxel": centre[1],
         "mm_per_pixel": framed["frame"].mm_per_pixel,

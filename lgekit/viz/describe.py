@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from lgekit.anatomy.frame import normalise_intensity
-from lgekit.anatomy.labels import base_first, slice_levels
+from lgekit.anatomy.labels import Ventricle
 from lgekit.anatomy.segments import segment_share
 from lgekit.errors import InputError
 from lgekit.evaluation.baselines import THRESHOLD_RULES
@@ -154,7 +154,7 @@ def poses(cohort: Cohort) -> pd.DataFrame:
         marks, mask = study["landmarks"], study.label_map
         if marks is not None:
             angles = marks.anterior_rvip_deg, marks.inferior_rvip_deg
-            first = None if mask is None else base_first(mask)
+            first = None if mask is None else Ventricle.of(mask).base_first
             rows.append((study["study_id"], *angles, marks.mirrored, first, marks.confidence))
     columns = "study_id anterior_rvip_deg inferior_rvip_deg mirrored base_first confidence"
     return pd.DataFrame(rows, columns=columns.split())
@@ -170,7 +170,7 @@ def mean_maps(studies: Iterable[Study]) -> dict[str, np.ndarray]:
         labels = study.label_map
         if labels is None:
             continue
-        levels = slice_levels(labels)
+        levels = Ventricle.of(labels).levels
         middle = (levels > 0.3) & (levels < 0.7)
         if middle.any():
             images.append(normalise_intensity(study).pixels[:, :, middle].mean(2))

@@ -115,7 +115,7 @@ def tissue_histograms(tissues: pd.DataFrame) -> Figure:
     return closed(grid.figure)
 
 
-def figure_distributions(figures: pd.DataFrame, names: Mapping[str, str]) -> Figure:
+def measurement_distributions(figures: pd.DataFrame, names: Mapping[str, str]) -> Figure:
     """Distributions of `realism.cohort_figures` by ``cohort``; ``names``: column → axis label."""
     rows = -(-len(names) // 3)
     figure, axes = plt.subplots(rows, 3, figsize=(PAGE, 1.8 * rows), squeeze=False)
@@ -273,7 +273,7 @@ def show_studies(
     """One slice of several studies: caption → study, and caption → slice if it is to be chosen."""
     figure, axes = _captioned(studies, columns)
     for axis, (caption, study) in zip(axes, studies.items(), strict=False):
-        draw_slice(axis, study, (slices or {}).get(caption, most_telling_slice(study)), contours)
+        draw_slice(axis, study, (slices or {}).get(caption, slice_with_most_scar(study)), contours)
     return closed(figure)
 
 
@@ -368,7 +368,7 @@ def legend_of_tissues() -> Figure:
     return closed(figure)
 
 
-def most_telling_slice(study: Study) -> int:
+def slice_with_most_scar(study: Study) -> int:
     """Find the slice with most scar, else the one with most heart, else the middle one."""
     labels = study.label_map
     if labels is None or not labels.any():

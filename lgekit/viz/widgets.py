@@ -149,7 +149,7 @@ def orientation_explorer(study: Study) -> Explorer:
         moved = copy.copy(study)
         moved["landmarks"] = replace(marks, anterior_rvip_deg=anterior, inferior_rvip_deg=inferior)
         turned = FRAME(moved)
-        index = plots.most_telling_slice(turned)
+        index = plots.slice_with_most_scar(turned)
         segments = segment_map(turned.label_map, turned.spacing_mm, turned["landmarks"])
         figure, axes = _panels(1, 2, (6.4, 3.2))
         plots.draw_slice(axes[0], turned, index)
@@ -180,7 +180,7 @@ def scar_painter(study: Study) -> Explorer:
         except ValueError as error:
             return figure, f"This scar cannot be placed: {error}"
         after = FRAME(Study(**painted))
-        index = plots.most_telling_slice(after)
+        index = plots.slice_with_most_scar(after)
         panels = {"before": before, "after": after, "mask": after}
         for axis, (title, shown) in zip(axes, panels.items(), strict=True):
             plots.draw_slice(axis, shown, index, contours=title == "mask")
@@ -214,7 +214,7 @@ def which_is_real(
         figure, axes = _panels(2, -(-len(order) // 2), (9, 4.6))
         for number, (axis, index) in enumerate(zip(axes.flat, order, strict=False), 1):
             study, origin = scars[index]
-            plots.draw_slice(axis, study, plots.most_telling_slice(study), contours=answer)
+            plots.draw_slice(axis, study, plots.slice_with_most_scar(study), contours=answer)
             axis.set_title(f"{number}: {origin}" if answer else str(number))
         return figure, "" if answer else "Which are painted? Tick the box for the answer."
 
@@ -234,7 +234,7 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
 
     def draw(sentence: str, study: int) -> Drawing:
         index, name = study - 1, names[study - 1]
-        studies, slices = detector.speaks_for(embedded, sentence)
+        studies, slices = detector.evidence_for(embedded, sentence)
         best = int(np.nanargmax(slices[index]))
         layout, widths = (
             [["studies", "slices", "picture"], ["studies", "slices", "heat"]],
@@ -252,7 +252,9 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
         axes["slices"].set(xlabel=f"slice of study {study}", ylabel="the same, slice by slice")
         plots.draw_slice(axes["picture"], cohort.studies[index], best, contours=False)
         axes["picture"].set_title(f"study {study}, slice {best + 1}")
-        plots.draw_heat(axes["heat"], *detector.seen(embedded.views[index], best, sentence))
+        plots.draw_heat(
+            axes["heat"], *detector.occlusion_map(embedded.views[index], best, sentence)
+        )
         axes["heat"].set_title("evidence for the sentence")
         return figure, f"“{html.escape(sentence)}” and {html.escape(name)}: {studies[index]:+.2f}"
 
@@ -266,7 +268,7 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
 
 
 def run_browser(grid: Any) -> Explorer:
-    """Choose a run of a grid (`lgekit.grid.file.load_grid`): scores, training and worst cases."""
+    """Choose a run of a grid (`lgekit.grid.run.load_grid`): scores, training and worst cases."""
     folders = {(run.row, *run.axes.values()): grid.folder / run.id for run in grid.runs}
 
     def draw(**point) -> Drawing:

@@ -28,7 +28,7 @@ from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
 from lgekit.findings import Findings, draw_scar
 from lgekit.reports.training_texts import report_texts
-from lgekit.scars.transforms import prepare_canvas
+from lgekit.scars.transforms import ScarPainter
 from lgekit.segmentation.train import fit_heart_network
 from lgekit.study import Cohort
 
@@ -92,7 +92,7 @@ def bare_step(pairs, settings):
 
 def scar_seconds() -> float:
     """Paint random scars into 10 slices of 128 x 128; return the median time of one."""
-    canvas, rng = prepare_canvas(ring_study(size=128, slices=10)), np.random.default_rng(0)
+    canvas, rng = ScarPainter(ring_study(size=128, slices=10)), np.random.default_rng(0)
     times = []
     for _ in range(100):
         findings = canvas.fit(Findings((draw_scar(rng),)))
@@ -138,7 +138,7 @@ def test_predict(record, monkeypatch):
     networks = [(build_coca(settings, tokenizer).eval(), tokenizer)]
     heart = fit_heart_network([cohort], steps=60, border_steps=60, progress=False)
     without = Detector(settings, networks, None, Calibration())
-    monkeypatch.setattr("lgekit.segmentation.model.SURE", 0.0)
+    monkeypatch.setattr("lgekit.segmentation.model.MIN_CERTAINTY", 0.0)
 
     def locate():  # `Detector.predict` would cache the contours
         return Cohort(heart.predict_cohort(cohort).studies)

@@ -16,7 +16,7 @@ from lgekit.config import size_settings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import refuse_shared
 from lgekit.errors import InputError
-from lgekit.evaluation.scores import development, with_fold
+from lgekit.evaluation.scores import with_fold, without_test
 from lgekit.findings import WALLS, Findings, Scar
 from lgekit.reports.writer import write_report
 from lgekit.segmentation.model import HeartNetwork
@@ -93,7 +93,7 @@ def test_cross_fits_do_not_use_the_test_fold_and_share_heart_networks(cohort, us
     hearts = []
     for fold in (0, 1):
         split = with_fold(cohort, fold, 3)
-        learned_from, test = development(split), ids(split.split("test"))
+        learned_from, test = without_test(split), ids(split.split("test"))
         used.clear()
         own = size_settings("smoke", **QUICK)
         fitted = fit_detector(learned_from, own, all_studies=True, progress=False)

@@ -158,7 +158,7 @@ def test_folds_keep_patients_whole_and_test_every_study_once():
         assert (split.manifest.groupby("patient_id")["split"].nunique() == 1).all()
         assert set(split.manifest["split"]) == {"train", "validation", "test"}
         tested += split.split("test").manifest["study_id"].tolist()
-        learned = set(scores.development(split).manifest["study_id"])
+        learned = set(scores.without_test(split).manifest["study_id"])
         assert learned == set(names) - set(split.split("test").manifest["study_id"])
         few, more, every = (scores.with_fewer(split, count).manifest for count in (1, 2, 0))
         assert set(few["study_id"]) < set(more["study_id"]) and every.equals(split.manifest)

@@ -113,7 +113,7 @@ def test_the_largest_complete_set_of_seeds_and_rows_is_compared(missing, seeds, 
     runs = runs_of(table)
     for row, seed in missing:
         runs.loc[(runs["row"] == row) & (runs["seed"] == seed), "state"] = "failed"
-    chosen = report.of_whole_seeds(runs, table, "toy")
+    chosen = report.complete_runs(runs, table, "toy")
     assert (set(chosen["seed"]), set(chosen["row"])) == (seeds, rows)
     left_out = {"full", "no_caption", "plain_clip"} - rows | {str(n) for n in {0, 1, 2} - seeds}
     said = capsys.readouterr().out
@@ -124,13 +124,13 @@ def test_rows_that_were_not_compared_are_listed_with_the_reason():
     table = predictions({"full": 1.0, "no_caption": 1.0, "no_synthetic": 0.0}, seeds=3)
     runs = runs_of(table)
     runs.loc[(runs["row"] == "no_synthetic") & (runs["seed"] > 0), "state"] = ["failed", "to do"]
-    comparison = compare_rows(report.of_whole_seeds(runs, table, "toy"))
+    comparison = compare_rows(report.complete_runs(runs, table, "toy"))
     words = "not compared (1 of 3 runs done, 1 failed)"
     assert figures.paper_table(comparison, runs)["balanced accuracy"].iloc[-1] == words
     claims = claims_table(comparison, runs=runs).set_index("row")["answer"]
     assert claims["no_synthetic"] == words and claims["no_pretraining"] == "not run"
     with pytest.raises(InputError, match="toy.*no seed of row 'full' is done"):
-        report.of_whole_seeds(runs.assign(state="failed"), table, "toy")
+        report.complete_runs(runs.assign(state="failed"), table, "toy")
 
 
 def test_a_report_has_tables_and_figures_and_no_patient(report_of, tmp_path):

@@ -15,13 +15,13 @@ from lgekit.errors import InputError
 from lgekit.segmentation import model as networks
 from lgekit.segmentation import slices as grids
 from lgekit.segmentation import train
-from lgekit.segmentation.model import SIZES, HeartNetwork, build_unet, move_to_junctions
+from lgekit.segmentation.model import HEART_SIZES, HeartNetwork, build_unet, move_to_junctions
 from lgekit.segmentation.slices import collect_slices
 from lgekit.segmentation.train import evaluate_heart_network, fit_heart_network
 from lgekit.study import CAVITY, MYOCARDIUM, RV, SCAR, Cohort, Landmarks, Study
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-SMOKE = SIZES["smoke"]
+SMOKE = HEART_SIZES["smoke"]
 ANGLES = ("anterior_rvip_deg", "inferior_rvip_deg")
 
 
@@ -131,7 +131,7 @@ def test_training_examples_have_the_rv_between_the_insertion_points(make_example
 
 @pytest.mark.parametrize("mirror", [False, True])
 def test_turned_copy_moves_image_labels_and_landmarks_together(mirror):
-    copy = train.turned_copy(ring_study(9, 30.0, spacing=(2.0, 1.2, 10.0)), 100.0, mirror)
+    copy = train.rotated_copy(ring_study(9, 30.0, spacing=(2.0, 1.2, 10.0)), 100.0, mirror)
     assert copy["landmarks"].mirrored == mirror
     assert copy.pixels[copy.label_map == CAVITY].mean() > 0.75
     moved = move_to_junctions(copy["landmarks"], copy.label_map, copy.spacing_mm)
@@ -385,16 +385,16 @@ def test_random_pictures_repeat_themselves_keep_the_shape_and_close_the_ring():
     labels = torch.zeros(40, 3, DEPTHS, COLUMNS)
     labels[:, :, :12], labels[:, :, 12:20] = 1, 2
     images = torch.full_like(labels, 0.5)
-    varied = [grids.vary_appearance(images, torch.Generator().manual_seed(n)) for n in (0, 0, 1)]
+    varied = [grids.random_contrast(images, torch.Generator().manual_seed(n)) for n in (0, 0, 1)]
     assert (images == 0.5).all() and all(torch.isfinite(one).all() for one in varied)
     assert torch.equal(varied[0], varied[1]) and not torch.equal(varied[0], varied[2])
-    assert torch.equal(grids.invent_appearance(images, labels, 0.0, rng), images)
-    invented = grids.invent_appearance(images, labels, 1.0, rng, wrap=True)
+    assert torch.equal(grids.synthesize_from_labels(images, labels, 0.0, rng), images)
+    invented = grids.synthesize_from_labels(images, labels, 1.0, rng, wrap=True)
     assert invented.shape == images.shape and 0 <= invented.min() and invented.max() <= 1
     middle = invented.median(3).values
     blood, muscle = middle[:, :, 2:9].mean((1, 2)), middle[:, :, 14:18].mean((1, 2))
     assert (blood - muscle).abs().median() > 0.1 and 0.5 < (blood > muscle).float().mean() < 1
     jump = (invented[..., 0] - invented[..., -1]).abs().mean()
     assert jump < 1.2 * invented.diff(dim=3).abs().mean()
-    some = grids.invent_appearance(images, labels, 0.3, rng)
+    some = grids.synthesize_from_labels(images, labels, 0.3, rng)
     assert 0.05 < (some != images).flatten(1).any(1).float().mean() < 0.6

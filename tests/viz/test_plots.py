@@ -135,4 +135,4 @@ def test_each_segment_has_its_number_and_each_label_its_colour():
     assert places == {"7": (14.5, 14.5), "12": (44.5, 14.5)}
     drawn = [to_hex(line.get_edgecolor()[0]) for line in image.collections]
     assert drawn == [plots.TISSUE_COLOURS[label].lower() for label in (1, 2, 3)]
-    assert plots.most_telling_slice(study) == 0
+    assert plots.slice_with_most_scar(study) == 0

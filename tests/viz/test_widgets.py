@@ -19,7 +19,7 @@ from lgekit.config import PLAIN_CLIP, size_settings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
 from lgekit.findings import WALLS
-from lgekit.grid.file import load_grid
+from lgekit.grid.run import load_grid
 from lgekit.scars.transforms import RandomScar
 from lgekit.study import Cohort
 from lgekit.viz import widgets
