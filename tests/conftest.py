@@ -3,7 +3,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def own_cache(tmp_path_factory):
-    """An empty cache for the tests of one file, so that no earlier result stands in for a computation."""
+    """An empty cache for the tests of one file, so that no stored result is used."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LGEKIT_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield

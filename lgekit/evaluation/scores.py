@@ -391,5 +391,6 @@ def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
     unrolled = "the wall unrolled: " if settings.frame == "polar" else ""
     steps[f"{unrolled}what the network sees"] = view.images[strongest, 0].numpy().T
     found = detector.predict(alone).iloc[0]
-    title = f'evidence for scar (occlusion map). Read as: "{found["caption"]}", p = {found["p_lge"]:.2f}'
+    reading = f'Read as: "{found["caption"]}", p = {found["p_lge"]:.2f}'
+    title = f"evidence for scar (occlusion map). {reading}"
     return steps | {title: evidence[strongest].T}

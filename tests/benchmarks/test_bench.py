@@ -1,6 +1,5 @@
 """Benchmarks, run by `make bench`, and tests that they compare like with like."""
 
-import dataclasses
 import shutil
 import subprocess
 import sys
@@ -17,11 +16,11 @@ from toys import ring_study
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.cache import accelerator
+from lgekit.clip.data import ImageTextPairs, batch_of, make_view
 from lgekit.clip.detector import Detector
-from lgekit.clip.fit import cohort_pairs
 from lgekit.clip.model import build_coca
 from lgekit.clip.tokenizer import ReportTokenizer
-from lgekit.clip.train import adamw, caption_loss, contrastive_loss, fit
+from lgekit.clip.train import adamw, both_losses, fit
 from lgekit.clip.zeroshot import Calibration
 from lgekit.config import size_settings
 from lgekit.data.phantom import phantom_cohort
@@ -59,9 +58,12 @@ def test_standardize(record):
 
 def distinct_pairs(studies: int, settings):
     """Phantom studies with one text each, all different, so that both loops encode as many."""
-    pairs = cohort_pairs(phantom_cohort(studies, seed=0), settings)
-    texts = [(f"{options[0]} {number}",) for number, options in enumerate(pairs.texts)]
-    return dataclasses.replace(pairs, texts=texts)
+    cohort = phantom_cohort(studies, seed=0).studies
+    texts = [
+        (f"{report_texts(study.report, settings.text)[0]} {number}",)
+        for number, study in enumerate(cohort)
+    ]
+    return ImageTextPairs(batch_of([make_view(study, settings) for study in cohort]), texts)
 
 
 def bare_step(pairs, settings):
@@ -77,11 +79,10 @@ def bare_step(pairs, settings):
     def step(number: int = 0) -> torch.Tensor:
         studies, texts, own = ready[number % len(ready)]
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            out = network(studies, texts)
-        image, text = out["image_features"].float(), out["text_features"].float()
-        logits = out["logit_scale"].float() * image @ text.T
-        caption = caption_loss(out["logits"].float(), out["labels"], tokenizer.pad_id)
-        loss = contrastive_loss(logits, own, settings.targets) + settings.caption_weight * caption
+            rows = torch.arange(len(own), device=device)
+            out = network(studies, texts, rows, rows)
+        contrast, caption = both_losses(out, own, settings, tokenizer.pad_id)
+        loss = contrast + settings.caption_weight * caption
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
