@@ -47,7 +47,7 @@ lint: setup      ## ruff and mypy
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy lgekit
 
 test: lint       ## lint, types and all quick tests, with a smoke run of all notebooks
-	$(BIN)/pytest -m "not slow and not browser and not bench"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not browser and not bench" -n 2 --dist loadfile
 
 test-slow: setup ## the slow tests
 	$(BIN)/pytest -m slow

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 import lgekit as lk
-from lgekit.cache import memory, replacing
+from lgekit.cache import memory, replacing, replacing_folder
 from lgekit.errors import InputError, RunError
 
 SPEC_HELP = """Cohort SPEC: phantom:studies=200,seed=1 | emidec:FOLDER | acdc:FOLDER | myops:FOLDER
@@ -87,28 +83,13 @@ def refuse_unwritable(target: Path) -> None:
         raise InputError(target, f"cannot be written ({error.strerror})", remedy) from error
 
 
-@contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """Write a folder whole or not at all, and check before long work that it can be written.
-
-    Yields a new path next to it, which is renamed at the end. If the folder exists (empty), the
-    new content is moved into it.
-    """
+def refuse_full(target: Path) -> None:
+    """Raise InputError before long work if a new folder cannot be written or holds something."""
     refuse_unwritable(target)
     target = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         remedy = "Name a new folder, or empty this one"
         raise InputError(target, "exists and is not an empty folder", remedy)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        yield part
-        if target.exists():
-            for entry in part.iterdir():
-                entry.rename(target / entry.name)
-        else:
-            part.rename(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def refuse_other_table(target: Path, model_dir: Path) -> None:
@@ -141,9 +122,9 @@ def cohort(spec: Spec, out_dir: NewFolder) -> None:
 
     Example: lgekit cohort phantom:studies=20,seed=1 my_cohort
     """
-    with new_folder(out_dir) as folder:
-        studies = lk.read_cohort(spec)
-        lk.write_manifest(studies, folder)
+    refuse_full(out_dir)
+    studies = lk.read_cohort(spec)
+    lk.write_manifest(studies, out_dir)
     typer.echo(f"{len(studies)} studies; read them with manifest:{out_dir}/manifest.csv")
 
 
@@ -175,17 +156,18 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     from lgekit.segmentation.train import landmark_row, locate_hearts, ready
 
     memory()  # fails now if the cache cannot be written
-    with new_folder(out_dir) as folder:
-        studies = lk.read_cohort(spec)
-        if model is None and not all(map(ready, studies.studies)):
-            missing = "Masks or insertion points are missing: a heart network is trained first"
-            typer.echo(f"{missing}, which takes some minutes (see --model).")
-        located = locate_hearts(studies, model)
-        transform = lk.StandardizeShortAxis(pixels=pixels)
-        bar = tqdm(located.studies, desc="standardising", unit="study", disable=None)
-        framed = lk.Cohort([transform(study) for study in bar], located.name)
-        pairs = zip(located.studies, framed.studies, strict=True)
-        rows = pd.DataFrame([landmark_row(before, after) for before, after in pairs])
+    refuse_full(out_dir)
+    studies = lk.read_cohort(spec)
+    if model is None and not all(map(ready, studies.studies)):
+        missing = "Masks or insertion points are missing: a heart network is trained first"
+        typer.echo(f"{missing}, which takes some minutes (see --model).")
+    located = locate_hearts(studies, model)
+    transform = lk.StandardizeShortAxis(pixels=pixels)
+    bar = tqdm(located.studies, desc="standardising", unit="study", disable=None)
+    framed = lk.Cohort([transform(study) for study in bar], located.name)
+    pairs = zip(located.studies, framed.studies, strict=True)
+    rows = pd.DataFrame([landmark_row(before, after) for before, after in pairs])
+    with replacing_folder(out_dir) as folder:
         lk.write_manifest(framed, folder)
         rows.to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
     typer.echo(f"{len(framed)} studies and landmarks.csv in {out_dir}")
@@ -217,19 +199,21 @@ def fit(
     settings = lk.size_settings(size, **{"seed": seed, **read_changes(changes or [])})
     memory()
     check_encoder(settings)
-    with new_folder(model_dir) as folder:
-        studies = lk.read_cohort(spec)
-        specs = pretraining_specs(spec, pretrain_on)
-        further = pretraining_cohorts(studies, spec, pretrain_on)
-        typer.echo(lk.describe.report_sources(studies).capitalize() + ".")
-        if set(studies.manifest["report_source"]) == {"masks"}:
-            typer.echo("No clinical reports: these are written from the masks, which is easier.")
-        masks = sum(study.label_map is not None for study in studies.studies)
-        sources = ", ".join([f"{masks} masks of the cohort", "phantoms", *specs])
-        typer.echo(f"Heart network: {sources}.")
-        with resumable(studies, settings, all_studies, *further) as checkpoints:
-            options: Any = {"pretrain_on": further, "checkpoints": checkpoints}
-            lk.fit_detector(studies, settings, all_studies=all_studies, **options).save(folder)
+    refuse_full(model_dir)
+    studies = lk.read_cohort(spec)
+    specs = pretraining_specs(spec, pretrain_on)
+    further = pretraining_cohorts(studies, spec, pretrain_on)
+    typer.echo(lk.describe.report_sources(studies).capitalize() + ".")
+    if set(studies.manifest["report_source"]) == {"masks"}:
+        typer.echo("No clinical reports: these are written from the masks, which is easier.")
+    masks = sum(study.label_map is not None for study in studies.studies)
+    sources = ", ".join([f"{masks} masks of the cohort", "phantoms", *specs])
+    typer.echo(f"Heart network: {sources}.")
+    with resumable(studies, settings, all_studies, *further) as checkpoints:
+        options: Any = {"pretrain_on": further, "checkpoints": checkpoints}
+        fitted = lk.fit_detector(studies, settings, all_studies=all_studies, **options)
+        with replacing_folder(model_dir) as folder:
+            fitted.save(folder)
     typer.echo(f"model in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
 
 
@@ -296,8 +280,8 @@ def push(model_dir: ModelFolder, repo: Repo, public: Public = False) -> None:
     """Send a model to the repository that you name on the Hugging Face hub, with your own login.
 
     Sent: weights (safetensors), settings and tokenizer (JSON), a model card (README.md). Not sent:
-    held_out.csv, which has one row per study. A folder with other files is refused. The tokenizer
-    holds words of the training reports. Example: lgekit push my_model my-name/lge-scar
+    held_out.csv, which has one row per study, or any other file. The tokenizer holds words of the
+    training reports. Example: lgekit push my_model my-name/lge-scar
     """
     from lgekit.clip import detector
 
@@ -307,13 +291,14 @@ def push(model_dir: ModelFolder, repo: Repo, public: Public = False) -> None:
 
 @app.command()
 def pull(repo: Repo, model_dir: NewFolder) -> None:
-    """Fetch a model from the Hugging Face hub. A repository with unexpected files is refused.
+    """Fetch a model from the Hugging Face hub. Other files of the repository are ignored.
 
     Example: lgekit pull my-name/lge-scar my_model
     """
     from lgekit.clip import detector
 
-    with new_folder(model_dir) as folder:
+    refuse_full(model_dir)
+    with replacing_folder(model_dir) as folder:
         names = detector.pull(repo, folder)
     typer.echo(f"{len(names)} files; use them with: lgekit predict {model_dir} SPEC OUT.csv")
 

@@ -11,7 +11,7 @@ import torchio as tio
 from command_line import SMALL, lgekit, refused
 
 import lgekit as lk
-from lgekit.cli import new_folder
+from lgekit.cache import replacing_folder
 from lgekit.clip import train as training
 from lgekit.clip.detector import Detector
 from lgekit.errors import InputError
@@ -229,11 +229,11 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, exists):
     target = tmp_path / "out"
     if exists:
         target.mkdir()
-    with pytest.raises(KeyError), new_folder(target) as part:
+    with pytest.raises(KeyError), replacing_folder(target) as part:
         part.mkdir()
         raise KeyError
     assert names(tmp_path) == ["out"] * exists
-    with new_folder(target) as part:
+    with replacing_folder(target) as part:
         (part / "heart").mkdir(parents=True)
         (part / "heart" / "weights").write_text("w")
     assert names(tmp_path) == ["out", "out/heart", "out/heart/weights"]
