@@ -138,12 +138,12 @@ def test_supervised_reader_learns_nothing_from_test_studies(cohort):
 
 
 def test_references_that_cannot_be_compared_are_refused():
-    baselines.check("none", cross_fit=True)
-    baselines.check("all")
+    baselines.check_references("none", cross_fit=True)
+    baselines.check_references("all")
     with pytest.raises(InputError, match="everything"):
-        baselines.check("everything")
+        baselines.check_references("everything")
     with pytest.raises(InputError, match="cross_fit=False"):
-        baselines.check("supervised", cross_fit=True)
+        baselines.check_references("supervised", cross_fit=True)
 
 
 def test_reference_tables_by_hand(cohort):
