@@ -66,7 +66,8 @@ def markdown_table(options: Mapping[str, Any]) -> str:
         for wanted in columns.values():
             chosen = found[found[pivot] == wanted] if by_value else found
             style = options.get("cell", INTERVAL) if by_value else wanted
-            cells.append(missing if chosen.empty else style.format(**chosen.iloc[0].to_dict()))
+            text = "nan" if chosen.empty else style.format(**chosen.iloc[0].to_dict())
+            cells.append(missing if text == "nan" else text)
         lines.append([label, *cells])
     return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
 
