@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 import lgekit
 from lgekit.cache import locked, replacing
@@ -88,10 +88,15 @@ def check_parameters(defaults: dict, params: Mapping[str, Any], where: object) -
 
     Raises InputError at an unknown name (Papermill would only warn) or a wrong type.
     """
-    fields: dict[str, Any] = {name: (type(value), value) for name, value in defaults.items()}
+    # A float may be a string: YAML reads 1e-4 as one.
+    exact = {
+        name: Field(value, strict=not isinstance(value, float)) for name, value in defaults.items()
+    }
+    fields: dict[str, Any] = {name: (type(value), exact[name]) for name, value in defaults.items()}
     model = create_model("Parameters", __config__=ConfigDict(extra="forbid"), **fields)
     try:
-        return model(**params).model_dump(exclude_unset=True)
+        plain = {k: v.item() if hasattr(v, "item") else v for k, v in params.items()}  # NumPy
+        return model(**plain).model_dump(exclude_unset=True)
     except ValidationError as error:
         first = error.errors()[0]
     name = str(first["loc"][0])

@@ -61,12 +61,13 @@ def test_values_are_converted_to_the_types_of_the_parameters():
     given = {"epochs": np.int64(5), "rate": "1e-4", "fast": True, "name": "x"}
     converted = {"epochs": 5, "rate": 1e-4, "fast": True, "name": "x"}
     assert check_parameters(DEFAULTS, given, "here") == converted
-    checked = check_parameters(DEFAULTS, {"rate": 2, "epochs": "7"}, "here")
-    assert {name: type(value) for name, value in checked.items()} == {"rate": float, "epochs": int}
+    assert type(check_parameters(DEFAULTS, {"rate": 2}, "here")["rate"]) is float
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("rate", "abc"), ("epochs", 1.5), ("fast", 3), ("name", 3)]
+    ("name", "value"),
+    [("rate", "abc"), ("epochs", 1.5), ("epochs", "7"), ("epochs", True), ("name", 3)]
+    + [("fast", value) for value in (3, 1, "yes")],
 )
 def test_wrong_types_are_refused(name, value):
     with pytest.raises(InputError, match=f"here: {name} is .*valid.*The default is"):

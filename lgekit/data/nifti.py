@@ -220,6 +220,22 @@ def recode(mask: Volume, codes: Mapping[int, int], image: Volume) -> np.ndarray:
     return internal
 
 
+def study_faults(entry: Entry) -> Iterator[InputError]:
+    """Find what is wrong with the image and the mask of a study, each by itself."""
+    image = None
+    try:
+        image = entry.image()
+        check_image(image)
+    except InputError as error:
+        yield error
+    try:
+        mask = entry.labels() if entry.labels is not None else None
+        if mask is not None and image is not None:
+            recode(mask, entry.codes, image)
+    except InputError as error:
+        yield error
+
+
 def read_study(entry: Entry, images_only: bool = False) -> tuple[Study, Volume]:
     """Read a study as its files have it, and its image as stored. Raises InputError if unusable."""
     image = entry.image()

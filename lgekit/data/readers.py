@@ -397,7 +397,7 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
 
 
 def check_cohort(spec: str) -> list[Fault]:
-    """Read a whole cohort and list its faults, of each study's files the first one.
+    """Read a whole cohort and list its faults: of each study, those of image and mask.
 
     Raises:
         InputError: only where the SPEC itself is wrong (unknown kind, wrong option of the phantom).
@@ -410,8 +410,8 @@ def check_cohort(spec: str) -> list[Fault]:
     for entry in entries:
         try:
             study, image = nifti.read_study(entry)
-        except InputError as error:
-            faults.append(Fault.of(error, entry.study_id))
+        except InputError:
+            faults += [Fault.of(error, entry.study_id) for error in nifti.study_faults(entry)]
             continue
         studies.append(study)
         for gap in (note for note in image.notes if isinstance(note, nifti.SliceGapWarning)):
