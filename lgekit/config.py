@@ -16,7 +16,7 @@ CONTEXT = {"findings": 64, "lge_statement": 128, "report": 256}
 
 
 class FitSettings(BaseModel):
-    """Say what `lgekit fit` trains, and how. Unknown names and wrong types are refused.
+    """Define what `lgekit fit` trains, and how. Unknown names and wrong types are refused.
 
     Marks: [P] from the paper, [S] from a summary of it, [O] our own choice.
     """
@@ -91,7 +91,7 @@ class FitSettings(BaseModel):
     @classmethod
     def _heads_divide_the_width(cls, heads: int, others: ValidationInfo) -> int:
         if others.data.get("text_width", 0) % heads:
-            raise ValueError(f"text_width, {others.data['text_width']}, is no multiple of it")
+            raise ValueError(f"text_width, {others.data['text_width']}, is not a multiple of it")
         return heads
 
     @property

@@ -48,7 +48,7 @@ BYTES = """async picture => {
 LAB = """jupyterlab --no-browser --allow-root --port={port} --IdentityProvider.token=
     --ServerApp.disable_check_xsrf=True --LabApp.news_url=None
     --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.root_dir="""
-TURN = [("spinbutton", "turn (deg)", "ArrowUp"), ("checkbox", "take it for mirrored", "Space")]
+TURN = [("spinbutton", "turn (deg)", "ArrowUp"), ("checkbox", "treat as mirrored", "Space")]
 PAINT = [("button", name, "Space") for name in ("inferoseptal", "basal", "transmural")]
 PAINT.append(("checkbox", "no-reflow", "Space"))
 ASK = [("textbox", "sentence", "x"), ("spinbutton", "study", "ArrowUp")]

@@ -217,7 +217,7 @@ def from_session(name: str, session: Any, folder: Path) -> Figure:
 
 
 def caption_verdict(study_id: str, captions: pd.DataFrame) -> str:
-    """Say whether a study's caption in a `caption_table` is right; empty if nobody knows."""
+    """Say whether a study's caption in a `caption_table` is right; empty if unknown."""
     own = captions[captions["study_id"] == study_id].fillna({"caption": ""})
     if own.empty:
         return ""

@@ -261,7 +261,7 @@ def test_reports_overrule_masks_that_only_outline_the_heart(tmp_path):
     assert cohort.manifest["scar"].isna().tolist()[4:] == [True, True]  # silence is not "none"
     assert cohort.studies[0]["findings"].walls == {"inferior"}
     assert all(study.label_map is not None for study in cohort.studies)
-    summary = "scar in 2, none in 2; masks of 6, in none of which scar is drawn"
+    summary = "scar in 2, none in 2; masks of 6, none with scar outlined"
     assert summary in lgekit("check", spec).stdout
     table = tmp_path / "manifest.csv"
     table.write_text(table.read_text().replace(",none", ",masks"))

@@ -257,7 +257,7 @@ def test_a_grid_runs_is_not_run_twice_and_is_collected(project):
 
     (folder / "0123456789abcdef").mkdir()  # as of other code
     asked = CliRunner().invoke(grid_app, ["clean", str(file)], input="n\n")
-    assert asked.exit_code == 1 and "other code, parameters or data: 1." in asked.output
+    assert asked.exit_code == 1 and "parameters or data changed: 1." in asked.output
     assert clean(file) == [".locks", "0123456789abcdef", "failed"]
     assert (collect(file)["state"] == "done").sum() == 3
     first = ids(file)[0]
