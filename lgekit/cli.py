@@ -263,7 +263,7 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
         table = table[table["study_id"].isin(set(of_split))]
         if not len(table):
             remedy = "Predict the studies of that split, or name another one"
-            raise InputError(predictions, f"holds no study of the split {split!r}", remedy)
+            raise InputError(predictions, f"contains no study of the split {split!r}", remedy)
         studies = studies.subset(table["study_id"])
     splits = set(studies.manifest["split"])
     if predictions.name != "held_out.csv" and len(splits) > 1 and "train" in splits:

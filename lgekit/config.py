@@ -29,7 +29,7 @@ class FitSettings(BaseModel):
     orientation: Literal["rvip", "centre", "none"] = "rvip"
     view: Literal["polar", "image"] = "polar"  # [O] polar: the myocardium unrolled
     synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] per real study and epoch
-    synthetic_pool: int = Field(default=4, ge=1, le=1000)  # [O] their pool, in epochs' worth
+    synthetic_pool: int = Field(default=4, ge=1, le=1000)  # [O] their pool, as a number of epochs
     caption_weight: float = Field(default=1.0, ge=0)  # [P] captioning loss; 0: contrastive only
     encoder_init: Literal["segmentation", "random"] = "segmentation"  # [S] slice encoder's start
     targets: Literal["same_text", "identity"] = "same_text"  # [O] same text: positive pair

@@ -76,7 +76,7 @@ def emidec(path: str) -> Listing:
         image = _one_nifti(images, name)
         if image is None:
             remedy = f"Put {name}.nii.gz into the Images folder"
-            yield Fault(images, "holds no image of this case", remedy, name)
+            yield Fault(images, "contains no image of this case", remedy, name)
             continue
         mask = _one_nifti(contours, name)
         if mask is None and contours.is_dir():
@@ -111,7 +111,7 @@ def acdc(path: str) -> Listing:
         frames = [one for one in patient.glob("*_frame*.nii*") if "_gt.nii" not in one.name]
         if not frames:
             remedy = "Copy the patient's folder again: patient001_frame01.nii.gz and its _gt file"
-            yield Fault(patient, "holds no frame", remedy, patient.name)
+            yield Fault(patient, "contains no frame", remedy, patient.name)
         for frame in sorted(frames):
             yield _cine(frame, codes=ACDC_CODES, mirrored=False)
 

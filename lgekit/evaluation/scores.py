@@ -60,7 +60,7 @@ def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
     studies = {study["study_id"]: study for study in cohort.studies}
     known = table["study_id"].isin(studies)
     if not known.any():
-        raise InputError(path, f"holds no study of {cohort.name}", REMEDY)
+        raise InputError(path, f"contains no study of {cohort.name}", REMEDY)
     if other := table["study_id"][~known].tolist():
         shown = ", ".join(map(repr, other[:5])) + ", …" * (len(other) > 5)
         warning = f"{path}: {len(other)} rows match no study of {cohort.name}: {shown}"

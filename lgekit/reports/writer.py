@@ -343,7 +343,7 @@ def check_privacy(text: str) -> list[tuple[str, str]]:
     Returns:
         (kind, excerpt): kind is ``name``, ``date``, ``id``, ``phone``, ``email`` or ``address``;
         the excerpt is masked (letters x, digits 0, except the first character). An empty list does
-        not prove that the text identifies nobody.
+        not prove that the text is anonymous.
     """
     found: list[tuple[int, int, str, str]] = []
     for kind, rule in _IDENTIFIERS:

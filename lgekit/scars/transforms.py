@@ -473,7 +473,7 @@ class AddScar(IntensityTransform):
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         if self.note or not self.findings.present:
-            subject["scar_note"] = self.note or "unchanged: no scar asked for"
+            subject["scar_note"] = self.note or "unchanged: no scar requested"
             return subject
         rng = np.random.default_rng(self.seed)
         words = stated_findings(subject), _known_findings(subject)

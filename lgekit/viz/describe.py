@@ -57,7 +57,7 @@ def positive_example(cohort: Cohort) -> Study:
 
     if not len(cohort):
         remedy = "Check the SPEC with `lgekit check`."
-        raise InputError(cohort.name or "cohort", "holds no study", remedy)
+        raise InputError(cohort.name or "cohort", "contains no study", remedy)
     return min(cohort.studies, key=rank)
 
 

@@ -245,7 +245,7 @@ def redraw(folder: Path) -> list[Path]:
             figure = draw(name, table)
             made.append(plots.save_figure(figure, captions.parent, name, table, caption))
     if not made:
-        raise InputError(folder, "holds no figure", "Run the workbook first: make workbook")
+        raise InputError(folder, "contains no figure", "Run the workbook first: make workbook")
     return made
 
 

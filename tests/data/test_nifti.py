@@ -1,4 +1,4 @@
-"""Grid, slice axis and faults of single volumes, compared with arrays whose answer is known."""
+"""Grid, slice axis and faults of single volumes, compared with arrays of known answers."""
 
 import numpy as np
 import pytest
