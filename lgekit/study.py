@@ -164,7 +164,7 @@ def hash_unit(text: str) -> float:
 
 
 def split_of(patient_id: str, present: bool | None) -> str:
-    """Return the split of a patient, 60:20:20, from a hash of the id: adding studies moves no patient.
+    """Return the split of a patient, 60:20:20, from a hash of the id: new studies move no patient.
 
     The patient's presence of scar salts the hash, so that each class is drawn separately.
     """

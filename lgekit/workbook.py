@@ -211,7 +211,7 @@ def run_notebook(
         raise InputError(notebook, "has no parameter `out`", remedy)
     params = check_parameters(defaults, params or {}, notebook.name)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / PARAMS).exists():
-        raise InputError(out_dir, "holds files that are not a run", "Choose another folder")
+        raise InputError(out_dir, "contains files that are not a run", "Choose another folder")
     with locked(out_dir.parent / ".locks" / out_dir.name):
         if skip_done and (done := load_metrics(out_dir)) is not None:
             return done

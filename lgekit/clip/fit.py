@@ -218,8 +218,8 @@ def fit_detector(
         settings: the method; an ablation row is an override.
         all_studies: False: train on the split ``train``, calibrate on ``validation``. True:
             cross-fit by patient, or by the ``fold`` that all studies carry: the networks of each
-            fold see the other folds only, their scores of it set the calibration, and the mean of all
-            networks is the detector.
+            fold see the other folds only, their scores of it set the calibration, and the mean of
+            all networks is the detector.
         progress: show bars.
         pretrain_on: further cohorts with masks for the heart network.
         checkpoints: a folder from `lgekit.clip.train.resumable`; None: no resuming.

@@ -211,7 +211,7 @@ def recode(mask: Volume, codes: Mapping[int, int], image: Volume) -> np.ndarray:
         problem = "the mask is empty"
         remedy = "Draw the mask, or remove the file to read the study without labels"
     elif turned and mask.trusted and image.trusted:
-        problem = f"mask and image are stored in different orientations ({image.where})"
+        problem = f"mask orientation differs from that of its image ({image.where})"
     if problem:
         raise InputError(mask.where, problem, remedy)
     internal = np.zeros(mask.array.shape, np.uint8)

@@ -370,7 +370,7 @@ class ScarPainter:
 
         Returns the findings, the seed with which :meth:`paint` paints them, image and labels.
         """
-        reason = InputError("findings", "none drawn fit the slices", "Give more slices.")
+        reason = InputError("findings", "no drawn findings fit the slices", "Give more slices.")
         for _ in range(FINDINGS_DRAWN):
             found = self.fit(draw_findings(rng, prevalence))
             seed = int(rng.integers(2**31))

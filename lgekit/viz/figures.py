@@ -146,8 +146,8 @@ CAPTIONS = {
     "region [S], appearance [O]. Above each image is the sentence of its report, measured from the "
     "mask.",
     "real_beside_synthetic": "Scars of the cohort (upper row) and synthetic scars of similar size "
-    "in its scar-free hearts (lower row). “A as B” is heart A with a scar of the place and size of "
-    "that in B.",
+    "in its scar-free hearts (lower row). “A as B” is heart A with a scar that matches B's in "
+    "place and size.",
     "insertion_point_error": "Heart network on test studies, rotated and mirrored at random: error "
     "of the anterior insertion point.",
     "similarity_matrix": "Cosine similarity of test studies to their own texts (diagonal) and to "

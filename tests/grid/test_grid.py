@@ -261,7 +261,7 @@ def test_a_grid_is_run_once_and_collected(project):
     assert clean(file) == [".locks", "0123456789abcdef", "failed"]
     assert (collect(file)["state"] == "done").sum() == 3
     first = ids(file)[0]
-    with locked(folder / ".locks" / first), pytest.raises(InputError, match=f"in progress: {first}"):
+    with locked(folder / ".locks" / first), pytest.raises(InputError, match=f"progress: {first}"):
         clean(file, everything=True)
     clean(file, everything=True)
     assert not any(folder.iterdir())
