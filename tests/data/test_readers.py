@@ -134,7 +134,7 @@ SPOILED = {
     "mask between codes": (mask(voxel(1.5)), "unknown label code 1.5"),
     "mask NaN": (mask(voxel(np.nan)), "NaN"),
     "mask empty": (mask(lambda a: a * 0), "the mask is empty"),
-    "mask turned": (mask(lambda a: a, affine=np.diag([1.5, -1.25, 10, 1])), "another orientation"),
+    "mask turned": (mask(lambda a: a, affine=np.diag([1.5, -1.25, 10, 1])), "mask orientation"),
     "report empty": (row(report="  "), "report is empty"),
     "report file missing": (row(report="nowhere.txt"), "report cannot be read"),
     "table not UTF-8": (row(report="\udcfc"), "not UTF-8"),
