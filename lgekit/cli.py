@@ -28,9 +28,7 @@ GridYaml = Annotated[Path, argument(help="Grid YAML.")]
 Repo = Annotated[str, argument(help="Hugging Face hub repository, OWNER/NAME.")]
 Model = Annotated[Path | None, option(help="Fitted model whose heart network is used.")]
 Pixels = Annotated[int, option(min=16, help="Side of the square frame in pixels.")]
-AllStudies = Annotated[
-    bool, option("--all", help="Train on all studies; threshold by inner folds.")
-]
+AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold from inner folds.")]
 PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set patience=10.")]
 OutCsv = Annotated[Path, argument(help="Table to write.")]
