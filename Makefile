@@ -12,7 +12,7 @@ BIN := .venv/bin
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
-setup: .venv/installed     ## the environment alone, in .venv, with .venv/bin/lgekit
+setup: .venv/installed     ## create the environment in .venv, with .venv/bin/lgekit
 
 .venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -25,7 +25,7 @@ setup: .venv/installed     ## the environment alone, in .venv, with .venv/bin/lg
 workbook: setup  ## run notebooks 00-07 in order (SIZE=smoke|laptop|paper COHORT=SPEC SEED=0)
 	$(BIN)/lgekit workbook --size $(SIZE) --seed $(SEED) $(if $(COHORT),--cohort "$(COHORT)")
 
-figures: setup   ## redraw figures/ from the CSV beside each figure
+figures: setup   ## redraw figures/ from the CSV next to each figure
 	$(BIN)/lgekit figures
 
 tables: setup    ## fill the tables of README.md and the site from their CSV files
@@ -37,10 +37,10 @@ site: setup      ## the workbook as a web site, in _site/ (nothing is fetched, e
 lab: setup       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
-# voila.json there keeps the page from asking another machine for fonts
-app: setup       ## scar painter and prompt playground without code (MODEL_DIR=what `lgekit fit` wrote COHORT=SPEC)
+# voila.json in notebooks/apps stops the page from loading fonts from another server
+app: setup       ## scar painter and prompt playground without code (MODEL_DIR=folder of `lgekit fit`, COHORT=SPEC)
 	@test -z "$(MODEL_DIR)" || test -f "$(MODEL_DIR)/detector.json" || \
-		{ echo "MODEL_DIR=$(MODEL_DIR) is no folder that \`lgekit fit\` wrote: it holds no detector.json"; exit 1; }
+		{ echo "MODEL_DIR=$(MODEL_DIR) was not written by \`lgekit fit\`: it has no detector.json"; exit 1; }
 	MODEL_DIR=$(abspath $(MODEL_DIR)) COHORT="$(COHORT)" $(BIN)/voila notebooks/apps --Voila.config_file_paths=notebooks/apps
 
 lint: setup      ## ruff and mypy

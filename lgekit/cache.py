@@ -36,9 +36,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def code_version(*rooms: str) -> str:
-    """Hash the source of the ground floor and of folders of the library, such as ``"clip"``.
+    """Hash the source of the basic modules and of folders of the library, such as ``"clip"``.
 
-    It is part of every cache key and run id, so that changed code is run again.
+    It is part of every cache key and run id, so that results of old code are not reused.
     """
     root = Path(__file__).parent
     files = [root / name for name in ("study.py", "findings.py", "diseases.toml", "config.py")]
@@ -54,7 +54,7 @@ def code_version(*rooms: str) -> str:
 def replacing_folder(path: str | Path) -> Iterator[Path]:
     """Write a folder completely or not at all: yield a new path, renamed to ``path`` at the end.
 
-    If the folder exists (empty), the new content is moved into it, as a shell may be inside.
+    If the folder exists (empty), the new content is moved into it, as a shell may be open there.
     """
     from tempfile import TemporaryDirectory
 
@@ -111,7 +111,7 @@ def is_locked(path: str | Path) -> bool:
     import fcntl
 
     try:
-        with open(path) as file:  # shared and read-only: two who ask do not disturb each other
+        with open(path) as file:  # shared and read-only, so that two checks can coincide
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -121,7 +121,7 @@ def is_locked(path: str | Path) -> bool:
 
 
 def compute_once(cached: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call what ``memory().cache(function)`` returned, or a plain function.
+    """Call a function cached by ``memory().cache``, or a plain function.
 
     Processes that start together compute the result only once.
     """

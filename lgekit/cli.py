@@ -21,14 +21,14 @@ none, or auto: a folder named acdc next to the cohort's own."""
 argument, option = typer.Argument, typer.Option
 Spec = Annotated[str, argument(help=SPEC_HELP, metavar="SPEC")]
 Size = Annotated[str, option(help="smoke (seconds), laptop (minutes on two cores), paper (a GPU).")]
-Seed = Annotated[int, option(min=0, help="Seed of everything random.")]
+Seed = Annotated[int, option(min=0, help="Random seed.")]
 NewFolder = Annotated[Path, argument(help="A new or empty folder.")]
 ModelFolder = Annotated[Path, argument(help="Folder that `lgekit fit` wrote.")]
 GridYaml = Annotated[Path, argument(help="Grid YAML.")]
 Repo = Annotated[str, argument(help="Hugging Face hub repository, OWNER/NAME.")]
 Model = Annotated[Path | None, option(help="Fitted model whose heart network is used.")]
 Pixels = Annotated[int, option(min=16, help="Side of the square frame in pixels.")]
-AllStudies = Annotated[bool, option("--all", help="Train on all; threshold from inner folds.")]
+AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold from inner folds.")]
 PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set patience=10.")]
 OutCsv = Annotated[Path, argument(help="Table to write.")]
@@ -46,7 +46,7 @@ Timeout = Annotated[float | None, option(min=1, help="Seconds a run may take.")]
 DryRun = Annotated[bool, option("--dry-run", help="List the runs, run nothing.")]
 Retries = Annotated[int, option(min=0, help="Times to retry a failed run at once.")]
 ReportFolder = Annotated[Path, argument(help="For figures and tables.")]
-Everything = Annotated[bool, option("--all", help="The finished runs too.")]
+Everything = Annotated[bool, option("--all", help="Also remove finished runs.")]
 Yes = Annotated[bool, option("--yes", help="Remove finished runs without asking.")]
 Version = Annotated[bool, option("--version", help="Show the version.")]
 
@@ -163,7 +163,7 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
         typer.echo(f"{missing}, which takes some minutes (see --model).")
     located = locate_hearts(studies, model)
     transform = lk.StandardizeShortAxis(pixels=pixels)
-    bar = tqdm(located.studies, desc="standardising", unit="study", disable=None)
+    bar = tqdm(located.studies, desc="standardizing", unit="study", disable=None)
     framed = lk.Cohort([transform(study) for study in bar], located.name)
     pairs = zip(located.studies, framed.studies, strict=True)
     rows = pd.DataFrame([landmark_row(before, after) for before, after in pairs])
@@ -219,7 +219,7 @@ def fit(
 
 @app.command()
 def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 1) -> None:
-    """Detect scar in images alone: study_id, p_lge, p_<wall>, slice_weights, attention, segments,
+    """Detect scar from images alone: study_id, p_lge, p_<wall>, slice_weights, attention, segments,
     caption and insertion points (degrees).
 
     slice_weights: probability of scar in each slice by itself. attention: weight of each slice in
@@ -261,7 +261,7 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
         table = table[table["study_id"].isin(set(of_split))]
         if not len(table):
             remedy = "Predict the studies of that split, or name another one"
-            raise InputError(predictions, f"holds no study of the split {split!r}", remedy)
+            raise InputError(predictions, f"contains no study of the split {split!r}", remedy)
         studies = studies.subset(table["study_id"])
     splits = set(studies.manifest["split"])
     if predictions.name != "held_out.csv" and len(splits) > 1 and "train" in splits:
@@ -361,7 +361,7 @@ def grid_status(file: GridYaml) -> None:
 
 @grid_app.command("collect")
 def grid_collect(file: GridYaml) -> None:
-    """Put all runs into one table, saved in the grid's folder."""
+    """Collect all runs in one table, saved in the grid's folder."""
     typer.echo(lk.collect(file).to_string(index=False))
 
 
@@ -376,12 +376,12 @@ def grid_report(file: GridYaml, folder: ReportFolder = Path("figures")) -> None:
 
 @grid_app.command("clean")
 def grid_clean(file: GridYaml, everything: Everything = False, yes: Yes = False) -> None:
-    """Remove failed runs, and runs of other code, parameters or data than now."""
+    """Remove failed runs, and runs whose code, parameters or data have changed."""
     from lgekit.grid import run as grid
 
     older = len(grid.older_runs(file))
     if older and not yes:
-        question = f"Finished runs of other code, parameters or data: {older}. Remove them?"
+        question = f"Finished runs whose code, parameters or data changed: {older}. Remove them?"
         typer.confirm(question, abort=True)
     typer.echo(f"{len(grid.clean(file, everything=everything))} removed")
 

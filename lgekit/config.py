@@ -16,7 +16,7 @@ CONTEXT = {"findings": 64, "lge_statement": 128, "report": 256}
 
 
 class FitSettings(BaseModel):
-    """Say what `lgekit fit` trains, and how. Unknown names and wrong types are refused.
+    """Define what `lgekit fit` trains, and how. Unknown names and wrong types are refused.
 
     Marks: [P] from the paper, [S] from a summary of it, [O] our own choice.
     """
@@ -29,7 +29,7 @@ class FitSettings(BaseModel):
     orientation: Literal["rvip", "centre", "none"] = "rvip"
     view: Literal["polar", "image"] = "polar"  # [O] polar: the myocardium unrolled
     synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] per real study and epoch
-    synthetic_pool: int = Field(default=4, ge=1, le=1000)  # [O] their pool, in epochs' worth
+    synthetic_pool: int = Field(default=4, ge=1, le=1000)  # [O] their pool, as a number of epochs
     caption_weight: float = Field(default=1.0, ge=0)  # [P] captioning loss; 0: contrastive only
     encoder_init: Literal["segmentation", "random"] = "segmentation"  # [S] slice encoder's start
     targets: Literal["same_text", "identity"] = "same_text"  # [O] same text: positive pair
@@ -91,7 +91,7 @@ class FitSettings(BaseModel):
     @classmethod
     def _heads_divide_the_width(cls, heads: int, others: ValidationInfo) -> int:
         if others.data.get("text_width", 0) % heads:
-            raise ValueError(f"text_width, {others.data['text_width']}, is no multiple of it")
+            raise ValueError(f"text_width, {others.data['text_width']}, is not a multiple of it")
         return heads
 
     @property

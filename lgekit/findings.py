@@ -74,15 +74,15 @@ class Scar:
 
     Values have one canonical form, so that equal regions are equal objects. Walls and levels follow
     the order of `WALLS` and `LEVELS`. A scar of the apical level alone holds both walls of its
-    segments (14 is anteroseptal and inferoseptal), a scar of the apex (17) alone holds no wall.
-    A transmurality without a depth gives the depth. Raises InputError for an unknown value.
+    segments (14 is anteroseptal and inferoseptal), and a scar of the apex (17) alone no wall.
+    A transmurality without a depth sets the depth. Raises InputError for an unknown value.
     """
 
     walls: tuple[str, ...] = ()  # some of `WALLS`, or words of `WALL_WORDS`; empty if not stated
     levels: tuple[str, ...] = ()  # some of `LEVELS`; empty if not stated
     depth: str | None = None  # one of `DEPTHS`
     transmurality: int | None = None  # percent of the wall thickness, 1-100
-    aetiology: str | None = None  # one of `AETIOLOGIES`; a territory is an infarct there
+    aetiology: str | None = None  # one of `AETIOLOGIES`; a territory means an infarct there
     no_reflow: bool = False  # microvascular obstruction inside the scar
     pattern: str | None = None  # one of `PATTERNS`; None is an ordinary confluent scar
     circumference: int | None = None  # percent of the LV circumference, 1-100
@@ -187,7 +187,7 @@ class Findings:
     def from_segments(cls, segments: Iterable[int], **details) -> Findings:
         """Return scars that cover exactly these AHA segments (1-17).
 
-        Levels are joined while the scar remains walls × levels. ``details`` are other fields.
+        Levels are joined while the scar remains walls × levels. ``details`` sets other fields.
         """
         wanted = {int(segment) for segment in segments}
         if not wanted <= set(range(1, 18)):
@@ -223,7 +223,7 @@ class Findings:
 
 
 def _pick(rng: np.random.Generator, aspect: str, disease: str = "default") -> tuple[str, ...]:
-    """Draw one of "a+b 3, c 1" by weight, as a tuple of words; "-" is the empty one."""
+    """Draw one of "a+b 3, c 1" by weight, as a tuple of words; "-" is the empty tuple."""
     choices = (_DISEASES[aspect].get(disease) or _DISEASES[aspect]["default"]).split(", ")
     names, weights = zip(*(choice.rsplit(" ", 1) for choice in choices), strict=True)
     edges = np.cumsum([float(weight) for weight in weights])

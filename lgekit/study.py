@@ -112,7 +112,7 @@ class Cohort(tio.SubjectsDataset):
 
     Attributes:
         name: the SPEC it was read from, or the caller's own name.
-        manifest: one row per study; its column ``scar`` is missing where that is unknown.
+        manifest: one row per study; its column ``scar`` is missing where unknown.
     """
 
     def __init__(self, studies: Iterable[Study], name: str = "", transform=None):
@@ -137,7 +137,7 @@ class Cohort(tio.SubjectsDataset):
         found = [study for study in self.studies if study["split"] == name]
         if not found:
             remedy = "Give more patients, or a split column."
-            raise InputError(self.name, f"the split {name!r} holds no study", remedy)
+            raise InputError(self.name, f"the split {name!r} has no studies", remedy)
         return Cohort(found, f"{self.name} [{name}]")
 
     def subset(self, study_ids: Iterable[str]) -> Cohort:
@@ -164,7 +164,7 @@ def hash_unit(text: str) -> float:
 
 
 def split_of(patient_id: str, present: bool | None) -> str:
-    """Return the split of a patient, 60:20:20, from a hash of the id: adding studies moves nobody.
+    """Return the split of a patient, 60:20:20, from a hash of the id: new studies move no patient.
 
     The patient's presence of scar salts the hash, so that each class is drawn separately.
     """
@@ -181,7 +181,7 @@ def patient_folds(cohort: Cohort, folds: int, seed: int) -> np.ndarray:
     groups = cohort.manifest["patient_id"].to_numpy()
     largest = int(np.bincount(present).max(initial=0))
     if largest < folds:  # scikit-learn needs the larger class in every fold
-        problem = f"{largest} studies with scar or without, whichever is more, for {folds} folds"
+        problem = f"only {largest} studies in the larger class (scar or no scar) for {folds} folds"
         raise InputError(cohort.name, problem, "Give more studies, or lower the number of folds.")
     fold = np.empty(len(present), dtype=int)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)

@@ -163,7 +163,7 @@ def load_metrics(folder: str | Path) -> dict[str, Any] | None:
 
 
 def environment_record(**run: Any) -> dict[str, Any]:
-    """Record versions, commit and device after the given entries; no host and no user."""
+    """Record versions, commit and device after the given entries; without host or user."""
     try:
         command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
         folder = Path(__file__).parent
@@ -216,7 +216,7 @@ def run_notebook(
         raise InputError(notebook, "has no parameter `out`", remedy)
     params = check_parameters(defaults, params or {}, notebook.name)
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / PARAMS).exists():
-        raise InputError(out_dir, "holds files that are not a run", "Choose another folder")
+        raise InputError(out_dir, "contains files that are not a run", "Choose another folder")
     with locked(out_dir.parent / ".locks" / out_dir.name):
         if skip_done and (done := load_metrics(out_dir)) is not None:
             return done
@@ -257,9 +257,9 @@ def _execute(notebook, work, params, timeout, progress, root, env) -> None:
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from traitlets.config import Config
 
-    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # our errors say the same
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)  # our errors repeat its messages
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # no warning of frozen modules
+    quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # no warning about frozen modules
     deadline = time.monotonic() + (timeout or 1e8)
 
     class ThisInterpreter(AsyncKernelManager):
@@ -292,7 +292,7 @@ def _execute(notebook, work, params, timeout, progress, root, env) -> None:
             problem = f"{error.ename}: {error.evalue}"
         except DeadKernelError:
             pass
-    # Of some killed kernels, Papermill reports no error.
+    # Papermill reports no error for some killed kernels.
     if cell := _unfinished_cell(output):
         raise RunError(f"{problem} in {cell}")
 
@@ -321,7 +321,7 @@ def _put_in_place(work: Path, target: Path) -> None:
 
 
 def record_failure(folder: Path, message: str, trace: str = "") -> None:
-    """Write ``error.json`` of a run that did not end well."""
+    """Write ``error.json`` of a failed run."""
     with suppress(OSError):
         _write_json(folder / ERROR, {"error": message, "traceback": trace})
 
@@ -358,7 +358,7 @@ class Session:
         return cohort
 
     def scratch(self, name: str) -> Path:
-        """Return the path of a folder for trials. What an earlier run left there is removed."""
+        """Return the path of a folder for trials. Files of an earlier run are removed."""
         folder = self.out / "scratch" / name
         shutil.rmtree(folder, ignore_errors=True)
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -393,7 +393,7 @@ def start(name: str, cohort: str, size: str, seed: int, out: str) -> Session:
     size_settings(size, seed=seed)  # refuses unknown sizes and negative seeds
     root = project_root()
     os.chdir(root)
-    # Threads add gradients in any order, so the same seed could give other last digits.
+    # Threads add gradients in any order, so the same seed could give different last digits.
     torch.use_deterministic_algorithms(True, warn_only=True)
     if size == "smoke":
         torch.set_num_threads(1)

@@ -48,7 +48,7 @@ BYTES = """async picture => {
 LAB = """jupyterlab --no-browser --allow-root --port={port} --IdentityProvider.token=
     --ServerApp.disable_check_xsrf=True --LabApp.news_url=None
     --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.root_dir="""
-TURN = [("spinbutton", "turn (deg)", "ArrowUp"), ("checkbox", "take it for mirrored", "Space")]
+TURN = [("spinbutton", "turn (deg)", "ArrowUp"), ("checkbox", "treat as mirrored", "Space")]
 PAINT = [("button", name, "Space") for name in ("inferoseptal", "basal", "transmural")]
 PAINT.append(("checkbox", "no-reflow", "Space"))
 ASK = [("textbox", "sentence", "x"), ("spinbutton", "study", "ArrowUp")]
@@ -110,7 +110,7 @@ def server(command: str, home: Path, **variables: str) -> Iterator[str]:
 
 @contextmanager
 def offline_page(browser: Browser, name: str) -> Iterator[Page]:
-    """A page that must not ask for anything outside of this machine; ends with a screenshot."""
+    """A page that must not request anything from outside this machine; ends with a screenshot."""
     elsewhere: set[str] = set()
     refused: set[str] = set()
     local = re.compile(r"^(https?|wss?)://127\.0\.0\.1[:/]|^(data|blob):")
@@ -148,7 +148,7 @@ class Notebook:
         assert prompts.last.inner_text() == f"[{cells.count()}]:", errors.all_inner_texts()
 
     def outputs(self) -> tuple[int, list[str]]:
-        """How many pictures were really drawn; what the cells printed, and their tables."""
+        """The number of pictures drawn, what the cells printed, and their tables."""
         drawn = "all => all.filter(image => image.complete && image.naturalWidth > 50).length"
         kinds = [f'[data-mime-type$="{name}"]' for name in ("stdout", "text/html", "text/plain")]
         texts = self.page.locator(f".jp-OutputArea-output:is({', '.join(kinds)})")
@@ -195,11 +195,11 @@ class Widget:
         assert not unnamed, f"a screen reader has no name for {unnamed}"
 
     def shown(self) -> tuple[str, str]:
-        """Picture (in hexadecimal digits) and words as they are now."""
+        """The current picture (in hexadecimal digits) and words."""
         return self.picture.evaluate(BYTES), self.text.inner_text()
 
     def press(self, role: str, name: str, key: str) -> tuple[str, str]:
-        """Reach a control by Tab and press a key; picture and words that answer it."""
+        """Reach a control by Tab and press a key; return the resulting picture and words."""
         control = self.box.get_by_role(role, name=name, exact=True)
         for _ in range(12):
             self.page.keyboard.press("Tab")

@@ -47,7 +47,7 @@ def test_the_lock_pins_each_package_once_and_conda_agrees():
 
 
 def test_every_import_is_of_a_declared_dependency():
-    """A package that is only installed by chance is missing from a fresh environment."""
+    """A package that is installed only by chance is missing from a fresh environment."""
     declared = {canonicalize_name(requirement.name) for requirement in WANTED}
     folders = ("lgekit", "tests", "notebooks")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]

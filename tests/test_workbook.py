@@ -165,7 +165,7 @@ def test_bad_requests_are_refused_before_anything_runs(tmp_path):
         run_notebook(notebook, tmp_path / "a", {"sed": 1}, **options)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
-    with pytest.raises(InputError, match="holds files that are not a run"):
+    with pytest.raises(InputError, match="contains files that are not a run"):
         run_notebook(notebook, tmp_path / "thesis", **options)
     without = write_notebook(tmp_path / "b.ipynb", parameters="seed: int = 0")
     with pytest.raises(InputError, match="no parameter `out`"):

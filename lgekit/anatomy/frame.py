@@ -20,7 +20,7 @@ ORIENTATIONS = ("rvip", "centre", "none")
 MIN_CONFIDENCE = 0.25  # least confidence of landmarks that orient a study
 LV_DIAMETERS = 2.0  # side of the frame, if it is scaled to the heart
 UNKNOWN_HEART_MM = 200.0  # side of the square around the image's centre if no heart is labelled
-INTENSITY_LIMIT = 4.0  # normalised intensities are clipped at ± this
+INTENSITY_LIMIT = 4.0  # normalized intensities are clipped at ± this
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,7 +227,7 @@ def frame_to_scanner(array, study: Study) -> torch.Tensor:
 def intensity_reference(study: Study) -> tuple[np.ndarray, float]:
     """Measure the signal of remote myocardium in each slice, and half of the range of signals.
 
-    Remote is the 30th percentile of the slice's wall: scar does not move it while it fills less
+    Remote is the 30th percentile of the slice's wall: scar does not change it while it fills less
     than half of the wall. The range is from the 5th to the 95th percentile of wall and cavity over
     all slices, relative to remote. Both are our choice [O]. Without a heart label, remote is the
     25th percentile of the image's middle ninth. Returns ``(slices,)`` float64, and the half range.

@@ -55,7 +55,7 @@ def wall_depth(labels_slice: np.ndarray, spacing: Vector) -> np.ndarray:
     depth = np.full(wall.shape, np.nan)
     if wall.any():
         box = tuple(slice(side.start - 2, side.stop + 2) for side in box_of(wall))
-        # 1 wall, 2 cavity; as bytes, because painting many scars asks for the same wall again
+        # 1 wall, 2 cavity; as bytes, because painting many scars needs the same wall again
         codes = (wall[box] + 2 * (labels_slice[box] == CAVITY)).astype(np.uint8)
         depth[wall] = _depth_of_pixels(codes.tobytes(), codes.shape, *map(float, spacing[:2]))
     return depth[2:-2, 2:-2]

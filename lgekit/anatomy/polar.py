@@ -1,4 +1,4 @@
-"""The polar view (the wall unrolled), and a study as a network takes it."""
+"""The polar view (the wall unrolled), and a study as network input."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from lgekit.study import WALL_CODES, Study
 INSIDE, OUTSIDE = 0.4, 0.2
 EVEN_INSIDE, EVEN_OUTSIDE = 0.6, 0.4  # along predicted contours, see PolarGrid.evened
 SMOOTHING_DEG = 5.0  # sigma of the Gaussian along the contours
-GAP_MARGIN_DEG = 10.0  # close to a gap in the wall its thickness is not used
+GAP_MARGIN_DEG = 10.0  # this close to a gap in the wall, its thickness is not used
 
 
 @dataclass(frozen=True)
 class View:
-    """One study as a network takes it."""
+    """One study as network input."""
 
     images: torch.Tensor  # (slices, 1, height, width) float32
     levels: torch.Tensor  # (slices,) float32, 0 base … 1 apex
@@ -42,9 +42,9 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class PolarGrid:
-    """Where the samples of a polar view are on the scanner's grid, from base to apex.
+    """Positions of a polar view's samples on the scanner's grid, from base to apex.
 
-    The first column is the anterior insertion point (120° if it is unknown), then follow septum,
+    The first column is the anterior insertion point (120° if it is unknown), followed by septum,
     inferior and lateral wall. The rows are evenly spaced, from ``inside`` wall thicknesses before
     the endocardium to ``outside`` thicknesses beyond the epicardium.
     """
@@ -76,15 +76,15 @@ class PolarGrid:
         return out.permute(1, 2, 3, 0)
 
     def study_view(self, study: Study) -> View:
-        """Return the view of a study on this grid, with normalised intensities."""
+        """Return the view of a study on this grid, with normalized intensities."""
         return View.of_slices(self.view(normalised(study)), self.levels, self.order)
 
     def evened(self) -> PolarGrid:
         """Return the grid with a more even wall, for contours that a network predicted.
 
         Scar is as bright as blood, so a predicted endocardium tends to follow the outside of the
-        scar. Here the epicardium is smoothed over 15°, half of the thickness is the slice's median,
-        and the view extends further to both sides [O].
+        scar. Here the epicardium is smoothed over 15°, the thickness is averaged with its median,
+        and the view extends further on both sides [O].
         """
         epicardium = _smooth(self.endocardium + self.thickness, 15)
         median = np.median(self.thickness, 1, keepdims=True)
@@ -184,7 +184,7 @@ def _contours(ventricle: Ventricle, centres, spacing, angles_deg) -> tuple[np.nd
 
 
 def image_view(study: Study, pixels: int, orientation: str, min_confidence=MIN_CONFIDENCE) -> View:
-    """Return the view of a study in the standard frame; one that is there is not resampled."""
+    """Return the view of a study in the standard frame, resampled only if it is not there yet."""
     data, order = normalised(study), np.arange(study.spatial_shape[2])
     levels = np.full(len(order), np.nan)
     if study.label_map is not None:
@@ -199,7 +199,7 @@ def image_view(study: Study, pixels: int, orientation: str, min_confidence=MIN_C
 def study_tensor(
     study: Study, view: str = "polar", orientation: str = "rvip"
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn a study into network input: its slices with a heart, from base to apex, normalised.
+    """Turn a study into network input: its slices with a heart, from base to apex, normalized.
 
     Args:
         study: on the scanner's grid or in the standard frame.

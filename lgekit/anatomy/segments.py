@@ -23,7 +23,7 @@ MINIMUM_SHARE = 0.1  # of a wall at one level; less is a rim that crosses the bo
 def to_frame_deg(angle, landmarks: Landmarks | None):
     """Convert angles of the stored array to angles of the standard frame (anterior point at 120°).
 
-    InputError if an insertion point is unknown; the inferior one tells mirrored storage.
+    InputError if an insertion point is unknown; the inferior one reveals mirrored storage.
     """
     if landmarks is None or not _both_known(landmarks):
         remedy = "Give both, or run the heart network."

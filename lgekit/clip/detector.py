@@ -50,7 +50,7 @@ def segment_means(
     """Average an occlusion map `(slices, height, width)` over the wall of each AHA segment 1–17.
 
     The labels and landmarks of the located study define the segments. Those that no slice shows are
-    missing; all are, without a heart or confident insertion points.
+    missing; without a heart or confident insertion points, all are.
     """
     marks = confident_landmarks(study, settings)
     if marks is None or not Ventricle.of(study.label_map).area.any():
@@ -117,7 +117,7 @@ class StudyEmbeddings(NamedTuple):
 class Detector:
     """Scar detection from images alone.
 
-    ``held_out`` are predictions for studies by networks that were not trained on them, calibrated
+    ``held_out`` has predictions by networks that were not trained on these studies, calibrated
     without their reports. On a validation split, whose texts selected the epoch, they are slightly
     optimistic.
     """

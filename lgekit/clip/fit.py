@@ -55,16 +55,16 @@ class SyntheticScar:
 def paint_pool(
     cohort: Cohort, count: int, settings: FitSettings, key: object = None
 ) -> list[SyntheticScar]:
-    """Paint scars into the located studies of a cohort whose reports state no scar, in turns.
+    """Paint scars into the located studies of a cohort whose reports state no scar, in turn.
 
-    Fewer than ``count`` return if some studies cannot take one. ``key`` is for the cache.
+    Fewer than ``count`` are returned if some studies cannot take one. ``key`` is for the cache.
     """
     free, made = without_scar(cohort.studies), dict[int, SyntheticScar]()
     for first, study in enumerate(free[:count]):
         try:
             host = ScarHost(study)  # measured once for all its scars
             along = settings.frame == "polar" and settings.masks == "predicted"
-            grid = view_grid(study, settings) if along else None  # a scar does not move it
+            grid = view_grid(study, settings) if along else None  # a scar does not change it
         except InputError:
             continue
         for number in range(first, count, len(free)):
@@ -97,7 +97,7 @@ def synthetic_pool(located: Cohort, settings: FitSettings) -> list[SyntheticScar
 def usable_studies(
     cohort: Cohort, settings: FitSettings, all_studies: bool
 ) -> tuple[Cohort, Cohort]:
-    """The studies to train on and those to calibrate on: the splits, or twice all studies.
+    """The studies to train on and those to calibrate on: the splits, or all studies for both.
 
     Reports that do not say whether there is late enhancement are left out. Warns or raises
     InputError if the others leave little or nothing to learn.
@@ -130,7 +130,7 @@ def usable_studies(
     if not 0 < scarred < len(valid):
         message = f"{scarred} of {len(valid)} studies for calibration have scar by their reports"
         remedy = "Put more studies into the split validation, or fit with --all"
-        warnings.warn(f"{message}: p_lge > 0.5 is then no decision. {remedy}", stacklevel=3)
+        warnings.warn(f"{message}: p_lge > 0.5 is then unreliable. {remedy}", stacklevel=3)
     return Cohort(train, where), Cohort(valid, "validation")
 
 
@@ -218,8 +218,8 @@ def fit_detector(
         settings: the method; an ablation row is an override.
         all_studies: False: train on the split ``train``, calibrate on ``validation``. True:
             cross-fit by patient, or by the ``fold`` that all studies carry: the networks of each
-            fold see the other folds only, their scores of the fold calibrate, and the mean of all
-            networks is the detector.
+            fold see the other folds only, their scores of it set the calibration, and the mean of
+            all networks is the detector.
         progress: show bars.
         pretrain_on: further cohorts with masks for the heart network.
         checkpoints: a folder from `lgekit.clip.train.resumable`; None: no resuming.
@@ -305,7 +305,7 @@ def _fold_heart(
 def _parallel(jobs: list, settings: FitSettings, what: str, progress: bool) -> list:
     """Results of the folds' jobs, in order: one process per core, or in turn on a GPU.
 
-    Each job has one thread of torch, so that the number of processes changes no result.
+    Each job has one thread of torch, so that the number of processes does not change results.
     """
     gpu = torch.cuda.is_available()
     workers = 1 if gpu else min(settings.workers or cpu_count(), len(jobs))
@@ -404,8 +404,8 @@ def calibrate(
 
 
 def calibration_reports(cohort: Cohort, settings: FitSettings) -> np.ndarray:
-    """The reports of the studies. In the control each study has that of another, as it would learn
-    the direction of its scores from the right ones."""
+    """The reports of the studies. In the control each study has another's: its own would reveal
+    the direction of its scores."""
     reports = np.array([study["report"] for study in cohort.studies], dtype=object)
     if settings.shuffle_text:
         order = np.random.default_rng([settings.seed, 79]).permutation(len(cohort))

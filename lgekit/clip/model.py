@@ -164,7 +164,7 @@ class StudyEncoder(nn.Module):
         )
 
     def forward(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
-        """Embeddings, not normalised, and decoder tokens `(studies, queries + 1, text_width)`."""
+        """Embeddings, not normalized, and decoder tokens `(studies, queries + 1, text_width)`."""
         return self.embed(*self.slice_features(batch), batch.mask)
 
     def slice_features(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
@@ -299,7 +299,7 @@ class CoCa(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
         if settings.text_encoder != "scratch":
             self.text = HuggingFaceText(settings.text_encoder, settings, tokenizer, text_shape)
-        # open_clip 3.3 defines this initialisation of its decoder and never runs it.
+        # open_clip 3.3 defines this initialization of its decoder and never runs it.
         deep = width**-0.5 * (2 * settings.decoder_layers) ** -0.5
         for block in [*decoder.resblocks, *decoder.cross_attn]:
             nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)

@@ -143,7 +143,7 @@ def validation_loss(
 
 @dataclass
 class TrainingState:
-    """What a resumed run needs besides its weights, and which weights to keep."""
+    """State that a resumed run needs besides its weights, and the weights to keep."""
 
     fingerprint: str = ""  # identifies settings, texts and images
     history: list[dict[str, float]] = field(default_factory=list)  # one row for each epoch
@@ -182,7 +182,7 @@ class TrainingState:
             if content["fingerprint"] != self.fingerprint:
                 raise ValueError("other settings, texts or images")
         except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError, ValueError) as error:
-            problem = f"is no checkpoint of this training ({error or type(error).__name__})"
+            problem = f"is not a checkpoint of this training ({error or type(error).__name__})"
             raise InputError(path, problem, "Remove it to start again.") from error
         model.load_state_dict(content.pop("model"))
         optimizer.load_state_dict(content.pop("optimizer"))

@@ -41,7 +41,7 @@ def dicom(path: str) -> Listing:
                       AccessionNumber and PatientID
 
     A report is the text or the name of a ``.txt`` file; ``report_source`` may say ``none``.
-    Of a series with phase-sensitive (PSIR) and magnitude images the PSIR ones are read.
+    If a series has phase-sensitive (PSIR) and magnitude images, only PSIR ones are read.
     """
     root = folder(path)
     all_series: dict[str, Series] = defaultdict(list)
@@ -56,7 +56,7 @@ def dicom(path: str) -> Listing:
     firsts = {uid: files[0][1] for uid, files in all_series.items()}
     exams = {uid: str(first.get("StudyInstanceUID", "") or uid) for uid, first in firsts.items()}
     people = {uid: str(first.get("PatientID", "") or exams[uid]) for uid, first in firsts.items()}
-    # A person is named by a hash of the smallest study UID.
+    # A patient is identified by a hash of the smallest study UID.
     first_exam = {people[uid]: exams[uid] for uid in sorted(exams, key=exams.__getitem__)[::-1]}
     for uid in sorted(all_series, key=short_hash):
         files, name = all_series[uid], f"series_{short_hash(uid)}"
@@ -70,7 +70,7 @@ def dicom(path: str) -> Listing:
 
 
 def _read_header(file: Path) -> Dataset | Fault | None:
-    """The elements `HEADER` of an image, or what is wrong with it; None for other files."""
+    """Return the `HEADER` elements of an image, or what is wrong; None for other files."""
     remedy = "Copy the file again, or remove it"
     try:
         with disable_value_validation():  # its warnings would show values, such as UIDs, in logs
@@ -115,7 +115,7 @@ def _read_reports(
         problem = f"there is a second table of reports, {table.name}"
         faults.append(Fault(tables[1], problem, "Keep one of the two", truth_only=True))
     elif len(keys) != 1 and not faults:
-        problem = f"{len(keys)} of its columns say which images a report is of"
+        problem = f"{len(keys)} of its columns say which images a report belongs to"
         remedy = f"Give it one of {', '.join(IDENTIFYING)}"
         faults.append(Fault(table, problem, remedy, truth_only=True))
     if faults:
@@ -148,7 +148,7 @@ def _read_reports(
 def read_series(name: str, files: Series) -> Volume:
     """Read one series as ``(columns, rows, slices)``: the axes run right, down, along the normal.
 
-    No library does: highdicom refuses series without a FrameOfReferenceUID or with a gap that
+    No library does this: highdicom refuses series without a FrameOfReferenceUID or with a gap that
     differs by 0.3 mm, and SimpleITK averages unequal gaps. ``name`` is for messages.
     """
     where, psir = f"{name} ({files[0][0].parent})", []
@@ -189,7 +189,7 @@ def read_series(name: str, files: Series) -> Volume:
     gap = float(np.median(gaps)) if len(gaps) else thickness
     notes: list[UserWarning] = []
     if (np.abs(gaps - gap) > GAP_TOLERANCE * gap).any():
-        # Without the folder, whose name may be a person's; only `lgekit check` shows that.
+        # Omit the folder, whose name may be a person's; only `lgekit check` shows that.
         shown = np.round(gaps, 2).tolist()
         message = f"{name}: gaps between slices are unequal {shown} mm; {gap:.2f} mm is used"
         notes.append(SliceGapWarning(message))

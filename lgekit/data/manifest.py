@@ -1,4 +1,4 @@
-"""Tables: read and write a cohort as a manifest.csv, and what its cells mean.
+"""Read and write a cohort as a manifest.csv, and parse its cells.
 
 Columns: ``study_id`` and ``image`` (a path from the table's folder), and optionally ``labels`` (a
 path), ``report`` (the text, or the path of a ``.txt`` file), ``split``, ``patient_id``,
@@ -78,7 +78,7 @@ def read_table(path: Path, required: tuple[str, ...], delimiter: str = ",") -> l
 def optional_rows(
     table: Path, required: tuple[str, ...], delimiter: str = ","
 ) -> tuple[list[dict[str, str]], list[Fault]]:
-    """Rows of a table that may be missing, and its fault, which concerns no image."""
+    """Return the rows of an optional table, and the fault of the table if it has one."""
     try:
         return read_table(table, required, delimiter) if table.is_file() else [], []
     except InputError as error:
@@ -86,7 +86,7 @@ def optional_rows(
 
 
 def misspelt_columns(table: Path, columns: Sequence[str], known: Sequence[str]) -> Iterator[Fault]:
-    """A fault for each column that is probably a misspelt known one; others are the user's own."""
+    """Return a fault for each column that seems misspelt; other unknown columns are ignored."""
     plain = {name: re.sub("[-_ ]", "", name.lower()) for name in (*columns, *known)}
     spellings = {plain[name]: name for name in known}
     spellings |= {word: name for word, name in SYNONYMS.items() if name in known}
@@ -99,7 +99,7 @@ def misspelt_columns(table: Path, columns: Sequence[str], known: Sequence[str]) 
 
 
 def parse_landmarks(anterior: str, inferior: str, confidence: object, where: str) -> Landmarks:
-    """Landmarks from two angles (degrees; empty: unknown) and a confidence from 0 to 1."""
+    """Make landmarks from two angles (degrees; empty: unknown) and a confidence from 0 to 1."""
     try:
         angles = [float(text) % 360 if text else float("nan") for text in (anterior, inferior)]
         sure = float(str(confidence))

@@ -58,7 +58,7 @@ class Volume:
     array: np.ndarray  # (A, B, C) in file order
     affine: np.ndarray  # mm, RAS+; 1 mm for a bad spacing
     header_spacing: np.ndarray  # mm, (3,), as in the header
-    trusted: bool  # whether the header's directions mean something
+    trusted: bool  # whether the header's directions are meaningful
     notes: list[UserWarning] = field(default_factory=list)  # oddities that could be resolved
     fields: dict[str, Any] = field(default_factory=dict)  # further keys of the study
 
@@ -70,7 +70,7 @@ class Volume:
 
 @dataclass(frozen=True)
 class Entry:
-    """A study that a reader has listed and not yet read."""
+    """A study that a reader has listed but not yet read."""
 
     study_id: str
     patient_id: str
@@ -82,7 +82,7 @@ class Entry:
     report_source: str = ""  # empty: a report is clinical, a missing one is written from the masks
     split: str = ""
     landmarks: Landmarks | None = None
-    mirrored: bool | None = None  # storage of the stack if the header does not tell; None: unknown
+    mirrored: bool | None = None  # storage if the header does not show it; None: unknown
     findings: Findings | None = None
     fields: Mapping[str, Any] = field(default_factory=dict)  # further keys of the study
 
@@ -120,7 +120,7 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         logger.disabled = False
     if frame is not None and array.ndim == 4:
         if frame >= array.shape[3]:
-            problem = f"has {array.shape[3]} frames, no frame {frame}"
+            problem = f"has {array.shape[3]} frames, but no frame {frame}"
             raise InputError(path, problem, "Correct the frame (from 0)")
         array = array[..., frame]
     if array.ndim != 3 or array.dtype.kind not in "buif" or 0 in array.shape:
@@ -168,7 +168,7 @@ def storage_mirrored(affine: np.ndarray) -> bool | None:
     """Whether a short-axis stack with this affine (RAS+) is stored mirrored.
 
     The standard display looks from the apex to the base, which is to the patient's right, behind
-    and above. An affine more than 45° away from that, such as an axial one, does not tell: None.
+    and above. An affine more than 45° away from that, such as an axial one, gives None.
     """
     into_screen = np.cross(affine[:3, 0], affine[:3, 1])
     to_base = np.array([-0.65, -0.65, 0.4])  # a typical long axis: 45° to the left, 25° down
@@ -211,7 +211,7 @@ def recode(mask: Volume, codes: Mapping[int, int], image: Volume) -> np.ndarray:
         problem = "the mask is empty"
         remedy = "Draw the mask, or remove the file to read the study without labels"
     elif turned and mask.trusted and image.trusted:
-        problem = f"mask stored in another orientation than its image ({image.where})"
+        problem = f"mask orientation differs from that of its image ({image.where})"
     if problem:
         raise InputError(mask.where, problem, remedy)
     internal = np.zeros(mask.array.shape, np.uint8)
@@ -237,7 +237,7 @@ def study_faults(entry: Entry) -> Iterator[InputError]:
 
 
 def read_study(entry: Entry, images_only: bool = False) -> tuple[Study, Volume]:
-    """Read a study as its files have it, and its image as stored. Raises InputError if unusable."""
+    """Read a study and its image, both as stored. Raises InputError if unusable."""
     image = entry.image()
     check_image(image)
     names = ["study_id", "patient_id", "split"]

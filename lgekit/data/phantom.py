@@ -1,4 +1,4 @@
-"""The digital LGE phantom: hearts and scars at random, a simulated acquisition, exact ground truth.
+"""The digital LGE phantom: random hearts and scars, a simulated acquisition, exact ground truth.
 
 The heart frame has its origin on the long axis, x right and v up (mm), the septum left, and angles
 counter-clockwise from x (radians). Levels run from 0 (base) to 1 (epicardial apex). The phantom
@@ -38,7 +38,7 @@ Rng = np.random.Generator
 
 # ---- the heart ----
 
-ANGLES = 360  # one degree a step in every table over the circumference
+ANGLES = 360  # one-degree steps in every table over the circumference
 TURN = 2 * np.pi
 THETA = np.arange(ANGLES, dtype=np.float32) * np.float32(TURN / ANGLES)
 # Between AHA segments 1 and 2 (Cerqueira et al., Circulation 2002;105:539).
@@ -61,9 +61,9 @@ def ripple(rng: Rng, amplitude: float, orders=range(2, 7)) -> Array:
 
 
 class Heart:
-    """One heart at random, without scar; lengths in mm, tables over the angle ``(ANGLES,)``.
+    """A random heart without scar; lengths in mm, tables over the angle ``(ANGLES,)``.
 
-    ``dilated`` is by how much it is wider, as after an infarct.
+    ``dilated`` is how much wider it is, as after an infarct.
     """
 
     def __init__(self, rng: Rng, dilated: float = 0.0) -> None:
@@ -87,7 +87,7 @@ class Heart:
         ]
         self.twist = float(np.deg2rad(rng.normal(0, 12)))  # of the insertion points per level
         self.outline = oval + ripple(rng, 0.015)  # relative ripple of both contours
-        self.endocardium = ripple(rng, 0.03, range(2, 12))  # and of the inner one alone
+        self.endocardium = ripple(rng, 0.03, range(2, 12))  # of the inner contour alone
         self.septal_bulge = float(rng.normal(0.05, 0.06))
         self.rv_width = float(rng.uniform(22, 38))  # of the RV cavity at the base
         self.rv_level = float(rng.uniform(0.78, 0.98))  # where the RV ends
@@ -131,7 +131,7 @@ class Heart:
         return inside
 
     def right_ventricle(self, z: Array, epicardium: Array) -> Array:
-        """Outer radius of the RV, ``(len(z), ANGLES)`` float32: the epicardium where none is."""
+        """Outer radius of the RV, ``(len(z), ANGLES)`` float32: the epicardium elsewhere."""
         level = np.asarray(z, dtype=np.float32)[:, None] / self.length
         anterior, inferior = self.insertion_points(level)
         share = (THETA - anterior) % TURN / (inferior - anterior)  # 0 anterior … 1 inferior
@@ -319,7 +319,7 @@ def draw_scars(rng: Rng, level: Array, heart: Heart, ischaemic_share: float) -> 
             scars = [patch_scar(rng, level, heart)]
         else:
             scars = [wavefront_scar(rng, level) for _ in range(1 + (rng.random() < 0.12))]
-        if max(scar.thickness()[inside].mean() for scar in scars) > 0.01:  # else nobody outlines it
+        if max(scar.thickness()[inside].mean() for scar in scars) > 0.01:  # large enough to outline
             return scars
 
 
@@ -342,7 +342,7 @@ def inversion_recovery(t1, inversion_time) -> Array:
 
 
 class Scanner:
-    """Settings and imperfections of one examination at random; arrays are ``(slices,)``."""
+    """Random settings and imperfections of one examination; arrays are ``(slices,)``."""
 
     def __init__(self, rng: Rng, levels: Array, magnitude_share: float) -> None:
         count = len(levels)
@@ -362,10 +362,10 @@ class Scanner:
         self.phase_axis = int(rng.integers(2))
         # Bias field (natural log): linear in two directions, and quadratic.
         self.coil = rng.normal(0, [0.30, 0.15, 0.12]) + [0.35, 0, 0]
-        # Receiver gain and level of zero signal: exported slices are windowed one by one.
+        # Receiver gain and level of zero signal: exported slices are windowed individually.
         self.gain = 1 + 0.08 * rng.normal(size=count)
         self.offset = rng.gamma(2.0, 0.028) * rng.normal(size=count)
-        # Share of spins that is not inverted: 10 % lifts nulled myocardium by 5 % of M0.
+        # Share of spins that are not inverted: 10 % lifts nulled myocardium by 5 % of M0.
         loss = rng.normal(0.08, 0.04) + 0.06 * rng.normal(size=count)
         self.inversion_loss = np.clip(loss, 0, 0.3)
         self.loss_spread = float(rng.uniform(0.03, 0.10))  # its SD over the slice
@@ -442,7 +442,7 @@ INTERLEAVE = np.array([-1.1, 0.4, -0.4, 1.1], dtype=np.float32)  # mm, of the fo
 LANDMARK_LEVEL = 0.45  # where the insertion points are measured: the mid-ventricular slice
 RV_WALL = 3.0  # mm
 PEDESTAL = 128  # added to a magnitude image, so that no slice's level is cut off
-ZERO = 1024  # value of no signal in a phase-sensitive image, as scanners store it with an offset
+ZERO = 1024  # value of zero signal in a phase-sensitive image, as scanners store it with an offset
 
 
 def sample_heart(
@@ -605,7 +605,7 @@ def describe_scars(
 ) -> tuple[Scar, ...]:
     """Put the scars of a study into words, from tables ``(slices, pixels)``.
 
-    A segment is affected from a tenth of its wall on. ``scars`` tell the aetiology.
+    A segment is affected if a tenth of its wall is scar. ``scars`` give the aetiology.
     """
     is_wall = np.isin(labels, WALL_CODES)
     rows, codes = np.nonzero(is_wall)[0], labels[is_wall]
@@ -755,7 +755,7 @@ def phantom_cohort(
 
 
 def _study(rendered: Rendered, index: int, seed: int, report_noise: float) -> Study:
-    """Make a study, and its report here: new wording needs no new images."""
+    """Make a study and write its report, so that new wording needs no new images."""
     from lgekit.reports.writer import corrupt_findings, write_report
 
     rng = np.random.default_rng((seed, index, 1))

@@ -1,4 +1,4 @@
-"""Read a cohort from its SPEC ``kind:path``: layouts of public data sets, and what all share."""
+"""Read a cohort from its SPEC ``kind:path``: layouts of public data sets, and shared steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from lgekit.study import (
 
 # ---- layouts of public data sets ----
 
-# Each data set's label code → the internal code. M&Ms has left and right the other way than ACDC.
+# Each data set's label code → the internal code. M&Ms swaps left and right, compared with ACDC.
 EMIDEC_CODES = {0: BACKGROUND, 1: CAVITY, 2: MYOCARDIUM, 3: SCAR, 4: NO_REFLOW}
 ACDC_CODES = {0: BACKGROUND, 1: RV, 2: MYOCARDIUM, 3: CAVITY}
 MNMS_CODES = {0: BACKGROUND, 1: CAVITY, 2: MYOCARDIUM, 3: RV}
@@ -54,7 +54,7 @@ def emidec(path: str) -> Listing:
         Case P001.txt      optional, here or in the case's folder; latin-1
         rvip.csv           optional: case,anterior_rvip_deg,inferior_rvip_deg,confidence
 
-    The clinical text says who is ill. It is kept in ``study["clinical"]`` for display only.
+    The clinical text reveals who is ill. It is kept in ``study["clinical"]`` for display only.
     """
     root = folder(path)
     landmarks: dict[str, Landmarks] = {}
@@ -76,7 +76,7 @@ def emidec(path: str) -> Listing:
         image = _one_nifti(images, name)
         if image is None:
             remedy = f"Put {name}.nii.gz into the Images folder"
-            yield Fault(images, "holds no image of this case", remedy, name)
+            yield Fault(images, "contains no image of this case", remedy, name)
             continue
         mask = _one_nifti(contours, name)
         if mask is None and contours.is_dir():
@@ -104,14 +104,14 @@ def acdc(path: str) -> Listing:
         [training/|testing/]patient001/patient001_frame01.nii.gz
         [training/|testing/]patient001/patient001_frame01_gt.nii.gz   optional
 
-    The header is nominal, but no stack is mirrored, so that the RV label gives both insertion
+    The header is nominal, but no stack is mirrored, so the RV label gives both insertion
     points.
     """
     for patient in sorted(folder(path).glob("**/patient[0-9]*/")):
         frames = [one for one in patient.glob("*_frame*.nii*") if "_gt.nii" not in one.name]
         if not frames:
             remedy = "Copy the patient's folder again: patient001_frame01.nii.gz and its _gt file"
-            yield Fault(patient, "holds no frame", remedy, patient.name)
+            yield Fault(patient, "contains no frame", remedy, patient.name)
         for frame in sorted(frames):
             yield _cine(frame, codes=ACDC_CODES, mirrored=False)
 
@@ -242,7 +242,7 @@ def _dicom(path: str) -> Listing:
 READERS: dict[str, Callable[[str], Listing]]
 READERS = {"emidec": emidec, "acdc": acdc, "myops": myops, "mnms": mnms, "bids": bids}
 READERS |= {"dicom": _dicom, "manifest": manifest}
-# One file that each reader looks for, for the message where it finds none.
+# A file that each reader looks for, named in the message if there is none.
 EXPECTED = {
     "emidec": "Case_P001/Images/Case_P001.nii.gz",
     "acdc": "patient001/patient001_frame01.nii.gz",
@@ -274,7 +274,7 @@ def split_specs(text: str) -> list[str]:
 
 
 def _path(spec: str, root: Path) -> Path | None:
-    """The file or folder that a SPEC names; None where it names none (as ``phantom:…``)."""
+    """The file or folder that a SPEC names; None if it names none (such as ``phantom:…``)."""
     kind, _, rest = spec.partition(":")
     return None if kind == "phantom" or not rest else root / Path(rest).expanduser()
 
@@ -356,7 +356,7 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
 
     Args:
         spec: ``kind:path``; see ``KINDS``.
-        images_only: do not open labels, reports, landmarks and findings: what a prediction may see.
+        images_only: do not open labels, reports, landmarks or findings, as for a prediction.
 
     Raises:
         InputError: at the first fault, naming the file or field and the remedy.
@@ -400,7 +400,7 @@ def check_cohort(spec: str) -> list[Fault]:
     """Read a whole cohort and list its faults: of each study, those of image and mask.
 
     Raises:
-        InputError: only where the SPEC itself is wrong (unknown kind, wrong option of the phantom).
+        InputError: only if the SPEC itself is wrong (unknown kind, wrong option of the phantom).
     """
     if parse_spec(spec)[0] == "phantom":
         read_cohort(spec)
@@ -469,7 +469,7 @@ def complete(study: Study, entry: Entry, drawn: bool) -> None:
 
 
 def _warn(notes: list[UserWarning]) -> None:
-    """Show each note; of the contradictory headers, which come by the hundred, the first one."""
+    """Show each note, but only the first about contradictory headers, which are often many."""
     grids = [note for note in notes if isinstance(note, nifti.GridWarning)]
     if len(grids) > 1:
         text = f"{grids[0]} (and the same in {len(grids) - 1} more studies)"
@@ -479,7 +479,7 @@ def _warn(notes: list[UserWarning]) -> None:
 
 
 def _assign_splits(studies: list[Study]) -> None:
-    """Give studies without a split their patient's, or one from the hash of the patient's id."""
+    """Give studies without a split that of their patient, or one from the patient id's hash."""
     given = {study["patient_id"]: study["split"] for study in studies if study["split"]}
     known: dict[str, list[bool]] = defaultdict(list)
     for study in studies:
@@ -501,7 +501,7 @@ def image_digest(study: Study) -> str:
 
 
 def copies(studies: list[Study]) -> list[tuple[Study, Study]]:
-    """Pairs of a study and an earlier one of another patient with the same image."""
+    """Return pairs of studies of different patients with the same image, the later first."""
     owners: dict[str, Study] = {}
     pairs = [(study, owners.setdefault(image_digest(study), study)) for study in studies]
     return [(one, other) for one, other in pairs if one["patient_id"] != other["patient_id"]]

@@ -116,7 +116,7 @@ def supervised_predictions(
 
     Studies with unknown truth, or whose report does not mention enhancement, are left out of
     training. Settings and heart network are the detector's, so that both use the same views.
-    Returns columns ``study_id, p_lge``. Raises InputError if ``train`` does not hold both classes.
+    Returns columns ``study_id, p_lge``. Raises InputError if ``train`` lacks one class.
     """
 
     def views(studies: Sequence[Study]) -> tuple[Cohort, StudyBatch]:
@@ -132,7 +132,7 @@ def supervised_predictions(
     labels = [study["findings"].present for study in train]
     if len(set(labels)) < 2:
         remedy = "Give training studies with and without scar whose findings are known."
-        raise InputError(cohort.name, "the split 'train' does not hold both classes", remedy)
+        raise InputError(cohort.name, "the split 'train' does not contain both classes", remedy)
     located, batch = views(train)
     # This loop needs a pool of synthetic scars: 4 epochs' worth where the detector has none.
     pool = synthetic_pool(located, settings.override(synthetic_pool=settings.synthetic_pool or 4))
@@ -215,7 +215,7 @@ def check_references(which: str, cross_fit: bool = False) -> None:
         remedy = f"Use one of {', '.join(TRAINED)}."
         raise InputError("references", f"unknown value {which!r}", remedy)
     if cross_fit and TRAINED[which]:
-        problem = "they do not share a cross-fitted detector's studies"
+        problem = "they do not use the same studies as a cross-fitted detector"
         raise InputError("references", problem, "Set compare_with='none', or cross_fit=False.")
 
 

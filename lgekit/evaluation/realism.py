@@ -33,7 +33,7 @@ TEXTURE = (
 )
 SHAPE = ("size_percent", "extent_deg", "transmurality_percent", "mean_depth", "roughness")
 MINIMUM_SCAR_VOXELS = 15
-# Figure of a study → its name in `realism_table`.
+# Measurement of a study → its name in `realism_table`.
 MEDIANS = {
     "scar_share": "scar share of the myocardium (positive studies)",
     "scar_slices": "slices with scar (positive studies)",
@@ -288,7 +288,7 @@ def measure_folds(
 
 
 def quality_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Summarise `measure_folds` over studies, with 95 % intervals over patients.
+    """Summarize `measure_folds` over studies, with 95 % intervals over patients.
 
     Errors of insertion points count where the reference has confidence 0.5 or more. Returns index
     ``figure``: medians of ``dice_…`` and ``…_error_deg``, a 95th percentile, and the share of

@@ -1,4 +1,4 @@
-"""Scores of a detector's predictions against the truth of a cohort, and cohorts split for it."""
+"""Score predictions against the truth of a cohort, and split cohorts for cross-validation."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
     studies = {study["study_id"]: study for study in cohort.studies}
     known = table["study_id"].isin(studies)
     if not known.any():
-        raise InputError(path, f"holds no study of {cohort.name}", REMEDY)
+        raise InputError(path, f"contains no study of {cohort.name}", REMEDY)
     if other := table["study_id"][~known].tolist():
         shown = ", ".join(map(repr, other[:5])) + ", …" * (len(other) > 5)
-        warning = f"{path}: {len(other)} rows are of no study of {cohort.name}: {shown}"
+        warning = f"{path}: {len(other)} rows match no study of {cohort.name}: {shown}"
         warnings.warn(warning, stacklevel=2)
     table, numbers = table[known], ["p_lge", *(f"p_{wall}" for wall in WALLS)]
     for column in table.columns.intersection([*numbers, *LISTS]):
@@ -272,7 +272,7 @@ def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.
     for (row, of_seed), run in predictions.groupby(["row", "seed"], sort=False):
         studies = cohort.subset(run["study_id"])
         if len(studies) != len(run):
-            problem, remedy = f"are not all of {cohort.name}", "Give the cohort that was predicted."
+            problem, remedy = f"are not all in {cohort.name}", "Give the cohort that was predicted."
             raise InputError(f"predictions of {row}", problem, remedy)
         truth = [name for name in run if name.startswith("scar") or name == "patient_id"]
         scores = score_table(run.drop(columns=truth), studies, seed)

@@ -28,7 +28,7 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
         The files: in ``tables/`` ``<grid>_runs.csv`` (one line per run, with commit and device),
         ``_comparison.csv``, ``_claims.csv``, ``_table.md``, ``_table.tex``; ``_references.csv`` if
         runs trained references; ``_places.csv`` (`lgekit.evaluation.scores.grid_places`) if all
-        runs are of one cohort whose files are there; the figures ``ablation_forest_<grid>`` and
+        runs are of one cohort whose files exist; the figures ``ablation_forest_<grid>`` and
         curves over axes with at least three values.
     """
     use_style()
@@ -112,7 +112,7 @@ def complete_runs(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> p
     seeds, rows = max(sorted(choices), key=lambda one: (len(one[0]) * len(one[1]), len(one[1])))
     for what, of_all, kept in ("rows", seeds_of, rows), ("seeds", done.index, seeds):
         if left := [str(one) for one in of_all if one not in kept]:
-            print(f"grid {name}: {what} {', '.join(left)} left out, not whole where the others are")
+            print(f"grid {name}: {what} {', '.join(left)} left out, because runs are missing")
     return predictions[predictions["seed"].isin(seeds) & predictions["row"].isin(rows)]
 
 

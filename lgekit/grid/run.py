@@ -39,7 +39,7 @@ RESERVED = ("grids", "workbook", "manual")  # other folders of papermill_runs/
 BYTES_PER_RUN = 3e9  # memory that a run needs: torch, a cohort and a small model
 DASK = {
     "distributed.scheduler.worker-saturation": 1.0,  # no run waits behind a long one
-    # Dask's own variables make each training step ask the system for its memory again.
+    # With Dask's own variables, every training step requests its memory from the system again.
     "distributed.nanny.pre-spawn-environ": {},
 }
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
@@ -67,7 +67,7 @@ class GridFile(pyd.BaseModel):
 class Run:
     """One row of a grid at one seed (and fold, and point of further axes)."""
 
-    id: str  # 16 hex digits of all that the run depends on; rows that are alike share a run
+    id: str  # 16 hex digits of all that the run depends on; identical rows share a run
     row: str
     axes: dict[str, Any]  # seed, fold and further axes → the value
     params: dict[str, Any]  # of the notebook
@@ -101,7 +101,7 @@ class _Loader(yaml.CSafeLoader):
 
 
 def load_grid(file: str | Path) -> Grid:
-    """Read a grid file, check all that its runs could fail on, and list its runs row by row."""
+    """Read a grid file, check everything its runs could fail on, and list its runs row by row."""
     file = Path(file).absolute()
     try:
         spec = GridFile.model_validate(yaml.load(file.read_text("utf-8"), _Loader))
@@ -336,8 +336,8 @@ def _run_all(
     with connect(scheduler, workers, len(grid.runs)) as (client, share, needs):
         futures = {}
         for number, run in enumerate(grid.runs):
-            # All keys begin alike, so that Dask gives the next run to the first free worker. It
-            # would otherwise assign all runs at the start.
+            # All keys begin with the same word, so that Dask gives the next run to the first free
+            # worker. It would otherwise assign all runs at the start.
             options = {"key": f"run-{run.id}-{os.urandom(4).hex()}", "priority": -number}
             options |= {"retries": retries, "resources": needs or None, "pure": False}
             alone = replace(grid, runs=[run])
@@ -460,7 +460,7 @@ def collect(file: str | Path, out: str | Path | None = None) -> pd.DataFrame:
 
 
 def collect_predictions(file: str | Path, of: str = PREDICTIONS) -> pd.DataFrame:
-    """Join the predictions of all finished runs, or another table ``of`` those that have it.
+    """Join the predictions of all finished runs, or another of their tables (``of``).
 
     Columns for the axes come first. The result is saved under the same name in the grid's folder.
     """
@@ -491,13 +491,13 @@ def clean(file: str | Path, everything: bool = False) -> list[str]:
     """Remove runs of older code or parameters, failed runs and unfinished folders.
 
     With ``everything``, finished runs too. Returns the names of what was removed. Raises InputError
-    while runs of the grid are going on.
+    while the grid is running.
     """
     grid = load_grid(file)
     locks = grid.folder / ".locks"
     if busy := sorted(name for name in _names(locks) if is_locked(locks / name)):
         remedy = "Wait for them, or end them and try again"
-        raise InputError(grid.folder, f"runs are going on: {', '.join(busy)}", remedy)
+        raise InputError(grid.folder, f"runs are in progress: {', '.join(busy)}", remedy)
     kept = {TABLE, PREDICTIONS, REFERENCES, *(run.id for run in grid.runs)}
     removed = sorted(_names(grid.folder) - (set() if everything else kept))
     for name in removed:
@@ -507,7 +507,7 @@ def clean(file: str | Path, everything: bool = False) -> list[str]:
 
 
 def older_runs(file: str | Path) -> list[str]:
-    """List the runs of other code, parameters or data in a grid's folder."""
+    """List a grid's runs whose code, parameters or data have changed."""
     grid = load_grid(file)
     runs = {path.name for path in grid.folder.glob("[0-9a-f]" * 16)}
     return sorted(runs - {run.id for run in grid.runs})

@@ -104,7 +104,7 @@ class _Region:
         return bool(self.segments or self.groups)
 
     def absorb(self, other: _Region) -> None:
-        """Take over what the other states and this one does not."""
+        """Take over what only the other one states."""
         self.segments |= other.segments
         self.groups += other.groups
         mine, cause = self.details.get("aetiology"), other.details.get("aetiology")
@@ -245,7 +245,7 @@ class _Reading:
     new_scar: bool = False  # the next place starts a new scar
 
     def take(self, sentence: str, section: str, heading: str, follows: bool) -> bool:
-        """Read a sentence; is it about enhancement? ``follows``: the one before was."""
+        """Read a sentence; tell whether it is about enhancement. ``follows``: the last one was."""
         context, concludes = section == "lge" or heading == "lesion", section == "impression"
         if not (context or follows or concludes or _RULES.roots.search(sentence.lower())):
             return False

@@ -13,7 +13,7 @@ KINDS = ("presence", "wall", "level", "depth")
 
 
 def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
-    """Return the training texts of a report: the fullest (the caption), and others.
+    """Return the training texts of a report: first the fullest (the caption), then others.
 
     Args:
         mode: ``report``: the whole report. ``lge_statement``: its sentences on enhancement.

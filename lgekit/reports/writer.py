@@ -299,7 +299,7 @@ def _spaced(*words: str | None) -> str:
 def corrupt_findings(findings: Findings, rng: np.random.Generator, rate: float) -> Findings:
     """Return findings as a careless report states them: one omission or error with chance ``rate``.
 
-    Of corrupted positive reports one in eight denies enhancement; the others miss a detail or a
+    One in eight corrupted positive reports denies enhancement; the others miss a detail or a
     scar, or state a wrong wall, level or depth. A negative report can only invent a scar, with
     chance ``rate / 8``.
     """
@@ -343,7 +343,7 @@ def check_privacy(text: str) -> list[tuple[str, str]]:
     Returns:
         (kind, excerpt): kind is ``name``, ``date``, ``id``, ``phone``, ``email`` or ``address``;
         the excerpt is masked (letters x, digits 0, except the first character). An empty list does
-        not prove that the text identifies nobody.
+        not prove that the text is anonymous.
     """
     found: list[tuple[int, int, str, str]] = []
     for kind, rule in _IDENTIFIERS:

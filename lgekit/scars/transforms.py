@@ -94,7 +94,7 @@ class ScarPainter:
 
     It needs ``landmarks`` (both RV insertion points) or a labelled right ventricle. The arrays from
     ``x`` to ``smooth`` (local mean of the wall) are over the voxels of the wall, with their place
-    in the box around it. ``thirds``, ``levels``, ``remote`` and ``blood`` (medians) are of slices.
+    in the box around it. ``thirds``, ``levels``, ``remote`` and ``blood`` (medians) are per slice.
     """
 
     def __init__(self, study: tio.Subject):
@@ -192,7 +192,7 @@ class ScarPainter:
         missing = [level for level in levels if LEVELS.index(level) not in self.thirds]
         least, most = (66, 100) if scar.depth == "transmural" else (0, 84)
         if not scar.segments:
-            raise InputError("findings", f"{scar} names no wall and no level", "Give it some.")
+            raise InputError("findings", f"{scar} names neither wall nor level", "Give it some.")
         if scar.depth and not least <= (scar.transmurality or 75) <= most:
             problem = f"{scar.depth}, {scar.transmurality} %"
             raise InputError("findings", problem, "Transmural means 75 % of the wall or more.")
@@ -370,7 +370,7 @@ class ScarPainter:
 
         Returns the findings, the seed with which :meth:`paint` paints them, image and labels.
         """
-        reason = InputError("findings", "none drawn fit the slices", "Give more slices.")
+        reason = InputError("findings", "no drawn findings fit the slices", "Give more slices.")
         for _ in range(FINDINGS_DRAWN):
             found = self.fit(draw_findings(rng, prevalence))
             seed = int(rng.integers(2**31))
@@ -430,7 +430,7 @@ def _known_findings(subject: tio.Subject) -> Findings:
 
 
 def _updated_words(stated: Findings, known: Findings, added: Findings, seed: int) -> dict[str, Any]:
-    """What a study says of itself after scars were added."""
+    """Return the findings, report and notes of a study after scars were added."""
     report = write_report(Findings(stated.scars + added.scars), np.random.default_rng([seed, 1]))
     fields = {"findings": Findings(known.scars + added.scars), "report": report}
     return fields | {"report_source": "synthetic", "scar_note": "painted"}
@@ -473,7 +473,7 @@ class AddScar(IntensityTransform):
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         if self.note or not self.findings.present:
-            subject["scar_note"] = self.note or "unchanged: no scar asked for"
+            subject["scar_note"] = self.note or "unchanged: no scar requested"
             return subject
         rng = np.random.default_rng(self.seed)
         words = stated_findings(subject), _known_findings(subject)

@@ -183,7 +183,7 @@ def refine_borders(
     """Draw both ventricles of one study again, in polar pictures around what the U-Net drew.
 
     Slices whose heart moves or grows by that are drawn once more. Returns class probabilities
-    ``(S, 4, 96, 96)``, new where the polar pictures reach, and normalised votes ``(5,)``.
+    ``(S, 4, 96, 96)``, new where the polar pictures reach, and normalized votes ``(5,)``.
     """
     device, shape = images.device, (DRAWN, DRAWN)
     maps = maps[:, :CLASSES].to(device)
@@ -258,8 +258,8 @@ class Candidate(NamedTuple):
 class HeartNetwork(nn.Module):
     """U-Nets and border networks; the outputs of several networks of a kind are averaged.
 
-    ``settings`` are of the first network, ``networks`` are the U-Nets, ``trained_on`` names the
-    cohorts. Without ``borders`` (border networks), the U-Nets' drawing is the result.
+    ``settings`` are those of the first network, ``networks`` are the U-Nets, ``trained_on`` names
+    the cohorts. Without ``borders`` (border networks), the U-Nets' drawing is the result.
     """
 
     def __init__(
@@ -293,7 +293,7 @@ class HeartNetwork(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.networks.parameters()).device
 
     @torch.inference_mode()
@@ -420,7 +420,7 @@ def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def study_votes(maps: Tensor) -> Tensor:
-    """Normalised votes ``(5,)`` of a study's upright crops ``(S, 8, h, h)``."""
+    """Normalized votes ``(5,)`` of a study's upright crops ``(S, 8, h, h)``."""
     left = maps[:, LV_CLASSES].sum(1)
     unit, distance = slices.directions(maps.shape[-1], slices.lv_centres(left, smallest=1e-6)[0])
     votes = slices.angle_votes(maps[:, CLASSES:], left * distance, unit[:, 0], unit[:, 1]).sum(0)

@@ -267,7 +267,7 @@ def standardise(images: Tensor) -> Tensor:
 def random_contrast(images: Tensor, rng: torch.Generator, share: float = 0.5) -> Tensor:
     """Change the contrast of a share of ``(B, C, H, W)`` images in [0, 1], not their geometry.
 
-    A tenth is inverted: cine and late enhancement rank blood, muscle and scar differently.
+    A tenth is inverted: cine and late enhancement rank blood, wall and scar differently.
     """
     count, shape = len(images), images.shape[-2:]
 
@@ -334,7 +334,7 @@ def synthesize_from_labels(
     tissue[:, 0] *= 0.15
     patches = torch.cat([field(5, 3), 0.9 * field(9, 3)], dim=2).argmax(2)  # (B, C, H, W)
     drawn = tissue.gather(1, patches.flatten(1)).view_as(images)
-    # blood and muscle differ; blood is brighter in three hearts of four
+    # blood and myocardium differ; blood is brighter in three hearts of four
     blood, other = each(0.25, 1), each(0, 1)
     darker = blood * each(0.05, 0.65)
     unlike = torch.where((blood - other).abs() < 0.2, darker, other)

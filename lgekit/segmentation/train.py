@@ -30,8 +30,8 @@ from lgekit.segmentation.slices import CLASSES, SQUARE_PIXELS, UNKNOWN, Slices
 from lgekit.study import BACKGROUND, CAVITY, RV, WALL_CODES, Cohort, Landmarks, Study
 
 SMALLEST = 30  # LV pixels that a slice needs to train the border network
-LARGEST_AREA = 1.4  # that a polar sample counts for in the cross-entropy, so that the wall counts
-SYNTHETIC_SHARE = 0.5  # of the pictures, where a network learns from other cohorts [O]
+LARGEST_AREA = 1.4  # limit on a polar sample's weight in the cross-entropy, so that the wall counts
+SYNTHETIC_SHARE = 0.5  # of the pictures, if a network learns from other cohorts [O]
 ROOMS = ("anatomy", "data", "segmentation")  # whose code decides what is cached
 
 

@@ -35,7 +35,7 @@ def cohort_summary(cohort: Cohort) -> str:
     masks = [study.label_map for study in cohort.studies if study.label_map is not None]
     drawn = any(np.isin(mask, (SCAR, NO_REFLOW)).any() for mask in masks)
     present = any(study["findings"].present for study in _with_findings(cohort))
-    undrawn = ", in none of which scar is drawn: presence of scar comes from the reports"
+    undrawn = ", none with scar outlined: presence of scar comes from the reports"
     parts.append(f"masks of {len(masks)}" + undrawn * bool(masks and present and not drawn))
     splits = table["split"].value_counts().items()
     return "; ".join([*parts, ", ".join(f"{count} {split}" for split, count in splits)])
@@ -57,7 +57,7 @@ def positive_example(cohort: Cohort) -> Study:
 
     if not len(cohort):
         remedy = "Check the SPEC with `lgekit check`."
-        raise InputError(cohort.name or "cohort", "holds no study", remedy)
+        raise InputError(cohort.name or "cohort", "contains no study", remedy)
     return min(cohort.studies, key=rank)
 
 

@@ -146,8 +146,8 @@ CAPTIONS = {
     "region [S], appearance [O]. Above each image is the sentence of its report, measured from the "
     "mask.",
     "real_beside_synthetic": "Scars of the cohort (upper row) and synthetic scars of similar size "
-    "in its scar-free hearts (lower row). “A as B” is heart A with a scar of the place and size of "
-    "that in B.",
+    "in its scar-free hearts (lower row). “A as B” is heart A with a scar that matches B's in "
+    "place and size.",
     "insertion_point_error": "Heart network on test studies, rotated and mirrored at random: error "
     "of the anterior insertion point.",
     "similarity_matrix": "Cosine similarity of test studies to their own texts (diagonal) and to "
@@ -217,7 +217,7 @@ def from_session(name: str, session: Any, folder: Path) -> Figure:
 
 
 def caption_verdict(study_id: str, captions: pd.DataFrame) -> str:
-    """Say whether a study's caption in a `caption_table` is right; empty if nobody knows."""
+    """Say whether a study's caption in a `caption_table` is right; empty if unknown."""
     own = captions[captions["study_id"] == study_id].fillna({"caption": ""})
     if own.empty:
         return ""
@@ -245,7 +245,7 @@ def redraw(folder: Path) -> list[Path]:
             figure = draw(name, table)
             made.append(plots.save_figure(figure, captions.parent, name, table, caption))
     if not made:
-        raise InputError(folder, "holds no figure", "Run the workbook first: make workbook")
+        raise InputError(folder, "contains no figure", "Run the workbook first: make workbook")
     return made
 
 

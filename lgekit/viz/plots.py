@@ -110,7 +110,7 @@ def tissue_histograms(tissues: pd.DataFrame) -> Figure:
     options = {"kind": "kde", "common_norm": False, "height": 2.4, "aspect": 1.3}
     with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has its own layout
         grid = sns.displot(tissues, x="signal", hue="tissue", col="cohort", **options)
-    grid.set_axis_labels(wrap("normalised signal (0 = remote, 1 = blood)", 28), "density")
+    grid.set_axis_labels(wrap("normalized signal (0 = remote, 1 = blood)", 28), "density")
     grid.tight_layout()
     return closed(grid.figure)
 
@@ -128,7 +128,7 @@ def measurement_distributions(figures: pd.DataFrame, names: Mapping[str, str]) -
 
 
 def angle_rose(degrees: Sequence[float], title: str) -> Figure:
-    """Frequency of angles: degrees anticlockwise, 0 to the right."""
+    """Frequency of angles: degrees counter-clockwise, 0 to the right."""
     figure, axis = plt.subplots(figsize=(2.8, 2.8), subplot_kw={"projection": "polar"})
     counts, edges = np.histogram(np.asarray(degrees) % 360, bins=24, range=(0, 360))
     axis.bar(np.deg2rad(edges[:-1]), counts, width=np.deg2rad(15), align="edge", edgecolor="white")

@@ -160,7 +160,7 @@ def orientation_explorer(study: Study) -> Explorer:
 
     controls = {
         "error": _number(0, -180, 180, 5, "turn (deg)"),
-        "mirrored": ipywidgets.Checkbox(False, description="take it for mirrored"),
+        "mirrored": ipywidgets.Checkbox(False, description="treat as mirrored"),
     }
     return Explorer(controls, draw, "A slice in the standard frame, and its AHA segments")
 

@@ -1,4 +1,4 @@
-"""The standard frame and the polar view: one heart gives one picture, however it was stored."""
+"""The standard frame and the polar view: a heart gives the same picture however it was stored."""
 
 import doctest
 from pathlib import Path

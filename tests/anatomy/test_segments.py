@@ -1,4 +1,4 @@
-"""Anatomy of shapes whose answer is known: circles, crescents, sectors."""
+"""Anatomy of shapes with known answers: circles, crescents, sectors."""
 
 from pathlib import Path
 

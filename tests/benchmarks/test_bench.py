@@ -43,7 +43,7 @@ def seconds(call) -> float:
 
 @pytest.mark.bench
 def test_standardize(record):
-    """The standard frame against a bare ``grid_sample`` to the same size."""
+    """Compare the standard frame with a bare ``grid_sample`` to the same size."""
     study = ring_study(size=256, slices=10)
     frame, image = StandardizeShortAxis(96).find_frame(study), study.get_image("image").data
     pictures = image.permute(3, 0, 1, 2).contiguous()  # (slices, 1, X, Y)
@@ -57,7 +57,7 @@ def test_standardize(record):
 
 
 def distinct_pairs(studies: int, settings):
-    """Phantom studies with one text each, all different, so that both loops encode as many."""
+    """Phantom studies with one text each, all different, so that both loops encode equally many."""
     cohort = phantom_cohort(studies, seed=0).studies
     texts = [
         (f"{report_texts(study.report, settings.text)[0]} {number}",)
@@ -106,7 +106,7 @@ def scar_seconds() -> float:
 
 @pytest.mark.bench
 def test_fit(record):
-    """A training step against the bare network, and painting a scar against a training step."""
+    """Compare a training step with the bare network, and painting a scar with a training step."""
     settings = size_settings("laptop", synthetic_per_real=0.0, epochs=3, masks="true")
     pairs, count = distinct_pairs(96, settings), 96 // settings.batch_size
     step, bare, ours = bare_step(pairs, settings), [], []
@@ -170,7 +170,7 @@ assert (runs["state"] == "done").all()
 
 @pytest.mark.bench
 def test_grid(record, tmp_path):
-    """Trivial runs as a grid on one and two workers, against bare Papermill; needs two cores."""
+    """Compare trivial runs in a grid (one and two workers) with bare Papermill; needs two cores."""
     runs, kernel = 20, {"name": "python3", "language": "python", "display_name": "Python 3"}
     cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
     cells[0].metadata["tags"] = ["parameters"]

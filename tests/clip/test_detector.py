@@ -109,7 +109,7 @@ def test_every_ablation_row_can_be_fitted(cohort, row):
     assert (fitted.heart is not None) is fitted.settings.needs_heart is needs_heart
 
 
-def test_a_held_out_prediction_does_not_depend_on_the_own_report(fitted, cohort):
+def test_a_held_out_prediction_does_not_depend_on_its_own_report(fitted, cohort):
     located = fitted.locate(cohort)
     views = [make_view(study, fitted.settings) for study in located.studies]
     reading, tables = fitted.read(batch_of(views)), []

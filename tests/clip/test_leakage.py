@@ -144,7 +144,7 @@ def test_networks_are_trained_only_with_scars_painted_into_their_own_studies(coh
 
 
 def test_pretraining_on_the_cohort_itself_is_refused(cohort):
-    """Even under another name: no split says that its test studies' masks would be learned."""
+    """It is found under another name too: no split shows that test masks would be learned."""
     copy, other = cohort.studies[-1], phantom_cohort(2, seed=2, pixels=72, workers=1)
     renamed = Study(**{**copy, "study_id": "a new name", "patient_id": "a new name"})
     with pytest.raises(InputError, match=rf"a new name has the image of {copy['study_id']}"):
@@ -152,7 +152,7 @@ def test_pretraining_on_the_cohort_itself_is_refused(cohort):
 
 
 def ring(number: int) -> Study:
-    """A noisy ring of muscle; every other one has a bright scar in one wall, and says so."""
+    """A noisy ring of myocardium; every other one has, and reports, a bright scar in one wall."""
     rng = np.random.default_rng(number)
     x, y = (np.arange(40) - 19.5)[:, None], (np.arange(40) - 19.5)[None]
     labels = np.zeros((40, 40, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Public data sets, written small: codes, ids, patients, landmarks; and the real ones if there."""
+"""Small copies of public data sets: codes, ids, patients, landmarks; real ones if present."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A user's own table of studies, and a cohort written as one: whole or not at all, and the same."""
+"""A user's own table of studies, and a cohort written as a table, completely or not at all."""
 
 import numpy as np
 import pandas as pd
@@ -81,7 +81,7 @@ def test_tables_are_read_as_text(tmp_path):
         (["study_id", "image", "report"], "clinical", [True, False, True]),
     ],
 )
-def test_two_columns_are_enough_and_each_further_one_counts(tmp_path, columns, source, scar):
+def test_two_columns_are_enough_and_every_other_one_is_used(tmp_path, columns, source, scar):
     rows = [{key: row[key] for key in columns} for row in write_own(tmp_path)]
     cohort = read_cohort(f"manifest:{write_table(tmp_path, rows)}")
     assert set(cohort.manifest["report_source"]) == {source}
@@ -139,7 +139,7 @@ def test_a_report_is_text_a_file_or_missing_for_a_stated_reason(tmp_path):
     assert first == REPORT and second == "" and third
 
 
-def test_a_patient_has_one_split_and_adding_studies_moves_nobody(tmp_path):
+def test_a_patient_has_one_split_and_adding_studies_moves_no_patient(tmp_path):
     rows = write_own(tmp_path, 8)
     rows[1] |= {"patient_id": "s0", "split": ""}
     splits = read_cohort(f"manifest:{write_table(tmp_path, rows[:3])}").manifest["split"]

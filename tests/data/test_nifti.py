@@ -1,4 +1,4 @@
-"""Grid, slice axis and faults of single volumes, compared with arrays whose answer is known."""
+"""Grid, slice axis and faults of single volumes, compared with arrays of known answers."""
 
 import numpy as np
 import pytest
@@ -72,5 +72,5 @@ def test_a_turned_mask_is_refused_only_where_both_headers_can_be_trusted(read):
     nominal = read(picture(labels), affine=np.eye(4))
     mask = read(labels, affine=np.diag([-1.5, 1.25, 10.0, 1.0]))
     assert nifti.recode(mask, INTERNAL_CODES, nominal) is not None
-    with pytest.raises(InputError, match="another orientation"):
+    with pytest.raises(InputError, match="mask orientation differs"):
         nifti.recode(mask, INTERNAL_CODES, image)

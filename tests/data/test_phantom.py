@@ -1,4 +1,4 @@
-"""The phantom: known physics, ground truth that agrees with measuring it, reproducibility."""
+"""The phantom: known physics, ground truth that agrees with measurements, reproducibility."""
 
 import re
 from pathlib import Path
@@ -111,7 +111,7 @@ def test_studies_are_complete_and_stored_in_many_orientations(studies):
     assert len({study["landmarks"].anterior_rvip_deg // 90 for study in studies}) == 4
 
 
-def test_landmarks_and_findings_agree_with_measuring_them(studies):
+def test_landmarks_and_findings_agree_with_measurements(studies):
     common = union = scars = same_depth = 0
     for study in studies:
         truth = study["landmarks"]

@@ -1,4 +1,4 @@
-"""SPECs, faults of bad input with their remedies, what a prediction may see, and who tells scar."""
+"""SPECs, faults and their remedies, what a prediction may see, and where presence comes from."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,7 @@ def test_images_only_opens_neither_masks_nor_reports_nor_landmarks(tmp_path):
         assert study["report"] == "" and study["findings"] is None and study["landmarks"] is None
 
 
-# ---- bad input: name → (how to spoil a sound cohort, words of the fault) ----
+# ---- bad input: name → (how to spoil a sound cohort, text of the fault) ----
 
 
 def image(change, spacing=SPACING):
@@ -134,7 +134,7 @@ SPOILED = {
     "mask between codes": (mask(voxel(1.5)), "unknown label code 1.5"),
     "mask NaN": (mask(voxel(np.nan)), "NaN"),
     "mask empty": (mask(lambda a: a * 0), "the mask is empty"),
-    "mask turned": (mask(lambda a: a, affine=np.diag([1.5, -1.25, 10, 1])), "another orientation"),
+    "mask turned": (mask(lambda a: a, affine=np.diag([1.5, -1.25, 10, 1])), "mask orientation"),
     "report empty": (row(report="  "), "report is empty"),
     "report file missing": (row(report="nowhere.txt"), "report cannot be read"),
     "table not UTF-8": (row(report="\udcfc"), "not UTF-8"),
@@ -180,7 +180,7 @@ RVIP = "case,anterior_rvip_deg,inferior_rvip_deg,confidence\nCase_P002,"
 @pytest.mark.parametrize(
     ("lost", "rvip", "words"),
     [
-        ("Images/Case_P002.nii.gz", f"{RVIP}2,1,low", "holds no image"),
+        ("Images/Case_P002.nii.gz", f"{RVIP}2,1,low", "contains no image"),
         ("Contours/Case_P002.nii.gz", f"{RVIP}2,1,low", "no such file"),
         ("", "case,angle\nCase_P002,3\n", "'anterior_rvip_deg' is missing"),
         ("", f"{RVIP}x,1,high", "not landmarks"),
@@ -207,7 +207,7 @@ def test_check_lists_every_fault(tmp_path):
 
 
 @pytest.mark.parametrize("kind", sorted(readers.EXPECTED))
-def test_a_folder_without_studies_says_what_it_should_hold(tmp_path, kind):
+def test_the_error_for_a_folder_without_studies_says_what_is_expected(tmp_path, kind):
     (fault,) = check_cohort(f"{kind}:{tmp_path}")
     assert "no study found" in fault.problem and readers.EXPECTED[kind] in fault.remedy
 
@@ -261,7 +261,7 @@ def test_reports_overrule_masks_that_only_outline_the_heart(tmp_path):
     assert cohort.manifest["scar"].isna().tolist()[4:] == [True, True]  # silence is not "none"
     assert cohort.studies[0]["findings"].walls == {"inferior"}
     assert all(study.label_map is not None for study in cohort.studies)
-    summary = "scar in 2, none in 2; masks of 6, in none of which scar is drawn"
+    summary = "scar in 2, none in 2; masks of 6, none with scar outlined"
     assert summary in lgekit("check", spec).stdout
     table = tmp_path / "manifest.csv"
     table.write_text(table.read_text().replace(",none", ",masks"))
@@ -273,7 +273,7 @@ def test_reports_overrule_masks_that_only_outline_the_heart(tmp_path):
     ("reports", "scar", "found"),
     [([ILL, WELL, ILL], {1}, [False, True, False]), (["Kein LGE.", WELL], (), [False, False])],
 )
-def test_otherwise_the_masks_tell_scar(tmp_path, reports, scar, found):
+def test_otherwise_presence_comes_from_the_masks(tmp_path, reports, scar, found):
     spec = outlined(tmp_path, reports, scar)
     findings = [study["findings"] for study in read_cohort(spec).studies]
     assert [one.present if one else None for one in findings] == found

@@ -1,4 +1,4 @@
-"""Threshold rules, realism and references, on images and tables whose answer is known."""
+"""Threshold rules, realism and references, on images and tables with known answers."""
 
 from pathlib import Path
 

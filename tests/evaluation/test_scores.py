@@ -262,9 +262,9 @@ def test_unusable_cells_are_named_by_study_and_column(files, tmp_path, column, c
 def test_rows_of_other_studies_are_named(files, tmp_path):
     (spec, table), cohort = files, read_cohort(files[0])
     path = written(pd.concat([table, table.tail(1).assign(study_id="s9")]), tmp_path)
-    with pytest.warns(UserWarning, match="1 rows are of no study of .*: 's9'"):
+    with pytest.warns(UserWarning, match="1 rows match no study of .*: 's9'"):
         assert len(scores.in_both(path, cohort)[0]) == 4
-    with pytest.raises(InputError, match="holds no study"):
+    with pytest.raises(InputError, match="contains no study"):
         scores.in_both(written(table.assign(study_id=list("abcd")), tmp_path), cohort)
     done = lgekit("score", written(table, tmp_path), spec, "--split", "test")
     assert done.returncode == 0, done.stderr

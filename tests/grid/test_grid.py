@@ -212,7 +212,7 @@ def test_specs_sizes_and_settings_are_checked_before_anything_runs(tmp_path, cha
 
 
 @pytest.mark.parametrize("file", KEPT, ids=lambda path: path.stem)
-def test_the_grids_of_the_repository_expand_and_hold_the_ablation_rows(file):
+def test_the_grids_of_the_repository_expand_to_the_ablation_rows(file):
     from lgekit.evaluation.compare import ROWS
 
     assert "full" in {run.row for run in load_grid(file).runs}
@@ -221,7 +221,7 @@ def test_the_grids_of_the_repository_expand_and_hold_the_ablation_rows(file):
         assert rows[name] == ROWS[name]
 
 
-def test_a_grid_runs_is_not_run_twice_and_is_collected(project):
+def test_a_grid_is_run_once_and_collected(project):
     failing = "  broken: {mode: raise}\n  dead: {mode: exit}\n"
     file = grid_file(project, ONE_SEED.replace("  shifted:", f"{failing}  shifted:"))
     folder = project / "papermill_runs" / "toy"
@@ -257,11 +257,11 @@ def test_a_grid_runs_is_not_run_twice_and_is_collected(project):
 
     (folder / "0123456789abcdef").mkdir()  # as of other code
     asked = CliRunner().invoke(grid_app, ["clean", str(file)], input="n\n")
-    assert asked.exit_code == 1 and "other code, parameters or data: 1." in asked.output
+    assert asked.exit_code == 1 and "parameters or data changed: 1." in asked.output
     assert clean(file) == [".locks", "0123456789abcdef", "failed"]
     assert (collect(file)["state"] == "done").sum() == 3
     first = ids(file)[0]
-    with locked(folder / ".locks" / first), pytest.raises(InputError, match=f"going on: {first}"):
+    with locked(folder / ".locks" / first), pytest.raises(InputError, match=f"progress: {first}"):
         clean(file, everything=True)
     clean(file, everything=True)
     assert not any(folder.iterdir())
@@ -297,8 +297,8 @@ def test_the_status_shows_the_heading_that_a_run_has_reached(project):
     assert grid_status(file)["state"].eq("to do").all()
 
 
-def test_workers_get_a_gpu_each_and_short_runs_pass_a_long_one(project, monkeypatch):
-    """The long run ends when all others have: it would wait in vain for one behind it."""
+def test_each_worker_gets_a_gpu_and_short_runs_overtake_a_long_one(project, monkeypatch):
+    """The long run ends after all others: it would wait forever for a run queued behind it."""
     work = """import glob, os, time
 end = time.monotonic() + 60
 while mode == "long" and len(glob.glob("papermill_runs/toy/*/metrics.json")) < 4:
@@ -386,7 +386,7 @@ def test_a_grid_killed_at_random_moments_ends_with_the_same_table(project):
 
 
 @pytest.mark.timeout(300)
-def test_a_killed_worker_costs_no_run(project):
+def test_no_run_is_lost_with_a_killed_worker(project):
     write_notebook(project / "tiny.ipynb", work=WORK + "\ntime.sleep(2)")
     file = grid_file(project)
     grid = start_grid(file, workers=2)

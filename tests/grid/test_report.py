@@ -1,4 +1,4 @@
-"""Reports of grids: what is compared or left out, tables, claims, curves and their sources."""
+"""Reports of grids: rows compared or left out, tables, claims, curves and their sources."""
 
 import itertools
 import json

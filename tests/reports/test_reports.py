@@ -1,4 +1,4 @@
-"""Reports: what is written is read back, hand-written sentences are read right, privacy."""
+"""Reports: written findings are read back, hand-written sentences are read correctly, privacy."""
 
 import csv
 import io
@@ -83,7 +83,7 @@ def test_reports_vary_but_depend_only_on_their_seed():
 
 
 def test_hand_written_sentences_are_read():
-    """On parts that were held out at first, F1 was 0.89-0.95 (presence) and 0.79-0.96 (walls)."""
+    """On parts that were initially held out, F1 was 0.89-0.95 (presence) and 0.79-0.96 (walls)."""
     counts: Counter = Counter()
     for row in SENTENCES:
         present, walls = row["present"] == "1", set(row["walls"].split())
@@ -181,7 +181,7 @@ def test_identifiers_are_found_and_masked(kind, text):
     assert not {"Smith", "Doe,", "2019.", "00123456", "5919", "0018"} & set(masked.split())
 
 
-def test_ordinary_reports_hold_no_identifiers(written):
+def test_no_identifiers_are_found_in_ordinary_reports(written):
     for text in [report for *_, report in written] + [row["sentence"] for row in SENTENCES]:
         assert writer.check_privacy(text) == [], text
 

@@ -77,7 +77,7 @@ def test_the_new_report_builds_on_the_old_report_and_not_on_the_hidden_truth():
     assert painted["report_source"] == "synthetic"
 
 
-def test_history_replays_and_chance_is_torchs_own():
+def test_history_replays_and_random_numbers_are_torchs():
     def run(seed):
         torch.manual_seed(seed)
         return tio.Compose([RandomScar(p=1), tio.RandomNoise(std=1)])(ring_study())

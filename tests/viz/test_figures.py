@@ -1,4 +1,4 @@
-"""Figures of the paper are drawn from their tables alone, and show what the tables hold."""
+"""Figures of the paper are drawn from their tables alone, and show their values."""
 
 import itertools
 import json
@@ -108,7 +108,7 @@ def test_unknown_figures_and_missing_data_are_named(tmp_path):
     (tmp_path / "captions.json").write_text(json.dumps({"roc": "A curve."}))
     with pytest.raises(InputError, match="roc.csv.*data are missing"):
         figures.redraw(tmp_path)
-    with pytest.raises(InputError, match="holds no figure"):
+    with pytest.raises(InputError, match="contains no figure"):
         figures.redraw(tmp_path / "nowhere")
     with pytest.raises(InputError, match="'rock'.*is not known"):
         figures.figure_name("rock")
