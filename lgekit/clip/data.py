@@ -18,12 +18,7 @@ from lgekit.anatomy.polar import (
     image_view,
     polar_grid,
 )
-from lgekit.clip.model import (
-    StudyBatch,
-    join,
-    pad_studies,
-)
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import ReportTokenizer, StudyBatch, join, pad_studies
 from lgekit.config import FitSettings
 from lgekit.study import Study
 

@@ -24,8 +24,7 @@ from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, segment_map, segment_number
 from lgekit.clip import zeroshot
 from lgekit.clip.data import View, batch_of, chunks, make_view
-from lgekit.clip.model import CoCa, StudyBatch, load_coca, save_coca
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch, load_coca, save_coca
 from lgekit.clip.zeroshot import Calibration, Reading, probability
 from lgekit.config import FitSettings, make_settings
 from lgekit.errors import InputError

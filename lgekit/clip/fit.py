@@ -29,8 +29,7 @@ from lgekit.clip.data import (
     view_grid,
 )
 from lgekit.clip.detector import Detector
-from lgekit.clip.model import CoCa, PolarEncoder, StudyBatch, in_parts, join
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import CoCa, PolarEncoder, ReportTokenizer, StudyBatch, in_parts, join
 from lgekit.clip.train import fit
 from lgekit.clip.zeroshot import Calibration, Reading
 from lgekit.config import FitSettings

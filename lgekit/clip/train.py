@@ -23,8 +23,7 @@ from tqdm.auto import tqdm
 
 from lgekit import cache
 from lgekit.clip.data import ImageTextPairs, TrainingData, augment, epoch_batches, shuffle_texts
-from lgekit.clip.model import CoCa
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import CoCa, ReportTokenizer
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.study import Cohort

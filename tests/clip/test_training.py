@@ -11,8 +11,7 @@ from toys import TEXTS, settings, toy
 from lgekit import cache
 from lgekit.clip import train as training
 from lgekit.clip.data import ImageTextPairs, augment, epoch_batches
-from lgekit.clip.model import StudyBatch
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import ReportTokenizer, StudyBatch
 from lgekit.clip.train import both_losses, contrastive_loss, fit, resumable
 from lgekit.clip.zeroshot import write_captions
 from lgekit.config import PLAIN_CLIP, make_settings

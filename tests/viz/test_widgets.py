@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from tiny_notebook import write_notebook
 
 from lgekit.clip.detector import Detector
-from lgekit.clip.model import build_coca
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import ReportTokenizer, build_coca
 from lgekit.clip.zeroshot import Calibration
 from lgekit.config import PLAIN_CLIP, size_settings
 from lgekit.data.phantom import phantom_cohort
