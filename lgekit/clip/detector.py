@@ -112,6 +112,12 @@ class StudyEmbeddings(NamedTuple):
     views: list[View]
 
 
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read a table of predictions; study ids such as ``NA`` or ``007`` stay text."""
+    table, text = pd.read_csv(path), pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table.assign(study_id=text["study_id"]) if "study_id" in table else table
+
+
 @dataclass
 class Detector:
     """Scar detection from images alone.
@@ -283,11 +289,8 @@ class Detector:
             for number in range(max(1, about["networks"])):
                 part = folder / f"clip_{number}"
                 networks.append(load_coca(part)[:2])
-            part, held_out = folder / "held_out.csv", None
-            if part.is_file():
-                held_out = pd.read_csv(part)  # an id such as 001 or NA stays as it is
-                ids = pd.read_csv(part, usecols=["study_id"], dtype=str, keep_default_na=False)
-                held_out["study_id"] = ids["study_id"]
+            part = folder / "held_out.csv"
+            held_out = read_predictions(part) if part.is_file() else None
         except Exception as error:  # tokenizers raises nothing narrower
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             remedy = "It may be damaged, or of another version of lgekit. Copy or fit it again"

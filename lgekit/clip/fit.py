@@ -21,13 +21,7 @@ from tqdm.auto import tqdm
 from lgekit import cache
 from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
 from lgekit.anatomy.segments import known_landmarks
-from lgekit.clip.data import (
-    ImageTextPairs,
-    View,
-    batch_of,
-    make_view,
-    view_grid,
-)
+from lgekit.clip.data import ImageTextPairs, View, batch_of, make_view, view_grid
 from lgekit.clip.detector import Detector
 from lgekit.clip.model import CoCa, PolarEncoder, ReportTokenizer, StudyBatch, in_parts, join
 from lgekit.clip.train import fit
