@@ -199,13 +199,11 @@ def scar_painter(study: Study) -> Explorer:
     return Explorer(controls, draw, alt)
 
 
-def which_is_real(
-    cohort: Cohort, random_scar: Callable[[Study], Study], pairs: int = 4, seed: int = 0
-) -> Explorer:
+def which_is_real(cohort: Cohort, random_scar: Callable[[Study], Study], seed: int = 0) -> Explorer:
     """Show real scars and those of a ``RandomScar(p=1)`` in random order, with a hidden answer."""
     known = [study for study in cohort.studies if study["findings"] and study.get("landmarks")]
-    real = [study for study in known if study["findings"].present][:pairs]
-    painted = [random_scar(study) for study in known if not study["findings"].present][:pairs]
+    real = [study for study in known if study["findings"].present][:4]
+    painted = [random_scar(study) for study in known if not study["findings"].present][:4]
     scars = [(FRAME(study), "cohort") for study in real]
     scars += [(FRAME(study), "painted") for study in painted]
     order = np.random.default_rng(seed).permutation(len(scars))

@@ -92,7 +92,7 @@ def test_the_scar_painter_paints_and_reports_what_is_chosen(cohort):
 
 def test_the_quiz_hides_the_answer_until_asked(cohort):
     torch.manual_seed(0)
-    quiz = widgets.which_is_real(cohort, RandomScar(p=1), pairs=2)
+    quiz = widgets.which_is_real(cohort, RandomScar(p=1))
     question = quiz.picture.value, quiz.text.value
     assert "Which are painted" in question[1]
     assert move(quiz, "answer", True)[1] == "" and move(quiz, "answer", False) == question
