@@ -77,7 +77,7 @@ def synthetic_pool(located: Cohort, settings: FitSettings) -> list[SyntheticScar
     names = {"orientation", "view", "depths", "angles", "pixels", "seed", "min_confidence", "masks"}
     marks = [repr(known_landmarks(study)) for study in located.studies]
     about = settings.model_dump_json(include=names)
-    code = cache.code_version("anatomy", "reports", "data", "segmentation", "scars", "clip")
+    code = cache.code_version(*cache.FIT_ROOMS)
     cached = cache.memory().cache(paint_pool, ignore=["cohort", "settings"])
     key = located.fingerprint, marks, about, code
     painted = cache.compute_once(cached, located, count, settings, key)

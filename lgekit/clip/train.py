@@ -281,7 +281,7 @@ def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Pa
     """
     root = cache.memory().location
     parts = [settings.model_dump_json(exclude={"workers"})]
-    parts.append(cache.code_version("anatomy", "reports", "data", "segmentation", "scars", "clip"))
+    parts.append(cache.code_version(*cache.FIT_ROOMS))
     for one in (cohort, *about):
         parts.append(repr(getattr(one, "fingerprint", one)))
         if isinstance(one, Cohort):  # its fingerprint omits these

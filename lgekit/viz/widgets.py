@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.segments import findings_from_labels, segment_map
-from lgekit.cache import code_version, locked, memory
+from lgekit.cache import FIT_ROOMS, code_version, locked, memory
 from lgekit.clip.detector import Detector
 from lgekit.clip.fit import fit_detector
 from lgekit.config import size_settings
@@ -51,7 +51,7 @@ def playground_detector(model_dir: str = "") -> Detector:
     if model_dir:
         return Detector.load(model_dir)
     cache = memory().location
-    version = code_version("anatomy", "reports", "data", "segmentation", "scars", "clip")
+    version = code_version(*FIT_ROOMS)
     folder = Path(cache or tempfile.mkdtemp(), "playground", version)
     with locked(folder.with_name(f"{version}.lock")):  # two visitors may come at once
         if not (folder / "detector.json").is_file():  # written last
