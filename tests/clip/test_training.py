@@ -108,7 +108,7 @@ def test_learns_where_the_scar_is_but_not_from_shuffled_texts(shuffled):
     result, unseen = fit(toy(24), own, progress=False), toy(24, seed=9)
     with torch.no_grad():
         words = result.model.encode_text(result.tokenizer(TEXTS))
-        best = (result.model.encode_image(unseen.batch) @ words.T).argmax(1)
+        best = (result.model.visual(unseen.batch)[0] @ words.T).argmax(1)
     accuracy = (best == torch.arange(24) % 3).float().mean()
     assert accuracy < 0.7 if shuffled else accuracy >= 0.9
 
