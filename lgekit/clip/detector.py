@@ -291,6 +291,8 @@ class Detector:
                 networks.append(load_coca(part)[:2])
             part = folder / "held_out.csv"
             held_out = read_predictions(part) if part.is_file() else None
+            if held_out is not None and "study_id" not in held_out:
+                raise ValueError("there is no column study_id")
         except Exception as error:  # tokenizers raises nothing narrower
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             remedy = "It may be damaged, or of another version of lgekit. Copy or fit it again"
