@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
     from joblib import Memory
 
+# Whose code decides a fit.
+FIT_ROOMS = ("anatomy", "reports", "data", "segmentation", "scars", "clip")
+
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:

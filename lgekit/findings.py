@@ -53,6 +53,13 @@ def segment_of(wall: str, level: str) -> int:
     return 17 if level == "apex" else _SEGMENTS[wall, level]
 
 
+def neighbouring_walls(hit: np.ndarray) -> list[list[int]]:
+    """Group affected walls, ``(6,)`` bool, into runs of neighbours around the circle."""
+    walls = np.roll(np.arange(6), -hit.argmin())  # from an unaffected wall
+    run = np.cumsum(~hit[walls])
+    return [sorted(walls[hit[walls] & (run == n)].tolist()) for n in np.unique(run[hit[walls]])]
+
+
 def _bad_value(field: str, value: object, allowed: str) -> InputError:
     return InputError(f"Scar.{field}", f"unknown value {value!r}", f"use {allowed}")
 
@@ -252,16 +259,13 @@ def _draw_details(rng: np.random.Generator, scar: Scar) -> Scar:
     )
 
 
-def draw_scar(
-    rng: np.random.Generator, prevalence: str = "clinical", aetiology: str | None = None
-) -> Scar:
+def draw_scar(rng: np.random.Generator, prevalence: str = "clinical") -> Scar:
     """Draw one scar.
 
     Args:
         prevalence: ``"clinical"`` draws a disease and its typical pattern. ``"uniform"`` draws one
             to three neighbouring walls, neighbouring levels and a depth with equal chance, like the
             paper's controller of wall, depth and slice [P]; its distribution is our choice [O].
-        aetiology: with ``"clinical"``, the disease to draw (``LAD`` … ``amyloid``).
     """
     if prevalence == "uniform":
         first, count = int(rng.integers(6)), int(rng.integers(1, 4))
@@ -271,11 +275,7 @@ def draw_scar(
         return _draw_details(rng, Scar(walls, levels, str(rng.choice(DEPTHS))))
     if prevalence != "clinical":
         raise InputError("prevalence", f"unknown value {prevalence!r}", "use clinical or uniform")
-    if aetiology is None:
-        aetiology = _pick(rng, "disease")[0]
-    elif aetiology not in _DISEASES["walls"]:
-        remedy = f"use one of {', '.join(_DISEASES['walls'])}, or None"
-        raise InputError("aetiology", f"cannot draw {aetiology!r}", remedy)
+    (aetiology,) = _pick(rng, "disease")
     walls, levels, depth, pattern = (
         _pick(rng, aspect, aetiology) for aspect in ("walls", "levels", "depth", "pattern")
     )

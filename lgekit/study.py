@@ -19,7 +19,8 @@ from lgekit.findings import Findings
 # Codes of label maps. Readers translate the codes of each data set into these.
 BACKGROUND, CAVITY, MYOCARDIUM, SCAR, NO_REFLOW, RV = range(6)
 LABEL_NAMES = ("background", "LV cavity", "myocardium", "scar", "no-reflow", "RV cavity")
-WALL_CODES = (MYOCARDIUM, SCAR, NO_REFLOW)
+SCARRED = (SCAR, NO_REFLOW)
+WALL_CODES = (MYOCARDIUM, *SCARRED)
 SPLITS = ("train", "validation", "test")
 
 
@@ -115,10 +116,10 @@ class Cohort(tio.SubjectsDataset):
         manifest: one row per study; its column ``scar`` is missing where unknown.
     """
 
-    def __init__(self, studies: Iterable[Study], name: str = "", transform=None):
+    def __init__(self, studies: Iterable[Study], name: str = ""):
         self.name = name
         self.studies: list[Study] = list(studies)
-        super().__init__(self.studies, transform=transform)
+        super().__init__(self.studies)
         columns = ["study_id", "patient_id", "split", "report", "report_source"]
         rows = [[study[column] for column in columns] for study in self.studies]
         self.manifest = pd.DataFrame(rows, columns=columns)

@@ -125,7 +125,8 @@ def polar_grid(
     Both contours are radii from the slice's centre, measured along rays through the masks and
     smoothed around the circle. Where a ray meets no wall (an open ring at the base, a broken
     prediction) the thickness is interpolated. Without a heart label, the wall is a ring of fixed
-    size around the centre of the image. For the options see :func:`study_tensor`.
+    size around the centre of the image. ``orientation`` is of :class:`StandardizeShortAxis`; the
+    first angle is the anterior insertion point if it is ``"rvip"``, else 120° of the stored array.
     """
     shape, spacing = tuple(study.spatial_shape), study.spacing_mm
     start, turn = ANTERIOR_RVIP_DEG, 1
@@ -196,16 +197,12 @@ def image_view(study: Study, pixels: int, orientation: str, min_confidence=MIN_C
     return View.of_slices(data, levels[order], order)
 
 
-def study_tensor(
-    study: Study, view: str = "polar", orientation: str = "rvip"
-) -> tuple[torch.Tensor, torch.Tensor]:
+def study_tensor(study: Study, view: str = "polar") -> tuple[torch.Tensor, torch.Tensor]:
     """Turn a study into network input: its slices with a heart, from base to apex, normalized.
 
     Args:
         study: on the scanner's grid or in the standard frame.
         view: ``"polar"``, 16 depths of 96 angles, or ``"image"``, 96 × 96 pixels.
-        orientation: see :class:`StandardizeShortAxis`; the polar view starts at the anterior
-            insertion point if it is ``"rvip"``, else at 120° of the stored array.
 
     Returns:
         ``(slices, 1, height, width)`` float32 with remote myocardium at 0, and levels ``(slices,)``
@@ -214,7 +211,7 @@ def study_tensor(
     if view not in ("polar", "image"):
         raise InputError("view", f"{view!r}", "Use 'polar' or 'image'.")
     if view == "polar":
-        made = polar_grid(study, orientation=orientation).study_view(study)
+        made = polar_grid(study).study_view(study)
     else:
-        made = image_view(study, 96, orientation)
+        made = image_view(study, 96, "rvip")
     return made.images, made.levels

@@ -11,11 +11,10 @@ from scipy.spatial.distance import cdist
 
 from lgekit.anatomy.labels import Vector, Ventricle, voxel_angle, wall_depth
 from lgekit.errors import InputError
-from lgekit.findings import LEVELS, WALLS, Findings, Scar
-from lgekit.study import NO_REFLOW, RV, SCAR, WALL_CODES, Landmarks, Study
+from lgekit.findings import LEVELS, WALLS, Findings, Scar, neighbouring_walls
+from lgekit.study import NO_REFLOW, RV, SCARRED, WALL_CODES, Landmarks, Study
 
 ANTERIOR_RVIP_DEG = 120.0  # in the standard frame, between AHA segments 1 and 2 (Cerqueira 2002)
-SCARRED = (SCAR, NO_REFLOW)
 SECTORS = 60  # of 6° each, around the wall
 MINIMUM_SHARE = 0.1  # of a wall at one level; less is a rim that crosses the border of a wall [O]
 
@@ -232,23 +231,13 @@ def scars_in_words(
     # the apex has no walls: its angles count only if there is no scar elsewhere
     walls_hit = (affected[:3] if affected[:3].any() else affected).any(0)
     scars = []
-    for walls in _runs(walls_hit) if oriented else [list(np.flatnonzero(walls_hit))]:
+    for walls in neighbouring_walls(walls_hit) if oriented else [np.flatnonzero(walls_hit)]:
         inside = by_wall[:, :, walls].reshape(3, -1, 3)
         depth, transmurality = _across(inside[1], inside[0])
         names = tuple(WALLS[w] for w in walls) if oriented else ()
         levels = tuple(LEVELS[t] for t in range(4) if affected[t, walls].any())
         scars.append(Scar(names, levels, depth, transmurality, no_reflow=bool(inside[2].any())))
     return tuple(scars)
-
-
-def _runs(walls: np.ndarray) -> list[list[int]]:
-    """Runs of neighbouring affected walls around the circle, from ``(6,)`` bool."""
-    if walls.all():
-        return [list(range(6))]
-    first = int(np.flatnonzero(~walls)[0])
-    numbers, count = ndimage.label(np.roll(walls, -first))
-    numbers = np.roll(numbers, first)
-    return [np.flatnonzero(numbers == run).tolist() for run in range(1, count + 1)]
 
 
 def _across(scar: np.ndarray, wall: np.ndarray) -> tuple[str, int]:

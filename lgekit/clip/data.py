@@ -12,18 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgekit.anatomy.polar import (
-    PolarGrid,
-    View,
-    image_view,
-    polar_grid,
-)
-from lgekit.clip.model import (
-    StudyBatch,
-    join,
-    pad_studies,
-)
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.anatomy.polar import PolarGrid, View, image_view, polar_grid
+from lgekit.clip.model import ReportTokenizer, StudyBatch, join, pad_studies
 from lgekit.config import FitSettings
 from lgekit.study import Study
 

@@ -24,8 +24,7 @@ from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, segment_map, segment_number
 from lgekit.clip import zeroshot
 from lgekit.clip.data import View, batch_of, chunks, make_view
-from lgekit.clip.model import CoCa, StudyBatch, load_coca, save_coca
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch, load_coca, save_coca
 from lgekit.clip.zeroshot import Calibration, Reading, probability
 from lgekit.config import FitSettings, make_settings
 from lgekit.errors import InputError
@@ -111,6 +110,12 @@ class StudyEmbeddings(NamedTuple):
     studies: Tensor  # (studies, embed_dim)
     slices: list[Tensor]  # of each study, (stored slices, embed_dim); NaN where there is no heart
     views: list[View]
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """Read a table of predictions; study ids such as ``NA`` or ``007`` stay text."""
+    table, text = pd.read_csv(path), pd.read_csv(path, dtype=str, keep_default_na=False)
+    return table.assign(study_id=text["study_id"]) if "study_id" in table else table
 
 
 @dataclass
@@ -284,11 +289,10 @@ class Detector:
             for number in range(max(1, about["networks"])):
                 part = folder / f"clip_{number}"
                 networks.append(load_coca(part)[:2])
-            part, held_out = folder / "held_out.csv", None
-            if part.is_file():
-                held_out = pd.read_csv(part)  # an id such as 001 or NA stays as it is
-                ids = pd.read_csv(part, usecols=["study_id"], dtype=str, keep_default_na=False)
-                held_out["study_id"] = ids["study_id"]
+            part = folder / "held_out.csv"
+            held_out = read_predictions(part) if part.is_file() else None
+            if held_out is not None and "study_id" not in held_out:
+                raise ValueError("there is no column study_id")
         except Exception as error:  # tokenizers raises nothing narrower
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             remedy = "It may be damaged, or of another version of lgekit. Copy or fit it again"

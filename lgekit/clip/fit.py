@@ -21,16 +21,9 @@ from tqdm.auto import tqdm
 from lgekit import cache
 from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
 from lgekit.anatomy.segments import known_landmarks
-from lgekit.clip.data import (
-    ImageTextPairs,
-    View,
-    batch_of,
-    make_view,
-    view_grid,
-)
+from lgekit.clip.data import ImageTextPairs, View, batch_of, make_view, view_grid
 from lgekit.clip.detector import Detector
-from lgekit.clip.model import CoCa, PolarEncoder, StudyBatch, in_parts, join
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import CoCa, PolarEncoder, ReportTokenizer, StudyBatch, in_parts, join
 from lgekit.clip.train import fit
 from lgekit.clip.zeroshot import Calibration, Reading
 from lgekit.config import FitSettings
@@ -84,7 +77,7 @@ def synthetic_pool(located: Cohort, settings: FitSettings) -> list[SyntheticScar
     names = {"orientation", "view", "depths", "angles", "pixels", "seed", "min_confidence", "masks"}
     marks = [repr(known_landmarks(study)) for study in located.studies]
     about = settings.model_dump_json(include=names)
-    code = cache.code_version("anatomy", "reports", "data", "segmentation", "scars", "clip")
+    code = cache.code_version(*cache.FIT_ROOMS)
     cached = cache.memory().cache(paint_pool, ignore=["cohort", "settings"])
     key = located.fingerprint, marks, about, code
     painted = cache.compute_once(cached, located, count, settings, key)

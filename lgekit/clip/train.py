@@ -23,8 +23,7 @@ from tqdm.auto import tqdm
 
 from lgekit import cache
 from lgekit.clip.data import ImageTextPairs, TrainingData, augment, epoch_batches, shuffle_texts
-from lgekit.clip.model import CoCa
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import CoCa, ReportTokenizer
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.study import Cohort
@@ -282,7 +281,7 @@ def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Pa
     """
     root = cache.memory().location
     parts = [settings.model_dump_json(exclude={"workers"})]
-    parts.append(cache.code_version("anatomy", "reports", "data", "segmentation", "scars", "clip"))
+    parts.append(cache.code_version(*cache.FIT_ROOMS))
     for one in (cohort, *about):
         parts.append(repr(getattr(one, "fingerprint", one)))
         if isinstance(one, Cohort):  # its fingerprint omits these

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgekit.clip.model import CoCa, StudyBatch
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch
 from lgekit.findings import WALLS
 from lgekit.reports.reader import read_report
 

@@ -111,9 +111,7 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         image = nib.Nifti1Image.from_filename(path)
         array = np.asanyarray(image.dataobj)
     except Exception as error:  # a damaged file can raise anything
-        problem = (
-            f"cannot be read as NIfTI ({str(error).splitlines()[0] if str(error) else error!r})"
-        )
+        problem = f"cannot be read as NIfTI ({(str(error) or repr(error)).splitlines()[0]})"
         remedy = "Copy or export the file again: it is cut short or not a NIfTI file"
         raise InputError(path, problem, remedy) from error
     finally:

@@ -14,11 +14,11 @@ import numpy as np
 from joblib import Parallel, delayed
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
-from scipy import fft, ndimage
+from scipy import fft
 
 from lgekit.cache import code_version, memory
 from lgekit.errors import InputError
-from lgekit.findings import LEVELS, WALLS, Findings, Scar
+from lgekit.findings import LEVELS, WALLS, Findings, Scar, neighbouring_walls
 from lgekit.study import (
     BACKGROUND,
     CAVITY,
@@ -627,7 +627,7 @@ def describe_scars(
     within = np.minimum((3 * depth[is_wall]).astype(int), 2)  # third of the thickness
     cell = 3 * (rows * 60 + (degrees // 6).astype(int)) + within
     found = []
-    for region in _neighbours(rings.any(0)):
+    for region in neighbouring_walls(rings.any(0)):
         chosen, cells = np.isin(wall, region), 180 * len(labels)
         counts = (np.bincount(cell[mask], minlength=cells) for mask in (chosen, chosen & scar))
         name, transmurality = _depth_in_words(*(count.reshape(-1, 3) for count in counts))
@@ -653,16 +653,6 @@ def _depth_in_words(wall: Array, scar: Array) -> tuple[str, float]:
     if max(inner, outer) < middle / 2:
         return "mid-wall", transmurality
     return ("subendocardial" if inner >= outer else "subepicardial"), transmurality
-
-
-def _neighbours(walls: Array) -> list[list[int]]:
-    """Group affected walls, ``(6,)`` bool, into runs of neighbours around the circle."""
-    if walls.all():
-        return [list(range(6))]
-    first = int(np.flatnonzero(~walls)[0])
-    numbers, count = ndimage.label(np.roll(walls, -first))
-    numbers = np.roll(numbers, first)
-    return [np.flatnonzero(numbers == run).tolist() for run in range(1, count + 1)]
 
 
 def _cause(scars: list[ScarMap], region: list[int], anterior_deg: float) -> str:
@@ -691,23 +681,6 @@ def render_chunk(start: int, stop: int, seed: int, options: PhantomOptions, vers
     return images, labels, rest
 
 
-def check_options(options: dict) -> PhantomOptions:
-    """Check the options of the phantom. Raises InputError naming the option and its value."""
-    try:
-        return PhantomOptions(**options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        known = ", ".join(field.name for field in fields(PhantomOptions))
-        remedy = f"{first['msg']}. The options are {known}."
-        name, value = first["loc"][0], first["input"]
-        raise InputError(f"phantom option {name}", f"found {value!r}", remedy) from None
-
-
-def phantom_study(index: int, seed: int, *, report_noise: float = 0.0, **options) -> Study:
-    """Make study ``index`` of the phantom cohort ``seed`` (see :func:`phantom_cohort`)."""
-    return _study(render_study(index, seed, check_options(options)), index, seed, report_noise)
-
-
 def phantom_cohort(
     studies: int = 200,
     seed: int = 0,
@@ -730,7 +703,14 @@ def phantom_cohort(
     Raises:
         InputError: an unknown option, or a value out of range.
     """
-    checked, version = check_options(options), code_version("data")
+    try:
+        checked, version = PhantomOptions(**options), code_version("data")
+    except ValidationError as error:
+        first = error.errors()[0]
+        known = ", ".join(field.name for field in fields(PhantomOptions))
+        remedy = f"{first['msg']}. The options are {known}."
+        name, value = first["loc"][0], first["input"]
+        raise InputError(f"phantom option {name}", f"found {value!r}", remedy) from None
     if isinstance(studies, bool) or not isinstance(studies, int) or studies < 1:
         remedy = "Give a whole number of at least 1."
         raise InputError("phantom option studies", f"{studies!r}", remedy)

@@ -25,6 +25,7 @@ from lgekit.study import (
     NO_REFLOW,
     RV,
     SCAR,
+    SCARRED,
     SPLITS,
     Cohort,
     Landmarks,
@@ -435,7 +436,7 @@ def scar_is_drawn(entries: list[Entry], studies: list[Study]) -> bool:
     if not any(entry.labels is not None and entry.scar_labelled for entry in entries):
         return True
     masks = (study.label_map for study in studies)
-    if any(mask is not None and np.isin(mask, (SCAR, NO_REFLOW)).any() for mask in masks):
+    if any(mask is not None and np.isin(mask, SCARRED).any() for mask in masks):
         return True
     reports = (one.report for one in entries if one.report and one.report_source != "masks")
     return not any(states_enhancement(text) and read_report(text).present for text in reports)

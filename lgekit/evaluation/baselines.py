@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import trange
 
+from lgekit.anatomy.labels import voxel_angle
+from lgekit.cache import accelerator
 from lgekit.clip.data import augment, batch_of, chunks, epoch_batches, make_view
 from lgekit.clip.detector import Detector
 from lgekit.clip.fit import fit_detector, pretrain_polar, synthetic_pool
@@ -59,8 +61,8 @@ def remote_of(study: Study) -> Remote:
     rows = []
     for s in np.flatnonzero(wall.any((0, 1))):
         x, y = np.nonzero(wall[..., s])
-        degrees = np.degrees(np.arctan2(-(y - y.mean()) * spacing[1], (x - x.mean()) * spacing[0]))
-        sector, values = (degrees % 360 // 60).astype(int), image[x, y, s].astype(np.float64)
+        degrees = voxel_angle(x, y, (x.mean(), y.mean()), spacing)
+        sector, values = (degrees // 60).astype(int), image[x, y, s].astype(np.float64)
         count = np.bincount(sector, minlength=6)
         mean = np.bincount(sector, weights=values, minlength=6) / np.maximum(count, 1)
         remote = values[sector == np.where(count >= 4, mean, np.inf).argmin()]
@@ -70,13 +72,13 @@ def remote_of(study: Study) -> Remote:
     return Remote(mean, max(sd, 1e-6), blood)
 
 
-def n_sd_rule(study: Study, n: float = 5.0) -> float:
-    """Return the share of the myocardium brighter than the remote mean + ``n`` SD, 0–1.
+def five_sd_rule(study: Study) -> float:
+    """Return the share of the myocardium brighter than the remote mean + 5 SD, 0–1.
 
-    Source: Bondarenko et al., J Cardiovasc Magn Reson 2005;7:481 (5 SD). Raises as `remote_of`.
+    Source: Bondarenko et al., J Cardiovasc Magn Reson 2005;7:481. Raises as `remote_of`.
     """
     remote = remote_of(study)
-    return float((study.pixels[measured_wall(study)] > remote.mean + n * remote.sd).mean())
+    return float((study.pixels[measured_wall(study)] > remote.mean + 5 * remote.sd).mean())
 
 
 def half_maximum_rule(study: Study) -> float:
@@ -89,10 +91,7 @@ def half_maximum_rule(study: Study) -> float:
     return float((study.pixels[measured_wall(study)] > (remote.mean + remote.blood) / 2).mean())
 
 
-THRESHOLD_RULES: dict[str, Callable[[Study], float]] = {
-    "5 SD": n_sd_rule,
-    "half maximum": half_maximum_rule,
-}
+THRESHOLD_RULES = {"5 SD": five_sd_rule, "half maximum": half_maximum_rule}
 
 
 class PresenceNetwork(nn.Module):
@@ -172,7 +171,7 @@ def train_presence(
     The ``real`` studies come first, then the pool of synthetic ones. ``encoder_state`` holds the
     initial weights of the slice encoder (``encoder_init="segmentation"``).
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = accelerator()
     options = [np.array([int(label)]) for label in labels]  # in place of a study's texts
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
@@ -225,7 +224,6 @@ def train_references(
     settings: FitSettings,
     detector: Detector,
     pretrain_on: Sequence[Cohort] = (),
-    progress: bool = True,
 ) -> dict[str, pd.DataFrame]:
     """Train the references on ``train``, calibrate on ``validation``, predict ``test``.
 
@@ -237,10 +235,10 @@ def train_references(
     predictions = {}
     for name in TRAINED[which]:
         if name == SUPERVISED:
-            table = supervised_predictions(cohort, settings, detector.heart, progress)
+            table = supervised_predictions(cohort, settings, detector.heart)
         else:
             own = settings.override(**CHANGES[name])
-            reader = fit_detector(cohort, own, pretrain_on=pretrain_on, progress=progress)
+            reader = fit_detector(cohort, own, pretrain_on=pretrain_on)
             table = reader.predict(cohort.split("test"))[["study_id", "p_lge"]]
         predictions[name] = table
     return predictions

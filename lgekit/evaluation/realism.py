@@ -25,7 +25,7 @@ from lgekit.evaluation.metrics import auc_interval, mean_interval, median_interv
 from lgekit.findings import Findings
 from lgekit.scars.transforms import AddScar, ScarPainter
 from lgekit.segmentation.train import evaluate_heart_network, heart_network
-from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, SCAR, Cohort, Study, patient_folds
+from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, SCAR, SCARRED, Cohort, Study, patient_folds
 
 TEXTURE = (
     *("contrast", "contrast_to_noise", "heterogeneity", "edge_width_mm"),
@@ -41,6 +41,7 @@ MEDIANS = {
     "scar_contrast": "scar − remote, in remote SD (positive studies)",
     "wall_over_radius": "wall thickness / LV radius",
 }
+FOLDS = 5  # of patients, in which synthetic scars are told from real ones
 MINIMUM_CONFIDENCE = 0.5  # of a reference insertion point that errors are measured from
 
 
@@ -63,7 +64,7 @@ def scar_features(study: Study) -> pd.DataFrame:
     labels, rows = study.label_map, []
     if labels is None:
         raise InputError(study["study_id"], "no labels", "Give a label map with scar.")
-    for s in np.flatnonzero(np.isin(labels, (SCAR, NO_REFLOW)).sum((0, 1)) >= MINIMUM_SCAR_VOXELS):
+    for s in np.flatnonzero(np.isin(labels, SCARRED).sum((0, 1)) >= MINIMUM_SCAR_VOXELS):
         ids = {"study_id": study["study_id"], "patient_id": study["patient_id"], "slice": int(s)}
         if row := _slice_features(study.pixels[..., s], labels[..., s], study.spacing_mm):
             rows.append(ids | row)
@@ -74,7 +75,7 @@ def _slice_features(
     image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]
 ) -> dict[str, float]:
     """Describe the scar of one slice; empty if too little of it can be measured."""
-    scar, area = labels == SCAR, np.isin(labels, (SCAR, NO_REFLOW))
+    scar, area = labels == SCAR, np.isin(labels, SCARRED)
     wall = (labels == MYOCARDIUM) | area
     depth = np.nan_to_num(wall_depth(labels, spacing), nan=-1.0)
     inside, outside = (
@@ -177,7 +178,7 @@ def _fill(host: Study, found: Findings, seed: int) -> Study:
 
 
 def scar_realism(
-    real: Cohort, synthetic: Cohort, folds: int = 5, seed: int = 0
+    real: Cohort, synthetic: Cohort, seed: int = 0
 ) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
     """Compare the scars of two cohorts with scar masks by their `scar_features`.
 
@@ -190,7 +191,7 @@ def scar_realism(
         [scar_features(one).assign(kind=kind) for kind, cohort in kinds for one in cohort.studies]
     )
     truth = (data["kind"] == "synthetic").to_numpy()
-    if min(truth.sum(), (~truth).sum()) < folds:
+    if min(truth.sum(), (~truth).sum()) < FOLDS:
         problem = f"{truth.sum()} synthetic and {(~truth).sum()} real slices"
         raise InputError("scar_realism", problem, "Give larger cohorts.")
     features = [*TEXTURE, *SHAPE]
@@ -203,7 +204,7 @@ def scar_realism(
     patients, aucs = data["patient_id"].astype(str).tolist(), {}
     regression = LogisticRegression(class_weight="balanced", max_iter=1000)
     classifier = make_pipeline(StandardScaler(), regression)
-    splitter = GroupKFold(folds, shuffle=True, random_state=seed)
+    splitter = GroupKFold(FOLDS, shuffle=True, random_state=seed)
     for name, columns in (("texture", TEXTURE), ("shape", SHAPE), ("both", features)):
         values = data[list(columns)].to_numpy(float)
         score = cross_val_predict(
@@ -223,7 +224,7 @@ def cohort_figures(cohort: Cohort) -> pd.DataFrame:
     rows = {}
     for study in cohort.studies:
         remote, labels = remote_of(study), np.asarray(study.label_map)
-        scar, bright, cavity = np.isin(labels, (SCAR, NO_REFLOW)), labels == SCAR, labels == CAVITY
+        scar, bright, cavity = np.isin(labels, SCARRED), labels == SCAR, labels == CAVITY
         wall = (labels == MYOCARDIUM) | scar
         row = {"present": float(scar.any())}
         row |= {name: rule(study) for name, rule in THRESHOLD_RULES.items()}
@@ -266,11 +267,7 @@ def realism_table(cohort_a: Cohort, cohort_b: Cohort) -> pd.DataFrame:
 
 
 def measure_folds(
-    cohort: Cohort,
-    pretrain_on: Sequence[Cohort],
-    settings: FitSettings,
-    folds: int = 0,
-    progress: bool = True,
+    cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, folds: int = 0
 ) -> pd.DataFrame:
     """Measure the heart network by cross-validation over patients.
 
@@ -281,7 +278,7 @@ def measure_folds(
     ids, parts = cohort.manifest["study_id"].to_numpy(), []
     fold = patient_folds(cohort, folds or settings.heart_folds, settings.seed)
     for number in np.unique(fold):
-        network = heart_network(cohort.subset(ids[fold != number]), pretrain_on, settings, progress)
+        network = heart_network(cohort.subset(ids[fold != number]), pretrain_on, settings)
         held_out = cohort.subset(ids[fold == number])
         parts.append(evaluate_heart_network(network, held_out, settings.seed).assign(fold=number))
     return pd.concat(parts, ignore_index=True)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.clip.data import batch_of, make_view
-from lgekit.clip.detector import Detector
+from lgekit.clip.detector import Detector, read_predictions
 from lgekit.clip.zeroshot import occlusion_map
 from lgekit.errors import InputError
 from lgekit.evaluation import metrics
@@ -23,7 +23,7 @@ from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings
 from lgekit.reports.reader import read_report, states_enhancement
 from lgekit.reports.training_texts import prompt_sets, report_texts
 from lgekit.reports.writer import canonical_text
-from lgekit.study import NO_REFLOW, SCAR, SPLITS, Cohort, Study, hash_unit, patient_folds
+from lgekit.study import SCARRED, SPLITS, Cohort, Study, hash_unit, patient_folds
 
 REMEDY = "Give the table that `lgekit predict` wrote, and the cohort that it read"
 LISTS = ("slice_weights", "attention", "segments")  # columns of JSON lists
@@ -33,12 +33,6 @@ CELL = (
 )
 # The scores of `score_table` that say where scar is, besides the walls.
 PLACES = ("auc_segments", "auc_slices", "auc_attention", "caption_presence_f1", "caption_walls_f1")
-
-
-def read_predictions(path: Path) -> pd.DataFrame:
-    """Read a table of predictions; study ids such as ``NA`` or ``007`` stay text."""
-    table, text = pd.read_csv(path), pd.read_csv(path, dtype=str, keep_default_na=False)
-    return table.assign(study_id=text["study_id"]) if "study_id" in table else table
 
 
 def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
@@ -186,7 +180,7 @@ def slice_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
         weight, attention = (_numbers(cell, len(labels.T)) for cell in cells.loc[study["study_id"]])
         columns = {"study_id": study["study_id"], "patient_id": study["patient_id"], "slice": heart}
         columns |= {"weight": weight[heart], "attention": attention[heart]}
-        scar = np.isin(labels[..., heart], (SCAR, NO_REFLOW)).any((0, 1))
+        scar = np.isin(labels[..., heart], SCARRED).any((0, 1))
         parts.append(pd.DataFrame(columns | {"scar": scar}))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=names)
 

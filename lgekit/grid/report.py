@@ -21,7 +21,7 @@ from lgekit.viz.plots import use_style
 CURVES = {axis: name for name, (notebook, axis, _) in figures.FIGURES.items() if not notebook}
 
 
-def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
+def report_grid(file: str | Path, folder: Path) -> list[Path]:
     """Write tables and figures of a grid's finished runs; no data of single patients.
 
     Returns:
@@ -38,13 +38,13 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
     runs = collect(file, made[0])
     predictions = complete_runs(runs, collect_predictions(file), name)
     last = last_point(predictions)
-    comparison = compare_rows(last, reference=reference_row(runs["row"]), seed=seed)
+    comparison = compare_rows(last, reference=reference_row(runs["row"]))
     claims = {each: claims_table(comparison, each, runs) for each in ("balanced_accuracy", "auc")}
     results = {
         "comparison": comparison,
         "claims": pd.concat(claims, names=["statistic"]).reset_index("statistic"),
-        "references": reference_comparison(last, collect_predictions(file, of=REFERENCES), seed),
-        "places": _places(grid, last, seed),
+        "references": reference_comparison(last, collect_predictions(file, of=REFERENCES)),
+        "places": _places(grid, last),
     }
     for what, table in results.items():
         if len(table):
@@ -62,14 +62,14 @@ def report_grid(file: str | Path, folder: Path, seed: int = 0) -> list[Path]:
             shown = shown[shown["row"].isin(ratios)]
             shown = shown.assign(**{axis: shown["row"].map(ratios)})
         if axis in shown and shown[axis].nunique() > 2:
-            curve = curve_table(shown, runs, axis, seed)
+            curve = curve_table(shown, runs, axis)
             source = f"Grid {name}: {figures.provenance(runs, shown, ratios)}."
             figure = figure if figure == name else f"{figure}_{name}"
             made.append(figures.make_figure(figure, curve, folder, source))
     return made
 
 
-def _places(grid: Grid, predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
+def _places(grid: Grid, predictions: pd.DataFrame) -> pd.DataFrame:
     """Compare the places of scar with the cohort's; empty if that is not possible."""
     specs = {str(run.params.get("cohort", "")) for run in grid.runs}
     spec = specs.pop()
@@ -79,7 +79,7 @@ def _places(grid: Grid, predictions: pd.DataFrame, seed: int) -> pd.DataFrame:
         print(f"grid {grid.file.stem}: no places.csv, which needs one cohort and its files")
         return pd.DataFrame()
     with contextlib.chdir(grid.root):  # paths in SPECs start there
-        return grid_places(predictions, read_cohort(spec), seed)
+        return grid_places(predictions, read_cohort(spec))
 
 
 def last_point(predictions: pd.DataFrame, but: str = "") -> pd.DataFrame:
@@ -116,9 +116,7 @@ def complete_runs(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> p
     return predictions[predictions["seed"].isin(seeds) & predictions["row"].isin(rows)]
 
 
-def reference_comparison(
-    predictions: pd.DataFrame, references: pd.DataFrame, seed: int = 0
-) -> pd.DataFrame:
+def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame) -> pd.DataFrame:
     """Compare the first row with each ``method`` that its runs trained on the same studies."""
     if references.empty:
         return pd.DataFrame()
@@ -134,12 +132,10 @@ def reference_comparison(
         if {*part[["seed", "study_id"]].itertuples(index=False, name=None)} == pairs
     ]
     columns = ["row", "seed", "study_id", "patient_id", "scar", "p_lge"]
-    return compare_rows(pd.concat([own, *parts], ignore_index=True)[columns], first, seed)
+    return compare_rows(pd.concat([own, *parts], ignore_index=True)[columns], first)
 
 
-def curve_table(
-    predictions: pd.DataFrame, runs: pd.DataFrame, axis: str, seed: int = 0
-) -> pd.DataFrame:
+def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str) -> pd.DataFrame:
     """Compute statistics at each value of an axis, with intervals over patients and seeds.
 
     Columns ``row, statistic, value, low, high``, the axis, and ``difference`` (with ``_low`` and
@@ -149,7 +145,7 @@ def curve_table(
     for value, part in predictions.groupby(axis):
         if axis == "train_studies" and value == 0:  # 0 means all studies
             value = runs["studies_train"].max()
-        compared = compare_rows(part, reference_row(part["row"]), seed)
+        compared = compare_rows(part, reference_row(part["row"]))
         compared = compared.drop(columns=["p", "p_holm"], errors="ignore")
         parts.append(compared.assign(**{axis: value}))
     return pd.concat(parts, ignore_index=True).sort_values([axis, "row"], ignore_index=True)

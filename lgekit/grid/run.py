@@ -26,7 +26,7 @@ import pydantic as pyd
 import yaml
 
 from lgekit import workbook
-from lgekit.cache import code_version, is_locked, memory, replacing
+from lgekit.cache import FIT_ROOMS, code_version, is_locked, memory, replacing
 from lgekit.config import SIZES, FitSettings, size_settings
 from lgekit.errors import InputError, RunError
 
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 # The rooms whose code can change the numbers of a run.
-ROOMS = ("anatomy", "reports", "data", "segmentation", "scars", "clip", "evaluation")
 RESERVED = ("grids", "workbook", "manual")  # other folders of papermill_runs/
 BYTES_PER_RUN = 3e9  # memory that a run needs: torch, a cohort and a small model
 DASK = {
@@ -184,7 +183,8 @@ def _refuse_impossible(params: dict[str, Any], defaults: dict[str, Any], where: 
 def notebook_version(notebook: str | Path) -> str:
     """Hash the code of a notebook and of the library's rooms that it can use."""
     code = [cell["source"] for cell in workbook.read_code(notebook)]
-    return hashlib.sha256(json.dumps([code, code_version(*ROOMS)]).encode()).hexdigest()
+    known_by = [code, code_version(*FIT_ROOMS, "evaluation")]
+    return hashlib.sha256(json.dumps(known_by).encode()).hexdigest()
 
 
 def cohort_fingerprint(spec: str, root: Path) -> str:

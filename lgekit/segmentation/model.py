@@ -28,9 +28,7 @@ from lgekit.study import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 NEAR_VOTE = 25.0  # degrees between a vote and a junction of RV and wall that replaces it [O]
 BORDER_VOTES = 3.0  # weight of the border network's votes; the U-Net's have weight 1 [O]
 WIDE_SLICES = 4  # slices in which the heart is first looked for
-MIN_CERTAINTY = (
-    0.88  # below this certainty, the heart is also looked for in the middle of the picture [O]
-)
+MIN_CERTAINTY = 0.88  # below it, the heart is also looked for in the middle of the picture [O]
 MIDDLE_DIAMETERS = (0.28, 0.4)  # LV diameters that are tried there, square coordinates [O]
 DEPTHS, ANGLES = 48, 64  # samples of a polar picture
 OUTER = 3.4  # its outer end, in radii of a circle with the slice's epicardial area

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,9 @@ from lgekit.anatomy.labels import Ventricle
 from lgekit.anatomy.segments import segment_share
 from lgekit.errors import InputError
 from lgekit.evaluation.baselines import THRESHOLD_RULES
-from lgekit.evaluation.metrics import interval, presence_statistic
+from lgekit.evaluation.metrics import auc_interval
 from lgekit.reports.reader import states_enhancement
-from lgekit.study import CAVITY, LABEL_NAMES, MYOCARDIUM, NO_REFLOW, SCAR, Cohort, Study
+from lgekit.study import CAVITY, LABEL_NAMES, MYOCARDIUM, NO_REFLOW, SCAR, SCARRED, Cohort, Study
 
 
 def cohort_summary(cohort: Cohort) -> str:
@@ -33,7 +32,7 @@ def cohort_summary(cohort: Cohort) -> str:
     scar = table["scar"]
     parts.append(f"scar in {scar.eq(True).sum()}, none in {scar.eq(False).sum()}")
     masks = [study.label_map for study in cohort.studies if study.label_map is not None]
-    drawn = any(np.isin(mask, (SCAR, NO_REFLOW)).any() for mask in masks)
+    drawn = any(np.isin(mask, SCARRED).any() for mask in masks)
     present = any(study["findings"].present for study in _with_findings(cohort))
     undrawn = ", none with scar outlined: presence of scar comes from the reports"
     parts.append(f"masks of {len(masks)}" + undrawn * bool(masks and present and not drawn))
@@ -80,12 +79,12 @@ def _labelled(cohort: Cohort) -> Iterator[Study]:
             yield study
 
 
-def tissue_signals(cohort: Cohort, per_tissue: int = 200, seed: int = 0) -> pd.DataFrame:
+def tissue_signals(cohort: Cohort) -> pd.DataFrame:
     """Sample signals by tissue, scaled in each study to remote myocardium 0 and blood 1 (medians).
 
     Studies without labels are skipped. Columns ``cohort, study_id, tissue, signal``.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     kind, parts = cohort.name.split(":")[0], []
     for study in _labelled(cohort):
         image, labels = study.pixels, study.label_map
@@ -93,7 +92,7 @@ def tissue_signals(cohort: Cohort, per_tissue: int = 200, seed: int = 0) -> pd.D
         for code in (CAVITY, MYOCARDIUM, SCAR, NO_REFLOW):
             values = image[labels == code]
             if len(values):
-                values = generator.choice(values, min(per_tissue, len(values)), replace=False)
+                values = generator.choice(values, min(200, len(values)), replace=False)
             signal = (values - remote) / (blood - remote) if blood != remote else values * np.nan
             names = {"cohort": kind, "study_id": study["study_id"], "tissue": LABEL_NAMES[code]}
             parts.append(pd.DataFrame({"signal": signal}).assign(**names)[[*names, "signal"]])
@@ -142,8 +141,7 @@ def threshold_table(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     truth, patients = scores["scar"].to_numpy(bool), scores["patient_id"].tolist()
     rows = {}
     for rule in scores.columns.drop(["study_id", "patient_id", "scar"]):
-        auc = partial(presence_statistic, "auc", truth, scores[rule].to_numpy(float))
-        rows[rule] = interval(auc, patients, seed)
+        rows[rule] = auc_interval(truth, scores[rule], patients, seed)
     return pd.DataFrame(rows).T.rename_axis("rule")
 
 
@@ -174,7 +172,7 @@ def mean_maps(studies: Iterable[Study]) -> dict[str, np.ndarray]:
         middle = (levels > 0.3) & (levels < 0.7)
         if middle.any():
             images.append(normalise_intensity(study).pixels[:, :, middle].mean(2))
-            scars.append(np.isin(labels, (SCAR, NO_REFLOW))[:, :, middle].any(2))
+            scars.append(np.isin(labels, SCARRED)[:, :, middle].any(2))
     return {"image": np.mean(images, 0), "scar": np.mean(scars, 0)}
 
 

@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 
 from lgekit.evaluation.metrics import title_of
 from lgekit.findings import WALLS
-from lgekit.study import CAVITY, LABEL_NAMES, MYOCARDIUM, NO_REFLOW, RV, SCAR, Study
+from lgekit.study import CAVITY, LABEL_NAMES, MYOCARDIUM, NO_REFLOW, RV, SCAR, SCARRED, Study
 
 STYLE = {
     "axes.spines.top": False,
@@ -332,7 +332,7 @@ def draw_slice(axis: Axes, study: Study, index: int, contours: bool = True) -> N
     _show(axis, study.pixels[:, :, index], "gray", _grey_limits(study.pixels), aspect)
     if not contours or study.label_map is None:
         return
-    inside = {MYOCARDIUM: (CAVITY, MYOCARDIUM, SCAR, NO_REFLOW), SCAR: (SCAR, NO_REFLOW)}
+    inside = {MYOCARDIUM: (CAVITY, MYOCARDIUM, SCAR, NO_REFLOW), SCAR: SCARRED}
     for label, colour in TISSUE_COLOURS.items():  # all labels inside the outline of this one
         region = np.isin(study.label_map[:, :, index], inside.get(label, label))
         if region.any() and not region.all():
@@ -373,7 +373,7 @@ def slice_with_most_scar(study: Study) -> int:
     labels = study.label_map
     if labels is None or not labels.any():
         return study.pixels.shape[2] // 2
-    scar = np.isin(labels, (SCAR, NO_REFLOW)).sum((0, 1))
+    scar = np.isin(labels, SCARRED).sum((0, 1))
     return int(np.argmax(scar if scar.any() else (labels > 0).sum((0, 1))))
 
 

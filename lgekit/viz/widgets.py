@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.segments import findings_from_labels, segment_map
-from lgekit.cache import code_version, locked, memory
+from lgekit.cache import FIT_ROOMS, code_version, locked, memory
 from lgekit.clip.detector import Detector
 from lgekit.clip.fit import fit_detector
 from lgekit.config import size_settings
@@ -51,7 +51,7 @@ def playground_detector(model_dir: str = "") -> Detector:
     if model_dir:
         return Detector.load(model_dir)
     cache = memory().location
-    version = code_version("anatomy", "reports", "data", "segmentation", "scars", "clip")
+    version = code_version(*FIT_ROOMS)
     folder = Path(cache or tempfile.mkdtemp(), "playground", version)
     with locked(folder.with_name(f"{version}.lock")):  # two visitors may come at once
         if not (folder / "detector.json").is_file():  # written last
@@ -199,13 +199,11 @@ def scar_painter(study: Study) -> Explorer:
     return Explorer(controls, draw, alt)
 
 
-def which_is_real(
-    cohort: Cohort, random_scar: Callable[[Study], Study], pairs: int = 4, seed: int = 0
-) -> Explorer:
+def which_is_real(cohort: Cohort, random_scar: Callable[[Study], Study], seed: int = 0) -> Explorer:
     """Show real scars and those of a ``RandomScar(p=1)`` in random order, with a hidden answer."""
     known = [study for study in cohort.studies if study["findings"] and study.get("landmarks")]
-    real = [study for study in known if study["findings"].present][:pairs]
-    painted = [random_scar(study) for study in known if not study["findings"].present][:pairs]
+    real = [study for study in known if study["findings"].present][:4]
+    painted = [random_scar(study) for study in known if not study["findings"].present][:4]
     scars = [(FRAME(study), "cohort") for study in real]
     scars += [(FRAME(study), "painted") for study in painted]
     order = np.random.default_rng(seed).permutation(len(scars))

@@ -18,8 +18,7 @@ from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.cache import accelerator
 from lgekit.clip.data import ImageTextPairs, batch_of, make_view
 from lgekit.clip.detector import Detector
-from lgekit.clip.model import build_coca
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import ReportTokenizer, build_coca
 from lgekit.clip.train import adamw, both_losses, fit
 from lgekit.clip.zeroshot import Calibration
 from lgekit.config import size_settings

@@ -8,6 +8,7 @@ from toys import settings
 from lgekit.clip.model import (
     CoCa,
     PolarEncoder,
+    ReportTokenizer,
     StudyEncoder,
     check_encoder,
     join,
@@ -15,7 +16,6 @@ from lgekit.clip.model import (
     pad_studies,
     save_coca,
 )
-from lgekit.clip.tokenizer import ReportTokenizer
 from lgekit.clip.train import adamw
 from lgekit.config import FitSettings, make_settings, read_changes, size_settings
 from lgekit.errors import InputError

@@ -68,7 +68,7 @@ def test_rules_measure_the_share_of_scar(degrees, squeeze):
 def test_rules_refuse_a_study_without_myocardium(labels):
     study = Study.from_arrays("bare", np.zeros((8, 8, 2)), (1, 1, 10), labels)
     with pytest.raises(InputError, match="20 voxels of labelled myocardium"):
-        baselines.n_sd_rule(study)
+        baselines.five_sd_rule(study)
 
 
 def test_rules_are_calibrated_on_validation_and_read_the_test_split(cohort):

@@ -8,6 +8,7 @@ import pytest
 from cohort_files import write_own, write_table
 from command_line import lgekit, refused
 
+from lgekit.clip.detector import read_predictions
 from lgekit.data.readers import read_cohort
 from lgekit.errors import InputError
 from lgekit.evaluation import scores
@@ -235,7 +236,7 @@ def test_study_ids_stay_text_and_optional_cells_may_be_empty(files, tmp_path):
     assert read["p_lge"].dtype == read["p_inferior"].dtype == float
     ids = ["007", "NA", "nan", "1e5"]
     path = written(table.assign(study_id=ids), tmp_path)
-    assert scores.read_predictions(path)["study_id"].tolist() == ids
+    assert read_predictions(path)["study_id"].tolist() == ids
 
 
 UNUSABLE = {

@@ -12,8 +12,7 @@ from matplotlib.axes import Axes
 from tiny_notebook import write_notebook
 
 from lgekit.clip.detector import Detector
-from lgekit.clip.model import build_coca
-from lgekit.clip.tokenizer import ReportTokenizer
+from lgekit.clip.model import ReportTokenizer, build_coca
 from lgekit.clip.zeroshot import Calibration
 from lgekit.config import PLAIN_CLIP, size_settings
 from lgekit.data.phantom import phantom_cohort
@@ -93,7 +92,7 @@ def test_the_scar_painter_paints_and_reports_what_is_chosen(cohort):
 
 def test_the_quiz_hides_the_answer_until_asked(cohort):
     torch.manual_seed(0)
-    quiz = widgets.which_is_real(cohort, RandomScar(p=1), pairs=2)
+    quiz = widgets.which_is_real(cohort, RandomScar(p=1))
     question = quiz.picture.value, quiz.text.value
     assert "Which are painted" in question[1]
     assert move(quiz, "answer", True)[1] == "" and move(quiz, "answer", False) == question
