@@ -161,16 +161,46 @@ PLAIN_CLIP: dict[str, Any] = {
     "targets": "identity",
     "text": "report",
 }
-SMOKE: dict[str, Any] = {"epochs": 8, "width": 48, "folds": 2, "pixels": 64, "depths": 16}
-SMOKE |= {"angles": 48, "polar_pretraining": 2, "workers": 1, "heart_size": "smoke"}
-SMOKE |= {"heart_phantom": 16, "heart_base_steps": 20, "heart_steps": 15, "heart_folds": 2}
-PAPER: dict[str, Any] = {"epochs": 50, "batch_size": 128, "learning_rate": 1e-3, "bfloat16": True}
-PAPER |= {"width": 256, "embed_dim": 256, "text_width": 256, "text_layers": 4, "decoder_layers": 3}
-PAPER |= {"polar_channels": 64, "depths": 32, "angles": 96, "pixels": 128, "encoder": "resnet34"}
-PAPER |= {"models": 3, "synthetic_per_real": 2.0, "heart_size": "paper", "heart_phantom": 400}
-PAPER |= {"heart_base_steps": 8000, "heart_steps": 4000}
-PRESETS = {"smoke": SMOKE, "laptop": {}, "paper": PAPER}
-SIZES = {name: FitSettings(**changes) for name, changes in PRESETS.items()}
+SIZES = {
+    "smoke": FitSettings(
+        epochs=8,
+        width=48,
+        folds=2,
+        pixels=64,
+        depths=16,
+        angles=48,
+        polar_pretraining=2,
+        heart_size="smoke",
+        heart_phantom=16,
+        heart_base_steps=20,
+        heart_steps=15,
+        heart_folds=2,
+        workers=1,
+    ),
+    "laptop": FitSettings(),
+    "paper": FitSettings(
+        epochs=50,
+        batch_size=128,
+        width=256,
+        embed_dim=256,
+        text_width=256,
+        text_layers=4,
+        decoder_layers=3,
+        polar_channels=64,
+        depths=32,
+        angles=96,
+        pixels=128,
+        encoder="resnet34",
+        synthetic_per_real=2.0,
+        learning_rate=1e-3,
+        bfloat16=True,
+        models=3,
+        heart_size="paper",
+        heart_phantom=400,
+        heart_base_steps=8000,
+        heart_steps=4000,
+    ),
+}
 
 
 def size_settings(size: str, **changes: Any) -> FitSettings:
