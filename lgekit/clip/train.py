@@ -181,7 +181,8 @@ class TrainingState:
             if content["fingerprint"] != self.fingerprint:
                 raise ValueError("other settings, texts or images")
         except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError, ValueError) as error:
-            problem = f"is not a checkpoint of this training ({error or type(error).__name__})"
+            reason = str(error).partition(".")[0] or type(error).__name__
+            problem = f"is not a checkpoint of this training ({reason})"
             raise InputError(path, problem, "Remove it to start again.") from error
         model.load_state_dict(content.pop("model"))
         optimizer.load_state_dict(content.pop("optimizer"))

@@ -264,8 +264,8 @@ def standardise(images: Tensor) -> Tensor:
     return (images - mean) / (deviation + 1e-3)
 
 
-def random_contrast(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Change the contrast of half of ``(B, C, H, W)`` images in [0, 1], not their geometry.
+def random_contrast(images: Tensor, rng: torch.Generator, share: float = 0.5) -> Tensor:
+    """Change the contrast of a share of ``(B, C, H, W)`` images in [0, 1], not their geometry.
 
     A tenth is inverted: cine and late enhancement rank blood, wall and scar differently.
     """
@@ -297,7 +297,7 @@ def random_contrast(images: Tensor, rng: torch.Generator) -> Tensor:
     soft = functional.avg_pool2d(tone, 3, stride=1, padding=1, count_include_pad=False)
     tone = tone + strength(-0.5, 1, 0.4) * (soft - tone)
     tone = tone + strength(0, 0.08) * torch.randn(images.shape, generator=rng, device=rng.device)
-    return images + strength(1, 1, 0.5) * (tone - images)
+    return images + strength(1, 1, share) * (tone - images)
 
 
 def synthesize_from_labels(

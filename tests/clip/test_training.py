@@ -162,7 +162,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, killed):
     with pytest.raises(InputError, match=r"a\.pt.*other settings, texts or images"):
         fit(toy(seed=1), own, checkpoint=file, progress=False)
     file.write_bytes(file.read_bytes()[:2000])
-    with pytest.raises(InputError, match=r"a\.pt.*no checkpoint"):
+    with pytest.raises(InputError, match=r"a\.pt.*not a checkpoint"):
         fit(toy(), own, checkpoint=file, progress=False)
 
 

@@ -148,7 +148,7 @@ def test_errors_name_impossible_scars_wrong_options_and_broken_images():
     study = ring_study()
     for scar, words in (
         (Scar(("inferior",), ("apex",)), "no slice shows"),
-        (Scar(depth="transmural"), "no wall and no level"),
+        (Scar(depth="transmural"), "neither wall nor level"),
         (Scar(("inferior",), ("mid",), "mid-wall", 95), "75 % of the wall"),
         (Scar(WALLS, ("mid",), "subendocardial", 20, circumference=20), "does not fit"),
     ):
