@@ -288,7 +288,7 @@ def test_the_site_opens_and_can_be_searched(browser, tmp_path):
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("response", lambda answer: answer.status < 400 or wrong.append(answer.url))
         page.goto(f"{address}/index.html")
-        title = "02 · Orientation standardisation"
+        title = "02 · Orientation standardization"
         page.get_by_role("link", name=title).first.click()
         expect(page).to_have_title(re.compile(f"^{title}"))
         page.keyboard.press("Control+k")
