@@ -132,15 +132,31 @@ def cohort(spec: Spec, out_dir: NewFolder) -> None:
 def check(spec: Spec) -> None:
     """Read a whole cohort. List every fault with its remedy (exit code 1), or say what it holds.
 
+    Also counts what the reports say about late enhancement, and compares them with the masks.
     Example: lgekit check manifest:my_cohort/manifest.csv
     """
+    from lgekit.reports.agreement import agreement_table, report_states
+
     faults = lk.check_cohort(spec)
     for fault in faults:
         typer.echo(f"{fault.study_id or '-'}\t{fault.where}: {fault.problem}. {fault.remedy}")
     if faults:
         typer.echo(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
         raise typer.Exit(1)
-    typer.echo(f"no faults; {lk.describe.cohort_summary(lk.read_cohort(spec))}")
+    studies = lk.read_cohort(spec)
+    typer.echo(f"no faults; {lk.describe.cohort_summary(studies)}")
+    states = report_states(studies)
+    said = [f"{(states['report'] == word).sum()} {word}" for word in ("yes", "no", "unsaid")]
+    typer.echo(f"late enhancement, by the reports: {', '.join(said)}")
+    if names := states.loc[states["report"] == "unsaid", "study_id"].tolist():
+        typer.echo(f"unsaid: {', '.join(names[:20])}{', …' * (len(names) > 20)}")
+    if states["mask"].notna().any():
+        table = agreement_table(states)
+        typer.echo("report says (row) / mask shows (column):")
+        counts = table.drop(columns="disagree")
+        typer.echo(counts.rename_axis(index=None, columns=None).to_string())
+        for word, names in table.loc[table["disagree"] > "", "disagree"].items():
+            typer.echo(f"report says {word}, mask shows the opposite: {names}")
 
 
 @app.command()
@@ -269,10 +285,15 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
         remedy = "if the model was trained on this cohort, give --split test"
         warnings.warn(f"{together}: {remedy}", stacklevel=1)
     typer.echo(f"{len(table)} predictions; {lk.describe.cohort_summary(studies)}")
-    scores = lk.score_table(table, studies).dropna(subset="value")
-    if table["caption"].isna().all():  # as in held_out.csv
-        scores = scores[~scores.index.str.startswith("caption")]
-    typer.echo(scores.to_string(float_format="{:.2f}".format, na_rep=""))
+    scores = lk.score_table(table, studies)
+    notes, shown = scores.attrs["notes"], scores.dropna(subset="value")
+    fixed = shown.index[shown["low"] == shown["high"]]
+    if len(fixed) or shown["low"].isna().any():
+        shown.loc[fixed, ["low", "high"]] = float("nan")
+        notes.append("no interval where all resamples agree: there are too few studies for one")
+    typer.echo(shown.to_string(float_format="{:.2f}".format, na_rep=""))
+    for note in notes:
+        typer.echo(note, err=True)
 
 
 @app.command()

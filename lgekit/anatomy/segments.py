@@ -12,7 +12,7 @@ from scipy.spatial.distance import cdist
 from lgekit.anatomy.labels import Vector, Ventricle, voxel_angle, wall_depth
 from lgekit.errors import InputError
 from lgekit.findings import LEVELS, WALLS, Findings, Scar, neighbouring_walls
-from lgekit.study import NO_REFLOW, RV, SCARRED, WALL_CODES, Landmarks, Study
+from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCARRED, WALL_CODES, Landmarks, Study
 
 ANTERIOR_RVIP_DEG = 120.0  # in the standard frame, between AHA segments 1 and 2 (Cerqueira 2002)
 SECTORS = 60  # of 6° each, around the wall
@@ -177,10 +177,13 @@ def findings_from_labels(study: Study) -> Findings:
     """Describe the scar mask as a reader would: walls, levels, depth, transmurality, no-reflow.
 
     :func:`scars_in_words` has the definitions. Without insertion points the scar has no walls.
+    Without cavity and healthy myocardium only the presence of scar is known.
     """
     labels = np.asarray(study.label_map)
     if labels.ndim and not np.isin(labels, SCARRED).any():
         return Findings(())
+    if labels.ndim and not np.isin((CAVITY, MYOCARDIUM), labels).all():
+        return Findings((Scar(),))
     known = known_landmarks(study)
     landmarks = known or Landmarks(ANTERIOR_RVIP_DEG, 360 - ANTERIOR_RVIP_DEG)
     ventricle, x, y, plane, angle = wall_voxels(labels, study.spacing_mm, landmarks)

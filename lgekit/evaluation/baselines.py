@@ -27,14 +27,17 @@ from lgekit.evaluation.scores import with_truth
 from lgekit.reports.reader import states_enhancement
 from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import locate
-from lgekit.study import CAVITY, SPLITS, WALL_CODES, Cohort, Study
+from lgekit.study import CAVITY, MYOCARDIUM, SPLITS, WALL_CODES, Cohort, Study
 
 MINIMUM_WALL = 20  # voxels of myocardium that a slice needs
 
 
 def measured_wall(study: Study) -> np.ndarray:
-    """Mark the myocardium, scar included, of slices with enough of it: ``(X, Y, slices)``."""
-    if study.label_map is None:
+    """Mark the myocardium, scar included, of slices with enough of it: ``(X, Y, slices)``.
+
+    Nothing is marked if a mask shows scar alone: without remote myocardium no rule can be applied.
+    """
+    if study.label_map is None or not (study.label_map == MYOCARDIUM).any():
         return np.zeros(study.spatial_shape, bool)
     wall = np.isin(study.label_map, WALL_CODES)
     return wall & (wall.sum((0, 1)) >= MINIMUM_WALL)
@@ -85,9 +88,11 @@ def half_maximum_rule(study: Study) -> float:
     """Return the share of the myocardium brighter than half-way from remote to blood, 0–1.
 
     Full width at half maximum (Amado et al., J Am Coll Cardiol 2004;44:2383) with the blood pool as
-    maximum, so that no scar must be found first. 0 without a cavity. Raises as `remote_of`.
+    maximum, so that no scar must be found first. NaN without a cavity. Raises as `remote_of`.
     """
-    remote = remote_of(study)  # nothing is above NaN
+    remote = remote_of(study)
+    if np.isnan(remote.blood):
+        return float("nan")
     return float((study.pixels[measured_wall(study)] > (remote.mean + remote.blood) / 2).mean())
 
 
@@ -247,19 +252,19 @@ def train_references(
 def rule_predictions(cohort: Cohort) -> dict[str, pd.DataFrame]:
     """Apply the threshold rules inside the true outline to ``test``, calibrated on ``validation``.
 
-    Returns name → columns ``study_id, p_lge``; empty if a split has no study to use.
+    Returns name → columns ``study_id, p_lge``; a rule that a split has no study for is left out.
     """
     usable = [s for s in cohort.studies if s["findings"] is not None and measured_wall(s).any()]
-    validation, test = ([s for s in usable if s["split"] == name] for name in SPLITS[1:])
     predictions: dict[str, pd.DataFrame] = {}
-    if not (validation and test):
-        return predictions
-    present = np.array([study["findings"].present for study in validation])
-    ids = [study["study_id"] for study in test]
     for name, rule in THRESHOLD_RULES.items():
-        calibration = platt(np.array([rule(study) for study in validation]), present)
-        values = probability(np.array([rule(study) for study in test]), calibration)
-        predictions[f"{name}, true outline"] = pd.DataFrame({"study_id": ids, "p_lge": values})
+        found = [(study, value) for study in usable if np.isfinite(value := rule(study))]
+        valid, test = ([one for one in found if one[0]["split"] == of] for of in SPLITS[1:])
+        if valid and test:
+            present = np.array([study["findings"].present for study, _ in valid])
+            calibration = platt(np.array([value for _, value in valid]), present)
+            ids = [study["study_id"] for study, _ in test]
+            values = probability(np.array([value for _, value in test]), calibration)
+            predictions[f"{name}, true outline"] = pd.DataFrame({"study_id": ids, "p_lge": values})
     return predictions
 
 

@@ -77,11 +77,13 @@ def interval(
 
     Percentile bootstrap (Efron & Tibshirani 1993, ch. 13); NaN where the statistic is undefined.
     ``statistic`` maps weights ``(resamples, studies)`` to ``(resamples,)``; ``patients`` names the
-    patient of each study. All studies of a patient are drawn together.
+    patient of each study. All studies of a patient are drawn together; one patient has no interval.
     """
     if not len(patients):
         return dict.fromkeys(("value", "low", "high"), np.nan)
     value = statistic(np.ones((1, len(patients))))[0]
+    if len(set(map(str, patients))) == 1:
+        return _with_limits(value, np.array([]))
     return _with_limits(value, statistic(patient_resamples(patients, seed=seed)))
 
 
@@ -176,7 +178,8 @@ def column_metrics(
 def known_walls(predictions: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """Return the studies of known walls, with truth and values ``(studies, 6)``."""
     truth, values = ([f"{kind}_{wall}" for wall in WALLS] for kind in ("scar", "p"))
-    known = known_truth(predictions, ["study_id", "patient_id", *truth, *values])
+    known = predictions.dropna(subset=truth)
+    known = known.reindex(columns=known.columns.union(values, sort=False))
     return known, known[truth].to_numpy(bool), known[values].to_numpy(float)
 
 
@@ -204,7 +207,7 @@ def known_truth(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
         raise InputError("predictions", f"columns {missing} are missing", remedy)
     known = predictions.dropna(subset=[name for name in columns if name.startswith("scar")])
     if known.empty:
-        remedy = "Score a cohort with masks or findings."
+        remedy = "Score a cohort with scar masks, or whose reports say whether scar is there."
         raise InputError("predictions", "no study's truth is known", remedy)
     for column in columns:
         if column.startswith("p_") and (empty := ~np.isfinite(known[column].astype(float))).any():
@@ -255,9 +258,10 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
         return np.where(seed_weights > 0, seed_weights * per_seed, 0).sum(0) / len(seeds)
 
     tables = dict.fromkeys(PRESENCE_STATISTICS, known)
-    walls = [f"scar_{wall}" for wall in WALLS]
-    if {*walls} <= {*known} and known[walls].notna().all(axis=1).any():
-        tables["auc_walls"] = known_walls(known)[0]
+    if {f"scar_{wall}" for wall in WALLS} <= {*known}:
+        placed, truth, values = known_walls(known)
+        if truth.any() and np.isfinite(values).all():
+            tables["auc_walls"] = placed
     lines = []
     for statistic, table in tables.items():
         of_rows = {row: draws(statistic, part) for row, part in table.groupby("row", sort=False)}

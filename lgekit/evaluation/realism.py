@@ -255,9 +255,12 @@ def realism_table(cohort_a: Cohort, cohort_b: Cohort) -> pd.DataFrame:
     table = pd.DataFrame()
     for name, cohort in zip(names, (cohort_a, cohort_b), strict=True):
         figures = cohort_figures(cohort)
-        both_classes, column = figures["present"].nunique() == 2, {}
+        column = {}
         for rule in THRESHOLD_RULES:
-            auc = roc_auc_score(figures["present"], figures[rule]) if both_classes else np.nan
+            known = figures.dropna(subset=rule)
+            auc = np.nan
+            if known["present"].nunique() == 2:
+                auc = roc_auc_score(known["present"], known[rule])
             column[f"AUC, {rule} rule"] = auc
         column |= {title: figures[key].median() for key, title in MEDIANS.items()}
         table[name] = pd.Series(column | {"studies": len(figures)}, dtype=float)

@@ -45,7 +45,7 @@ def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
         table = read_predictions(path)
     except (OSError, ValueError) as error:
         raise InputError(path, f"not a readable table ({error})", REMEDY) from error
-    for name in ("study_id", "p_lge", "slice_weights", "caption"):
+    for name in ("study_id", "p_lge"):
         if name not in table:
             raise InputError(path, f"column {name!r} is missing", REMEDY)
     if (twice := table["study_id"].duplicated()).any():
@@ -83,9 +83,16 @@ def _usable(column: str, cell: Any, study: Study) -> bool:
     return numbers.shape == (count,) and (column == "segments" or bool(np.isfinite(numbers).all()))
 
 
+def _located(findings: Findings) -> bool:
+    """Tell whether the walls of every scar are known; the apex alone is in no wall."""
+    return all(scar.walls or scar.levels == ("apex",) for scar in findings.scars)
+
+
 def _walls_known(findings: Findings | None) -> bool:
-    """Tell whether findings say which walls have scar; a scar may have no stated wall."""
-    return findings is not None and (bool(findings.walls) or not findings.present)
+    """Tell whether findings say which walls have scar, and which have none."""
+    if findings is None or not findings.present:
+        return findings is not None
+    return bool(findings.walls) and _located(findings)
 
 
 def clinical_f1(
@@ -93,12 +100,14 @@ def clinical_f1(
 ) -> dict[str, dict[str, float]]:
     """Compute ``presence_f1`` over studies and ``walls_f1`` over study × wall, with intervals.
 
-    F1 = 2 TP / (2 TP + FP + FN), van Rijsbergen 1979, ch. 7; NaN if there is no scar at all.
-    Studies whose true walls are unknown count for presence only.
+    F1 = 2 TP / (2 TP + FP + FN), van Rijsbergen 1979, ch. 7; NaN if the truth has no scar (in a
+    wall). Studies whose true walls are unknown count for presence only.
     """
 
     def f1(kept: list[int], labels: Callable[[Findings], Iterable]) -> dict[str, float]:
         sets = [(set(labels(truth[index])), set(labels(read[index]))) for index in kept]
+        if not any(expected for expected, _ in sets):
+            return dict.fromkeys(("value", "low", "high"), np.nan)
         both = np.array([len(expected & found) for expected, found in sets])
         either = np.array([len(expected) + len(found) for expected, found in sets])
         names = [patients[index] for index in kept]
@@ -191,56 +200,115 @@ def score_table(
     """Compute every score of a detector with its 95 % interval over patients.
 
     Args:
-        predictions: what ``Detector.predict`` returns for this cohort.
-        cohort: with findings; scores whose truth is unknown are missing.
+        predictions: what ``Detector.predict`` returns for this cohort, or some of its columns.
+        cohort: with findings.
         text: kind of training text (`lgekit.reports.training_texts.report_texts`).
 
     Returns columns ``value, low, high``; index ``score``: ``balanced_accuracy, sensitivity,
     specificity, auc, brier``; ``auc_<wall>`` and their mean ``auc_walls``; ``auc_segments`` (mean
     of `segment_scores`); ``auc_slices`` by slice weight and ``auc_attention`` by attention;
     ``caption_presence_f1, caption_walls_f1`` against the truth and ``caption_bleu`` against the
-    reports. Raises InputError if the truth of no study is known.
+    reports. A score that cannot be known is NaN. ``attrs["notes"]`` says why, and which studies
+    other scores leave out. Raises InputError if the truth of no study is known.
     """
     table = with_truth(predictions, cohort)
+    scarred = table["scar"].eq(True)
+    placed, walls, values = metrics.known_walls(table)
+    unknown = dict.fromkeys(("value", "low", "high"), np.nan)
     rows = metrics.presence_metrics(table, seed)
-    if table[[f"scar_{wall}" for wall in WALLS]].notna().all(axis=1).any():
-        placed, walls, values = metrics.known_walls(table)
-        found = metrics.column_metrics(walls, values, placed["patient_id"].tolist(), seed)
-        rows |= dict(zip([f"auc_{name}" for name in (*WALLS, "walls")], found, strict=True))
-    if "segments" in predictions:
+    found = metrics.column_metrics(walls, values, placed["patient_id"].tolist(), seed)
+    rows |= dict(zip([f"auc_{name}" for name in (*WALLS, "walls")], found, strict=True))
+    rows["auc_segments"] = unknown
+    if "segments" in predictions and walls.any():
         rows["auc_segments"] = metrics.column_metrics(*_segments(predictions, cohort), seed)[-1]
     slices = slice_table(predictions, cohort)
-    slices = slices[slices["study_id"].isin(table.loc[table["scar"].eq(True), "study_id"])]
-    rows["auc_slices"] = metrics.slice_metrics(slices, seed)
-    if "attention" in predictions:
-        attended = slices.assign(weight=slices["attention"]).dropna(subset="weight")
-        rows["auc_attention"] = metrics.slice_metrics(attended, seed)
-    table = _joined(predictions, cohort)
-    known = table[table["findings"].notna()]
-    truth, read = known["findings"].tolist(), known["caption"].map(read_report).tolist()
-    clinical = clinical_f1(truth, read, known["patient_id"].tolist(), seed)
-    rows |= {f"caption_{name}": row for name, row in clinical.items()}
-    reported = table[table["report"].map(states_enhancement).astype(bool)]
-    references = [report_texts(report, text)[0] for report in reported["report"]]
-    patients = reported["patient_id"].tolist()
-    rows["caption_bleu"] = bleu(reported["caption"].tolist(), references, patients, seed)
-    return pd.DataFrame(rows).T.astype(float).rename_axis("score")
+    slices = slices[slices["study_id"].isin(table.loc[scarred, "study_id"])]
+    for name, column in (("auc_slices", "weight"), ("auc_attention", "attention")):
+        ranked = slices.assign(weight=slices[column]).dropna(subset="weight")
+        rows[name] = metrics.slice_metrics(ranked, seed)
+    rows |= dict.fromkeys(("caption_presence_f1", "caption_walls_f1", "caption_bleu"), unknown)
+    if "caption" in predictions and predictions["caption"].notna().any():
+        joined = _joined(predictions, cohort)
+        known = joined[joined["findings"].notna()]
+        truth, read = known["findings"].tolist(), known["caption"].map(read_report).tolist()
+        clinical = clinical_f1(truth, read, known["patient_id"].tolist(), seed)
+        rows |= {f"caption_{name}": row for name, row in clinical.items()}
+        reported = joined[joined["report"].map(states_enhancement).astype(bool)]
+        references = [report_texts(report, text)[0] for report in reported["report"]]
+        patients = reported["patient_id"].tolist()
+        rows["caption_bleu"] = bleu(reported["caption"].tolist(), references, patients, seed)
+    if table["scar"].nunique() < 2:  # of one class, a constant answer would be perfect
+        rows |= dict.fromkeys(("brier", "caption_presence_f1"), unknown)
+    scores = pd.DataFrame(rows).T.astype(float).rename_axis("score")
+    scores.attrs["notes"] = _notes(scores, predictions, cohort, table)
+    return scores
+
+
+# Score → the column of the predictions that it is computed from.
+SOURCES = {f"auc_{wall}": f"p_{wall}" for wall in WALLS} | {"auc_walls": f"p_{WALLS[0]}"}
+SOURCES |= {"auc_segments": "segments", "auc_slices": "slice_weights", "auc_attention": "attention"}
+SOURCES |= {f"caption_{name}": "caption" for name in ("presence_f1", "walls_f1", "bleu")}
+# Score → what is missing if it is NaN although the predictions have its column.
+REASONS = {
+    "sensitivity": "no study has scar",
+    "specificity": "every study has scar",
+    "auc_slices": "no mask shows slices with scar and slices without",
+    "auc_attention": "no mask shows slices with scar and slices without",
+    "auc_segments": "no segment has scar in some studies only, or no report names the level",
+    "caption_bleu": "no report says whether there is late enhancement",
+}
+ONE_CLASS = "the cohort needs studies with scar and studies without"
+NOWHERE = (
+    "no study has scar in known walls (a mask must show cavity and myocardium, and the insertion "
+    "points be given; a report must name the walls)"
+)
+
+
+def _notes(
+    scores: pd.DataFrame, predictions: pd.DataFrame, cohort: Cohort, truth: pd.DataFrame
+) -> list[str]:
+    """Say which scores are missing and why, and which studies the others leave out."""
+    given = set(predictions.columns[predictions.notna().any()])
+    scarred, walls = truth["scar"].eq(True), truth[[f"scar_{wall}" for wall in WALLS]]
+    placed, reasons = scarred & walls.notna().all(axis=1), dict[str, list[str]]()
+    by_wall = [f"auc_{name}" for name in (*WALLS, "walls")] + ["auc_segments", "caption_walls_f1"]
+    for name in scores.index[scores["value"].isna()]:
+        reason = REASONS.get(name, ONE_CLASS)
+        if name in SOURCES and SOURCES[name] not in given:
+            reason = "the predictions lack the column that it is computed from"
+        elif name in by_wall and not placed.any():
+            reason = NOWHERE
+        elif name in by_wall[:-2]:
+            reason = "none or all of the studies have scar there"
+        reasons.setdefault(reason, []).append(name)
+    notes = [f"left out: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    if placed.any() and (lost := (scarred & ~placed).sum()):
+        count = f"{lost} of {scarred.sum()} studies with scar"
+        notes.append(f"scores of walls and segments leave out {count}: their walls are not known")
+    masks = {study["study_id"]: study.label_map for study in cohort.studies}
+    drawn = any(mask is not None and np.isin(mask, SCARRED).any() for mask in masks.values())
+    masked = [
+        masks[name] is not None and (drawn or not scarred.any()) for name in truth["study_id"]
+    ]
+    if told := (truth["scar"].notna() & ~np.array(masked, bool)).sum():
+        notes.append(f"the truth of {told} studies is what their reports say, not a scar mask")
+    return notes
 
 
 def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
     """Compute the AUC of each level and depth against the others, among the studies with scar.
 
-    Takes what ``Detector.levels_and_depths`` returns; a study counts where its findings state a
-    level (or a depth). Returns index ``place`` (``level_…``, ``depth_…``) and columns ``value, low,
-    high, with, without``.
+    Takes what ``Detector.levels_and_depths`` returns; a study counts where its findings state the
+    level (or the depth) of every scar. Returns index ``place`` (``level_…``, ``depth_…``) and
+    columns ``value, low, high, with, without``.
     """
     table = _joined(places, cohort).dropna(subset="findings")
     scars = [findings.scars for findings in table["findings"]]
-    levels = [{level for scar in each for level in scar.levels} for each in scars]
-    depths = [{scar.depth for scar in each if scar.depth} for each in scars]
+    levels = [{level for scar in each for level in scar.levels or [""]} for each in scars]
+    depths = [{scar.depth or "" for scar in each} for each in scars]
     parts = []
     for kind, labels, stated in (("level", LEVELS, levels), ("depth", DEPTHS, depths)):
-        kept = table.assign(stated=stated)[[bool(names) for names in stated]]
+        kept = table.assign(stated=stated)[[bool(names) and "" not in names for names in stated]]
         columns = [f"{kind}_{label}" for label in labels]
         truth = [[label in names for label in labels] for names in kept["stated"]]
         parts.append(_auc_table(truth, kept[columns], kept["patient_id"].tolist(), seed))
@@ -278,9 +346,10 @@ def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.
 def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
     """Compute the AUC of each AHA segment.
 
-    A study counts where its findings are known, each of its scars has a place, and the segment has
-    a value. A scar with walls but no level is in all rings. Returns 17 rows; columns ``segment,
-    value, low, high, with, without`` (numbers of studies). Raises InputError without ``segments``.
+    A study counts where its findings are known, the walls of each scar are known, and the segment
+    has a value. Where a scar has no level, the segments of its walls are left out. Returns 17 rows;
+    columns ``segment, value, low, high, with, without`` (numbers of studies). Raises InputError
+    without ``segments``.
     """
     truth, values, patients = _segments(predictions, cohort)
     segments = pd.DataFrame(values, columns=pd.Index(range(1, 18), name="segment"))
@@ -295,9 +364,14 @@ def _segments(
         remedy = "Predict the cohort again: an older `lgekit predict` wrote this table."
         raise InputError("predictions", "column 'segments' is missing", remedy)
     table = _joined(predictions, cohort).dropna(subset="findings")
-    table = table[[all(scar.segments for scar in one.scars) for one in table["findings"]]]
-    truth = [[number in one.segments for number in range(1, 18)] for one in table["findings"]]
-    values = [_numbers(cell, 17) for cell in table["segments"]]
+    table = table[[*map(_located, table["findings"])]]
+    truth, values = [], []
+    for findings, cell in table[["findings", "segments"]].itertuples(index=False):
+        sure = {number for scar in findings.scars if scar.levels for number in scar.segments}
+        value = _numbers(cell, 17)
+        value[[number - 1 for number in findings.segments - sure]] = np.nan
+        truth.append([number in sure for number in range(1, 18)])
+        values.append(value)
     shaped = np.array(truth, bool).reshape(-1, 17), np.array(values, float).reshape(-1, 17)
     return *shaped, table["patient_id"].tolist()
 

@@ -125,7 +125,6 @@ SPOILT = {
     "other seeds or studies": lambda row: row[row["seed"] == 0],
     "other seeds or studies than 'full'": lambda row: row[row["study_id"] != "p003"],
     "differ in a study's truth": lambda row: row.assign(scar=~row["scar"]),
-    "p_anterior is missing": lambda row: row.assign(p_anterior=np.nan),
 }
 
 
