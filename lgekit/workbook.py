@@ -41,7 +41,6 @@ NOTEBOOKS = tuple(
     04_pretraining 05_clip_captioning 06_ablations 07_paper_figures""".split()
 )
 STUDIES = {"smoke": 40, "laptop": 300, "paper": 965}  # of the phantom; 965 as in the paper [P]
-BASELINES = {"smoke": "all", "laptop": "supervised", "paper": "all"}  # trained in notebook 05
 
 METRICS, PARAMS, NOTEBOOK = "metrics.json", "params.json", "run.ipynb"
 ENVIRONMENT, ERROR = "environment.json", "error.json"
@@ -432,7 +431,7 @@ def run_workbook(
     folder = folder or root / "papermill_runs" / "workbook"
     figures = figures or root / "figures" / kind.replace("phantom", "")
     common = {"size": size, "cohort": cohort, "seed": seed}
-    own = {NOTEBOOKS[5]: {"compare_with": BASELINES[size]}, NOTEBOOKS[7]: {"figures": str(figures)}}
+    own = {NOTEBOOKS[5]: {"compare_with": "supervised"}, NOTEBOOKS[7]: {"figures": str(figures)}}
     chosen = [name for name in NOTEBOOKS if not only or name in only or name[:2] in only]
     for number, name in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {name}", flush=True)

@@ -1,9 +1,9 @@
-"""Baselines to compare a detector with: threshold rules, supervised reader, plain CLIP, control."""
+"""Baselines to compare a detector with: threshold rules and a supervised reader."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,11 @@ from tqdm.auto import trange
 from lgekit.anatomy.labels import voxel_angle
 from lgekit.cache import accelerator
 from lgekit.clip.data import augment, batch_of, chunks, epoch_batches, make_view
-from lgekit.clip.detector import Detector
-from lgekit.clip.fit import fit_detector, pretrain_polar, synthetic_pool
+from lgekit.clip.fit import pretrain_polar, synthetic_pool
 from lgekit.clip.model import StudyBatch, StudyEncoder, join
 from lgekit.clip.train import adamw, learning_rate
 from lgekit.clip.zeroshot import platt, probability
-from lgekit.config import PLAIN_CLIP, FitSettings
+from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.evaluation import metrics
 from lgekit.evaluation.scores import with_truth
@@ -122,39 +121,35 @@ def supervised_predictions(
     training. Settings and heart network are the detector's, so that both use the same views.
     Returns columns ``study_id, p_lge``. Raises InputError if ``train`` lacks one class.
     """
-
-    def views(studies: Sequence[Study]) -> tuple[Cohort, StudyBatch]:
-        located = Cohort(studies) if heart is None else locate(Cohort(studies), heart)
-        return located, batch_of([make_view(study, settings) for study in located.studies])
-
-    known = [
-        study
-        for study in cohort.studies
-        if states_enhancement(study["report"]) and study["findings"] is not None
-    ]
-    train, validation = ([s for s in known if s["split"] == name] for name in SPLITS[:2])
-    labels = [study["findings"].present for study in train]
-    if len(set(labels)) < 2:
+    located = cohort if heart is None else locate(cohort, heart)
+    test = located.split("test").studies
+    known = [s for s in located.studies if s["findings"] is not None]
+    known = [s for s in known if states_enhancement(s["report"])]
+    train, valid = ([s for s in known if s["split"] == name] for name in SPLITS[:2])
+    labels, valid_labels = (np.array([s["findings"].present for s in p]) for p in (train, valid))
+    if labels.all() or not labels.any():
         remedy = "Give training studies with and without scar whose findings are known."
         raise InputError(cohort.name, "the split 'train' does not contain both classes", remedy)
-    located, batch = views(train)
     # This loop needs a pool of synthetic scars: 4 epochs' worth where the detector has none.
-    pool = synthetic_pool(located, settings.override(synthetic_pool=settings.synthetic_pool or 4))
+    own = settings.override(synthetic_pool=settings.synthetic_pool or 4)
+    pool = synthetic_pool(Cohort(train, cohort.name), own)
+    batch = _batch(train, settings)
     if pool:
         batch = join(batch, batch_of([painted.view for painted in pool]))
     state = heart.encoder_state() if heart is not None else None
     if settings.frame == "polar" and settings.encoder_init == "segmentation":
         state = pretrain_polar(batch, settings, progress)
-    present = np.array(labels + [True] * len(pool))
+    present = np.concatenate([labels, np.ones(len(pool), bool)])
     network = train_presence(batch, present, len(train), settings, state, progress)
     calibration = (1.0, 0.0)
-    if validation:
-        present = np.array([study["findings"].present for study in validation])
-        calibration = platt(presence_logits(network, views(validation)[1]), present)
-    test = cohort.split("test")
-    logits = presence_logits(network, views(test.studies)[1])
-    ids = [study["study_id"] for study in test.studies]
-    return pd.DataFrame({"study_id": ids, "p_lge": probability(logits, calibration)})
+    if valid:
+        calibration = platt(presence_logits(network, _batch(valid, settings)), valid_labels)
+    values = probability(presence_logits(network, _batch(test, settings)), calibration)
+    return pd.DataFrame({"study_id": [study["study_id"] for study in test], "p_lge": values})
+
+
+def _batch(studies: Sequence[Study], settings: FitSettings) -> StudyBatch:
+    return batch_of([make_view(study, settings) for study in studies])
 
 
 @torch.no_grad()
@@ -191,62 +186,31 @@ def train_presence(
             for step, (index, present) in enumerate(steps, epoch * len(steps)):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, len(steps) * settings.epochs, settings)
-                studies = augment(
-                    store.rows(torch.from_numpy(index).to(device)), settings, generator
-                )
-                target = torch.from_numpy(present).to(device, torch.float32)
+                drawn = store.rows(torch.from_numpy(index).to(device))
+                logits = network(augment(drawn, settings, generator))
+                target = torch.from_numpy(present).to(logits)
                 optimizer.zero_grad()
-                F.binary_cross_entropy_with_logits(network(studies), target).backward()
+                F.binary_cross_entropy_with_logits(logits, target).backward()
                 nn.utils.clip_grad_norm_(network.parameters(), 1.0)
                 optimizer.step()
     return network.cpu().eval()
 
 
 SUPERVISED = "supervised, same encoder (upper reference)"
-PLAIN = "plain CLIP (lower reference)"
-SHUFFLED = "shuffled text (control: chance)"
-TRAINED = {"none": (), "supervised": (SUPERVISED,), "all": (SUPERVISED, PLAIN, SHUFFLED)}
-CHANGES = {PLAIN: PLAIN_CLIP | {"shuffle_text": False}, SHUFFLED: {"shuffle_text": True}}
 
 
 def check_references(which: str, cross_fit: bool = False) -> None:
-    """Refuse, before training, references that do not exist or cannot be compared.
+    """Refuse, before training, references (``none`` or ``supervised``) that cannot be compared.
 
-    Raises InputError for an unknown ``which``, or trained references of a cross-fitted detector,
+    Raises InputError for an unknown ``which``, or a trained reference of a cross-fitted detector,
     which learns from the validation studies too.
     """
-    if which not in TRAINED:
-        remedy = f"Use one of {', '.join(TRAINED)}."
+    if which not in ("none", "supervised"):
+        remedy = "Use none or supervised; plain CLIP and shuffled texts are rows of a grid."
         raise InputError("references", f"unknown value {which!r}", remedy)
-    if cross_fit and TRAINED[which]:
+    if cross_fit and which != "none":
         problem = "they do not use the same studies as a cross-fitted detector"
         raise InputError("references", problem, "Set compare_with='none', or cross_fit=False.")
-
-
-def train_references(
-    which: str,
-    cohort: Cohort,
-    settings: FitSettings,
-    detector: Detector,
-    pretrain_on: Sequence[Cohort] = (),
-) -> dict[str, pd.DataFrame]:
-    """Train the references on ``train``, calibrate on ``validation``, predict ``test``.
-
-    ``which``: ``none``, ``supervised``, or ``all`` (plain CLIP and shuffled text too). Settings are
-    the detector's, perhaps with fewer epochs; its heart network is shared with the supervised
-    reader. Returns name → columns ``study_id, p_lge`` of the test studies.
-    """
-    check_references(which)
-    predictions = {}
-    for name in TRAINED[which]:
-        if name == SUPERVISED:
-            table = supervised_predictions(cohort, settings, detector.heart)
-        else:
-            own = settings.override(**CHANGES[name])
-            reader = fit_detector(cohort, own, pretrain_on=pretrain_on)
-            table = reader.predict(cohort.split("test"))[["study_id", "p_lge"]]
-        predictions[name] = table
-    return predictions
 
 
 def rule_predictions(cohort: Cohort) -> dict[str, pd.DataFrame]:
@@ -276,22 +240,21 @@ def reference_table(
     Returns index ``method``; columns ``cohort`` (``this test split``), then ``auc, auc_low,
     auc_high`` and likewise ``balanced_accuracy``.
     """
-    names = ("auc", "balanced_accuracy")
-    columns = [f"{name}{limit}" for name in names for limit in ("", "_low", "_high")]
-    rows = {}
+    rows: dict[str, dict[str, Any]] = {}
     for method, table in long_table(predictions, cohort).groupby("method", sort=False):
         found = metrics.presence_metrics(table, seed)
-        rows[method] = [limit for name in names for limit in found[name].values()]
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("method")
-    table.insert(0, "cohort", "this test split")
-    return table
+        rows[method] = {"cohort": "this test split"}
+        for name in ("auc", "balanced_accuracy"):
+            value, low, high = found[name].values()
+            rows[method] |= {name: value, f"{name}_low": low, f"{name}_high": high}
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
 
 
 def long_table(predictions: Mapping[str, pd.DataFrame], cohort: Cohort) -> pd.DataFrame:
     """Stack the predictions of methods: ``method, study_id, patient_id, scar, p_lge``."""
     columns = ["method", "study_id", "patient_id", "scar", "p_lge"]
     parts = [
-        with_truth(table, cohort.subset(table["study_id"])).assign(method=name)[columns]
+        with_truth(table, cohort.subset(table["study_id"])).assign(method=name)
         for name, table in predictions.items()
     ]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)

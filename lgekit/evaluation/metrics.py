@@ -164,23 +164,29 @@ def mean_auc(truth: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.n
     return ratio(np.nansum(scores, 0), np.isfinite(scores).sum(0))
 
 
-def column_metrics(
-    truth: np.ndarray, values: np.ndarray, patients: Sequence[str], seed: int = 0
-) -> list[dict[str, float]]:
-    """Compute the AUC of each column (wall or segment), and last their mean; see `mean_auc`."""
-    names, rows = np.asarray(patients, dtype=str), []
-    for of_truth, of_values in zip(truth.T, values.T, strict=True):
-        own = np.isfinite(of_values)
-        rows.append(auc_interval(of_truth[own], of_values[own], names[own].tolist(), seed))
-    return [*rows, interval(partial(mean_auc, truth, values), names.tolist(), seed)]
+def auc_table(
+    truth: np.ndarray, values: pd.DataFrame, patients: Sequence[str], seed: int = 0
+) -> pd.DataFrame:
+    """Compute the AUC of each column (wall, segment, …), and last the row ``mean`` (`mean_auc`).
+
+    ``truth``: ``(studies, columns)`` bool. Returns columns ``value, low, high, with, without``
+    (numbers of studies with a value).
+    """
+    scores, names, rows = values.to_numpy(float), np.asarray(patients, dtype=str), []
+    truth = np.asarray(truth, bool).reshape(scores.shape)
+    for present, score in zip(truth.T, scores.T, strict=True):
+        own = np.isfinite(score)
+        row = auc_interval(present[own], score[own], names[own].tolist(), seed)
+        rows.append(row | {"with": present[own].sum(), "without": (~present[own]).sum()})
+    rows.append(interval(partial(mean_auc, truth, scores), names.tolist(), seed))
+    return pd.DataFrame(rows, index=[*values.columns, "mean"])
 
 
-def known_walls(predictions: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
-    """Return the studies of known walls, with truth and values ``(studies, 6)``."""
-    truth, values = ([f"{kind}_{wall}" for wall in WALLS] for kind in ("scar", "p"))
-    known = predictions.dropna(subset=truth)
-    known = known.reindex(columns=known.columns.union(values, sort=False))
-    return known, known[truth].to_numpy(bool), known[values].to_numpy(float)
+def known_walls(predictions: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame]:
+    """Return the studies of known walls, with truth ``(studies, 6)`` and the columns ``p_…``."""
+    known = predictions.dropna(subset=[f"scar_{wall}" for wall in WALLS])
+    values = known.reindex(columns=[f"p_{wall}" for wall in WALLS]).astype(float)
+    return known, known[[f"scar_{wall}" for wall in WALLS]].to_numpy(bool), values
 
 
 def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict[str, float]:
@@ -200,11 +206,8 @@ def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict[str, float]:
 def known_truth(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Return the rows whose truth (columns ``scar…``) is known.
 
-    Raises InputError if a column, all truth or a probability (``p_…``) is missing.
+    Raises InputError if all truth or a probability (``p_…``) is missing.
     """
-    if missing := [column for column in columns if column not in predictions]:
-        remedy = "Give the table that `predict` writes."
-        raise InputError("predictions", f"columns {missing} are missing", remedy)
     known = predictions.dropna(subset=[name for name in columns if name.startswith("scar")])
     if known.empty:
         remedy = "Score a cohort with scar masks, or whose reports say whether scar is there."
@@ -251,7 +254,7 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
             weights = patient_weights[:, np.searchsorted(patients, run["patient_id"].astype(str))]
             if statistic == "auc_walls":
                 _, truth, values = known_walls(run)
-                per_seed.append(mean_auc(truth, values, weights))
+                per_seed.append(mean_auc(truth, values.to_numpy(), weights))
             else:
                 per_seed.append(presence_statistic(statistic, run["scar"], run["p_lge"], weights))
         # A seed that was not drawn may have an undefined statistic.
@@ -260,28 +263,30 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
     tables = dict.fromkeys(PRESENCE_STATISTICS, known)
     if {f"scar_{wall}" for wall in WALLS} <= {*known}:
         placed, truth, values = known_walls(known)
-        if truth.any() and np.isfinite(values).all():
+        if truth.any() and values.notna().all(axis=None):
             tables["auc_walls"] = placed
-    lines = []
+    lines: list[dict[str, Any]] = []
     for statistic, table in tables.items():
         of_rows = {row: draws(statistic, part) for row, part in table.groupby("row", sort=False)}
+        others = []
         for row, values in of_rows.items():
-            line: dict[str, Any] = {"row": row, "statistic": statistic}
-            line |= _with_limits(values[0], values[1:])
+            lines.append(
+                {"row": row, "statistic": statistic, **_with_limits(values[0], values[1:])}
+            )
             if row != reference:
                 difference = values - of_rows[reference]
                 resampled = difference[1:][np.isfinite(difference[1:])]
-                found = _with_limits(difference[0], resampled)
-                line["difference"] = found.pop("value")
-                line |= {f"difference_{name}": limit for name, limit in found.items()}
+                names = ("difference", "difference_low", "difference_high")
+                found = _with_limits(difference[0], resampled).values()
                 fewer = min((resampled <= 0).sum(), (resampled >= 0).sum())
-                line["p"] = min(1.0, 2 * (1 + fewer) / (1 + len(resampled)))
-            lines.append(line)
-    compared = pd.DataFrame(lines)
-    if "p" in compared:
-        for _, group in compared[compared["p"].notna()].groupby("statistic"):
-            compared.loc[group.index, "p_holm"] = multipletests(group["p"], method="holm")[1]
-    return compared
+                p = min(1.0, 2 * (1 + fewer) / (1 + len(resampled)))
+                lines[-1] |= dict(zip(names, found, strict=True)) | {"p": p}
+                others.append(lines[-1])
+        if others:
+            holm = multipletests([line["p"] for line in others], method="holm")[1]
+            for line, corrected in zip(others, holm, strict=True):
+                line["p_holm"] = corrected
+    return pd.DataFrame(lines)
 
 
 def _comparable(predictions: pd.DataFrame, reference: str) -> pd.DataFrame:

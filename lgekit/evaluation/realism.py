@@ -7,8 +7,6 @@ from typing import cast
 
 import numpy as np
 import pandas as pd
-import torch
-import torchio as tio
 from scipy import ndimage
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -16,22 +14,28 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lgekit.anatomy.labels import Ventricle, angle_map, wall_depth
+from lgekit.anatomy.labels import wall_depth
 from lgekit.anatomy.segments import findings_from_labels
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.evaluation.baselines import THRESHOLD_RULES, remote_of
 from lgekit.evaluation.metrics import auc_interval, mean_interval, median_interval
-from lgekit.findings import Findings
 from lgekit.scars.transforms import AddScar, ScarPainter
 from lgekit.segmentation.train import evaluate_heart_network, heart_network
-from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, SCAR, SCARRED, Cohort, Study, patient_folds
-
-TEXTURE = (
-    *("contrast", "contrast_to_noise", "heterogeneity", "edge_width_mm"),
-    *("grey_zone", "endocardial_rim", "smoothness"),
+from lgekit.study import (
+    CAVITY,
+    MYOCARDIUM,
+    NO_REFLOW,
+    SCAR,
+    SCARRED,
+    WALL_CODES,
+    Cohort,
+    Study,
+    patient_folds,
 )
-SHAPE = ("size_percent", "extent_deg", "transmurality_percent", "mean_depth", "roughness")
+
+TEXTURE = ("contrast_to_noise", "heterogeneity", "edge_width_mm", "grey_zone", "smoothness")
+SHAPE = ("size_percent", "reach_percent", "mean_depth", "roughness")
 MINIMUM_SCAR_VOXELS = 15
 # Measurement of a study → its name in `realism_table`.
 MEDIANS = {
@@ -41,7 +45,16 @@ MEDIANS = {
     "scar_contrast": "scar − remote, in remote SD (positive studies)",
     "wall_over_radius": "wall thickness / LV radius",
 }
+QUARTILES = {0.25: "q25", 0.5: "median", 0.75: "q75"}
 FOLDS = 5  # of patients, in which synthetic scars are told from real ones
+# Column of `measure_folds`, the word for its figure, and the quantile (0: the mean).
+QUALITY = (
+    *((f"dice_{name}", "median", 0.5) for name in ("cavity", "myocardium", "rv")),
+    ("anterior_error_deg", "median", 0.5),
+    ("anterior_error_deg", "95th percentile", 0.95),
+    ("inferior_error_deg", "median", 0.5),
+    ("mirror_right", "share", 0),
+)
 MINIMUM_CONFIDENCE = 0.5  # of a reference insertion point that errors are measured from
 
 
@@ -50,15 +63,13 @@ def scar_features(study: Study) -> pd.DataFrame:
 
     Columns: ``study_id, patient_id, slice`` and
 
-    - ``contrast``: (scar − remote) / (blood − remote), medians; remote myocardium is more than 4 mm
-      from scar;
-    - ``contrast_to_noise``: (scar − remote) / standard deviation of remote;
+    - ``contrast_to_noise``: (scar − remote) / standard deviation of remote; medians; remote
+      myocardium is more than 4 mm from scar;
     - ``heterogeneity``: standard deviation of scar / of remote;
     - ``edge_width_mm``: from 75 % to 25 % of (scar − remote), across the border within the wall;
     - ``grey_zone``: mean level 2–4 mm outside the border, as a share of (scar − remote);
-    - ``endocardial_rim``: level of the scar in the wall's inner fifth minus the rest, likewise;
     - ``smoothness``: correlation of neighbouring voxels inside the scar, mean of both axes;
-    - ``size_percent`` of the slice's wall; ``extent_deg``; ``transmurality_percent``;
+    - ``size_percent`` of the slice's wall; ``reach_percent`` across it, 95th percentile;
       ``mean_depth`` (0 endocardium, 1 epicardium); ``roughness``: perimeter² / (4π area).
     """
     labels, rows = study.label_map, []
@@ -75,62 +86,40 @@ def _slice_features(
     image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]
 ) -> dict[str, float]:
     """Describe the scar of one slice; empty if too little of it can be measured."""
-    scar, area = labels == SCAR, np.isin(labels, SCARRED)
-    wall = (labels == MYOCARDIUM) | area
-    depth = np.nan_to_num(wall_depth(labels, spacing), nan=-1.0)
+    scar, area, wall = labels == SCAR, np.isin(labels, SCARRED), np.isin(labels, WALL_CODES)
     inside, outside = (
         ndimage.distance_transform_edt(part, sampling=spacing[:2]) for part in (area, ~area)
     )
+    depth, distance = wall_depth(labels, spacing), outside - inside  # mm, outwards
     middle = (depth > 0.2) & (depth < 0.8)
-    remote = (labels == MYOCARDIUM) & middle & (outside > 4)
-    blood = ndimage.binary_erosion(labels == CAVITY, iterations=2)
-    if min(remote.sum(), blood.sum(), scar.sum()) < MINIMUM_SCAR_VOXELS:
+    remote = image[(labels == MYOCARDIUM) & middle & (distance > 4)]
+    if min(len(remote), scar.sum()) < MINIMUM_SCAR_VOXELS:
         return {}
-    remote_level, noise = np.median(image[remote]), max(float(image[remote].std()), 1e-6)
-    rise = np.median(image[scar]) - remote_level
-    unit = max(rise, 0.5 * noise)
-
-    # Mean level at each distance in mm from the border, in the middle layers of the wall.
-    steps, distance = np.arange(-4, 6), np.where(area, -inside, outside)
-    ring = wall & middle & (labels != NO_REFLOW)
+    noise = max(float(remote.std()), 1e-6)
+    rise = np.median(image[scar]) - np.median(remote)
+    # Mean level at each distance from the border, in the middle layers of the wall.
+    ring, steps = wall & middle & (labels != NO_REFLOW), np.arange(-4, 6)
     levels = [image[ring & (distance > step) & (distance <= step + 2)] for step in steps]
-    means = [(one.mean() - remote_level) / unit if len(one) >= 3 else np.nan for one in levels]
-    known = np.isfinite(means)
+    known = np.array([len(level) >= 3 for level in levels])
     if known.sum() < 4:
         return {}
-    profile = np.interp(steps, steps[known], np.array(means)[known])
+    means = [level.mean() for level, enough in zip(levels, known, strict=True) if enough]
+    profile = np.interp(steps, steps[known], means - np.median(remote)) / max(rise, noise / 2)
     start, end = np.interp([-0.75, -0.25], -np.minimum.accumulate(profile), steps + 1.0)
-
-    inner, rest, rim = scar & (depth < 0.2), scar & (depth >= 0.2), 0.0
-    if min(inner.sum(), rest.sum()) >= 3:
-        rim = (image[inner].mean() - image[rest].mean()) / unit
     correlations, perimeter = [], 0.0
     for axis in (0, 1):
-        first, second = (np.s_[:-1], np.s_[1:]) if axis == 0 else (np.s_[:, :-1], np.s_[:, 1:])
-        both = scar[first] & scar[second]
-        values, neighbours = image[first][both], image[second][both]
-        if len(values) > 5 and np.ptp(values) * np.ptp(neighbours):
-            correlations.append(np.corrcoef(values, neighbours)[0, 1])
         perimeter += np.count_nonzero(np.diff(area, axis=axis)) * spacing[1 - axis]
-
-    sector = (angle_map(labels.shape, Ventricle.of(labels[..., None]).centre, spacing) // 6).astype(
-        int
-    )
-    count = [np.bincount(sector[part] % 60, minlength=60) for part in (area, wall)]
-    share = count[0] / np.maximum(count[1], 1)
-    touched = share[share > 0.1]
-    contrast = rise / max(np.median(image[blood]) - remote_level, noise)
+        both, neighbour = scar & np.roll(scar, 1, axis), np.roll(image, 1, axis)
+        if both.sum() > 5 and np.ptp(image[both]) * np.ptp(neighbour[both]):
+            correlations.append(np.corrcoef(image[both], neighbour[both])[0, 1])
     features = {
-        "contrast": np.clip(contrast, -1, 4),
         "contrast_to_noise": rise / noise,
         "heterogeneity": image[scar].std() / noise,
         "edge_width_mm": end - start,
         "grey_zone": np.clip(profile[steps == 2][0], -1, 2),
-        "endocardial_rim": np.clip(rim, -2, 2),
         "smoothness": np.mean(correlations) if correlations else 1.0,
         "size_percent": 100 * (area.sum() / wall.sum()),
-        "extent_deg": 6.0 * len(touched),
-        "transmurality_percent": 100 * touched.mean() if len(touched) else 0.0,
+        "reach_percent": 100 * np.percentile(depth[area], 95),
         "mean_depth": depth[area].mean(),
         "roughness": perimeter**2 / (4 * np.pi * area.sum() * spacing[0] * spacing[1]),
     }
@@ -148,33 +137,18 @@ def synthetic_twins(real: Cohort, healthy: Cohort, seed: int = 0, constant: bool
         wanted = findings_from_labels(study)
         start = number % len(healthy.studies)
         for host in healthy.studies[start:] + healthy.studies[:start]:
-            found, draw = ScarPainter(host).fit(wanted), int(rng.integers(2**31))
+            painted = AddScar(ScarPainter(host).fit(wanted), seed=int(rng.integers(2**31)))
             try:
-                twin = _fill(host, found, draw) if constant else AddScar(found, seed=draw)(host)
+                twin = cast(Study, painted(host))
             except InputError:
                 continue
             twin["study_id"] = f"{host['study_id']} as {study['study_id']}"
-            twins.append(cast(Study, twin))
+            if constant:
+                labels = np.asarray(twin.label_map)
+                twin.pixels[np.isin(labels, SCARRED)] = np.median(twin.pixels[labels == CAVITY])
+            twins.append(twin)
             break
     return Cohort(twins, f"{healthy.name} as {real.name}")
-
-
-def _fill(host: Study, found: Findings, seed: int) -> Study:
-    """Return a copy of the study with its scars as blobs of constant intensity."""
-    canvas, rng = ScarPainter(host), np.random.default_rng(seed)
-    image, labels = canvas.image.copy(), canvas.labels.copy()
-    for scar in found.scars:
-        region = canvas.draw_region(scar, rng)
-        voxels = region.voxels[region.depth_mm > 0]
-        where = canvas.x[voxels], canvas.y[voxels], canvas.plane[voxels]
-        image[canvas.box][where] = canvas.blood[canvas.plane[voxels]]
-        labels[canvas.box][where] = SCAR
-    affine = host.get_image("image").affine
-    images = {
-        "image": tio.ScalarImage(tensor=torch.from_numpy(image)[None], affine=affine),
-        "labels": tio.LabelMap(tensor=torch.from_numpy(labels)[None], affine=affine),
-    }
-    return Study(**({key: host[key] for key in host} | images))
 
 
 def scar_realism(
@@ -194,24 +168,22 @@ def scar_realism(
     if min(truth.sum(), (~truth).sum()) < FOLDS:
         problem = f"{truth.sum()} synthetic and {(~truth).sum()} real slices"
         raise InputError("scar_realism", problem, "Give larger cohorts.")
-    features = [*TEXTURE, *SHAPE]
-    table = pd.DataFrame(index=pd.Index(features, name="feature"))
-    for kind, part in data.groupby("kind"):
-        for name, quantile in (("q25", 0.25), ("median", 0.5), ("q75", 0.75)):
-            table[f"{kind}_{name}"] = part[features].quantile(quantile)
-    singles = np.array([roc_auc_score(truth, data[name]) for name in features])
-    table["auc_alone"] = np.maximum(singles, 1 - singles)
+    data = data.astype(dict.fromkeys(TEXTURE + SHAPE, float))
+    table = data.groupby("kind")[[*TEXTURE, *SHAPE]].quantile([*QUARTILES]).T
+    table.columns = [f"{kind}_{QUARTILES[share]}" for kind, share in table.columns]
+    singles = [roc_auc_score(truth, data[name]) for name in table.index]
+    table["auc_alone"] = np.maximum(singles, 1 - np.array(singles))
     patients, aucs = data["patient_id"].astype(str).tolist(), {}
     regression = LogisticRegression(class_weight="balanced", max_iter=1000)
     classifier = make_pipeline(StandardScaler(), regression)
     splitter = GroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for name, columns in (("texture", TEXTURE), ("shape", SHAPE), ("both", features)):
+    for name, columns in (("texture", TEXTURE), ("shape", SHAPE), ("both", TEXTURE + SHAPE)):
         values = data[list(columns)].to_numpy(float)
         score = cross_val_predict(
             classifier, values, truth, groups=patients, cv=splitter, method="decision_function"
         )
         aucs[name] = auc_interval(truth, score, patients, seed)
-    return table, aucs
+    return table.rename_axis("feature"), aucs
 
 
 def cohort_figures(cohort: Cohort) -> pd.DataFrame:
@@ -224,22 +196,19 @@ def cohort_figures(cohort: Cohort) -> pd.DataFrame:
     rows = {}
     for study in cohort.studies:
         remote, labels = remote_of(study), np.asarray(study.label_map)
-        scar, bright, cavity = np.isin(labels, SCARRED), labels == SCAR, labels == CAVITY
-        wall = (labels == MYOCARDIUM) | scar
-        row = {"present": float(scar.any())}
-        row |= {name: rule(study) for name, rule in THRESHOLD_RULES.items()}
-        row |= dict.fromkeys(MEDIANS, np.nan)
-        row["blood_contrast"] = (remote.blood - remote.mean) / remote.sd
-        if scar.any():
-            row["scar_share"] = float(scar.sum() / wall.sum())
-            row["scar_slices"] = float(scar.any((0, 1)).sum())
-        if bright.any():
-            row["scar_contrast"] = (float(study.pixels[bright].mean()) - remote.mean) / remote.sd
-        if cavity.any():
-            full = cavity.any((0, 1))
-            inner, outer = cavity.sum((0, 1))[full], (wall | cavity).sum((0, 1))[full]
-            row["wall_over_radius"] = float(np.median(1 - np.sqrt(inner / outer)))
-        rows[study["study_id"]] = row
+        scar, cavity, bright = (np.isin(labels, part) for part in (SCARRED, CAVITY, SCAR))
+        wall, full = np.isin(labels, WALL_CODES), cavity.any((0, 1))
+        inner, outer = (part.sum((0, 1))[full] for part in (cavity, wall | cavity))
+        level = float(study.pixels[bright].mean()) if bright.any() else np.nan
+        rows[study["study_id"]] = {
+            "present": float(scar.any()),
+            **{name: rule(study) for name, rule in THRESHOLD_RULES.items()},
+            "scar_share": scar.sum() / wall.sum() if scar.any() else np.nan,
+            "scar_slices": float(scar.any((0, 1)).sum()) if scar.any() else np.nan,
+            "blood_contrast": (remote.blood - remote.mean) / remote.sd,
+            "scar_contrast": (level - remote.mean) / remote.sd,
+            "wall_over_radius": np.median(1 - np.sqrt(inner / outer)) if full.any() else np.nan,
+        }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("study_id")
 
 
@@ -254,14 +223,11 @@ def realism_table(cohort_a: Cohort, cohort_b: Cohort) -> pd.DataFrame:
         names = ["a", "b"]
     table = pd.DataFrame()
     for name, cohort in zip(names, (cohort_a, cohort_b), strict=True):
-        figures = cohort_figures(cohort)
-        column = {}
+        figures, column = cohort_figures(cohort), {}
         for rule in THRESHOLD_RULES:
             known = figures.dropna(subset=rule)
-            auc = np.nan
-            if known["present"].nunique() == 2:
-                auc = roc_auc_score(known["present"], known[rule])
-            column[f"AUC, {rule} rule"] = auc
+            auc = auc_interval(known["present"], known[rule], known.index.tolist())
+            column[f"AUC, {rule} rule"] = auc["value"]
         column |= {title: figures[key].median() for key, title in MEDIANS.items()}
         table[name] = pd.Series(column | {"studies": len(figures)}, dtype=float)
     first, second = (table[name] for name in names)
@@ -295,17 +261,15 @@ def quality_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     ``mirror_right``; columns ``value, low, high, studies``.
     """
     sure = measured[measured["reference_confidence"] >= MINIMUM_CONFIDENCE]
-    dice = [(measured, f"dice_{name}", "median") for name in ("cavity", "myocardium", "rv")]
-    anterior = [(sure, "anterior_error_deg", word) for word in ("median", "95th percentile")]
-    others = [(sure, "inferior_error_deg", "median"), (sure, "mirror_right", "share")]
     rows: dict[str, dict[str, float]] = {}
-    for source, name, word in (*dice, *anterior, *others):
+    for name, word, quantile in QUALITY:
+        source = measured if name.startswith("dice") else sure
         known = source.dropna(subset=[name])
         values, patients = known[name].to_numpy(float), known["patient_id"].tolist()
-        if word == "share":
-            found = mean_interval(values, patients, seed)
+        if quantile:
+            found = median_interval(values, patients, quantile, seed)
         else:
-            found = median_interval(values, patients, 0.5 if word == "median" else 0.95, seed)
+            found = mean_interval(values, patients, seed)
         if len(known):
             rows[f"{name}, {word}"] = found | {"studies": len(known)}
     return pd.DataFrame(rows).T.astype({"studies": int}).rename_axis("figure")

@@ -73,14 +73,15 @@ def _usable(column: str, cell: Any, study: Study) -> bool:
     """Tell whether a cell holds what `lgekit predict` writes."""
     if pd.isna(cell):  # slice weights are needed where a mask gives the truth of each slice
         return column not in {"p_lge", "slice_weights" if study.label_map is not None else ""}
-    count = 17 if column == "segments" else study.spatial_shape[2]
     try:
         if column.startswith("p_"):
             return 0 <= float(cell) <= 1
-        numbers = _numbers(str(cell), count)
+        values = np.array(json.loads(str(cell)), float)
     except (TypeError, ValueError):
         return False
-    return numbers.shape == (count,) and (column == "segments" or bool(np.isfinite(numbers).all()))
+    if column == "segments":
+        return values.shape == (17,)
+    return values.shape == study.spatial_shape[2:] and bool(np.isfinite(values).all())
 
 
 def _located(findings: Findings) -> bool:
@@ -216,11 +217,11 @@ def score_table(
     placed, walls, values = metrics.known_walls(table)
     unknown = dict.fromkeys(("value", "low", "high"), np.nan)
     rows = metrics.presence_metrics(table, seed)
-    found = metrics.column_metrics(walls, values, placed["patient_id"].tolist(), seed)
-    rows |= dict(zip([f"auc_{name}" for name in (*WALLS, "walls")], found, strict=True))
-    rows["auc_segments"] = unknown
+    found = metrics.auc_table(walls, values, placed["patient_id"].tolist(), seed)
+    rows |= {f"auc_{wall}": found.loc[f"p_{wall}"] for wall in WALLS}
+    rows |= {"auc_walls": found.loc["mean"], "auc_segments": unknown}
     if "segments" in predictions and walls.any():
-        rows["auc_segments"] = metrics.column_metrics(*_segments(predictions, cohort), seed)[-1]
+        rows["auc_segments"] = metrics.auc_table(*_segments(predictions, cohort), seed).loc["mean"]
     slices = slice_table(predictions, cohort)
     slices = slices[slices["study_id"].isin(table.loc[scarred, "study_id"])]
     for name, column in (("auc_slices", "weight"), ("auc_attention", "attention")):
@@ -239,7 +240,7 @@ def score_table(
         rows["caption_bleu"] = bleu(reported["caption"].tolist(), references, patients, seed)
     if table["scar"].nunique() < 2:  # of one class, a constant answer would be perfect
         rows |= dict.fromkeys(("brier", "caption_presence_f1"), unknown)
-    scores = pd.DataFrame(rows).T.astype(float).rename_axis("score")
+    scores = pd.DataFrame(rows).T[[*unknown]].astype(float).rename_axis("score")
     scores.attrs["notes"] = _notes(scores, predictions, cohort, table)
     return scores
 
@@ -302,25 +303,23 @@ def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.Data
     level (or the depth) of every scar. Returns index ``place`` (``level_…``, ``depth_…``) and
     columns ``value, low, high, with, without``.
     """
-    table = _joined(places, cohort).dropna(subset="findings")
-    scars = [findings.scars for findings in table["findings"]]
-    levels = [{level for scar in each for level in scar.levels or [""]} for each in scars]
-    depths = [{scar.depth or "" for scar in each} for each in scars]
-    parts = []
-    for kind, labels, stated in (("level", LEVELS, levels), ("depth", DEPTHS, depths)):
-        kept = table.assign(stated=stated)[[bool(names) and "" not in names for names in stated]]
-        columns = [f"{kind}_{label}" for label in labels]
-        truth = [[label in names for label in labels] for names in kept["stated"]]
-        parts.append(_auc_table(truth, kept[columns], kept["patient_id"].tolist(), seed))
-    return pd.concat(parts).rename_axis("place")
-
-
-def _auc_table(truth: list, values: pd.DataFrame, patients: list[str], seed: int) -> pd.DataFrame:
-    """Tabulate the AUC of each column (place or segment), with the numbers of studies."""
-    present, scores = np.array(truth, bool).reshape(values.shape), values.to_numpy(float)
-    found = metrics.column_metrics(present, scores, patients, seed)[:-1]
-    table, known = pd.DataFrame(found, index=values.columns), np.isfinite(scores)
-    return table.assign(**{"with": (known & present).sum(0), "without": (known & ~present).sum(0)})
+    table, parts = _joined(places, cohort).dropna(subset="findings"), []
+    for kind, labels in (("level", LEVELS), ("depth", DEPTHS)):
+        stated = [
+            [scar.levels if kind == "level" else (scar.depth or "") for scar in findings.scars]
+            for findings in table["findings"]
+        ]
+        kept = [bool(each) and all(each) for each in stated]
+        truth = [
+            [any(label in of_scar for of_scar in each) for label in labels]
+            for each, known in zip(stated, kept, strict=True)
+            if known
+        ]
+        values = table.loc[kept, [f"{kind}_{label}" for label in labels]]
+        patients = table.loc[kept, "patient_id"].tolist()
+        parts.append(metrics.auc_table(np.array(truth), values, patients, seed)[:-1])
+    counts = {"with": int, "without": int}
+    return pd.concat(parts).astype(counts).rename_axis("place")
 
 
 def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
@@ -351,29 +350,27 @@ def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> 
     columns ``segment, value, low, high, with, without`` (numbers of studies). Raises InputError
     without ``segments``.
     """
-    truth, values, patients = _segments(predictions, cohort)
-    segments = pd.DataFrame(values, columns=pd.Index(range(1, 18), name="segment"))
-    return _auc_table(truth.tolist(), segments, patients, seed).reset_index()
+    table = metrics.auc_table(*_segments(predictions, cohort), seed)[:-1]
+    return table.astype({"with": int, "without": int}).rename_axis("segment").reset_index()
 
 
 def _segments(
     predictions: pd.DataFrame, cohort: Cohort
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
+) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
     """Return truth and value of the segments, ``(studies, 17)``, and the patients."""
     if "segments" not in predictions:
         remedy = "Predict the cohort again: an older `lgekit predict` wrote this table."
         raise InputError("predictions", "column 'segments' is missing", remedy)
     table = _joined(predictions, cohort).dropna(subset="findings")
-    table = table[[*map(_located, table["findings"])]]
-    truth, values = [], []
-    for findings, cell in table[["findings", "segments"]].itertuples(index=False):
+    table, truth = table[[*map(_located, table["findings"])]], []
+    values = pd.DataFrame(
+        [_numbers(cell, 17) for cell in table["segments"]], table.index, range(1, 18)
+    )
+    for index, findings in table["findings"].items():
         sure = {number for scar in findings.scars if scar.levels for number in scar.segments}
-        value = _numbers(cell, 17)
-        value[[number - 1 for number in findings.segments - sure]] = np.nan
+        values.loc[index, [*(findings.segments - sure)]] = np.nan
         truth.append([number in sure for number in range(1, 18)])
-        values.append(value)
-    shaped = np.array(truth, bool).reshape(-1, 17), np.array(values, float).reshape(-1, 17)
-    return *shaped, table["patient_id"].tolist()
+    return np.array(truth), values, table["patient_id"].tolist()
 
 
 def wall_scores(scores: pd.DataFrame) -> pd.DataFrame:

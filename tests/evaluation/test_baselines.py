@@ -1,4 +1,4 @@
-"""Threshold rules, realism and references, on images and tables with known answers."""
+"""Threshold rules, realism and the supervised reader, on images and tables with known answers."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchio as tio
 from sklearn.metrics import roc_auc_score
 from toys import settings, toy
 
@@ -13,8 +14,7 @@ from lgekit.config import size_settings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import read_cohort
 from lgekit.errors import InputError
-from lgekit.evaluation import baselines
-from lgekit.evaluation.realism import cohort_figures, realism_table
+from lgekit.evaluation import baselines, realism
 from lgekit.findings import Findings
 from lgekit.study import CAVITY, MYOCARDIUM, SCAR, Cohort, Study
 
@@ -79,12 +79,17 @@ def test_rules_are_calibrated_on_validation_and_read_the_test_split(cohort):
         assert table["study_id"].tolist() == ids and np.ptp(table["p_lge"]) > 0
         assert table["p_lge"].between(0, 1).all()
     assert baselines.rule_predictions(cohort.split("test")) == {}
+    for study in (bare := Cohort([Study(**study) for study in cohort.studies])).studies:
+        study["labels"] = tio.LabelMap(
+            tensor=study["labels"].data * (study["labels"].data != CAVITY)
+        )
+    assert list(baselines.rule_predictions(bare)) == ["5 SD, true outline"]  # blood is not known
 
 
 def test_realism_table_of_known_cohorts():
     small = Cohort([ring("n", 0), ring("p", 90)], "small scars")
     large = Cohort([ring("n", 0), ring("p", 180)], "large scars")
-    table = realism_table(small, large)
+    table = realism.realism_table(small, large)
     assert list(table.columns) == ["small scars", "large scars", "difference", "relative"]
     share = table.loc["scar share of the myocardium (positive studies)"]
     assert share["small scars"] == pytest.approx(0.25, abs=0.01)
@@ -94,14 +99,34 @@ def test_realism_table_of_known_cohorts():
     assert column["wall thickness / LV radius"] == pytest.approx(10 / 22, abs=0.02)
     assert column["slices with scar (positive studies)"] == 3
     assert column["blood − remote, in remote SD"] == pytest.approx(25, rel=0.25)
-    figures = cohort_figures(small)
+    figures = realism.cohort_figures(small)
     assert list(figures.index) == ["n", "p"] and figures["present"].tolist() == [0, 1]
+
+
+def test_scar_features_of_a_known_ring():
+    features = realism.scar_features(ring("p", 90)).mean(numeric_only=True)
+    assert features["contrast_to_noise"] == pytest.approx(25, rel=0.1)
+    assert features["size_percent"] == pytest.approx(25, abs=1)
+    assert features["mean_depth"] == pytest.approx(0.5, abs=0.1) and features["reach_percent"] > 90
+    assert features["grey_zone"] == pytest.approx(0, abs=0.1) and features["edge_width_mm"] < 2
+
+
+def test_painted_scars_are_told_from_real_ones_by_texture():
+    cohort = phantom_cohort(30, seed=0, pixels=72, workers=1)
+    real, healthy = (
+        Cohort([study for study in cohort.studies if study["findings"].present == present][:8])
+        for present in (True, False)
+    )
+    blobs = realism.synthetic_twins(real, healthy, seed=0, constant=True)
+    table, aucs = realism.scar_realism(real, blobs)
+    assert aucs["texture"]["value"] > 0.95 and table["auc_alone"].between(0.5, 1).all()
+    assert table.loc["heterogeneity", "synthetic_median"] < table.loc["heterogeneity", "real_q25"]
 
 
 @pytest.mark.skipif(not EMIDEC.exists(), reason="real EMIDEC studies are not on this machine")
 @pytest.mark.slow
 def test_phantom_is_as_hard_as_real_studies():
-    table = realism_table(read_cohort(f"emidec:{EMIDEC}"), phantom_cohort(400, 0))
+    table = realism.realism_table(read_cohort(f"emidec:{EMIDEC}"), phantom_cohort(400, 0))
     assert (table["difference"][:2].abs() <= 0.05).all()  # AUC of both rules
     assert (table["relative"][2:7].abs() <= 0.15).all()  # medians
 
@@ -139,7 +164,7 @@ def test_supervised_reader_learns_nothing_from_test_studies(cohort):
 
 def test_references_that_cannot_be_compared_are_refused():
     baselines.check_references("none", cross_fit=True)
-    baselines.check_references("all")
+    baselines.check_references("supervised")
     with pytest.raises(InputError, match="everything"):
         baselines.check_references("everything")
     with pytest.raises(InputError, match="cross_fit=False"):
@@ -157,3 +182,28 @@ def test_reference_tables_by_hand(cohort):
     assert long.groupby("method").size().to_dict() == {"right": len(right), "wrong": 2}
     assert long["scar"].astype(float).tolist() == [*truth, *truth[:2]]
     assert baselines.long_table({}, cohort).empty
+
+
+def test_every_study_is_measured_by_a_network_of_the_other_folds(cohort, monkeypatch):
+    monkeypatch.setattr(realism, "heart_network", lambda train, *rest: train)
+
+    def measured(network, test, seed):
+        assert not set(test.manifest["study_id"]) & set(network.manifest["study_id"])
+        return test.manifest[["study_id", "patient_id"]]
+
+    monkeypatch.setattr(realism, "evaluate_heart_network", measured)
+    table = realism.measure_folds(cohort, [], size_settings("smoke"), folds=4)
+    assert sorted(table["study_id"]) == sorted(cohort.manifest["study_id"])
+    assert table["fold"].nunique() == 4
+
+
+def test_the_quality_table_leaves_out_uncertain_ground_truth():
+    columns = {"study_id": list("abcd"), "patient_id": list("abcd"), "dice_rv": np.nan}
+    columns |= {"dice_cavity": [0.8, 0.9, 1.0, 0.9], "dice_myocardium": 0.5}
+    columns |= {"anterior_error_deg": [4.0, 6.0, 8.0, 170.0], "inferior_error_deg": 5.0}
+    columns |= {"mirror_right": [1.0, 1.0, 0.0, 0.0], "reference_confidence": [1, 1, 0.5, 0.2]}
+    table = realism.quality_table(pd.DataFrame(columns))
+    assert table.loc["dice_cavity, median", "value"] == pytest.approx(0.9)
+    assert table.loc["anterior_error_deg, median", ["value", "studies"]].tolist() == [6, 3]
+    assert table.loc["mirror_right, share", "value"] == pytest.approx(2 / 3)
+    assert "dice_rv, median" not in table.index

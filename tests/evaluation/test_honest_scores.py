@@ -9,7 +9,7 @@ from cohort_files import SPACING, picture, ring, write_own, write_table
 from command_line import lgekit
 
 from lgekit.anatomy.segments import findings_from_labels
-from lgekit.evaluation import baselines, scores
+from lgekit.evaluation import scores
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
 from lgekit.reports.reader import read_report
 from lgekit.study import MYOCARDIUM, SCAR, Cohort, Landmarks, Study
@@ -139,12 +139,6 @@ def test_walls_levels_and_depths_need_all_scars_of_a_study():
     table = scores.place_scores(places.assign(**dict.fromkeys(names, 0.5)), cohort)
     assert table.loc["level_mid", ["with", "without"]].tolist() == [1, 0]
     assert table.loc["depth_mid-wall", ["with", "without"]].tolist() == [1, 0]
-
-
-def test_threshold_rules_are_left_out_where_they_cannot_be_applied():
-    names = [set(baselines.rule_predictions(cohort_of(codes=codes))) for codes in ((2, 3), (3,))]
-    assert names == [{"5 SD, true outline"}, set()]
-    assert np.isnan(baselines.half_maximum_rule(cohort_of(codes=(2, 3)).studies[0]))
 
 
 def test_score_prints_reasons_and_check_compares_reports_with_masks(tmp_path):

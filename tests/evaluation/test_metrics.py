@@ -60,21 +60,25 @@ def test_undefined_statistics_are_nan_and_missing_values_left_out():
     assert median["value"] == 2.5 and 1 <= median["low"] <= 2.5 <= median["high"] <= 9
     for row in (metrics.mean_interval([], []), metrics.median_interval([np.nan], ["a"])):
         assert np.isnan(list(row.values())).all()
+    alone = metrics.mean_interval([1, 2], ["a", "a"])
+    assert alone["value"] == 1.5 and np.isnan(alone["low"])  # one patient has no interval
 
 
 def test_mean_over_segments_draws_patients_whole():
-    truth, values = np.zeros((12, 17), bool), np.full((12, 17), 0.5)
+    truth, values = np.zeros((12, 17), bool), pd.DataFrame(np.full((12, 17), 0.5))
     truth[:6, 0] = truth[::2, 1] = True
-    values[:6, 0] = 0.9
+    values.loc[:5, 0] = 0.9
     patients = [str(number) for number in range(12)]
-    *each, mean = metrics.column_metrics(truth, values, patients)
-    assert each[0]["value"] == 1 and each[1]["value"] == 0.5 and np.isnan(each[2]["value"])
-    assert mean == {"value": 0.75, "low": 0.75, "high": 0.75}
-    values[:, 1] = np.random.default_rng(0).random(12)
-    once = metrics.column_metrics(truth, values, patients)[-1]
-    doubled = (np.repeat(array, 2, 0) for array in (truth, values))
-    twice = metrics.column_metrics(*doubled, np.repeat(patients, 2).tolist())[-1]
-    assert twice == pytest.approx(once) and once["low"] < once["value"] < once["high"]
+    table = metrics.auc_table(truth, values, patients)
+    assert table["value"][[0, 1, "mean"]].tolist() == [1, 0.5, 0.75]
+    assert np.isnan(table["value"][2]) and table.loc[0, ["with", "without"]].tolist() == [6, 6]
+    assert table.loc["mean", ["low", "high"]].tolist() == [0.75, 0.75]
+    values[1] = np.random.default_rng(0).random(12)
+    once = metrics.auc_table(truth, values, patients).loc["mean"]
+    doubled = np.repeat(truth, 2, 0), values.loc[values.index.repeat(2)]
+    twice = metrics.auc_table(*doubled, np.repeat(patients, 2).tolist()).loc["mean"]
+    pd.testing.assert_series_equal(once, twice)
+    assert once["low"] < once["value"] < once["high"]
 
 
 def test_slices_are_ranked_within_a_study():
@@ -139,11 +143,10 @@ def test_comparison_refuses_rows_that_do_not_match(message):
 def test_bad_tables_are_refused_with_the_missing_part():
     blank = table()
     blank.loc[3, "p_lge"] = np.nan
-    spoilt = {"p_lge is missing in p003": blank, "truth is known": table().assign(scar=None)}
-    spoilt[r"columns \['p_lge'\] are missing"] = table().drop(columns="p_lge")
-    for message, predictions in spoilt.items():
-        with pytest.raises(InputError, match=message):
-            metrics.presence_metrics(predictions)
+    with pytest.raises(InputError, match="p_lge is missing in p003"):
+        metrics.presence_metrics(blank)
+    with pytest.raises(InputError, match="truth is known"):
+        metrics.presence_metrics(table().assign(scar=None))
     with pytest.raises(InputError, match="no row named 'full'"):
         metrics.compare_rows(table().assign(row="other", seed=0))
 

@@ -111,19 +111,6 @@ def test_segment_auc_by_hand(cohort, predictions):
         scores.segment_scores(predictions, cohort)
 
 
-def test_segments_count_only_scars_with_a_place(predictions):
-    vague = Findings((Scar(), Scar(walls=("inferior",), levels=("mid",))))
-    basal = Findings((Scar(walls=("anterior",), levels=("basal",)),))
-    values = [[0.1] * 17 for _ in range(4)]
-    values[0][9] = values[3][0] = 0.9
-    cohort = cohort_of(INFERIOR, vague, None, basal)
-    table = scores.segment_scores(with_segments(predictions, values), cohort)
-    assert (table["with"] + table["without"] == 2).all()
-    truth = scores.with_truth(predictions, cohort)  # the walls of "b" and all of "c" are unknown
-    assert truth["scar"].isna().tolist() == [False, False, True, False]
-    assert table.loc[[0, 9], "value"].tolist() == [1, 1] and table["value"].notna().sum() == 2
-
-
 def test_attention_is_scored_as_slice_weights_are(cohort, predictions):
     attention = [[0, 0.5, 0.2, 0.3, 0], [0.2] * 5, [0, 0.2, 0.4, 0.4, 0], [0.2] * 5]
     read = predictions.assign(attention=[json.dumps(values) for values in attention])
