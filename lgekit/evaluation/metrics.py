@@ -152,41 +152,48 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def mean_auc(truth: np.ndarray, values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def mean_auc(truth: pd.DataFrame, values: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
     """Average the AUC over the columns that have both classes, for each weighting.
 
-    ``truth, values``: ``(studies, columns)``; a study without a value (NaN) does not count.
+    ``truth, values``: one row per study; a study without truth or value (NaN) does not count.
     """
     scores = []
-    for of_truth, of_values in zip(truth.T, values.T, strict=True):
-        own = np.isfinite(of_values)
-        scores.append(presence_statistic("auc", of_truth[own], of_values[own], weights[:, own]))
+    for number in range(values.shape[1]):
+        own, present, score = _known(truth.iloc[:, number], values.iloc[:, number])
+        scores.append(presence_statistic("auc", present, score, weights[:, own]))
     return ratio(np.nansum(scores, 0), np.isfinite(scores).sum(0))
 
 
+def _known(truth: pd.Series, values: pd.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return which studies have truth and value, and both for these."""
+    own = (truth.notna() & values.notna()).to_numpy()
+    return own, truth[own].to_numpy(bool), values[own].to_numpy(float)
+
+
 def auc_table(
-    truth: np.ndarray, values: pd.DataFrame, patients: Sequence[str], seed: int = 0
+    truth: pd.DataFrame, values: pd.DataFrame, patients: Sequence[str], seed: int = 0
 ) -> pd.DataFrame:
     """Compute the AUC of each column (wall, segment, …), and last the row ``mean`` (`mean_auc`).
 
-    ``truth``: ``(studies, columns)`` bool. Returns columns ``value, low, high, with, without``
-    (numbers of studies with a value).
+    ``truth`` (missing where unknown) and ``values`` have one row per study and the same order of
+    columns. Returns columns ``value, low, high, with, without`` (numbers of studies).
     """
-    scores, names, rows = values.to_numpy(float), np.asarray(patients, dtype=str), []
-    truth = np.asarray(truth, bool).reshape(scores.shape)
-    for present, score in zip(truth.T, scores.T, strict=True):
-        own = np.isfinite(score)
-        row = auc_interval(present[own], score[own], names[own].tolist(), seed)
-        rows.append(row | {"with": present[own].sum(), "without": (~present[own]).sum()})
-    rows.append(interval(partial(mean_auc, truth, scores), names.tolist(), seed))
+    some = truth.notna().any(axis=1).to_numpy()
+    truth, values, names = truth[some], values[some], np.asarray(patients, dtype=str)[some]
+    rows = []
+    for number in range(values.shape[1]):
+        own, present, score = _known(truth.iloc[:, number], values.iloc[:, number])
+        row = auc_interval(present, score, names[own].tolist(), seed)
+        rows.append(row | {"with": present.sum(), "without": (~present).sum()})
+    mean = interval(partial(mean_auc, truth, values), names.tolist(), seed)
+    rows.append(mean | {"with": 0, "without": 0})
     return pd.DataFrame(rows, index=[*values.columns, "mean"])
 
 
-def known_walls(predictions: pd.DataFrame) -> tuple[pd.DataFrame, np.ndarray, pd.DataFrame]:
-    """Return the studies of known walls, with truth ``(studies, 6)`` and the columns ``p_…``."""
-    known = predictions.dropna(subset=[f"scar_{wall}" for wall in WALLS])
-    values = known.reindex(columns=[f"p_{wall}" for wall in WALLS]).astype(float)
-    return known, known[[f"scar_{wall}" for wall in WALLS]].to_numpy(bool), values
+def known_walls(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return truth (``scar_…``) and values (``p_…``) of the six walls; missing where unknown."""
+    truth, values = ([f"{kind}_{wall}" for wall in WALLS] for kind in ("scar", "p"))
+    return predictions.reindex(columns=truth), predictions.reindex(columns=values)
 
 
 def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict[str, float]:
@@ -253,40 +260,41 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
         for _, run in of_row.groupby("seed"):
             weights = patient_weights[:, np.searchsorted(patients, run["patient_id"].astype(str))]
             if statistic == "auc_walls":
-                _, truth, values = known_walls(run)
-                per_seed.append(mean_auc(truth, values.to_numpy(), weights))
+                per_seed.append(mean_auc(*known_walls(run), weights))
             else:
                 per_seed.append(presence_statistic(statistic, run["scar"], run["p_lge"], weights))
         # A seed that was not drawn may have an undefined statistic.
         return np.where(seed_weights > 0, seed_weights * per_seed, 0).sum(0) / len(seeds)
 
     tables = dict.fromkeys(PRESENCE_STATISTICS, known)
-    if {f"scar_{wall}" for wall in WALLS} <= {*known}:
-        placed, truth, values = known_walls(known)
-        if truth.any() and values.notna().all(axis=None):
-            tables["auc_walls"] = placed
+    truth, values = known_walls(known)
+    placed = truth.notna().all(axis=1)
+    if truth.eq(True).any(axis=None) and values[placed].notna().all(axis=None):
+        tables["auc_walls"] = known[placed]
     lines: list[dict[str, Any]] = []
     for statistic, table in tables.items():
         of_rows = {row: draws(statistic, part) for row, part in table.groupby("row", sort=False)}
         others = []
-        for row, values in of_rows.items():
-            lines.append(
-                {"row": row, "statistic": statistic, **_with_limits(values[0], values[1:])}
-            )
+        for row, draw in of_rows.items():
+            line = {"row": row, "statistic": statistic, **_with_limits(draw[0], draw[1:])}
             if row != reference:
-                difference = values - of_rows[reference]
-                resampled = difference[1:][np.isfinite(difference[1:])]
-                names = ("difference", "difference_low", "difference_high")
-                found = _with_limits(difference[0], resampled).values()
-                fewer = min((resampled <= 0).sum(), (resampled >= 0).sum())
-                p = min(1.0, 2 * (1 + fewer) / (1 + len(resampled)))
-                lines[-1] |= dict(zip(names, found, strict=True)) | {"p": p}
-                others.append(lines[-1])
+                line |= _difference(draw - of_rows[reference])
+                others.append(line)
+            lines.append(line)
         if others:
             holm = multipletests([line["p"] for line in others], method="holm")[1]
             for line, corrected in zip(others, holm, strict=True):
                 line["p_holm"] = corrected
     return pd.DataFrame(lines)
+
+
+def _difference(draws: np.ndarray) -> dict[str, float]:
+    """Return the difference of all studies (first of the draws), its interval and its p."""
+    resampled = draws[1:][np.isfinite(draws[1:])]
+    value, low, high = _with_limits(draws[0], resampled).values()
+    fewer = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    row = {"difference": value, "difference_low": low, "difference_high": high}
+    return row | {"p": min(1.0, 2 * (1 + fewer) / (1 + len(resampled)))}
 
 
 def _comparable(predictions: pd.DataFrame, reference: str) -> pd.DataFrame:

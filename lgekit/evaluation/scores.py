@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ CELL = (
     "Write probabilities from 0 to 1 with a point for decimals, slice_weights and attention as "
     "JSON lists of one number per slice, segments as one of 17 numbers or nulls, or predict again"
 )
+UNKNOWN = dict.fromkeys(("value", "low", "high"), np.nan)
 # The scores of `score_table` that say where scar is, besides the walls.
 PLACES = ("auc_segments", "auc_slices", "auc_attention", "caption_presence_f1", "caption_walls_f1")
 
@@ -84,39 +85,63 @@ def _usable(column: str, cell: Any, study: Study) -> bool:
     return values.shape == study.spatial_shape[2:] and bool(np.isfinite(values).all())
 
 
-def _located(findings: Findings) -> bool:
-    """Tell whether the walls of every scar are known; the apex alone is in no wall."""
-    return all(scar.walls or scar.levels == ("apex",) for scar in findings.scars)
+SEGMENTS = [f"segment_{number}" for number in range(1, 18)]
+TRUE_WALLS = [f"scar_{wall}" for wall in WALLS]
 
 
-def _walls_known(findings: Findings | None) -> bool:
-    """Tell whether findings say which walls have scar, and which have none."""
-    if findings is None or not findings.present:
-        return findings is not None
-    return bool(findings.walls) and _located(findings)
+def _truth(findings: Findings | None) -> dict[str, bool]:
+    """Tell where scar is: in ``scar_<wall>``, ``segment_…``, ``level_…``, ``depth_…``.
 
-
-def clinical_f1(
-    truth: Sequence[Findings], read: Sequence[Findings], patients: Sequence[str], seed: int = 0
-) -> dict[str, dict[str, float]]:
-    """Compute ``presence_f1`` over studies and ``walls_f1`` over study × wall, with intervals.
-
-    F1 = 2 TP / (2 TP + FP + FN), van Rijsbergen 1979, ch. 7; NaN if the truth has no scar (in a
-    wall). Studies whose true walls are unknown count for presence only.
+    What is not known is left out. A scar of unknown walls may be anywhere, except one of the apex,
+    which is in no wall. Levels and depths are of studies with scar.
     """
+    if findings is None:
+        return {}
+    scars, row = findings.scars, {"scar": findings.present}
+    if all(scar.walls or scar.levels == ("apex",) for scar in scars):
+        sure = {number for scar in scars if scar.levels for number in scar.segments}
+        known = sure | ({*range(1, 18)} - findings.segments)
+        row |= {f"segment_{number}": number in sure for number in known}
+        if findings.walls or not scars:
+            row |= {f"scar_{wall}": wall in findings.walls for wall in WALLS}
+    if scars and all(scar.levels for scar in scars):
+        row |= {f"level_{level}": any(level in scar.levels for scar in scars) for level in LEVELS}
+    if scars and all(scar.depth for scar in scars):
+        row |= {f"depth_{depth}": any(depth == scar.depth for scar in scars) for depth in DEPTHS}
+    return row
 
-    def f1(kept: list[int], labels: Callable[[Findings], Iterable]) -> dict[str, float]:
-        sets = [(set(labels(truth[index])), set(labels(read[index]))) for index in kept]
-        if not any(expected for expected, _ in sets):
-            return dict.fromkeys(("value", "low", "high"), np.nan)
-        both = np.array([len(expected & found) for expected, found in sets])
-        either = np.array([len(expected) + len(found) for expected, found in sets])
-        names = [patients[index] for index in kept]
-        return interval(lambda weights: ratio(2 * (weights @ both), weights @ either), names, seed)
 
-    placed = [index for index, findings in enumerate(truth) if _walls_known(findings)]
-    presence = f1([*range(len(truth))], lambda findings: ["scar"] * findings.present)
-    return {"presence_f1": presence, "walls_f1": f1(placed, lambda findings: findings.walls)}
+def _joined(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    """Put ``patient_id``, ``report``, ``findings`` and their `_truth` before the predictions."""
+    keys = ["study_id", "patient_id", "report", "findings"]
+    rows = [
+        {key: study[key] for key in keys} | _truth(study["findings"]) for study in cohort.studies
+    ]
+    places = [f"level_{level}" for level in LEVELS] + [f"depth_{depth}" for depth in DEPTHS]
+    truth = pd.DataFrame(rows).reindex(columns=[*keys, "scar", *TRUE_WALLS, *SEGMENTS, *places])
+    return truth.merge(predictions, on="study_id", validate="one_to_one", suffixes=("", "_read"))
+
+
+def with_truth(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    """Add ``patient_id``, ``scar`` and ``scar_<wall>`` to predictions; missing where unknown."""
+    columns = ["study_id", "patient_id", "scar", *TRUE_WALLS, *predictions.columns.drop("study_id")]
+    return _joined(predictions, cohort)[columns]
+
+
+def f1(
+    truth: pd.DataFrame, read: pd.DataFrame, patients: Sequence[str], seed: int = 0
+) -> dict[str, float]:
+    """Compute F1 over studies × columns (presence or walls), among studies of known truth.
+
+    F1 = 2 TP / (2 TP + FP + FN), van Rijsbergen 1979, ch. 7; NaN if nothing is true.
+    """
+    known = truth.notna().all(axis=1).to_numpy()
+    expected, found = truth[known].to_numpy(bool), read[known].to_numpy(bool)
+    if not expected.any():
+        return UNKNOWN
+    both, either = (expected & found).sum(1), expected.sum(1) + found.sum(1)
+    names = np.asarray(patients, dtype=str)[known].tolist()
+    return interval(lambda weights: ratio(2 * (weights @ both), weights @ either), names, seed)
 
 
 def bleu(
@@ -147,26 +172,6 @@ def bleu(
         return np.exp(mean + np.minimum(0, 1 - longer))
 
     return interval(statistic, patients, seed)
-
-
-def _joined(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
-    """Put ``patient_id``, ``report`` and ``findings`` of each study before its predictions."""
-    keys = ["study_id", "patient_id", "report", "findings"]
-    studies = pd.DataFrame([[study[key] for key in keys] for study in cohort.studies], columns=keys)
-    if "caption" in predictions:
-        captions = predictions["caption"].fillna("").astype(str)
-        predictions = predictions.assign(caption=captions)
-    return studies.merge(predictions, on="study_id", validate="one_to_one")
-
-
-def with_truth(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
-    """Add ``patient_id``, ``scar`` and ``scar_<wall>`` to predictions; missing where unknown."""
-    table = _joined(predictions, cohort)
-    truth = pd.DataFrame({"scar": [one and one.present for one in table["findings"]]})
-    walls = [one.walls if _walls_known(one) else None for one in table["findings"]]
-    for wall in WALLS:
-        truth[f"scar_{wall}"] = [None if known is None else wall in known for known in walls]
-    return pd.concat([table[["study_id", "patient_id"]], truth, table.iloc[:, 4:]], axis=1)
 
 
 def _numbers(cell: object, count: int) -> np.ndarray:
@@ -212,35 +217,35 @@ def score_table(
     reports. A score that cannot be known is NaN. ``attrs["notes"]`` says why, and which studies
     other scores leave out. Raises InputError if the truth of no study is known.
     """
-    table = with_truth(predictions, cohort)
-    scarred = table["scar"].eq(True)
-    placed, walls, values = metrics.known_walls(table)
-    unknown = dict.fromkeys(("value", "low", "high"), np.nan)
+    table = _joined(predictions, cohort)
+    patients, (truth, values) = table["patient_id"].tolist(), metrics.known_walls(table)
     rows = metrics.presence_metrics(table, seed)
-    found = metrics.auc_table(walls, values, placed["patient_id"].tolist(), seed)
+    found = metrics.auc_table(truth, values, patients, seed)
     rows |= {f"auc_{wall}": found.loc[f"p_{wall}"] for wall in WALLS}
-    rows |= {"auc_walls": found.loc["mean"], "auc_segments": unknown}
-    if "segments" in predictions and walls.any():
-        rows["auc_segments"] = metrics.auc_table(*_segments(predictions, cohort), seed).loc["mean"]
+    rows |= {"auc_walls": found.loc["mean"], "auc_segments": UNKNOWN}
+    if "segments" in predictions and truth.eq(True).any(axis=None):
+        found = metrics.auc_table(table[SEGMENTS], _segments(table), patients, seed)
+        rows["auc_segments"] = found.loc["mean"]
     slices = slice_table(predictions, cohort)
-    slices = slices[slices["study_id"].isin(table.loc[scarred, "study_id"])]
+    slices = slices[slices["study_id"].isin(table.loc[table["scar"].eq(True), "study_id"])]
     for name, column in (("auc_slices", "weight"), ("auc_attention", "attention")):
         ranked = slices.assign(weight=slices[column]).dropna(subset="weight")
         rows[name] = metrics.slice_metrics(ranked, seed)
-    rows |= dict.fromkeys(("caption_presence_f1", "caption_walls_f1", "caption_bleu"), unknown)
+    rows |= dict.fromkeys(("caption_presence_f1", "caption_walls_f1", "caption_bleu"), UNKNOWN)
     if "caption" in predictions and predictions["caption"].notna().any():
-        joined = _joined(predictions, cohort)
-        known = joined[joined["findings"].notna()]
-        truth, read = known["findings"].tolist(), known["caption"].map(read_report).tolist()
-        clinical = clinical_f1(truth, read, known["patient_id"].tolist(), seed)
-        rows |= {f"caption_{name}": row for name, row in clinical.items()}
-        reported = joined[joined["report"].map(states_enhancement).astype(bool)]
-        references = [report_texts(report, text)[0] for report in reported["report"]]
-        patients = reported["patient_id"].tolist()
-        rows["caption_bleu"] = bleu(reported["caption"].tolist(), references, patients, seed)
+        captions = table["caption"].fillna("").astype(str)
+        read = captions.map(read_report)
+        present = read.map(lambda findings: findings.present).to_frame()
+        walls = pd.DataFrame([[wall in findings.walls for wall in WALLS] for findings in read])
+        rows["caption_presence_f1"] = f1(table[["scar"]], present, patients, seed)
+        rows["caption_walls_f1"] = f1(truth, walls, patients, seed)
+        reported = table["report"].map(states_enhancement).astype(bool)
+        references = [report_texts(report, text)[0] for report in table.loc[reported, "report"]]
+        names = table.loc[reported, "patient_id"].tolist()
+        rows["caption_bleu"] = bleu(captions[reported].tolist(), references, names, seed)
     if table["scar"].nunique() < 2:  # of one class, a constant answer would be perfect
-        rows |= dict.fromkeys(("brier", "caption_presence_f1"), unknown)
-    scores = pd.DataFrame(rows).T[[*unknown]].astype(float).rename_axis("score")
+        rows |= dict.fromkeys(("brier", "caption_presence_f1"), UNKNOWN)
+    scores = pd.DataFrame(rows).T[[*UNKNOWN]].astype(float).rename_axis("score")
     scores.attrs["notes"] = _notes(scores, predictions, cohort, table)
     return scores
 
@@ -270,8 +275,8 @@ def _notes(
 ) -> list[str]:
     """Say which scores are missing and why, and which studies the others leave out."""
     given = set(predictions.columns[predictions.notna().any()])
-    scarred, walls = truth["scar"].eq(True), truth[[f"scar_{wall}" for wall in WALLS]]
-    placed, reasons = scarred & walls.notna().all(axis=1), dict[str, list[str]]()
+    scarred, reasons = truth["scar"].eq(True), dict[str, list[str]]()
+    placed = scarred & truth[TRUE_WALLS].notna().all(axis=1)
     by_wall = [f"auc_{name}" for name in (*WALLS, "walls")] + ["auc_segments", "caption_walls_f1"]
     for name in scores.index[scores["value"].isna()]:
         reason = REASONS.get(name, ONE_CLASS)
@@ -303,23 +308,14 @@ def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.Data
     level (or the depth) of every scar. Returns index ``place`` (``level_…``, ``depth_…``) and
     columns ``value, low, high, with, without``.
     """
-    table, parts = _joined(places, cohort).dropna(subset="findings"), []
+    table = _joined(places, cohort)
+    parts = []
     for kind, labels in (("level", LEVELS), ("depth", DEPTHS)):
-        stated = [
-            [scar.levels if kind == "level" else (scar.depth or "") for scar in findings.scars]
-            for findings in table["findings"]
-        ]
-        kept = [bool(each) and all(each) for each in stated]
-        truth = [
-            [any(label in of_scar for of_scar in each) for label in labels]
-            for each, known in zip(stated, kept, strict=True)
-            if known
-        ]
-        values = table.loc[kept, [f"{kind}_{label}" for label in labels]]
-        patients = table.loc[kept, "patient_id"].tolist()
-        parts.append(metrics.auc_table(np.array(truth), values, patients, seed)[:-1])
-    counts = {"with": int, "without": int}
-    return pd.concat(parts).astype(counts).rename_axis("place")
+        columns = [f"{kind}_{label}" for label in labels]
+        values = table[[f"{column}_read" for column in columns]].set_axis(columns, axis=1)
+        patients = table["patient_id"].tolist()
+        parts.append(metrics.auc_table(table[columns], values, patients, seed)[:-1])
+    return pd.concat(parts).rename_axis("place")
 
 
 def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
@@ -350,27 +346,18 @@ def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> 
     columns ``segment, value, low, high, with, without`` (numbers of studies). Raises InputError
     without ``segments``.
     """
-    table = metrics.auc_table(*_segments(predictions, cohort), seed)[:-1]
-    return table.astype({"with": int, "without": int}).rename_axis("segment").reset_index()
-
-
-def _segments(
-    predictions: pd.DataFrame, cohort: Cohort
-) -> tuple[np.ndarray, pd.DataFrame, list[str]]:
-    """Return truth and value of the segments, ``(studies, 17)``, and the patients."""
     if "segments" not in predictions:
         remedy = "Predict the cohort again: an older `lgekit predict` wrote this table."
         raise InputError("predictions", "column 'segments' is missing", remedy)
-    table = _joined(predictions, cohort).dropna(subset="findings")
-    table, truth = table[[*map(_located, table["findings"])]], []
-    values = pd.DataFrame(
-        [_numbers(cell, 17) for cell in table["segments"]], table.index, range(1, 18)
-    )
-    for index, findings in table["findings"].items():
-        sure = {number for scar in findings.scars if scar.levels for number in scar.segments}
-        values.loc[index, [*(findings.segments - sure)]] = np.nan
-        truth.append([number in sure for number in range(1, 18)])
-    return np.array(truth), values, table["patient_id"].tolist()
+    table = _joined(predictions, cohort)
+    patients = table["patient_id"].tolist()
+    found = metrics.auc_table(table[SEGMENTS], _segments(table), patients, seed)[:-1]
+    return found.set_index(pd.RangeIndex(1, 18, name="segment")).reset_index()
+
+
+def _segments(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the predicted probability in each segment, ``(studies, 17)``."""
+    return pd.DataFrame([_numbers(cell, 17) for cell in table["segments"]], columns=SEGMENTS)
 
 
 def wall_scores(scores: pd.DataFrame) -> pd.DataFrame:
@@ -385,12 +372,12 @@ def caption_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     A caption is right if it states presence correctly and, where the truth has them, all walls.
     """
     rows = []
-    known = _joined(predictions, cohort).dropna(subset="findings")
-    for name, caption, truth in known[["study_id", "caption", "findings"]].itertuples(index=False):
-        read = read_report(caption)
+    for _, study in _joined(predictions, cohort).dropna(subset="findings").iterrows():
+        caption = study["caption"] if isinstance(study["caption"], str) else ""
+        truth, read = study["findings"], read_report(caption)
         right = states_enhancement(caption) and read.present == truth.present
-        right = right and (not _walls_known(truth) or read.walls == truth.walls)
-        rows.append((name, caption, canonical_text(truth), right))
+        right &= pd.isna(study[TRUE_WALLS[0]]) or read.walls == truth.walls
+        rows.append((study["study_id"], caption, canonical_text(truth), right))
     columns = ["study_id", "caption", "truth", "right"]
     return pd.DataFrame(rows, columns=columns).astype({"right": bool})
 

@@ -155,19 +155,15 @@ def test_folds_keep_patients_whole_and_test_every_study_once():
     assert scores.with_fold(cohort, -1, 3) is cohort and cohort.studies[0]["split"] == ""
 
 
-def test_clinical_f1_by_hand():
-    truth, both = [INFERIOR, scar("inferior", "inferolateral"), NO_SCAR], scar(*WALLS[:2])
-    read = [truth[1], NO_SCAR, NO_SCAR]
-    found = scores.clinical_f1(truth, read, list("abc"))
-    assert found["presence_f1"]["value"] == pytest.approx(2 / 3)  # one hit, one miss
-    assert found["walls_f1"]["value"] == pytest.approx(2 * 1 / (3 + 2))
-    halves = scores.clinical_f1([INFERIOR] * 4, [INFERIOR] * 2 + [NO_SCAR] * 2, list("aabb"))
-    assert halves["presence_f1"] == {"value": pytest.approx(2 / 3), "low": 0, "high": 1}
-    more = scores.clinical_f1([*truth, scar()], [*read, both], list("abcd"))
-    assert more["walls_f1"] == found["walls_f1"]  # the true walls are unknown
-    assert more["presence_f1"]["value"] == pytest.approx(4 / 5)
-    assert np.isnan(scores.clinical_f1([], [], [])["walls_f1"]["value"])
-    assert np.isnan(scores.clinical_f1([NO_SCAR], [NO_SCAR], ["a"])["presence_f1"]["value"])
+def test_f1_by_hand():
+    truth = pd.DataFrame([[True, False], [True, True], [False, False], [None, None]])
+    read = pd.DataFrame([[True, True], [False, False], [False, False], [True, True]])
+    found = scores.f1(truth, read, list("abcd"))  # the truth of "d" is not known
+    assert found["value"] == pytest.approx(2 * 1 / (3 + 2))
+    halves = scores.f1(truth.loc[[0, 0, 1, 1], [0]], read.loc[[0, 0, 1, 1], [0]], list("aabb"))
+    assert halves == {"value": pytest.approx(2 / 3), "low": 0, "high": 1}
+    for rows in ([], [2], [3]):  # nothing is true, or known
+        assert np.isnan(scores.f1(truth.loc[rows], read.loc[rows], ["a"] * len(rows))["value"])
 
 
 def test_bleu_by_hand():
