@@ -10,14 +10,16 @@ from command_line import lgekit
 
 from lgekit.anatomy.segments import findings_from_labels
 from lgekit.evaluation import scores
-from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
+from lgekit.findings import WALLS, Findings, Scar
 from lgekit.reports.reader import read_report
 from lgekit.study import MYOCARDIUM, SCAR, Cohort, Landmarks, Study
 
-PRESENCE = {"balanced_accuracy", "sensitivity", "specificity", "auc", "brier"}
-BY_WALL = {"auc_walls", "caption_walls_f1", "auc_segments"}
-SLICES = {"auc_slices", "auc_attention"}
-WORDS = {"caption_presence_f1", "caption_bleu"}
+GROUPS = {
+    "presence": {"balanced_accuracy", "sensitivity", "specificity", "auc", "brier"},
+    "walls": {"auc_walls", "auc_segments", "caption_walls_f1"},
+    "slices": {"auc_slices", "auc_attention"},
+    "words": {"caption_presence_f1", "caption_bleu"},
+}
 SAID = "Subendocardial enhancement of the basal inferior wall.", "No late enhancement."
 POINTS = Landmarks(130, 230)
 
@@ -52,57 +54,47 @@ def predictions_of(cohort, caption=True):
     return table.assign(caption=[SAID[0]] * count if caption else np.nan)
 
 
+ALL, UNPLACED, UNMASKED = (
+    "presence walls slices words",
+    "presence slices words",
+    "presence walls words",
+)
+TOLD = "the truth of 8 studies is what their reports say"
+# Kind of cohort: how it is made, the scores (or groups of them) that are known, a reason for others
 KINDS = {
-    "masks with insertion points": ({}, PRESENCE | BY_WALL | SLICES | WORDS, ""),
-    "masks without insertion points": (
-        {"points": None},
-        PRESENCE | SLICES | WORDS,
-        "auc_segments, caption_walls_f1: no study has scar in known walls",
-    ),
-    "one insertion point": ({"points": Landmarks(130, np.nan)}, PRESENCE | SLICES | WORDS, "walls"),
-    "scar without blood pool": ({"codes": (2, 3)}, PRESENCE | SLICES | WORDS, "cavity"),
-    "scar without myocardium": ({"codes": (1, 3)}, PRESENCE | SLICES | WORDS, "myocardium"),
-    "scar alone": ({"codes": (3,)}, PRESENCE | WORDS, "no mask shows slices with scar and"),
-    "reports only": (
-        {"masks": False, "points": None},
-        PRESENCE | BY_WALL | WORDS,
-        "the truth of 8 studies is what their reports say",
-    ),
-    "masks of the heart only": (
-        {"codes": (1, 2)},
-        PRESENCE | BY_WALL | WORDS,
-        "the truth of 8 studies is what their reports say",
-    ),
-    "masks without reports": (
+    "insertion points": ({}, ALL, ""),
+    "no insertion points": ({"points": None}, UNPLACED, "caption_walls_f1: no study has scar in"),
+    "one insertion point": ({"points": Landmarks(130, np.nan)}, UNPLACED, "insertion points be"),
+    "scar without blood pool": ({"codes": (2, 3)}, UNPLACED, "a mask must show cavity"),
+    "scar without myocardium": ({"codes": (1, 3)}, UNPLACED, "a mask must show cavity"),
+    "scar alone": ({"codes": (3,)}, "presence words", "no mask shows slices with scar and slices"),
+    "reports only": ({"masks": False, "points": None}, UNMASKED, TOLD),
+    "masks of the heart": ({"codes": (1, 2)}, UNMASKED, TOLD),
+    "no reports": (
         {"reports": False},
-        PRESENCE | BY_WALL | {"caption_presence_f1"} | SLICES,
-        "caption_bleu: no report says whether",
+        "presence walls slices caption_presence_f1",
+        "no report says whether",
     ),
     "only scar": (
         {"ill": True},
-        {"sensitivity", "caption_walls_f1", "caption_bleu"} | SLICES,
-        "brier, caption_presence_f1: the cohort needs studies with scar and studies without",
+        "sensitivity caption_walls_f1 caption_bleu slices",
+        "needs studies",
     ),
-    "no scar": ({"ill": False}, {"specificity", "caption_bleu"}, "sensitivity: no study has scar"),
-    "one study": (
-        {"count": 1},
-        {"sensitivity", "caption_walls_f1", "caption_bleu"} | SLICES,
-        "specificity: every study has scar",
-    ),
+    "no scar": ({"ill": False}, "specificity caption_bleu", "sensitivity: no study has scar"),
+    "one study": ({"count": 1}, "sensitivity caption_walls_f1 caption_bleu slices", "every study"),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_be_known_is_left_out_with_its_reason(kind):
-    options, known, reason = KINDS[kind]
+    options, words, reason = KINDS[kind]
+    known = set().union(*(GROUPS.get(word, {word}) for word in words.split()))
     cohort = cohort_of(**options)
     table = scores.score_table(predictions_of(cohort), cohort)
-    found = table["value"].dropna()
+    found, notes = table["value"].dropna(), "\n".join(table.attrs["notes"])
     assert set(found.index) - {f"auc_{wall}" for wall in WALLS} == known
-    notes = "\n".join(table.attrs["notes"])
-    assert reason in notes
     left_out = notes.replace(":", ",").split(", ")
-    assert all((name in found) != (name in left_out) for name in table.index)
+    assert reason in notes and all((name in found) != (name in left_out) for name in table.index)
     assert table["low"].notna().any() == (len(cohort) > 1)  # one patient has no interval
 
 
@@ -112,13 +104,13 @@ def test_predictions_may_lack_captions_or_all_but_presence():
     bare = scores.score_table(predictions_of(cohort)[["study_id", "p_lge"]], cohort)
     assert silent["value"].filter(like="caption").isna().all()
     assert silent["value"].notna()[["auc_walls", "auc_segments", "auc_slices"]].all()
-    assert set(bare["value"].dropna().index) == PRESENCE
+    assert set(bare["value"].dropna().index) == GROUPS["presence"]
     for table in (silent, bare):
         assert "the predictions lack the column" in table.attrs["notes"][-1]
 
 
-def test_walls_levels_and_depths_need_all_scars_of_a_study():
-    """A study with one scar of unknown place says nothing about the other walls and levels."""
+def test_walls_and_segments_need_the_place_of_every_scar():
+    """A study with one scar of unknown place says nothing about the other walls."""
     vague = Findings((Scar(), Scar(("inferior",), ("mid",), "transmural")))
     no_level = Findings(Scar(("anterior",), depth="mid-wall"))
     apex = Findings((Scar(("inferior",), ("mid",)), Scar((), ("apex",))))
@@ -135,11 +127,6 @@ def test_walls_levels_and_depths_need_all_scars_of_a_study():
     segments = scores.segment_scores(predictions, cohort).set_index("segment")
     assert segments.loc[[10, 17], "with"].tolist() == [1, 1]
     assert segments.loc[1, ["with", "without"]].tolist() == [0, 3]  # anterior, of unknown level
-    places = pd.DataFrame({"study_id": cohort.manifest["study_id"]})
-    names = [f"level_{name}" for name in LEVELS] + [f"depth_{name}" for name in DEPTHS]
-    table = scores.place_scores(places.assign(**dict.fromkeys(names, 0.5)), cohort)
-    assert table.loc["level_mid", ["with", "without"]].tolist() == [1, 0]
-    assert table.loc["depth_mid-wall", ["with", "without"]].tolist() == [1, 0]
 
 
 def test_score_prints_reasons_and_check_compares_reports_with_masks(tmp_path):
