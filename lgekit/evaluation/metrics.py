@@ -121,7 +121,7 @@ def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict
 
     Columns ``study_id, patient_id, scar`` (truth) and ``p_lge``. Raises as `known_truth`.
     """
-    known = known_truth(predictions, ["patient_id", "scar", "p_lge"])
+    known = known_truth(predictions)
     truth, probability = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
     patients = known["patient_id"].tolist()
     rows = {
@@ -138,7 +138,7 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     From columns ``patient_id, scar`` (truth) and ``p_lge``; returns ``false_positive_rate,
     sensitivity, low, high`` at 101 even rates, NaN if there is one class only.
     """
-    known = predictions.dropna(subset=["scar"])
+    known = known_truth(predictions)
     truth, score = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
     resamples = patient_resamples(known["patient_id"].tolist(), 500, seed)
     rates, curves = np.linspace(0, 1, 101), []
@@ -186,7 +186,7 @@ def auc_table(
         row = auc_interval(present, score, names[own].tolist(), seed)
         rows.append(row | {"with": present.sum(), "without": (~present).sum()})
     mean = interval(partial(mean_auc, truth, values), names.tolist(), seed)
-    rows.append(mean | {"with": 0, "without": 0})
+    rows.append(mean | {"with": 0, "without": 0})  # the mean has no studies of its own
     return pd.DataFrame(rows, index=[*values.columns, "mean"])
 
 
@@ -210,20 +210,20 @@ def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict[str, float]:
     return mean_interval(scores, patients, seed)
 
 
-def known_truth(predictions: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Return the rows whose truth (columns ``scar…``) is known.
+def known_truth(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows whose truth (``scar``) is known.
 
-    Raises InputError if all truth or a probability (``p_…``) is missing.
+    Raises InputError if all truth or a ``p_lge`` is missing.
     """
-    known = predictions.dropna(subset=[name for name in columns if name.startswith("scar")])
+    known = predictions.dropna(subset="scar")
     if known.empty:
         remedy = "Score a cohort with scar masks, or whose reports say whether scar is there."
         raise InputError("predictions", "no study's truth is known", remedy)
-    for column in columns:
-        if column.startswith("p_") and (empty := ~np.isfinite(known[column].astype(float))).any():
-            names = ", ".join(map(str, known.loc[empty, "study_id"].head(5)))
-            remedy = "Predict these studies again, or remove their rows."
-            raise InputError("predictions", f"{column} is missing in {names}", remedy)
+    empty = known["p_lge"].astype(float).isna()
+    if empty.any():
+        names = ", ".join(map(str, known.loc[empty, "study_id"].head(5)))
+        remedy = "Predict these studies again, or remove their rows."
+        raise InputError("predictions", f"p_lge is missing in {names}", remedy)
     return known
 
 
@@ -305,7 +305,7 @@ def _comparable(predictions: pd.DataFrame, reference: str) -> pd.DataFrame:
     if reference not in set(predictions["row"]):
         remedy = f"Rows: {sorted(set(predictions['row']))}."
         raise InputError("predictions", f"no row named {reference!r}", remedy)
-    known = known_truth(predictions, ["row", "seed", "study_id", "patient_id", "scar", "p_lge"])
+    known = known_truth(predictions)
     runs = known.set_index(["seed", "study_id"]).groupby("row", sort=False)
     studies = {row: set(run.index) for row, run in runs}
     if unlike := [row for row in studies if studies[row] != studies.get(reference)]:
