@@ -18,7 +18,6 @@ from lgekit.findings import DEPTHS, LEVELS, WALL_WORDS, WALLS, Findings, Scar, d
 _FOLDER = Path(__file__).parent
 PHRASES: dict[str, Any] = tomllib.loads((_FOLDER / "phrases.toml").read_text(encoding="utf-8"))
 STYLES = tuple(PHRASES["styles"])
-_FRAMES = ("section", "topic", "statement")
 
 
 def _choices(phrases: Any) -> Any:
@@ -91,13 +90,13 @@ def _wall_words(walls: tuple[str, ...], rng: np.random.Generator, style: str) ->
 
 
 def _location(scar: Scar, rng: np.random.Generator, style: str) -> str:
-    """Say where a scar is: a noun phrase with its article, or nothing if it is not stated."""
+    """Say where a scar is: a noun phrase with its article."""
     place = _WORDS["place"]
     rings = tuple(level for level in scar.levels if level != "apex")
     if scar.levels == ("apex",):
         return place["segment_17" if style == "segments" else "apex"]
     if not scar.walls and not rings:
-        return ""
+        return "the [LV|left ventricle]"
     if style == "segments" and rings and scar.walls:
         numbers = sorted(scar.segments)
         parts = [str(number) for number in numbers]
@@ -153,7 +152,7 @@ def _scar_text(
     scar: Scar, rng: np.random.Generator, style: str, parts: Mapping[str, Any], number: int
 ) -> str:
     """Describe one scar: the parts of the style whose facts are stated."""
-    place = _location(scar, rng, style) or "the [LV|left ventricle]"
+    place = _location(scar, rng, style)
     noun = "infarct_term" if scar.ischaemic and rng.random() < 0.3 else "scar_term"
     facts = {
         "place": place,
@@ -195,8 +194,7 @@ def _statement(findings: Findings, rng: np.random.Generator, style: str) -> str:
         if rng.random() < kind.get("doubt", 0):
             where = f"{_pick(rng, LEVELS[:3])} {_pick(rng, WALLS)} wall"
             said.append(_fill(rng, _WORDS["doubt"] + ".", where=where))
-    text = parts.get("join", " ").join(upper_first(text) for text in said if text)
-    return upper_first(text.strip())
+    return upper_first(parts.get("join", " ").join(filter(None, said)).strip())
 
 
 def _patient(findings: Findings, rng: np.random.Generator) -> tuple[dict[str, Any], set[str]]:
@@ -213,8 +211,8 @@ def _patient(findings: Findings, rng: np.random.Generator) -> tuple[dict[str, An
     true |= {"positive" if scars else "negative"}
     if scars:
         scar = _pick(rng, scars)
-        words["near"] = _location(replace(scar, aetiology=None), rng, "") or f"the {remote} wall"
         words |= {"depth": _DEPTH.get(scar.depth, ""), "aetiology": _cause(scar)}
+        words["near"] = _location(replace(scar, aetiology=None), rng, "")
         infarct = scar.ischaemic or not (scar.aetiology or scar.depth in DEPTHS[1:3])
         true |= {"infarct" if infarct else "other"}
         true |= {"acute" if any(one.no_reflow for one in scars) else "old"}
@@ -241,7 +239,8 @@ def _lay_out(findings: Findings, rng: np.random.Generator, style: str, statement
     topics = [name for name in rng.permutation(topics) if rng.random() < chance.get(name, 0.55)]
     if "statement" not in order:
         topics.insert(int(rng.integers(len(topics) + 1)), "statement")
-    frames = {part: _pick(rng, frames) for part, frames in layout.items() if part in _FRAMES}
+    parts = [part for part in ("section", "topic", "statement") if part in layout]
+    frames = {part: _pick(rng, layout[part]) for part in parts}
     letters = _pick(rng, (str, str, str.upper))
 
     def write(name: str, part: str = "section") -> str:
@@ -254,7 +253,7 @@ def _lay_out(findings: Findings, rng: np.random.Generator, style: str, statement
         elif name != "statement":
             lists = PHRASES["topics"][name].items()
             fitting = [texts for key, texts in lists if {*key.split("+")} <= true]
-            # half of the phrases from any list, so that short special lists are heard
+            # Half of the draws choose a list first, because the special lists are short.
             texts = _pick(rng, fitting) if rng.random() < 0.5 else sum(fitting, [])
             text = _fill(rng, _pick(rng, texts), **words).removesuffix(".")
             if order[0] == name == "conclusion":
