@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +15,9 @@ import numpy as np
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALL_WORDS, WALLS, Findings, Scar, draw_scar
 
-STYLES = ("terse", "prose", "narrative", "structured", "segments", "older")
 _FOLDER = Path(__file__).parent
 PHRASES: dict[str, Any] = tomllib.loads((_FOLDER / "phrases.toml").read_text(encoding="utf-8"))
+STYLES = tuple(PHRASES["styles"])
 
 
 def _choices(phrases: Any) -> Any:
@@ -34,23 +35,28 @@ _AETIOLOGY = _WORDS["aetiology"] | {
 }
 
 
-def _put(template: str, **words: object) -> str:
-    for name, word in words.items():
-        template = template.replace("{" + name + "}", str(word))
-        template = template.replace("{" + name.capitalize() + "}", f"<{word}>")
-    return template
+def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
+    return options[int(rng.random() * len(options))]
 
 
 def _fill(rng: np.random.Generator, template: str, **words: object) -> str:
-    """Fill in the words, draw every choice from the inside out, and write "<x>" as "X"."""
+    """Draw every choice from the inside out, fill in the words, and write "<x>" as "X"."""
 
     def draw(found: re.Match) -> str:
-        options = found[1].split("|")
-        return options[int(rng.random() * len(options))]
+        return _pick(rng, found[1].split("|"))
 
-    text = _put(template, **words)
-    while "[" in text:
-        text = re.sub(r"\[([^\[\]]*)\]", draw, text)
+    def look_up(found: re.Match) -> str:
+        name = found[1].lower()
+        text = words[name] if name in words else _WORDS[name]
+        return str(text) if name == found[1] else f"<{text}>"
+
+    text = template
+    while "[" in text or "{" in text:
+        if "[" in text:
+            text = re.sub(r"\[([^\[\]]*)\]", draw, text)
+        else:
+            text = re.sub(r"\{(\w+)\}", look_up, text)
+    text = re.sub(r"(?<=\S) +(?=[ ,.;>])", "", re.sub(r"< +", "<", text))
     return re.sub(r"<(.)([^<>]*)>", lambda found: found[1].upper() + found[2], text)
 
 
@@ -58,22 +64,19 @@ def _join(items: Sequence[str], last: str = " and ") -> str:
     return last.join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
-def _maybe(rng: np.random.Generator, chance: float, text: str) -> list[str]:
-    return [text] if rng.random() < chance else []
-
-
 def upper_first(text: str) -> str:
     return text[0].upper() + text[1:]
 
 
-def _wall_words(walls: tuple[str, ...], rng: np.random.Generator, older: bool) -> str:
+def _wall_words(walls: tuple[str, ...], rng: np.random.Generator, style: str) -> str:
     """Name the walls: "anterior wall and septum", "posterior and lateral segments"."""
     left, words = list(walls), []
-    for word in (*(["inferoposterior"] if older else []), "septal", "lateral"):
+    for word in (*(["inferoposterior"] if style == "older" else []), "septal", "lateral"):
         if set(WALL_WORDS[word]) <= set(left) and rng.random() < 0.75:
             words.append(word)
             left = [wall for wall in left if wall not in WALL_WORDS[word]]
-    words += [_WORDS["older_walls"].get(wall, wall) if older else wall for wall in left]
+    names = _WORDS["wall_names"].get(style, {})
+    words += [names.get(wall, wall) for wall in left]
     if words == ["septal"]:
         return _WORDS["place"]["septum"]
     if words == ["lateral"] and rng.random() < 0.3:
@@ -87,13 +90,13 @@ def _wall_words(walls: tuple[str, ...], rng: np.random.Generator, older: bool) -
 
 
 def _location(scar: Scar, rng: np.random.Generator, style: str) -> str:
-    """Say where a scar is: a noun phrase with its article, or nothing if it is not stated."""
+    """Say where a scar is: a noun phrase with its article."""
     place = _WORDS["place"]
     rings = tuple(level for level in scar.levels if level != "apex")
     if scar.levels == ("apex",):
         return place["segment_17" if style == "segments" else "apex"]
     if not scar.walls and not rings:
-        return ""
+        return "the [LV|left ventricle]"
     if style == "segments" and rings and scar.walls:
         numbers = sorted(scar.segments)
         parts = [str(number) for number in numbers]
@@ -126,7 +129,10 @@ def _location(scar: Scar, rng: np.random.Generator, style: str) -> str:
     if len(rings) == 1 and len(scar.walls) > 1 and rng.random() < 0.15:
         first, *rest = (f"{level} {wall}" for wall in scar.walls)
         return _join([first, *(f"[the ]{words}" for words in rest)]) + f" segments{after}"
-    return f"the {level} {_wall_words(scar.walls, rng, style == 'older')}{after}"
+    walls = _wall_words(scar.walls, rng, style)
+    if level and rng.random() < 0.35:  # "the inferior wall at basal level", in some styles
+        walls += _WORDS["levels_after"].get(style, "").replace("{level}", level)
+    return f"the {walls}{after}" if level in walls else f"the {level} {walls}{after}"
 
 
 def _percent(value: int | None, rng: np.random.Generator) -> str:
@@ -136,95 +142,133 @@ def _percent(value: int | None, rng: np.random.Generator) -> str:
     return f"{value}[%|%|%| %| percent]" if value else ""
 
 
-def _scar_text(scar: Scar, rng: np.random.Generator, style: str, number: int) -> str:
-    """Describe one scar in sentences, as a template."""
-    words, location = _WORDS["scar"], _location(scar, rng, style)
-    depth_said = rng.random() < 0.85
-    pattern = _WORDS["pattern"].get(scar.pattern, "[||||focal|confluent]")
-    kind = f"{pattern} {_DEPTH.get(scar.depth, '') if depth_said else ''}"
-    what = f"{words['certainty']} {kind} {{term}}"
-    if scar.ischaemic and rng.random() < 0.3:
-        what = f"{kind} [infarct scar|scar|infarction|myocardial scar]"
-    elif rng.random() < 0.15:
-        what = f"[|an area of|a region of] {kind} [scar|fibrosis|enhancement]"
-    clauses: list[str] = []  # what can follow the location
-    sentences: list[str] = []
-    if scar.depth and not depth_said:
-        clauses.append(f"{_DEPTH[scar.depth]} [in distribution|in location|in extent]")
-    chances = {"transmurality": 0.75, "circumference": 1.0, "no_reflow": 0.6, "aetiology": 0.6}
-    for detail, chance in chances.items():
-        if value := getattr(scar, detail):
-            percent = _percent(value, rng) if detail in ("transmurality", "circumference") else ""
-            is_clause = detail == "circumference" or rng.random() < chance
-            template = _WORDS["clause"][detail] if is_clause else _WORDS["sentence"][detail] + "."
-            text = _put(template, percent=percent, aetiology=_AETIOLOGY.get(scar.aetiology))
-            (clauses if is_clause else sentences).append(text)
-        elif detail == "no_reflow" and scar.depth in ("subendocardial", "transmural"):
-            sentences += _maybe(rng, 0.2, _WORDS["sentence"]["no_reflow_absent"] + ".")
-    rng.shuffle(sentences)
-    tail = f"[, |, | ]{', '.join(clauses)}" if clauses else ""
-    if style == "narrative" and location and not number and rng.random() < 0.5:
-        first = f"[After|Following] gadolinium, {what} [is|was] [seen|present|demonstrated]."
-        text = f"{first} [It|This] {words['involves']} {location}{tail}."
-    elif style == "narrative" and location and rng.random() < 0.5:
-        verb = "[also |]" if number else ""
-        text = f"<{location} {verb}[shows|demonstrates|exhibits|has] {what}{tail}.>"
-    elif not number and rng.random() < 0.4:
-        where = f"in {location}" if location else words["anywhere"]
-        text = f"<{what} [is|was] {words['seen']} {where}{tail}>."
-    else:
-        where = f"[in|in|involving|of|affecting] {location}" if location else words["anywhere"]
-        text = f"{words['also' if number else 'there_is']} {what} {where}{tail}."
-    return " ".join([text, *sentences])
+def _cause(scar: Scar) -> str:
+    """Name the aetiology; no-reflow is seen in infarcts of the last weeks only."""
+    words = _AETIOLOGY.get(scar.aetiology, "")
+    return re.sub(r"\[prior[^]]*\]", "[recent|acute]", words) if scar.no_reflow else words
 
 
-def _list_text(scar: Scar, rng: np.random.Generator, style: str, title: str) -> str:
-    """Describe one scar in the terse style (items on one line) or the structured one (a list)."""
-    words, depth = _WORDS[style], _DEPTH.get(scar.depth, "")
+def _scar_text(
+    scar: Scar, rng: np.random.Generator, style: str, parts: Mapping[str, Any], number: int
+) -> str:
+    """Describe one scar: the parts of the style whose facts are stated."""
+    place = _location(scar, rng, style)
+    noun = "infarct_term" if scar.ischaemic and rng.random() < 0.3 else "scar_term"
     facts = {
-        "place": _location(scar, rng, style).removeprefix("the ") or "[LV|left ventricle]",
-        "pattern": scar.pattern or "",
-        "depth": words["short_depth"].get(scar.depth, depth) if style == "terse" else depth,
+        "place": place,
+        "spot": place.removeprefix("the "),
+        "noun": _WORDS[noun],
+        "pattern": _WORDS["pattern"].get(scar.pattern, ""),
+        "plain_pattern": scar.pattern or "",
+        "depth": parts.get(f"depth_{scar.depth}", _DEPTH.get(scar.depth, "")),
+        "layer": _WORDS["layer"].get(scar.depth, ""),
         "transmurality": _percent(scar.transmurality, rng),
         "circumference": _percent(scar.circumference, rng),
-        "aetiology": _AETIOLOGY.get(scar.aetiology, ""),
+        "aetiology": _cause(scar),
+        **parts["labels"],
     }
-    items = [words["scar"]]
-    if style == "structured" and (scar.depth or scar.pattern):
-        items.append(words["kind"])
-    items += [words[name] for name in ("transmurality", "circumference") if facts[name]]
-    if scar.no_reflow:
-        items.append(words["no_reflow"])
-    else:
-        items += _maybe(rng, 0.4 if style == "terse" else 0.5, words["no_reflow_absent"])
-    if scar.aetiology:
-        items.append(words["aetiology"])
-    text = "[, |; ]".join(items) + "."
-    if style == "structured":
-        text = title + "\n".join(f"- {item}" for item in items)
-    return _put(text, **facts)
+    said = [parts["also" if number and "also" in parts else "scar"]]
+    said += [parts.get("kind", "")] if scar.depth or scar.pattern else []
+    for detail in ("circumference", "transmurality", "no_reflow", "aetiology"):
+        if getattr(scar, detail):
+            said.append(parts[detail])
+        elif detail == "no_reflow" and scar.depth in ("subendocardial", "transmural"):
+            said.append(parts["no_reflow_absent"])
+    texts = sorted((_fill(rng, text, **facts) for text in said), key=lambda text: text[:1] == ".")
+    return re.sub(r" +(?=[,.;\n]|$)", "", "".join(texts)) + parts["end"]
 
 
 def _statement(findings: Findings, rng: np.random.Generator, style: str) -> str:
-    """Write the statement on enhancement: sentences, or lines in the structured style."""
-    said = []
-    order = rng.permutation(len(findings.scars))
-    for number, index in enumerate(order):
-        scar = findings.scars[index]
-        if style in ("terse", "structured"):
-            title = f"[Scar|Lesion|Region] {number + 1}\n"
-            title = title if len(order) > 1 else _WORDS["structured"]["title"]
-            template = _list_text(scar, rng, style, title)
-        else:
-            template = _scar_text(scar, rng, style, number)
-        text = _fill(rng, template, term=_WORDS["term"])
-        said.append(re.sub(r" ([,.;])", r"\1", re.sub(r" +", " ", text)).strip())
+    """Write the statement on enhancement: sentences, items or lines."""
+    kind = PHRASES["styles"][style]
+    parts = _choices(PHRASES["statement"][kind.get("statement", style)])
+    parts["labels"] = {name: _fill(rng, text) for name, text in parts.get("labels", {}).items()}
+    title = parts.get("several" if len(findings.scars) > 1 else "single", "")
+    title = _fill(rng, title, number="#")
+    said = [_fill(rng, parts["first"])] if findings.present and "first" in parts else []
+    for number, index in enumerate(rng.permutation(len(findings.scars))):
+        said.append(title.replace("#", str(number + 1)))
+        said.append(_scar_text(findings.scars[index], rng, style, parts, number))
     if not said:
-        said.append(_fill(rng, _WORDS["negative"][style] + ".", term=_WORDS["term"]))
-        if rng.random() < 0.12 and style in ("prose", "narrative", "older"):
-            level, wall = LEVELS[int(rng.integers(3))], WALLS[int(rng.integers(6))]
-            said.append(_fill(rng, _WORDS["doubt"] + ".", where=f"{level} {wall} wall"))
-    return upper_first(("\n" if style == "structured" else " ").join(said))
+        said.append(_fill(rng, _choices(PHRASES["negative"][style]) + parts["end"]))
+        if rng.random() < kind.get("doubt", 0):
+            where = f"{_pick(rng, LEVELS[:3])} {_pick(rng, WALLS)} wall"
+            said.append(_fill(rng, _WORDS["doubt"] + ".", where=where))
+    return upper_first(parts.get("join", " ").join(filter(None, said)).strip())
+
+
+def _patient(findings: Findings, rng: np.random.Generator) -> tuple[dict[str, Any], set[str]]:
+    """Draw the numbers and places that a report mentions, and what is true of the study."""
+    scars, walls = findings.scars, [wall for wall in WALLS if wall not in findings.walls]
+    remote = _pick(rng, walls or WALLS)
+    words: dict[str, Any] = {"remote": remote, "where": f"[basal |mid |apical |]{remote}"}
+    ef = int(rng.normal(61 - 1.5 * len(findings.segments), 6) - 18 * (rng.random() < 0.15))
+    words["ef"] = ef = min(max(ef, 15), 72)
+    words["tesla"] = _pick(rng, ("1.5 T", "1.5 T", "3 T"))
+    true = {"any", words["tesla"], "rest" if rng.random() < 0.7 else "stress"}
+    true |= {"preserved" if ef >= 50 else "reduced", "large" if ef < 42 else "usual"}
+    words["size"] = "dilated" if "large" in true else "[normal in|of normal] size"
+    true |= {"positive" if scars else "negative"}
+    if scars:
+        scar = _pick(rng, scars)
+        words |= {"depth": _DEPTH.get(scar.depth, ""), "aetiology": _cause(scar)}
+        words["near"] = _location(replace(scar, aetiology=None), rng, "")
+        infarct = scar.ischaemic or not (scar.aetiology or scar.depth in DEPTHS[1:3])
+        true |= {"infarct" if infarct else "other"}
+        true |= {"acute" if any(one.no_reflow for one in scars) else "old"}
+        true |= {"single"} if len(scars) == 1 else set()
+        true |= {"named", scar.aetiology} if scar.aetiology else set()
+        true |= {"apical"} if infarct and {"apical", "apex"} & {*scar.levels} else set()
+    true |= {"thick" if {"hypertrophic", "amyloid"} & true else "slim"}
+    for kind, numbers in PHRASES["numbers"].items():
+        if kind in true:
+            words |= {name: int(rng.integers(*ends)) for name, ends in numbers.items()}
+    words["esv"] = round(words["edv"] * (100 - ef) / 100)
+    words["sv"] = words["edv"] - words["esv"]
+    words |= {f"{name}i": round(100 * words[name] / words["bsa"]) for name in ("edv", "mass")}
+    return words | ({"year": "[last week|this week]"} if "acute" in true else {}), true
+
+
+def _lay_out(findings: Findings, rng: np.random.Generator, style: str, statement: str) -> str:
+    """Write a whole report around the statement on enhancement."""
+    layout = PHRASES["layouts"][_pick(rng, PHRASES["styles"][style]["layouts"])]
+    words, true = _patient(findings, rng)
+    true |= set(layout.get("situation", "").split())
+    order, chance = _pick(rng, layout["orders"]).split(), layout.get("chance", {})
+    topics = [name for name in layout.get("topics", "").split() if name not in order]
+    topics = [name for name in rng.permutation(topics) if rng.random() < chance.get(name, 0.55)]
+    if "statement" not in order:
+        topics.insert(int(rng.integers(len(topics) + 1)), "statement")
+    parts = [part for part in ("section", "topic", "statement") if part in layout]
+    frames = {part: _pick(rng, layout[part]) for part in parts}
+    letters = _pick(rng, (str, str, str.upper))
+
+    def write(name: str, part: str = "section") -> str:
+        text = statement.removesuffix(".")
+        if name == "findings":
+            text = "".join(write(topic, "topic") for topic in topics)
+            if "topic" not in frames:
+                return text
+            text = text.removesuffix(". ")
+        elif name != "statement":
+            lists = PHRASES["topics"][name].items()
+            fitting = [texts for key, texts in lists if {*key.split("+")} <= true]
+            # Half of the draws choose a list first, because the special lists are short.
+            texts = _pick(rng, fitting) if rng.random() < 0.5 else sum(fitting, [])
+            text = _fill(rng, _pick(rng, texts), **words).removesuffix(".")
+            if order[0] == name == "conclusion":
+                text = text.replace("above", "below")
+        frame = frames.get(name, frames.get(part, frames["section"]))
+        heading = letters(_fill(rng, _choices(PHRASES["headings"][name])))
+        return frame.replace("{heading}", heading).replace("{text}", text).replace("?.", "?")
+
+    text = "".join(write(name) for name in order if rng.random() < chance.get(name, 1))
+    text = text.strip("\n").rstrip()
+    if rng.random() < layout.get("wrap", 0):
+        width, indent = int(rng.integers(60, 101)), _pick(rng, layout["indent"])
+        lines = (textwrap.fill(line, width, subsequent_indent=indent) for line in text.split("\n"))
+        text = "\n".join(lines)
+    return text
 
 
 def write_report(
@@ -236,37 +280,15 @@ def write_report(
         style: one of `STYLES` (kinds of writers), or None for a random one.
         whole: True for a full CMR report, False for its statement on enhancement alone.
     """
-    style = style or STYLES[int(rng.integers(len(STYLES)))]
+    style = style or _pick(rng, STYLES)
     if style not in STYLES:
         remedy = f"use one of {', '.join(STYLES)}, or None"
         raise InputError("style", f"unknown style {style!r}", remedy)
+    if bases := PHRASES["styles"][style].get("bases"):
+        text = write_report(findings, rng, _pick(rng, bases), whole)
+        return text.replace("\n", _pick(rng, PHRASES["styles"][style]["line_ends"]))
     statement = _statement(findings, rng, style)
-    if not whole:
-        return statement
-    ef, edv = int(rng.normal(48 if findings.present else 60, 8)), int(rng.normal(170, 30))
-    rvef, t1, mass = (int(rng.normal(*spread)) for spread in ((55, 6), (1010, 30), (120, 20)))
-    thick, wall = int(rng.integers(9, 14)), WALLS[int(rng.integers(6))]
-    others = rng.permutation(PHRASES["lists"]["others"])[: int(rng.integers(1, 5))].tolist()
-    main = [_WORDS["volumes"], _WORDS["wall_motion"]]
-    main += _maybe(rng, 0.8, _WORDS["right_ventricle"])
-    cut = int(rng.integers(len(others) + 1))
-    before, after = " ".join(main + others[:cut]), " ".join(others[cut:])
-    has_sections, heading = style in ("structured", "terse") or rng.random() < 0.3, ""
-    if has_sections:
-        heading = _fill(rng, _WORDS["heading"]) + (":\n" if style == "structured" else ": ")
-    parts = [
-        text
-        for text, chance in PHRASES["layouts"]["sections" if has_sections else "prose"]
-        if (after or not text.endswith("{after}")) and (chance == 1 or rng.random() < chance)
-    ]
-    conclusion = _WORDS["conclusion_positive" if findings.present else "conclusion_negative"]
-    words = {"before": before, "after": after, "heading": heading, "conclusion": conclusion}
-    words |= {name: _WORDS[name] for name in ("indication", "technique", "size")}
-    words |= {"where": f"[basal |mid |apical |]{wall}", "rvef": rvef, "t1": t1, "mass": mass}
-    words |= {"ef": ef, "edv": edv, "esv": round(edv * (100 - ef) / 100), "edvi": round(edv / 1.9)}
-    template = ("\n" if has_sections else "[\n| ]").join(parts)
-    report = _fill(rng, template, **words, thick=thick)
-    return report.replace("{statement}", statement)
+    return _lay_out(findings, rng, style, statement) if whole else statement
 
 
 def canonical_text(findings: Findings) -> str:

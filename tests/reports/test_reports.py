@@ -19,6 +19,7 @@ from lgekit.reports.reader import lge_statement, read_report, states_enhancement
 from lgekit.reports.training_texts import prompt_sets
 from lgekit.reports.writer import STYLES, canonical_text, write_report
 
+EXACT = STYLES[:6]  # the styles that are read back exactly; for the others see test_writer
 HERE = Path(__file__).parent
 TEXTS = tomllib.loads((HERE / "texts.toml").read_text(encoding="utf-8"))
 SENTENCES = list(csv.DictReader(io.StringIO((HERE / "report_sentences.csv").read_text("utf-8"))))
@@ -33,7 +34,7 @@ def written():
         findings = draw_findings(rng, ("clinical", "uniform")[number % 2], positive=0.75)
         if number % 5 == 0:
             findings = writer.corrupt_findings(findings, rng, 1.0)
-        style, whole = STYLES[number % len(STYLES)], number % 3 > 0
+        style, whole = EXACT[number % len(EXACT)], number % 3 > 0
         rows.append((findings, style, whole, write_report(findings, rng, style, whole)))
     return rows
 
@@ -47,7 +48,7 @@ def test_what_is_written_is_read_back(written):
             assert states_enhancement(report) and len(lge_statement(report)) < len(report), report
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", EXACT)
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_every_field_survives_in_every_style(style, depth):
     scars = (
