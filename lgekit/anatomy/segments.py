@@ -185,13 +185,18 @@ def findings_from_labels(study: Study) -> Findings:
     landmarks = known or Landmarks(ANTERIOR_RVIP_DEG, 360 - ANTERIOR_RVIP_DEG)
     ventricle, x, y, plane, angle = wall_voxels(labels, study.spacing_mm, landmarks)
     codes = labels[x, y, plane]
-    scarred = np.isin(codes, SCARRED)
-    scar_slices = np.unique(plane[scarred])  # the depth is slow, and not needed in other slices
+    scar_slices = np.unique(plane[np.isin(codes, SCARRED)])  # others do not need the depth
     depth = depth_of_voxels(labels, study.spacing_mm, x, y, plane, scar_slices)
-    cell = wall_cell(plane, angle, depth)
-    masks = codes > 0, scarred, codes == NO_REFLOW
-    wall, scar, core = (count_cells(cell[mask], labels.shape[2]) for mask in masks)
-    return Findings(scars_in_words(wall, scar, core, ventricle.thirds, known is not None))
+    thirds, oriented = ventricle.thirds, known is not None
+    return Findings(scars_of_voxels(codes, plane, angle, depth, thirds, oriented))
+
+
+def scars_of_voxels(codes, plane, frame_deg, depth, thirds, oriented=True) -> tuple[Scar, ...]:
+    """Describe the wall as scars, from the label, slice, angle and depth of each of its voxels."""
+    cell = wall_cell(plane, frame_deg, depth)
+    masks = codes > 0, np.isin(codes, SCARRED), codes == NO_REFLOW
+    wall, scar, core = (count_cells(cell[mask], len(thirds)) for mask in masks)
+    return scars_in_words(wall, scar, core, thirds, oriented)
 
 
 def wall_cell(plane: np.ndarray, frame_deg: np.ndarray, depth: np.ndarray) -> np.ndarray:
