@@ -13,7 +13,6 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +31,10 @@ COLUMNS = "study_id image labels report split patient_id report_source findings"
 LANDMARK_COLUMNS = ["anterior_rvip_deg", "inferior_rvip_deg", "rvip_confidence"]
 REPORT_SOURCES = ("clinical", "masks", "phantom", "none")
 INTERNAL_CODES = {code: code for code in range(len(LABEL_NAMES))}
-SYNONYMS = {
-    **dict.fromkeys(("mask", "masks", "segmentation", "segmentations", "label"), "labels"),
-    **dict.fromkeys(("patient", "subjectid"), "patient_id"),
-}
+CONFIDENCE = {"high": 1.0, "medium": 0.66, "low": 0.33}
+# Other names of columns. A close spelling of one of these or of a column is a mistake.
+SYNONYMS = dict.fromkeys(("mask", "segmentation", "segmentations"), "labels")
+SYNONYMS |= dict.fromkeys(("patient", "subjectid"), "patient_id")
 
 
 def read_text(path: Path, what: str) -> str:
@@ -87,29 +86,30 @@ def optional_rows(
 
 def misspelt_columns(table: Path, columns: Sequence[str], known: Sequence[str]) -> Iterator[Fault]:
     """Return a fault for each column that seems misspelt; other unknown columns are ignored."""
-    plain = {name: re.sub("[-_ ]", "", name.lower()) for name in (*columns, *known)}
-    spellings = {plain[name]: name for name in known}
+    spellings = {name.lower().replace("_", ""): name for name in known}
     spellings |= {word: name for word, name in SYNONYMS.items() if name in known}
     for column in (name for name in columns if name not in known):
-        close = difflib.get_close_matches(column.lower(), known, 1, 0.8)
-        meant = spellings.get(plain[column], close[0] if close else None)
-        if meant and meant not in columns:
-            remedy = f"Did you mean {meant!r}? Rename the column, or give it another name"
-            yield Fault(table, f"unknown column {column!r}", remedy, truth_only=True)
+        plain = re.sub("[-_ ]", "", column.lower())
+        for close in difflib.get_close_matches(plain, spellings, 1, 0.86):
+            if (meant := spellings[close]) not in columns:
+                remedy = f"Did you mean {meant!r}? Rename the column, or give it another name"
+                yield Fault(table, f"unknown column {column!r}", remedy, truth_only=True)
 
 
-def parse_landmarks(anterior: str, inferior: str, confidence: object, where: str) -> Landmarks:
-    """Make landmarks from two angles (degrees; empty: unknown) and a confidence from 0 to 1."""
+def parse_landmarks(angles: Sequence[str], confidence: str, where: str) -> Landmarks | None:
+    """Make landmarks from two angles (degrees; empty: unknown) and a confidence, 0–1 or a word."""
+    if not any(angles):
+        return None
     try:
-        angles = [float(text) % 360 if text else float("nan") for text in (anterior, inferior)]
-        sure = float(str(confidence))
-        if np.isinf(angles).any() or not 0 <= sure <= 1:
+        anterior, inferior = (float(text) % 360 if text else float("nan") for text in angles)
+        sure = CONFIDENCE.get(confidence) or float(confidence or 1)
+        if not 0 <= sure <= 1:
             raise ValueError
     except ValueError as error:
-        problem = f"{anterior!r}, {inferior!r} with confidence {confidence!r} are not landmarks"
-        remedy = "Give degrees, and high, medium or low (in a manifest: a number from 0 to 1)"
+        problem = f"{', '.join(map(repr, angles))} with confidence {confidence!r} are no landmarks"
+        remedy = "Give degrees, and as confidence high, medium, low or a number from 0 to 1"
         raise InputError(where, problem, remedy) from error
-    return Landmarks(angles[0], angles[1], sure)
+    return Landmarks(anterior, inferior, sure)
 
 
 def parse_report(cell: str, table: Path, source: str, any_report: bool, where: str) -> str:
@@ -150,34 +150,31 @@ def manifest(path: str) -> Listing:
 
 def _study(row: dict[str, str], table: Path, where: str, any_report: bool) -> Listing:
     """The study of a row, and the faults of the row."""
-    name, source = row["study_id"], row["report_source"]
+    name, source, findings = row["study_id"], row["report_source"], row["findings"]
     if not name or name[0] == "." or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
         remedy = "Use letters, digits, - and _"
         yield Fault(where, f"study_id {name!r} cannot name a file", remedy, name)
-    elif not row["image"]:
+        return
+    if not row["image"]:
         remedy = "Write the path of the study's NIfTI file, relative to the table"
         yield Fault(f"{where}, image", "image is empty", remedy, name)
-    else:
-        anterior, inferior, confidence = (row[column] for column in LANDMARK_COLUMNS)
-        parsers: dict[str, Callable[[], object]] = {
-            "report": partial(parse_report, row["report"], table, source, any_report, where)
-        }
-        if anterior or inferior:
-            angles = anterior, inferior
-            parsers["landmarks"] = partial(parse_landmarks, *angles, confidence or 1.0, where)
-        if row["findings"]:
-            parsers["findings"] = partial(Findings.from_json, row["findings"])
-        parsed: dict[str, Any] = {}
-        for key, parse in parsers.items():
-            try:
-                parsed[key] = parse()
-            except InputError as error:
-                place = f"{where}, findings" if key == "findings" else error.where
-                yield Fault(place, error.problem, error.remedy, name, truth_only=True)
-        parsed |= {"report_source": source, "split": row["split"], "codes": INTERNAL_CODES}
-        parsed |= {"study_id": name, "patient_id": row["patient_id"] or name}
-        mask = table.parent / row["labels"] if row["labels"] else None
-        yield nifti_entry(table.parent / row["image"], mask, **parsed)
+        return
+    *angles, confidence = (row[column] for column in LANDMARK_COLUMNS)
+    parsers: dict[str, Callable[[], object]] = {
+        "report": lambda: parse_report(row["report"], table, source, any_report, where),
+        "landmarks": lambda: parse_landmarks(angles, confidence, where),
+        "findings": lambda: Findings.from_json(findings) if findings else None,
+    }
+    facts: dict[str, Any] = {"study_id": name, "patient_id": row["patient_id"] or name}
+    facts |= {"report_source": source, "split": row["split"], "codes": INTERNAL_CODES}
+    for key, parse in parsers.items():
+        try:
+            facts[key] = parse()
+        except InputError as error:
+            place = f"{where}, findings" if key == "findings" else error.where
+            yield Fault(place, error.problem, error.remedy, name, truth_only=True)
+    mask = table.parent / row["labels"] if row["labels"] else None
+    yield nifti_entry(table.parent / row["image"], mask, **facts)
 
 
 def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:

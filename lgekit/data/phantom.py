@@ -218,12 +218,12 @@ PATTERNS = {
 class ScarMap:
     """Scar over the wall, tables ``(z, ANGLES)`` float32; depth is 0 endocardium … 1 epicardium."""
 
+    aetiology: str  # the artery or the disease
     inner: Array  # depth where scar begins
     outer: Array  # depth where it ends
     core: Array  # depth to which no-reflow reaches, from 0.12
     density: Array  # share of the scar's extra ECV
     thinning: Array  # share of the wall that is lost
-    aetiology: str  # the artery or the disease
 
     def thickness(self) -> Array:
         """Share of the wall that is scar, ``(z, ANGLES)``."""
@@ -273,7 +273,7 @@ def wavefront_scar(rng: Rng, level: Array, artery: str | None = None) -> ScarMap
     thinning = (0 if acute else rng.uniform(0.05, 0.4)) * np.minimum(reach, 1) ** 1.5
     density = np.clip(rng.uniform(0.9, 1.05) + 0.1 * wall_noise(rng, level), 0.3, 1.0)
     inner = np.full_like(reach, -0.05) + 1.05 * (reach <= 0)
-    return ScarMap(*float32(inner, reach, core, density, thinning), artery)
+    return ScarMap(artery, *float32(inner, reach, core, density, thinning))
 
 
 def patch_scar(rng: Rng, level: Array, heart: Heart, pattern: str | None = None) -> ScarMap:
@@ -308,7 +308,7 @@ def patch_scar(rng: Rng, level: Array, heart: Heart, pattern: str | None = None)
         outer = np.where(half > 0.05, np.maximum(outer, depth + half), outer)
     density = np.clip(rng.uniform(0.5, 0.9) + 0.12 * wall_noise(rng, level), 0.2, 1.0)
     nothing = np.zeros_like(inner)
-    return ScarMap(*float32(inner, outer, nothing, density, nothing), PATTERNS[pattern][1])
+    return ScarMap(PATTERNS[pattern][1], *float32(inner, outer, nothing, density, nothing))
 
 
 def draw_scars(rng: Rng, level: Array, heart: Heart) -> list[ScarMap]:

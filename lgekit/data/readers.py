@@ -6,16 +6,27 @@ import hashlib
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from lgekit.data import nifti
 from lgekit.data.manifest import INTERNAL_CODES, manifest, optional_rows, parse_landmarks
-from lgekit.data.nifti import Entry, Fault, Listing, folder, nifti_entry
+from lgekit.data.nifti import (
+    Doubt,
+    Entry,
+    Fault,
+    Listing,
+    folder,
+    nifti_entry,
+    read_nifti,
+    read_study,
+    storage_mirrored,
+)
 from lgekit.errors import InputError
 from lgekit.study import (
     BACKGROUND,
@@ -44,59 +55,63 @@ MNMS_CODES = {0: BACKGROUND, 1: CAVITY, 2: MYOCARDIUM, 3: RV}
 MYOPS_CODES = {0: BACKGROUND, 200: MYOCARDIUM, 500: CAVITY, 600: RV, 1220: MYOCARDIUM, 2221: SCAR}
 
 EMIDEC_SAME_PATIENT = {"Case_P072": "Case_P059"}  # a resampled copy
-RVIP_CONFIDENCE = {"high": 1.0, "medium": 0.66, "low": 0.33}
+
+
+def scan(root: Path, image: str, mask: str, codes: Mapping[int, int], **facts: Any) -> Listing:
+    """List the NIfTI files whose paths from ``root`` match, ``image`` with the ``mask`` of its key.
+
+    Both patterns name the group ``key``, by which masks are found. The groups ``study`` and
+    ``patient`` of ``image`` are ids; without them, the key and the study. ``facts`` are of `Entry`.
+    """
+    masks: dict[str, list[Path]] = defaultdict(list)
+    images: list[tuple[dict[str, str], Path]] = []
+    for file in sorted(root.rglob("*.nii*")):
+        path = file.relative_to(root).as_posix()
+        if found := re.search(rf"{mask}\.nii", path, re.I):
+            masks[found["key"]].append(file)
+        elif found := re.search(rf"{image}\.nii", path, re.I):
+            images.append((found.groupdict(), file))
+    for names, file in images:
+        study = names.get("study", names["key"])
+        own = masks.pop(names["key"], [])
+        for other in own[1:]:
+            remedy = "Keep one mask file for each image"
+            yield Fault(other, "a second mask for the same image", remedy, study, truth_only=True)
+        ids = {"study_id": study, "patient_id": names.get("patient", study)}
+        yield nifti_entry(file, own[0] if own else None, codes=codes, **ids, **facts)
+    for key, (file, *_) in sorted(masks.items()):
+        remedy = "Copy the image of this study into the folder again, or remove the mask"
+        yield Fault(file, "a mask without its image", remedy, key)
 
 
 def emidec(path: str) -> Listing:
     """EMIDEC (Lalande et al., Data 2020, 5(4), 89), training or test set, original or restored::
 
-        Case_P001/Images/Case_P001.nii.gz
-        Case_P001/Contours/Case_P001.nii.gz   optional
-        Case P001.txt      optional, here or in the case's folder; latin-1
-        rvip.csv           optional: case,anterior_rvip_deg,inferior_rvip_deg,confidence
-
-    The clinical text reveals who is ill. It is kept in ``study["clinical"]`` for display only.
+    Case_P001/Images/Case_P001.nii.gz
+    Case_P001/Contours/Case_P001.nii.gz   optional
+    rvip.csv           optional: case,anterior_rvip_deg,inferior_rvip_deg,confidence
     """
-    root = folder(path)
-    landmarks: dict[str, Landmarks] = {}
+    root, landmarks = folder(path), dict[str, Landmarks | None]()
     table, columns = root / "rvip.csv", ("case", "anterior_rvip_deg", "inferior_rvip_deg")
     rows, faults = optional_rows(table, columns)
     yield from faults
     for row in rows:
-        case, anterior, inferior = (row[column] for column in columns)
-        confidence = RVIP_CONFIDENCE.get(row.get("confidence", "high"), float("nan"))
+        case, *angles = (row[column] for column in columns)
         try:
             where = f"{table}, {case}"
-            landmarks[case] = parse_landmarks(anterior, inferior, confidence, where)
+            landmarks[case] = parse_landmarks(angles, row.get("confidence", ""), where)
         except InputError as error:
             yield Fault.of(error, case, truth_only=True)
-    for case_dir in sorted(root.glob("*/")):
-        images, contours, name = case_dir / "Images", case_dir / "Contours", case_dir.name
-        if not (name.startswith("Case") or images.is_dir()):
-            continue
-        image = _one_nifti(images, name)
-        if image is None:
-            remedy = f"Put {name}.nii.gz into the Images folder"
-            yield Fault(images, "contains no image of this case", remedy, name)
-            continue
-        mask = _one_nifti(contours, name)
-        if mask is None and contours.is_dir():
-            mask = contours / image.name  # reported as missing
-        facts: dict[str, Any] = {"study_id": name, "codes": EMIDEC_CODES}
-        facts |= {"patient_id": EMIDEC_SAME_PATIENT.get(name, name)}
-        for place in (case_dir, root):
-            if (text := place / f"{name.replace('_', ' ')}.txt").is_file():
-                pairs = (line.partition(":") for line in text.read_text("latin-1").splitlines())
-                clinical = {key.strip(): value.strip() for key, colon, value in pairs if colon}
-                facts["fields"] = {"clinical": clinical}
-        yield nifti_entry(image, mask, landmarks=landmarks.get(name), **facts)
-
-
-def _one_nifti(where: Path, name: str) -> Path | None:
-    """The NIfTI file of this name in a folder, or the only one there."""
-    files = sorted(where.glob("*.nii*"))
-    named = [file for file in files if file.name.split(".nii")[0] == name]
-    return (named or files)[0] if named or len(files) == 1 else None
+    image, mask = r"(?P<key>Case[^/]*)/Images/[^/]*", r"(?P<key>Case[^/]*)/Contours/[^/]*"
+    for item in scan(root, image, mask, EMIDEC_CODES):
+        if isinstance(item, Entry):
+            name, contours = item.study_id, item.files[0].parents[1] / "Contours"
+            if item.labels is None and contours.is_dir():
+                remedy = f"Put {name}.nii.gz there, or remove the folder to read no mask"
+                yield Fault(contours, "contains no mask", remedy, name, truth_only=True)
+            patient = EMIDEC_SAME_PATIENT.get(name, name)
+            item = replace(item, patient_id=patient, landmarks=landmarks.get(name))
+        yield item
 
 
 def acdc(path: str) -> Listing:
@@ -108,24 +123,9 @@ def acdc(path: str) -> Listing:
     The header is nominal, but no stack is mirrored, so the RV label gives both insertion
     points.
     """
-    for patient in sorted(folder(path).glob("**/patient[0-9]*/")):
-        frames = [one for one in patient.glob("*_frame*.nii*") if "_gt.nii" not in one.name]
-        if not frames:
-            remedy = "Copy the patient's folder again: patient001_frame01.nii.gz and its _gt file"
-            yield Fault(patient, "contains no frame", remedy, patient.name)
-        for frame in sorted(frames):
-            yield _cine(frame, codes=ACDC_CODES, mirrored=False)
-
-
-def _cine(image: Path, frame: int | None = None, phase: str = "", **facts: Any) -> Entry:
-    """A frame of a cine data set in its patient's folder."""
-    mask, name = _cine_mask(image), image.name.split(".nii")[0] + phase
-    facts |= {"study_id": name, "patient_id": image.parent.name, "scar_labelled": False}
-    return nifti_entry(image, mask if mask.is_file() else None, frame, **facts)
-
-
-def _cine_mask(image: Path) -> Path:
-    return image.with_name(image.name.replace(".nii", "_gt.nii"))
+    root, image = folder(path), r"(?P<key>(?P<patient>patient\d+)_frame\d+)"
+    mask = r"(?P<key>patient\d+_frame\d+)_gt"
+    yield from scan(root, image, mask, ACDC_CODES, scar_labelled=False, mirrored=False)
 
 
 def mnms(path: str) -> Listing:
@@ -133,44 +133,32 @@ def mnms(path: str) -> Listing:
 
         **/A0S9V9/A0S9V9_sa.nii.gz     **/A0S9V9/A0S9V9_sa_gt.nii.gz
         **/001/001_SA_ED.nii.gz        **/001/001_SA_ED_gt.nii.gz     (and ES: M&Ms-2)
-        *.csv                          optional: External code, ED, ES (frames from 0)
 
-    Without a table the frames of a 4-D file are those that its label file marks.
+    The frames of a 4-D file are those that its label file marks; end-diastole is the first.
     """
-    root = folder(path)
-    frames: dict[str, tuple[int, ...]] = {}
-    for table in sorted(root.glob("**/*.csv")):
-        with table.open(encoding="utf-8", errors="replace") as stream:
-            if "External code" not in stream.readline():
-                continue
-        rows, faults = optional_rows(table, ("External code", "ED", "ES"))
-        yield from faults
-        for row in rows:
-            if row["ED"].isdigit() and row["ES"].isdigit():
-                frames[row["External code"]] = (int(row["ED"]), int(row["ES"]))
-    for image in sorted(root.glob("**/*.nii*")):
-        if not re.search(r"_SA(_E[DS])?\.nii", image.name, re.I):
+    image, mask = r"(?P<key>(?P<patient>[^/]+)_SA(?:_E[DS])?)", r"(?P<key>[^/]+_SA(?:_E[DS])?)_gt"
+    for item in scan(folder(path), image, mask, MNMS_CODES, scar_labelled=False):
+        if isinstance(item, Fault) or not item.study_id.lower().endswith("_sa"):
+            yield item
             continue
-        name = image.name.split(".nii")[0]
-        if not name.lower().endswith("_sa"):
-            yield _cine(image, codes=MNMS_CODES)
-            continue
-        numbers = frames.get(image.parent.name) or _labelled_frames(image)
-        if not numbers:
+        frames = _labelled_frames(item.files[1]) if item.labels else []
+        if not frames:
             problem = "which frames are end-diastole and end-systole is not known"
-            remedy = "Put the data set's table (External code, ED, ES) next to the patients"
-            yield Fault(image, problem, remedy, name)
-        for phase, number in zip(("_ED", "_ES"), numbers, strict=False):
-            yield _cine(image, number, phase, codes=MNMS_CODES)
+            remedy = "Put its label file (_gt) next to it, or remove the patient's folder"
+            yield Fault(item.files[0], problem, remedy, item.study_id)
+        for phase, frame in zip(("_ED", "_ES"), frames, strict=False):
+            read_image, read_mask = (partial(read_nifti, file, frame) for file in item.files)
+            name = item.study_id + phase
+            yield replace(item, study_id=name, image=read_image, labels=read_mask)
 
 
-def _labelled_frames(image: Path) -> tuple[int, ...]:
-    """The first two frames with labels of an image's 4-D label file; end-diastole is the first."""
+def _labelled_frames(mask: Path) -> list[int]:
+    """The frames with labels of a 4-D label file."""
     try:
-        array = np.asanyarray(nib.Nifti1Image.from_filename(_cine_mask(image)).dataobj)
-    except Exception:  # missing or damaged: reported as unknown frames
-        return ()
-    return tuple(np.flatnonzero(array.any(axis=(0, 1, 2)))[:2].tolist()) if array.ndim == 4 else ()
+        array = np.asanyarray(nib.Nifti1Image.from_filename(mask).dataobj)
+    except Exception:  # damaged: reported as unknown frames
+        return []
+    return np.flatnonzero(array.any(axis=(0, 1, 2))).tolist() if array.ndim == 4 else []
 
 
 def myops(path: str) -> Listing:
@@ -182,16 +170,8 @@ def myops(path: str) -> Listing:
 
     Other sequences are ignored.
     """
-    root = folder(path)
-    masks = {file.name.split("_gd.nii")[0]: file for file in sorted(root.glob("**/*_gd.nii*"))}
-    for image in sorted(root.glob("**/*.nii*")):
-        name, *rest = re.split(r"_(?:DE|LGE)\.nii", image.name)
-        if rest:
-            mask = masks.pop(name, None)
-            yield nifti_entry(image, mask, study_id=name, patient_id=name, codes=MYOPS_CODES)
-    for name, mask in sorted(masks.items()):
-        remedy = "Put the LGE image (…_DE.nii.gz or …_LGE.nii.gz) into the folder"
-        yield Fault(mask, "a mask without its LGE image", remedy, name, truth_only=True)
+    image, mask = r"(?P<key>[^/]+)_(?:DE|LGE)", r"(?P<key>[^/]+)_gd"
+    yield from scan(folder(path), image, mask, MYOPS_CODES)
 
 
 def bids(path: str) -> Listing:
@@ -218,31 +198,26 @@ def bids(path: str) -> Listing:
                 remedy = f"Use these names: {', '.join(LABEL_NAMES)}"
                 faults.append(Fault(table, problem, remedy, truth_only=True))
     yield from faults
-    masks = sorted(root.glob("derivatives/**/*_dseg.nii*"))
-    for image in sorted(root.glob("sub-*/**/*.nii*")):
-        if "lge" not in image.name.lower():
-            continue
-        name = image.name.split(".nii")[0]
-        patient, stem = name.split("_")[0], name.rpartition("_")[0]  # dseg replaces the suffix
-        own = [mask for mask in masks if mask.name.startswith(f"{stem}_")]
-        if len(own) > 1:
-            remedy = "Keep one *_dseg file for each image"
-            yield Fault(own[1], "a second mask for the same image", remedy, name, truth_only=True)
-        person = people.get(patient, {})
-        cells: dict[str, Any] = {key: person.get(key, "") for key in ("report", "split")}
-        mask = own[0] if own else None
-        yield nifti_entry(image, mask, study_id=name, patient_id=patient, codes=codes, **cells)
+    # The suffix (_T1w) is not part of the key, nor is what only masks have (_desc-hand_dseg).
+    image = r"^sub-.*/(?P<study>(?P<key>(?P<patient>sub-[^_/]+)[^/]*)_[^_/]*)"
+    mask = r"^derivatives/.*/(?P<key>sub-[^/]*?)(?:_(?:desc|label|space|res|seg)-[^_/]*)*_dseg"
+    for item in scan(root, image, mask, codes):
+        if isinstance(item, Fault):
+            yield item
+        elif "lge" in item.study_id.lower():
+            person = people.get(item.patient_id, {})
+            yield replace(item, report=person.get("report", ""), split=person.get("split", ""))
 
 
-def _dicom(path: str) -> Listing:
-    from lgekit.data.dicom import dicom  # loads pydicom
+def dicom(path: str) -> Listing:
+    from lgekit.data.dicom import list_series  # loads pydicom
 
-    return dicom(path)
+    return list_series(path)
 
 
 READERS: dict[str, Callable[[str], Listing]]
 READERS = {"emidec": emidec, "acdc": acdc, "myops": myops, "mnms": mnms, "bids": bids}
-READERS |= {"dicom": _dicom, "manifest": manifest}
+READERS |= {"dicom": dicom, "manifest": manifest}
 # A file that each reader looks for, named in the message if there is none.
 EXPECTED = {
     "emidec": "Case_P001/Images/Case_P001.nii.gz",
@@ -302,22 +277,21 @@ def pretraining_specs(spec: str, asked: str = "auto", root: Path = Path()) -> li
     return [f"acdc:{sibling}"] if found else []
 
 
-def phantom_options(rest: str) -> dict[str, Any]:
-    """Parse the options of ``phantom:studies=200,seed=1``."""
-    parsers = {"studies": int, "seed": int, "report_noise": float, "workers": int}
+def _phantom(rest: str) -> Cohort:
+    """Make the phantom cohort of ``phantom:studies=200,seed=1``."""
+    from lgekit.data.phantom import phantom_cohort
+
     options: dict[str, Any] = {}
     for part in filter(None, (piece.strip() for piece in rest.split(","))):
-        name, _, text = part.partition("=")
-        remedy = f"Options: {', '.join(parsers)}; write name=value, separated by commas"
-        if name not in parsers or name in options:
-            problem = f"{part!r} is not an option of the phantom, or is given twice"
-            raise InputError(f"phantom:{rest}", problem, remedy)
-        try:
-            options[name] = parsers[name](text)
-        except ValueError:
-            problem = f"{part} is not of type {parsers[name].__name__}"
-            raise InputError(f"phantom:{rest}", problem, remedy) from None
-    return options
+        name, equals, value = part.partition("=")
+        if not equals or name in options:
+            problem = f"{part!r} is not NAME=VALUE, or is given twice"
+            raise InputError(f"phantom:{rest}", problem, "Write e.g. phantom:studies=200,seed=1")
+        options[name] = value
+    return phantom_cohort(**options)
+
+
+# ---- reading ----
 
 
 def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
@@ -352,6 +326,15 @@ def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
     return entries, faults
 
 
+def _load(spec: str, images_only: bool = False) -> Iterator[Fault | tuple[Entry, Study]]:
+    """Yield all faults of a cohort that opening no image shows, then each study or its faults."""
+    entries, faults = list_studies(spec)
+    yield from faults
+    for entry in entries:
+        for item in read_study(entry, images_only):
+            yield item if isinstance(item, Fault) else (entry, item)
+
+
 def read_cohort(spec: str, images_only: bool = False) -> Cohort:
     """Read a cohort.
 
@@ -364,35 +347,31 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
     """
     kind, rest = parse_spec(spec)
     if kind == "phantom":
-        from lgekit.data.phantom import phantom_cohort
-
-        cohort = phantom_cohort(**phantom_options(rest))
+        cohort = _phantom(rest)
         if not images_only:
             return cohort
         keys = ("image", "study_id", "patient_id", "split")
         return Cohort([Study(**{key: one[key] for key in keys}) for one in cohort.studies], spec)
-    entries, faults = list_studies(spec)
-    for fault in faults:
-        if not (images_only and fault.truth_only):
-            raise fault
-    studies: list[Study] = []
-    notes: list[UserWarning] = []
-    for entry in entries:
-        study, image = nifti.read_study(entry, images_only)
-        studies.append(study)
-        notes += image.notes
+    loaded: list[tuple[Entry, Study]] = []
+    for item in _load(spec, images_only):
+        if not isinstance(item, Fault):
+            loaded.append(item)
+        elif isinstance(item, Doubt):  # without its folder, whose name may be a person's
+            warnings.warn(f"{item.study_id}: {item.problem}", stacklevel=2)
+        elif not (images_only and item.truth_only):
+            raise item
+    studies = [study for _, study in loaded]
     if not images_only:
-        drawn = scar_is_drawn(entries, studies)
-        for study, entry in zip(studies, entries, strict=True):
-            complete(study, entry, drawn)
+        drawn = _scar_is_drawn(loaded)
+        for entry, study in loaded:
+            _complete(entry, study, drawn)
     for study, owner in copies(studies):
-        name, patient, kept = study["study_id"], study["patient_id"], owner["patient_id"]
-        copy = f"{name}: the same image as {owner['study_id']}; counted as patient {kept}"
-        notes.append(UserWarning(copy))
+        patient, kept = study["patient_id"], owner["patient_id"]
+        copy = f"{study['study_id']}: the same image as {owner['study_id']}; counted as patient"
+        warnings.warn(f"{copy} {kept}", stacklevel=2)
         for other in studies:
             if other["patient_id"] == patient:
                 other["patient_id"] = kept
-    _warn(notes)
     _assign_splits(studies)
     return Cohort(studies, spec)
 
@@ -403,22 +382,13 @@ def check_cohort(spec: str) -> list[Fault]:
     Raises:
         InputError: only if the SPEC itself is wrong (unknown kind, wrong option of the phantom).
     """
-    if parse_spec(spec)[0] == "phantom":
-        read_cohort(spec)
+    kind, rest = parse_spec(spec)
+    if kind == "phantom":
+        _phantom(rest)
         return []
-    entries, faults = list_studies(spec)
-    studies: list[Study] = []
-    for entry in entries:
-        try:
-            study, image = nifti.read_study(entry)
-        except InputError:
-            faults += [Fault.of(error, entry.study_id) for error in nifti.study_faults(entry)]
-            continue
-        studies.append(study)
-        for gap in (note for note in image.notes if isinstance(note, nifti.SliceGapWarning)):
-            remedy = "Export the series again with all its slices"
-            faults.append(Fault(image.where, str(gap), remedy, entry.study_id))
-    for study, owner in copies(studies):
+    items = list(_load(spec))
+    faults = [item for item in items if isinstance(item, Fault)]
+    for study, owner in copies([item[1] for item in items if not isinstance(item, Fault)]):
         name, patient = study["study_id"], owner["patient_id"]
         problem = f"the same image as {owner['study_id']} of patient {patient}"
         remedy = "Remove one of the two, or give both the same patient_id, as reading does"
@@ -426,26 +396,26 @@ def check_cohort(spec: str) -> list[Fault]:
     return faults
 
 
-def scar_is_drawn(entries: list[Entry], studies: list[Study]) -> bool:
+def _scar_is_drawn(loaded: list[tuple[Entry, Study]]) -> bool:
     """Whether a mask without scar means a heart without scar.
 
     It does not if some report describes scar and no mask has any: only the heart was outlined.
     """
     from lgekit.reports.reader import read_report, states_enhancement
 
-    if not any(entry.labels is not None and entry.scar_labelled for entry in entries):
+    if not any(entry.labels is not None and entry.scar_labelled for entry, _ in loaded):
         return True
-    masks = (study.label_map for study in studies)
+    masks = (study.label_map for _, study in loaded)
     if any(mask is not None and np.isin(mask, SCARRED).any() for mask in masks):
         return True
-    reports = (one.report for one in entries if one.report and one.report_source != "masks")
+    reports = (one.report for one, _ in loaded if one.report and one.report_source != "masks")
     return not any(states_enhancement(text) and read_report(text).present for text in reports)
 
 
-def complete(study: Study, entry: Entry, drawn: bool) -> None:
+def _complete(entry: Entry, study: Study, drawn: bool) -> None:
     """Derive, in place, landmarks from an RV label, findings, and a report from the masks.
 
-    ``drawn`` is whether the cohort's masks show scar (:func:`scar_is_drawn`), else reports do.
+    ``drawn`` is whether the cohort's masks show scar (:func:`_scar_is_drawn`), else reports do.
     """
     from lgekit.anatomy.segments import findings_from_labels, insertion_points
     from lgekit.reports.reader import read_report, states_enhancement
@@ -453,7 +423,7 @@ def complete(study: Study, entry: Entry, drawn: bool) -> None:
 
     labels = study.label_map
     if labels is not None and study["landmarks"] is None and (labels == RV).any():
-        mirrored = nifti.storage_mirrored(study["image"].affine)
+        mirrored = storage_mirrored(study["image"].affine)
         mirrored = entry.mirrored if mirrored is None else mirrored
         if mirrored is not None:  # else anterior and inferior cannot be told apart
             landmarks = insertion_points(labels, study.spacing_mm, mirrored=mirrored)
@@ -467,16 +437,6 @@ def complete(study: Study, entry: Entry, drawn: bool) -> None:
     if wanted and study["findings"] is not None:
         rng = np.random.default_rng(int(hash_unit(study["study_id"]) * 2**53))
         study["report"], study["report_source"] = write_report(study["findings"], rng), "masks"
-
-
-def _warn(notes: list[UserWarning]) -> None:
-    """Show each note, but only the first about contradictory headers, which are often many."""
-    grids = [note for note in notes if isinstance(note, nifti.GridWarning)]
-    if len(grids) > 1:
-        text = f"{grids[0]} (and the same in {len(grids) - 1} more studies)"
-        grids = [nifti.GridWarning(text)]
-    for note in [note for note in notes if not isinstance(note, nifti.GridWarning)] + grids[:1]:
-        warnings.warn(note, stacklevel=3)
 
 
 def _assign_splits(studies: list[Study]) -> None:
