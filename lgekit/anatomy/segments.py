@@ -50,15 +50,6 @@ def wall_voxels(labels, spacing: Vector, landmarks: Landmarks | None):
     return ventricle, x, y, plane, to_frame_deg(angle, landmarks)
 
 
-def depth_of_voxels(labels: np.ndarray, spacing: Vector, x, y, plane, slices) -> np.ndarray:
-    """Return the depth in the wall of the voxels in the given slices, and 0 in other slices."""
-    depth = np.zeros(len(x))
-    for number in slices:
-        here = plane == number
-        depth[here] = wall_depth(labels[..., number], spacing)[x[here], y[here]]
-    return depth
-
-
 def segment_map(labels, spacing: Vector, landmarks: Landmarks | None) -> np.ndarray:
     """Label each voxel of the wall with its AHA segment: ``(X, Y, slices)`` uint8, 1–17, else 0.
 
@@ -185,8 +176,7 @@ def findings_from_labels(study: Study) -> Findings:
     landmarks = known or Landmarks(ANTERIOR_RVIP_DEG, 360 - ANTERIOR_RVIP_DEG)
     ventricle, x, y, plane, angle = wall_voxels(labels, study.spacing_mm, landmarks)
     codes = labels[x, y, plane]
-    scar_slices = np.unique(plane[np.isin(codes, SCARRED)])  # others do not need the depth
-    depth = depth_of_voxels(labels, study.spacing_mm, x, y, plane, scar_slices)
+    depth = wall_depth(labels, study.spacing_mm)[x, y, plane]
     thirds, oriented = ventricle.thirds, known is not None
     return Findings(scars_of_voxels(codes, plane, angle, depth, thirds, oriented))
 
