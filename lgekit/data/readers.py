@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import tomllib
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,13 +31,8 @@ from lgekit.data.nifti import (
 )
 from lgekit.errors import InputError
 from lgekit.study import (
-    BACKGROUND,
-    CAVITY,
     LABEL_NAMES,
-    MYOCARDIUM,
-    NO_REFLOW,
     RV,
-    SCAR,
     SCARRED,
     SPLITS,
     Cohort,
@@ -45,31 +42,26 @@ from lgekit.study import (
     split_of,
 )
 
-# ---- layouts of public data sets ----
+# ---- layouts ----
 
-# Each data set's label code → the internal code. M&Ms swaps left and right, compared with ACDC.
-EMIDEC_CODES = {0: BACKGROUND, 1: CAVITY, 2: MYOCARDIUM, 3: SCAR, 4: NO_REFLOW}
-ACDC_CODES = {0: BACKGROUND, 1: RV, 2: MYOCARDIUM, 3: CAVITY}
-MNMS_CODES = {0: BACKGROUND, 1: CAVITY, 2: MYOCARDIUM, 3: RV}
-# Oedema (1220) is seen on T2, not on LGE: there it is myocardium.
-MYOPS_CODES = {0: BACKGROUND, 200: MYOCARDIUM, 500: CAVITY, 600: RV, 1220: MYOCARDIUM, 2221: SCAR}
-
-EMIDEC_SAME_PATIENT = {"Case_P072": "Case_P059"}  # a resampled copy
+LAYOUTS = tomllib.loads(Path(__file__).with_name("layouts.toml").read_text(encoding="utf-8"))
 
 
-def scan(root: Path, image: str, mask: str, codes: Mapping[int, int], **facts: Any) -> Listing:
-    """List the NIfTI files whose paths from ``root`` match, ``image`` with the ``mask`` of its key.
+def scan(path: str, layout: dict[str, Any], codes: Mapping[int, int]) -> Listing:
+    """List the studies of a folder of NIfTI files, in a layout of ``layouts.toml``.
 
-    Both patterns name the group ``key``, by which masks are found. The groups ``study`` and
-    ``patient`` of ``image`` are ids; without them, the key and the study. ``facts`` are of `Entry`.
+    A table ``rvip.csv`` (case,anterior_rvip_deg,inferior_rvip_deg,confidence) may give landmarks.
     """
+    root = folder(path)
+    landmarks, faults = _read_landmarks(root / "rvip.csv")
+    yield from faults
     masks: dict[str, list[Path]] = defaultdict(list)
     images: list[tuple[dict[str, str], Path]] = []
     for file in sorted(root.rglob("*.nii*")):
-        path = file.relative_to(root).as_posix()
-        if found := re.search(rf"{mask}\.nii", path, re.I):
+        name = file.relative_to(root).as_posix()
+        if found := re.search(rf"{layout['mask']}\.nii", name, re.I):
             masks[found["key"]].append(file)
-        elif found := re.search(rf"{image}\.nii", path, re.I):
+        elif found := re.search(rf"{layout['image']}\.nii", name, re.I):
             images.append((found.groupdict(), file))
     for names, file in images:
         study = names.get("study", names["key"])
@@ -77,119 +69,71 @@ def scan(root: Path, image: str, mask: str, codes: Mapping[int, int], **facts: A
         for other in own[1:]:
             remedy = "Keep one mask file for each image"
             yield Fault(other, "a second mask for the same image", remedy, study, truth_only=True)
-        ids = {"study_id": study, "patient_id": names.get("patient", study)}
-        yield nifti_entry(file, own[0] if own else None, codes=codes, **ids, **facts)
+        patient = names.get("patient", study)
+        entry = nifti_entry(
+            file,
+            own[0] if own else None,
+            study_id=study,
+            patient_id=layout.get("same_patient", {}).get(patient, patient),
+            codes=codes,
+            scar_labelled=layout.get("scar_labelled", True),
+            mirrored=layout.get("mirrored"),
+            landmarks=landmarks.get(study),
+        )
+        four_d = study.lower().endswith(layout.get("four_d", "/"))
+        yield from _frames(entry) if four_d else [entry]
     for key, (file, *_) in sorted(masks.items()):
         remedy = "Copy the image of this study into the folder again, or remove the mask"
         yield Fault(file, "a mask without its image", remedy, key)
 
 
-def emidec(path: str) -> Listing:
-    """EMIDEC (Lalande et al., Data 2020, 5(4), 89), training or test set, original or restored::
-
-    Case_P001/Images/Case_P001.nii.gz
-    Case_P001/Contours/Case_P001.nii.gz   optional
-    rvip.csv           optional: case,anterior_rvip_deg,inferior_rvip_deg,confidence
-    """
-    root, landmarks = folder(path), dict[str, Landmarks | None]()
-    table, columns = root / "rvip.csv", ("case", "anterior_rvip_deg", "inferior_rvip_deg")
+def _read_landmarks(table: Path) -> tuple[dict[str, Landmarks | None], list[Fault]]:
+    """Read the landmarks of each study, and the faults of the table."""
+    columns, landmarks = ("case", "anterior_rvip_deg", "inferior_rvip_deg"), {}
     rows, faults = optional_rows(table, columns)
-    yield from faults
     for row in rows:
         case, *angles = (row[column] for column in columns)
         try:
             where = f"{table}, {case}"
             landmarks[case] = parse_landmarks(angles, row.get("confidence", ""), where)
         except InputError as error:
-            yield Fault.of(error, case, truth_only=True)
-    image, mask = r"(?P<key>Case[^/]*)/Images/[^/]*", r"(?P<key>Case[^/]*)/Contours/[^/]*"
-    for item in scan(root, image, mask, EMIDEC_CODES):
-        if isinstance(item, Entry):
-            name, contours = item.study_id, item.files[0].parents[1] / "Contours"
-            if item.labels is None and contours.is_dir():
-                remedy = f"Put {name}.nii.gz there, or remove the folder to read no mask"
-                yield Fault(contours, "contains no mask", remedy, name, truth_only=True)
-            patient = EMIDEC_SAME_PATIENT.get(name, name)
-            item = replace(item, patient_id=patient, landmarks=landmarks.get(name))
-        yield item
+            faults.append(Fault.of(error, case, truth_only=True))
+    return landmarks, faults
 
 
-def acdc(path: str) -> Listing:
-    """ACDC (Bernard et al., IEEE TMI 2018): cine with RV; both labelled frames are studies::
-
-        [training/|testing/]patient001/patient001_frame01.nii.gz
-        [training/|testing/]patient001/patient001_frame01_gt.nii.gz   optional
-
-    The header is nominal, but no stack is mirrored, so the RV label gives both insertion
-    points.
-    """
-    root, image = folder(path), r"(?P<key>(?P<patient>patient\d+)_frame\d+)"
-    mask = r"(?P<key>patient\d+_frame\d+)_gt"
-    yield from scan(root, image, mask, ACDC_CODES, scar_labelled=False, mirrored=False)
-
-
-def mnms(path: str) -> Listing:
-    """M&Ms (Campello et al., IEEE TMI 2021) and M&Ms-2: cine, end-diastole and end-systole::
-
-        **/A0S9V9/A0S9V9_sa.nii.gz     **/A0S9V9/A0S9V9_sa_gt.nii.gz
-        **/001/001_SA_ED.nii.gz        **/001/001_SA_ED_gt.nii.gz     (and ES: M&Ms-2)
-
-    The frames of a 4-D file are those that its label file marks; end-diastole is the first.
-    """
-    image, mask = r"(?P<key>(?P<patient>[^/]+)_SA(?:_E[DS])?)", r"(?P<key>[^/]+_SA(?:_E[DS])?)_gt"
-    for item in scan(folder(path), image, mask, MNMS_CODES, scar_labelled=False):
-        if isinstance(item, Fault) or not item.study_id.lower().endswith("_sa"):
-            yield item
-            continue
-        frames = _labelled_frames(item.files[1]) if item.labels else []
-        if not frames:
-            problem = "which frames are end-diastole and end-systole is not known"
-            remedy = "Put its label file (_gt) next to it, or remove the patient's folder"
-            yield Fault(item.files[0], problem, remedy, item.study_id)
-        for phase, frame in zip(("_ED", "_ES"), frames, strict=False):
-            read_image, read_mask = (partial(read_nifti, file, frame) for file in item.files)
-            name = item.study_id + phase
-            yield replace(item, study_id=name, image=read_image, labels=read_mask)
+def _frames(entry: Entry) -> Listing:
+    """List the end-diastolic and end-systolic frame of a 4-D file: those with labels, in order."""
+    frames: list[int] = []
+    with contextlib.suppress(Exception):  # no label file, or a damaged one
+        codes = np.asanyarray(nib.Nifti1Image.from_filename(entry.files[1]).dataobj)
+        frames = np.flatnonzero(codes.any(axis=(0, 1, 2))).tolist()
+    if not frames:
+        problem = "which frames are end-diastole and end-systole is not known"
+        remedy = "Put its label file (_gt) next to it, or remove the patient's folder"
+        yield Fault(entry.files[0], problem, remedy, entry.study_id)
+    for phase, frame in zip(("_ED", "_ES"), frames, strict=False):
+        image, labels = (partial(read_nifti, file, frame) for file in entry.files)
+        yield replace(entry, study_id=entry.study_id + phase, image=image, labels=labels)
 
 
-def _labelled_frames(mask: Path) -> list[int]:
-    """The frames with labels of a 4-D label file."""
-    try:
-        array = np.asanyarray(nib.Nifti1Image.from_filename(mask).dataobj)
-    except Exception:  # damaged: reported as unknown frames
-        return []
-    return np.flatnonzero(array.any(axis=(0, 1, 2))).tolist() if array.ndim == 4 else []
-
-
-def myops(path: str) -> Listing:
-    """MyoPS 2020 (Li et al., Medical Image Analysis 2023) and MyoPS++ (CARE): the LGE images::
-
-        train25/myops_training_101_DE.nii.gz   train25_myops_gd/myops_training_101_gd.nii.gz
-        test20/myops_test_201_DE.nii.gz
-        Case3001/Case3001_LGE.nii.gz           Case3001/Case3001_gd.nii.gz
-
-    Other sequences are ignored.
-    """
-    image, mask = r"(?P<key>[^/]+)_(?:DE|LGE)", r"(?P<key>[^/]+)_gd"
-    yield from scan(folder(path), image, mask, MYOPS_CODES)
+def public(kind: str, path: str) -> Listing:
+    """List the studies of a public data set."""
+    codes = {int(code): LABEL_NAMES.index(name) for code, name in LAYOUTS[kind]["codes"].items()}
+    return scan(path, LAYOUTS[kind], codes)
 
 
 def bids(path: str) -> Listing:
-    """A BIDS folder: each LGE image (a file whose name says LGE, as in ``acq-LGE``) is a study::
+    """List the studies of a BIDS folder.
 
-        participants.tsv                               optional columns: report, split
-        sub-01/[ses-1/]anat/sub-01_acq-LGE_….nii.gz
-        derivatives/*/sub-01/**/sub-01_acq-LGE_…_dseg.nii.gz   optional
-        derivatives/*/dseg.tsv                         optional: index,name (names of lgekit.study)
-
-    Without ``dseg.tsv`` the masks are in the internal codes.
+    ``participants.tsv`` may have columns ``report`` and ``split``. ``derivatives/*/dseg.tsv`` may
+    name the codes of the masks: columns ``index`` and ``name`` (of `lgekit.study.LABEL_NAMES`).
     """
     root, codes = folder(path), INTERNAL_CODES
     rows, faults = optional_rows(root / "participants.tsv", ("participant_id",), "\t")
     people = {row["participant_id"]: row for row in rows}
     for table in sorted(root.glob("derivatives/*/dseg.tsv")):
         rows, more = optional_rows(table, ("index", "name"), "\t")
-        faults, codes = faults + more, {0: BACKGROUND}
+        faults, codes = faults + more, {0: 0}
         for row in rows:
             if row["name"] in LABEL_NAMES and row["index"].isdigit():
                 codes[int(row["index"])] = LABEL_NAMES.index(row["name"])
@@ -198,10 +142,7 @@ def bids(path: str) -> Listing:
                 remedy = f"Use these names: {', '.join(LABEL_NAMES)}"
                 faults.append(Fault(table, problem, remedy, truth_only=True))
     yield from faults
-    # The suffix (_T1w) is not part of the key, nor is what only masks have (_desc-hand_dseg).
-    image = r"^sub-.*/(?P<study>(?P<key>(?P<patient>sub-[^_/]+)[^/]*)_[^_/]*)"
-    mask = r"^derivatives/.*/(?P<key>sub-[^/]*?)(?:_(?:desc|label|space|res|seg)-[^_/]*)*_dseg"
-    for item in scan(root, image, mask, codes):
+    for item in scan(path, LAYOUTS["bids"], codes):
         if isinstance(item, Fault):
             yield item
         elif "lge" in item.study_id.lower():
@@ -215,18 +156,8 @@ def dicom(path: str) -> Listing:
     return list_series(path)
 
 
-READERS: dict[str, Callable[[str], Listing]]
-READERS = {"emidec": emidec, "acdc": acdc, "myops": myops, "mnms": mnms, "bids": bids}
-READERS |= {"dicom": dicom, "manifest": manifest}
-# A file that each reader looks for, named in the message if there is none.
-EXPECTED = {
-    "emidec": "Case_P001/Images/Case_P001.nii.gz",
-    "acdc": "patient001/patient001_frame01.nii.gz",
-    "myops": "train25/myops_training_101_DE.nii.gz or Case3001/Case3001_LGE.nii.gz",
-    "mnms": "A0S9V9/A0S9V9_sa.nii.gz or 001/001_SA_ED.nii.gz",
-    "bids": "sub-01/anat/sub-01_acq-LGE_T1w.nii.gz",
-    "dicom": "DICOM files of MR images",
-}
+READERS: dict[str, Callable[[str], Listing]] = {kind: partial(public, kind) for kind in LAYOUTS}
+READERS |= {"bids": bids, "dicom": dicom, "manifest": manifest}
 
 # ---- SPECs ----
 
@@ -300,7 +231,8 @@ def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
     try:
         items = list(READERS[kind](rest))
         if not items:
-            remedy = f"Expected in that folder: {EXPECTED.get(kind, 'rows')}"
+            expected = LAYOUTS.get(kind, {}).get("expected", "DICOM files of MR images")
+            remedy = f"Expected in that folder: {expected}"
             raise InputError(spec, "no study found there", remedy)
     except InputError as error:
         items = [Fault.of(error)]

@@ -181,7 +181,6 @@ RVIP = "case,anterior_rvip_deg,inferior_rvip_deg,confidence\nCase_P002,"
     ("lost", "rvip", "words"),
     [
         ("Images/Case_P002.nii.gz", f"{RVIP}2,1,low", "a mask without its image"),
-        ("Contours/Case_P002.nii.gz", f"{RVIP}2,1,low", "contains no mask"),
         ("", "case,angle\nCase_P002,3\n", "'anterior_rvip_deg' is missing"),
         ("", f"{RVIP}x,1,high", "are no landmarks"),
         ("", f"{RVIP}2,1,sure", "are no landmarks"),
@@ -206,10 +205,10 @@ def test_check_lists_every_fault(tmp_path):
     assert sorted(fault.study_id for fault in faults) == ["s0", "s1", "s2", "s2"]
 
 
-@pytest.mark.parametrize("kind", sorted(readers.EXPECTED))
+@pytest.mark.parametrize("kind", sorted(readers.LAYOUTS))
 def test_the_error_for_a_folder_without_studies_says_what_is_expected(tmp_path, kind):
     (fault,) = check_cohort(f"{kind}:{tmp_path}")
-    assert "no study found" in fault.problem and readers.EXPECTED[kind] in fault.remedy
+    assert "no study found" in fault.problem and readers.LAYOUTS[kind]["expected"] in fault.remedy
 
 
 def test_one_image_under_two_patients_is_listed_and_kept_in_one_split(tmp_path):
