@@ -139,11 +139,6 @@ def test_bids_with_lookup_table(tmp_path):
         read_cohort(f"bids:{tmp_path}")
 
 
-def test_two_copies_of_one_emidec_patient_stay_together(tmp_path):
-    cohort = read_cohort(f"emidec:{write_emidec(tmp_path, ('Case_P059', 'Case_P072'))}")
-    assert cohort.manifest["patient_id"].nunique() == cohort.manifest["split"].nunique() == 1
-
-
 def test_reports_written_from_masks_do_not_depend_on_the_rest_of_the_cohort(tmp_path):
     few = read_cohort(f"emidec:{write_emidec(tmp_path / 'a')}").manifest
     names = ("Case_P001", "Case_N001", "Case_P002")

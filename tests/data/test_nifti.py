@@ -50,22 +50,6 @@ def test_units_of_the_header_are_read(tmp_path):
     assert np.allclose(volume.spacing, SPACING)
 
 
-def test_frame_of_a_cine_file(tmp_path):
-    cine = np.stack([picture(ring(), seed) for seed in range(3)], axis=-1)
-    path = save(tmp_path / "a.nii.gz", cine)
-    assert np.array_equal(nifti.read_nifti(path, 2).array, cine[..., 2])
-    with pytest.raises(InputError, match="4 dimensions"):
-        nifti.read_nifti(path, 3)
-
-
-def test_recode_leaves_its_input_alone(read):
-    labels = ring()
-    mask = read(labels.astype(np.float32), name="m.nii.gz")
-    before = mask.array.copy()
-    assert np.array_equal(nifti.recode(mask, INTERNAL_CODES, read(picture(labels))), labels)
-    assert np.array_equal(mask.array, before)
-
-
 def test_a_turned_mask_is_refused_only_where_both_headers_can_be_trusted(read):
     labels = ring()
     image = read(picture(labels), affine=np.diag([*SPACING, 1.0]))

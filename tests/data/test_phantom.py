@@ -45,34 +45,6 @@ def test_contrast_physics_matches_published_values():
     assert phantom.t1_after_contrast(0.0, 450) == pytest.approx(phantom.T1_NATIVE_MYOCARDIUM)
 
 
-def test_acquisition_keeps_a_constant_and_adds_noise():
-    rng = np.random.default_rng(0)
-    scanner = phantom.Scanner(rng, np.linspace(0, 1, 3))
-    scanner.magnitude = False
-    scanner.noise = scanner.ghost = scanner.texture = scanner.loss_spread = 0.0
-    scanner.coil = scanner.offset = scanner.inversion_loss = np.zeros(3)
-    scanner.gain = np.ones(3)
-    flat, x = np.full((3, 48, 40), 0.25, np.float32), np.zeros((48, 40), np.float32)
-    assert phantom.acquire(rng, flat, flat * 4, x, x, scanner) == pytest.approx(flat, abs=1e-5)
-    scanner.noise = 0.05
-    noise = phantom.acquire(rng, flat, flat * 4, x, x, scanner) - flat
-    assert 0.02 < noise.std() < 0.05  # less than 0.05: part of k-space is not acquired
-    assert abs(noise.mean()) < 0.005
-
-
-def test_heart_is_a_closed_ellipsoid_with_an_rv_between_the_insertion_points():
-    heart = phantom.Heart(np.random.default_rng(3))
-    z = np.linspace(0, heart.length, 50)
-    cavity, epicardium = heart.contours(z)
-    assert (cavity <= epicardium).all() and np.allclose(epicardium[-1], 0, atol=1e-3)
-    assert (cavity[z > heart.length - 0.6 * heart.wall] == 0).all()  # the apex is closed
-    assert np.mean(epicardium[0] - cavity[0]) == pytest.approx(heart.wall, rel=0.1)
-    anterior, inferior = np.rad2deg(heart.insertion_points(0.5))
-    outer = heart.right_ventricle(np.array([0.5 * heart.length]), epicardium[25:26])[0]
-    inside = np.flatnonzero(outer - epicardium[25] > 0.5)
-    assert inside.min() >= anterior - 2 and inside.max() <= inferior + 2
-
-
 @pytest.mark.parametrize(("artery", "wall"), [("LAD", 125), ("RCA", 255), ("LCx", 345)])
 def test_infarcts_start_at_the_endocardium_of_their_territory(artery, wall):
     total = np.zeros(phantom.ANGLES)
@@ -151,11 +123,6 @@ def test_second_call_reads_the_cache_and_changes_do_not_reach_it(tmp_path):
     first.studies[0]["image"].data[:] = -1
     assert phantom_cohort(3, 1, **SMALL).fingerprint == before
     assert list((tmp_path / "cache").rglob("*.pkl"))
-
-
-@pytest.mark.parametrize(("prevalence", "scars"), [(0.0, 0), (1.0, 4)])
-def test_prevalence_is_the_share_of_scar(prevalence, scars):
-    assert phantom_cohort(4, 0, prevalence=prevalence, **SMALL).manifest["scar"].sum() == scars
 
 
 @pytest.mark.parametrize(

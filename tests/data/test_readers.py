@@ -199,10 +199,12 @@ def test_check_lists_every_fault(tmp_path):
     rows = write_own(tmp_path)
     assert check_cohort(f"manifest:{tmp_path / 'manifest.csv'}") == []
     (tmp_path / "s0.nii").unlink()
-    save(tmp_path / "s1.nii", np.full((24, 28, 4), np.nan, np.float32), (1.5, 1.25, 900.0))
+    save(tmp_path / "s1.nii", picture(ring()), (500.0, 1.0, 8.0))
+    for name in ("s0", "s1"):
+        save(tmp_path / f"{name}_mask.nii", ring()[:-4] + 90)
     rows[2] |= {"report": "nowhere.txt", "split": "later"}
     faults = check_cohort(f"manifest:{write_table(tmp_path, rows)}")
-    assert sorted(fault.study_id for fault in faults) == ["s0", "s1", "s2", "s2"]
+    assert sorted(fault.study_id for fault in faults) == ["s0", "s1", "s1", "s2", "s2"]
 
 
 @pytest.mark.parametrize("kind", sorted(readers.LAYOUTS))
