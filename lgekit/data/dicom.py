@@ -12,6 +12,7 @@ import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
+from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import UID
 
@@ -82,10 +83,9 @@ def _read_header(file: Path) -> Dataset | Fault | None:
                 with suppress(Exception):  # reported where the element is used
                     header[tag]  # noqa: B018 (elements are parsed at the first look)
     except Exception as error:  # a damaged file can raise anything
-        if not (isinstance(error, OSError) or file.suffix.lower() in (".dcm", ".ima")):
-            with file.open("rb") as stream:
-                if stream.read(132)[128:] != b"DICM":
-                    return None
+        named = file.suffix.lower() in (".dcm", ".ima")
+        if not (named or isinstance(error, OSError) or is_dicom(file)):
+            return None
         return Fault(file, f"not a readable DICOM file ({type(error).__name__})", remedy)
     if "Rows" not in header:
         # Reports, presentation states and vendors' own classes (unknown names) have no pixels.
@@ -131,7 +131,7 @@ def _read_reports(
                     "these images have a report already" if own else f"no image has this {key}"
                 )
                 raise InputError(where, problem, "Correct it, or remove the row")
-            text = parse_report(row["report"], table, source, True, where)
+            text = parse_report(row["report"], root, source, True, where)
             reports |= dict.fromkeys(own, (text, source))
         except InputError as error:
             faults.append(Fault.of(error, truth_only=True))

@@ -13,6 +13,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pandas as pd
 from pandas.errors import ParserError
 
 from lgekit.cache import replacing_folder
-from lgekit.data.nifti import Fault, Listing, nifti_entry
+from lgekit.data.nifti import Entry, Fault, Listing, read_nifti
 from lgekit.errors import InputError
 from lgekit.findings import Findings
 from lgekit.study import LABEL_NAMES, Cohort, Landmarks, Study
@@ -49,8 +50,9 @@ def read_text(path: Path, what: str) -> str:
         raise InputError(path, problem, "Put the file there, or correct the path") from error
 
 
-def read_table(path: Path, required: tuple[str, ...], delimiter: str = ",") -> list[dict[str, str]]:
+def read_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     """Read the rows of a UTF-8 table with a header, as stripped text: an id like 001 survives."""
+    delimiter = "\t" if path.suffix == ".tsv" else ","
     if not path.is_file():
         raise InputError(path, "there is no such file", "Give the path of the table")
     text = read_text(path, "the table")
@@ -74,12 +76,10 @@ def read_table(path: Path, required: tuple[str, ...], delimiter: str = ",") -> l
     return cells[1:].set_axis(columns, axis=1).to_dict("records")
 
 
-def optional_rows(
-    table: Path, required: tuple[str, ...], delimiter: str = ","
-) -> tuple[list[dict[str, str]], list[Fault]]:
+def optional_rows(table: Path, required: Sequence[str]) -> tuple[list[dict[str, str]], list[Fault]]:
     """Return the rows of an optional table, and the fault of the table if it has one."""
     try:
-        return read_table(table, required, delimiter) if table.is_file() else [], []
+        return read_table(table, required) if table.is_file() else [], []
     except InputError as error:
         return [], [Fault.of(error, truth_only=True)]
 
@@ -112,8 +112,8 @@ def parse_landmarks(angles: Sequence[str], confidence: str, where: str) -> Landm
     return Landmarks(anterior, inferior, sure)
 
 
-def parse_report(cell: str, table: Path, source: str, any_report: bool, where: str) -> str:
-    """The report in a cell of a table, or in the ``.txt`` file that it names.
+def parse_report(cell: str, root: Path, source: str, any_report: bool, where: str) -> str:
+    """The report in a cell of a table, or in the ``.txt`` file that it names from ``root``.
 
     An empty cell needs a reason, its ``report_source``, if ``any_report`` of the table is given.
     """
@@ -126,7 +126,7 @@ def parse_report(cell: str, table: Path, source: str, any_report: bool, where: s
         raise InputError(f"{where}, report", problem, remedy)
     if not cell.lower().endswith(".txt") or "\n" in cell:
         return cell
-    file = table.parent / cell
+    file = root / cell
     text = read_text(file, "the report").replace("\r\n", "\n").strip()
     if not text:
         remedy = "Write the report, or clear the cell and set report_source to none"
@@ -140,16 +140,21 @@ def manifest(path: str) -> Listing:
     if table.is_dir():
         raise InputError(table, "is a folder", f"Give the file: manifest:{table / 'manifest.csv'}")
     rows = read_table(table, ("study_id", "image"))
-    known = COLUMNS + LANDMARK_COLUMNS
-    yield from misspelt_columns(table, list(rows[0]), known)
+    yield from misspelt_columns(table, list(rows[0]), COLUMNS + LANDMARK_COLUMNS)
     any_report = any(row.get("report") for row in rows)
     for number, row in enumerate(rows, 2):
-        cells = dict.fromkeys(known, "") | row
-        yield from _study(cells, table, f"{table}, row {number}", any_report)
+        where = f"{table}, row {number}"
+        yield from study_of_row(row, table.parent, where, any_report, codes=INTERNAL_CODES)
 
 
-def _study(row: dict[str, str], table: Path, where: str, any_report: bool) -> Listing:
-    """The study of a row, and the faults of the row."""
+def study_of_row(
+    row: dict[str, str], root: Path, where: str, any_report: bool = False, **facts: Any
+) -> Listing:
+    """List the study of a row with `COLUMNS` and `LANDMARK_COLUMNS`, and the faults of the row.
+
+    Paths are from ``root``. ``facts`` are further fields of the `Entry`.
+    """
+    row = dict.fromkeys(COLUMNS + LANDMARK_COLUMNS, "") | row
     name, source, findings = row["study_id"], row["report_source"], row["findings"]
     if not name or name[0] == "." or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
         remedy = "Use letters, digits, - and _"
@@ -161,20 +166,21 @@ def _study(row: dict[str, str], table: Path, where: str, any_report: bool) -> Li
         return
     *angles, confidence = (row[column] for column in LANDMARK_COLUMNS)
     parsers: dict[str, Callable[[], object]] = {
-        "report": lambda: parse_report(row["report"], table, source, any_report, where),
+        "report": lambda: parse_report(row["report"], root, source, any_report, where),
         "landmarks": lambda: parse_landmarks(angles, confidence, where),
         "findings": lambda: Findings.from_json(findings) if findings else None,
     }
-    facts: dict[str, Any] = {"study_id": name, "patient_id": row["patient_id"] or name}
-    facts |= {"report_source": source, "split": row["split"], "codes": INTERNAL_CODES}
     for key, parse in parsers.items():
         try:
             facts[key] = parse()
         except InputError as error:
             place = f"{where}, findings" if key == "findings" else error.where
             yield Fault(place, error.problem, error.remedy, name, truth_only=True)
-    mask = table.parent / row["labels"] if row["labels"] else None
-    yield nifti_entry(table.parent / row["image"], mask, **facts)
+    files = tuple(root / row[key] for key in ("image", "labels") if row[key])
+    image, *labels = (partial(read_nifti, file) for file in files)
+    facts |= {"report_source": source, "split": row["split"]}
+    facts["labels"] = labels[0] if labels else None
+    yield Entry(name, row["patient_id"] or name, files, image, **facts)
 
 
 def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -135,12 +133,6 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         volume.trusted = False  # one text for all files, so that Python shows it once
         warnings.warn("NIfTI headers: pixdim and affine differ; pixdim is used", stacklevel=2)
     return volume
-
-
-def nifti_entry(image: Path, mask: Path | None, **facts: Any) -> Entry:
-    """List a study of an image file and, if there is one, a mask file. ``facts`` are of `Entry`."""
-    files, labels = (image, mask) if mask else (image,), partial(read_nifti, mask) if mask else None
-    return Entry(files=files, image=partial(read_nifti, image), labels=labels, **facts)
 
 
 def axis_order(volume: Volume) -> list[int]:

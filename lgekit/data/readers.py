@@ -8,7 +8,7 @@ import re
 import tomllib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,14 +17,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from lgekit.data.manifest import INTERNAL_CODES, manifest, optional_rows, parse_landmarks
+from lgekit.data.manifest import LANDMARK_COLUMNS, manifest, optional_rows, study_of_row
 from lgekit.data.nifti import (
     Doubt,
     Entry,
     Fault,
     Listing,
     folder,
-    nifti_entry,
     read_nifti,
     read_study,
     storage_mirrored,
@@ -36,7 +35,6 @@ from lgekit.study import (
     SCARRED,
     SPLITS,
     Cohort,
-    Landmarks,
     Study,
     hash_unit,
     split_of,
@@ -44,61 +42,64 @@ from lgekit.study import (
 
 # ---- layouts ----
 
+TABLE_COLUMNS = (*LANDMARK_COLUMNS, "report", "report_source", "split")
 LAYOUTS = tomllib.loads(Path(__file__).with_name("layouts.toml").read_text(encoding="utf-8"))
 
 
-def scan(path: str, layout: dict[str, Any], codes: Mapping[int, int]) -> Listing:
-    """List the studies of a folder of NIfTI files, in a layout of ``layouts.toml``.
-
-    A table ``rvip.csv`` (case,anterior_rvip_deg,inferior_rvip_deg,confidence) may give landmarks.
-    """
-    root = folder(path)
-    landmarks, faults = _read_landmarks(root / "rvip.csv")
-    yield from faults
+def scan(kind: str, path: str) -> Listing:
+    """List the studies of a folder of NIfTI files, in a layout of ``layouts.toml``."""
+    root, layout = folder(path), LAYOUTS[kind]
+    codes, faults = _label_codes(root, layout["codes"])
+    table, *columns = layout.get("table", [""])
+    rows, more = optional_rows(root / table, columns)
+    yield from faults + more
+    about = {row[columns[0]]: row for row in rows}
     masks: dict[str, list[Path]] = defaultdict(list)
     images: list[tuple[dict[str, str], Path]] = []
     for file in sorted(root.rglob("*.nii*")):
-        name = file.relative_to(root).as_posix()
-        if found := re.search(rf"{layout['mask']}\.nii", name, re.I):
-            masks[found["key"]].append(file)
-        elif found := re.search(rf"{layout['image']}\.nii", name, re.I):
-            images.append((found.groupdict(), file))
+        name = file.relative_to(root)
+        if found := re.search(rf"{layout['mask']}\.nii", name.as_posix(), re.I):
+            masks[found["key"]].append(name)
+        elif found := re.search(rf"{layout['image']}\.nii", name.as_posix(), re.I):
+            images.append((found.groupdict(), name))
+    facts = {key: layout[key] for key in ("scar_labelled", "mirrored") if key in layout}
     for names, file in images:
         study = names.get("study", names["key"])
+        patient = names.get("patient", study)
         own = masks.pop(names["key"], [])
         for other in own[1:]:
-            remedy = "Keep one mask file for each image"
-            yield Fault(other, "a second mask for the same image", remedy, study, truth_only=True)
-        patient = names.get("patient", study)
-        entry = nifti_entry(
-            file,
-            own[0] if own else None,
-            study_id=study,
-            patient_id=layout.get("same_patient", {}).get(patient, patient),
-            codes=codes,
-            scar_labelled=layout.get("scar_labelled", True),
-            mirrored=layout.get("mirrored"),
-            landmarks=landmarks.get(study),
-        )
-        four_d = study.lower().endswith(layout.get("four_d", "/"))
-        yield from _frames(entry) if four_d else [entry]
+            remedy, where = "Keep one mask file for each image", root / other
+            yield Fault(where, "a second mask for the same image", remedy, study, truth_only=True)
+        known = about.get(study, about.get(patient, {}))
+        row = {key: known[key] for key in TABLE_COLUMNS if key in known}
+        row |= {"rvip_confidence": known.get("confidence", ""), "study_id": study}
+        row |= {"patient_id": layout.get("same_patient", {}).get(patient, patient)}
+        row |= {"image": str(file), "labels": str(own[0]) if own else ""}
+        for item in study_of_row(row, root, f"{root / table}, {study}", codes=codes, **facts):
+            if isinstance(item, Entry) and study.lower().endswith(layout.get("four_d", "/")):
+                yield from _frames(item)
+            else:
+                yield item
     for key, (file, *_) in sorted(masks.items()):
-        remedy = "Copy the image of this study into the folder again, or remove the mask"
-        yield Fault(file, "a mask without its image", remedy, key)
+        if not layout.get("other_masks"):
+            remedy = "Copy the image of this study into the folder again, or remove the mask"
+            yield Fault(root / file, "a mask without its image", remedy, key)
 
 
-def _read_landmarks(table: Path) -> tuple[dict[str, Landmarks | None], list[Fault]]:
-    """Read the landmarks of each study, and the faults of the table."""
-    columns, landmarks = ("case", "anterior_rvip_deg", "inferior_rvip_deg"), {}
-    rows, faults = optional_rows(table, columns)
-    for row in rows:
-        case, *angles = (row[column] for column in columns)
-        try:
-            where = f"{table}, {case}"
-            landmarks[case] = parse_landmarks(angles, row.get("confidence", ""), where)
-        except InputError as error:
-            faults.append(Fault.of(error, case, truth_only=True))
-    return landmarks, faults
+def _label_codes(root: Path, names: dict[str, str]) -> tuple[dict[int, int], list[Fault]]:
+    """Return the internal code of each label: from ``dseg.tsv`` of BIDS, or else from ``names``."""
+    faults: list[Fault] = []
+    for table in sorted(root.glob("derivatives/*/dseg.tsv")):
+        rows, more = optional_rows(table, ("index", "name"))
+        names, faults = {"0": "background"}, faults + more
+        for row in rows:
+            if row["name"] in LABEL_NAMES and row["index"].isdigit():
+                names[row["index"]] = row["name"]
+            else:
+                problem = f"unknown label {row['index']} {row['name']!r}"
+                remedy = f"Use these names: {', '.join(LABEL_NAMES)}"
+                faults.append(Fault(table, problem, remedy, truth_only=True))
+    return {int(index): LABEL_NAMES.index(name) for index, name in names.items()}, faults
 
 
 def _frames(entry: Entry) -> Listing:
@@ -116,48 +117,14 @@ def _frames(entry: Entry) -> Listing:
         yield replace(entry, study_id=entry.study_id + phase, image=image, labels=labels)
 
 
-def public(kind: str, path: str) -> Listing:
-    """List the studies of a public data set."""
-    codes = {int(code): LABEL_NAMES.index(name) for code, name in LAYOUTS[kind]["codes"].items()}
-    return scan(path, LAYOUTS[kind], codes)
-
-
-def bids(path: str) -> Listing:
-    """List the studies of a BIDS folder.
-
-    ``participants.tsv`` may have columns ``report`` and ``split``. ``derivatives/*/dseg.tsv`` may
-    name the codes of the masks: columns ``index`` and ``name`` (of `lgekit.study.LABEL_NAMES`).
-    """
-    root, codes = folder(path), INTERNAL_CODES
-    rows, faults = optional_rows(root / "participants.tsv", ("participant_id",), "\t")
-    people = {row["participant_id"]: row for row in rows}
-    for table in sorted(root.glob("derivatives/*/dseg.tsv")):
-        rows, more = optional_rows(table, ("index", "name"), "\t")
-        faults, codes = faults + more, {0: 0}
-        for row in rows:
-            if row["name"] in LABEL_NAMES and row["index"].isdigit():
-                codes[int(row["index"])] = LABEL_NAMES.index(row["name"])
-            else:
-                problem = f"unknown label {row['index']} {row['name']!r}"
-                remedy = f"Use these names: {', '.join(LABEL_NAMES)}"
-                faults.append(Fault(table, problem, remedy, truth_only=True))
-    yield from faults
-    for item in scan(path, LAYOUTS["bids"], codes):
-        if isinstance(item, Fault):
-            yield item
-        elif "lge" in item.study_id.lower():
-            person = people.get(item.patient_id, {})
-            yield replace(item, report=person.get("report", ""), split=person.get("split", ""))
-
-
 def dicom(path: str) -> Listing:
     from lgekit.data.dicom import list_series  # loads pydicom
 
     return list_series(path)
 
 
-READERS: dict[str, Callable[[str], Listing]] = {kind: partial(public, kind) for kind in LAYOUTS}
-READERS |= {"bids": bids, "dicom": dicom, "manifest": manifest}
+READERS: dict[str, Callable[[str], Listing]] = {kind: partial(scan, kind) for kind in LAYOUTS}
+READERS |= {"dicom": dicom, "manifest": manifest}
 
 # ---- SPECs ----
 
