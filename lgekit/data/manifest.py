@@ -53,8 +53,6 @@ def read_text(path: Path, what: str) -> str:
 def read_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     """Read the rows of a UTF-8 table with a header, as stripped text: an id like 001 survives."""
     delimiter = "\t" if path.suffix == ".tsv" else ","
-    if not path.is_file():
-        raise InputError(path, "there is no such file", "Give the path of the table")
     text = read_text(path, "the table")
     options = {"header": None, "dtype": str, "keep_default_na": False, "na_filter": False}
     try:
@@ -137,8 +135,6 @@ def parse_report(cell: str, root: Path, source: str, any_report: bool, where: st
 def manifest(path: str) -> Listing:
     """List the studies of a ``manifest.csv``, and the faults of its rows."""
     table = Path(path).expanduser()
-    if table.is_dir():
-        raise InputError(table, "is a folder", f"Give the file: manifest:{table / 'manifest.csv'}")
     rows = read_table(table, ("study_id", "image"))
     yield from misspelt_columns(table, list(rows[0]), COLUMNS + LANDMARK_COLUMNS)
     any_report = any(row.get("report") for row in rows)

@@ -63,7 +63,7 @@ def test_acdc_has_landmarks_but_neither_findings_nor_reports(tmp_path):
     assert not landmarks.mirrored and landmarks.confidence > 0.5
 
 
-def test_mnms_frames_come_from_the_table_or_from_the_labels(tmp_path):
+def test_mnms_frames_come_from_the_labels(tmp_path):
     labels = ring(scar=False)
     theirs = recoded(labels, (0, 1, 2, 0, 0, 3))
     cine = np.stack([picture(labels, seed) for seed in range(4)], axis=-1)

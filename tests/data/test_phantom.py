@@ -139,22 +139,3 @@ def test_second_call_reads_the_cache_and_changes_do_not_reach_it(tmp_path):
 def test_bad_options_are_refused(options, says):
     with pytest.raises(InputError, match=says):
         phantom_cohort(**({"studies": 2} | options))
-
-
-def test_partial_volume_keeps_the_volume_of_blood():
-    """The signal of blood, summed over a slice, is the cavity's area, however coarse the pixels."""
-    heart = phantom.Heart(np.random.default_rng(5))
-    heart.papillary, heart.trabecular_blood = [], np.float32(0)
-    signals = np.zeros((1, 12), np.float32)
-    signals[:, phantom.BLOOD] = 1
-    z = (40 + phantom.PLANES[:, None] + phantom.INTERLEAVE).ravel()
-    areas = 0.5 * (heart.contours(z)[0].astype(float) ** 2).sum(1) * np.deg2rad(1)
-    area = np.average(areas, weights=np.repeat(phantom.PROFILE, 4))
-    for mm in (1.0, 2.5):
-        points = np.mgrid[-60:60:mm, -60:60:mm].reshape(2, 1, -1)
-        x, v = points + mm / 4 * np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]])[:, :, None]
-        points = (side.reshape(1, -1).astype(np.float32) for side in (x, v))
-        _, signal, codes, *_ = phantom.sample_heart(heart, [], z, *points, signals)
-        assert signal.sum() * mm**2 == pytest.approx(area, rel=0.02)
-        assert ((signal > 0.05) & (signal < 0.95)).any()
-        assert set(np.unique(codes[signal > 0.95])) == {CAVITY}

@@ -27,7 +27,7 @@ from lgekit.workbook import Session
         ("mine.csv", "names no kind of cohort.*manifest:mine.csv"),
         ("emidec:", "no such folder"),
         ("acdc:nowhere", "no such folder"),
-        ("manifest:nowhere.csv", "no such file"),
+        ("manifest:nowhere.csv", "the table cannot be read .No such file"),
         ("phantom:studis=3", "studis.*studies"),
         ("phantom:studies=many", "option studies: found 'many'"),
         ("phantom:studies=0", "greater than or equal to 1"),
