@@ -150,33 +150,30 @@ def read_series(name: str, files: Series) -> Volume:
     """
     where = f"{name} ({files[0][0].parent})"
     files = [one for one in files if _is_phase_sensitive(one[1])] or files
-    first = files[0][1]
+    headers, first = [header for _, header in files], files[0][1]
     try:
         for file, header in files:
             if unusable := _why_unusable(header):
                 raise InputError(file, *unusable)
-        axes = np.array([header.ImageOrientationPatient for _, header in files], float)
-        positions = np.array([header.ImagePositionPatient for _, header in files], float)
+        axes = np.array([header.ImageOrientationPatient for header in headers], float)
+        positions = np.array([header.ImagePositionPatient for header in headers], float)
         thickness = float(first.get("SliceThickness") or 0)
         row_mm, column_mm = map(float, first.PixelSpacing)  # between rows, between columns
-    except InputError:
-        raise
     except (ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
         problem = f"a geometry field is malformed ({type(error).__name__})"
         raise InputError(where, problem, "Export the series again") from None
     right, down = axes[0].reshape(2, 3)
     normal = np.cross(right, down)
     heights = positions @ normal
-    problem = ""
-    if not np.allclose(axes, axes[0], atol=1e-3):
-        problem = "slices are not parallel: a localizer?"
-    elif len({(header.Rows, header.get("Columns")) for _, header in files}) > 1:
-        problem = "slices have different sizes"
-    elif not np.isfinite(heights).all():
-        problem = "a slice position is not a number"
-    if problem:
-        remedy = "Remove this series from the folder, or export it again"
-        raise InputError(where, problem, remedy)
+    problems = {
+        "slices are not parallel: a localizer?": not np.allclose(axes, axes[0], atol=1e-3),
+        "slices have different sizes": len({(one.Rows, one.get("Columns")) for one in headers}) > 1,
+        "a slice position is not a number": not np.isfinite(heights).all(),
+    }
+    for problem in (problem for problem, found in problems.items() if found):
+        raise InputError(where, problem, "Remove this series from the folder, or export it again")
     order = np.argsort(heights, kind="stable")
     gaps = np.diff(heights[order])
     if same := int((gaps < 0.01).sum()):
@@ -214,10 +211,8 @@ def _is_phase_sensitive(header: Dataset) -> bool:
 def _why_unusable(header: Dataset) -> tuple[str, str] | None:
     """Problem and remedy of a slice that cannot be used."""
     if str(header.get("BurnedInAnnotation", "NO")).upper() == "YES":
-        return (
-            "is flagged as having text burned into its pixels, which may name a person",
-            "Remove the text and set BurnedInAnnotation to NO, or leave the series out",
-        )
+        problem = "is flagged as having text burned into its pixels, which may name a person"
+        return problem, "Remove the text and set BurnedInAnnotation to NO, or leave the series out"
     if (modality := str(header.get("Modality", ""))) != "MR":
         return f"modality {modality!r} is not MR", "Remove this series from the folder"
     if int(header.get("NumberOfFrames") or 1) > 1:
