@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from joblib import Parallel, delayed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from scipy import fft
+from scipy import fft, ndimage
 
 from lgekit.anatomy.labels import Ventricle
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, scars_of_voxels
@@ -120,14 +120,13 @@ class Heart:
         return cavity.astype(np.float32), epicardium.astype(np.float32)
 
     def in_papillary(self, z: Array, cavity: Array, x: Array, v: Array) -> Array:
-        """Whether points are inside a papillary muscle, ``(slices, points)`` bool."""
-        inside = np.zeros(x.shape, dtype=bool)
+        """Whether points are inside a papillary muscle; all arrays broadcast to the points."""
+        inside = np.zeros(np.broadcast_shapes(z.shape, x.shape), dtype=bool)
         for angle, first, last, size, inset in self.papillary:
-            rows = np.flatnonzero((z > first * self.length) & (z < last * self.length))
-            distance = cavity[rows, int(np.rad2deg(angle)) % ANGLES] * (1 - inset)
-            away_x = x[rows] - (distance * np.cos(angle)).astype(np.float32)[:, None]
-            away_v = v[rows] - (distance * np.sin(angle)).astype(np.float32)[:, None]
-            inside[rows] |= away_x**2 + away_v**2 < size**2
+            radius = cavity[..., [int(np.rad2deg(angle)) % ANGLES]] * np.float32(1 - inset)
+            centre_x, centre_v = (radius * np.float32(part(angle)) for part in (np.cos, np.sin))
+            away = (x - centre_x) ** 2 + (v - centre_v) ** 2
+            inside |= (away < size**2) & (z > first * self.length) & (z < last * self.length)
         return inside
 
     def right_ventricle(self, z: Array, epicardium: Array) -> Array:
@@ -205,18 +204,20 @@ def draw_chest(rng: Rng, heart: Heart, x: Array, v: Array, levels: Array) -> Arr
 # infarcts. Segments by artery: Cerqueira 2002; shares roughly those of infarct series (LAD most
 # often, then RCA, then LCx).
 TERRITORIES = {"LAD": (125.0, 62.0, 0.47), "RCA": (255.0, 50.0, 0.33), "LCx": (345.0, 45.0, 0.20)}
-# Non-ischaemic patterns: share, and what a report calls the disease.
+# Non-ischaemic scars by what a report calls the disease: share, and ellipsoids in the wall with
+# angle (degrees) and its SD, half-width (radians), half-height (levels), depth, and thickness.
 PATTERNS = {
-    "septal stripe": (0.35, "dilated"),
-    "lateral subepicardial": (0.35, "myocarditis"),
-    "insertion points": (0.15, "hypertrophic"),
-    "patchy": (0.15, "non-ischaemic"),
+    "dilated": (0.35, [(179, 11, (0.35, 0.85), (0.2, 0.5), 0.5, 0.17)]),  # a septal stripe
+    "myocarditis": (0.35, [(335, 18, (0.3, 0.7), (0.2, 0.5), 0.88, 0.3)]),  # lateral subepicardial
+    # Both insertion points:
+    "hypertrophic": (0.15, [(at, 5, (0.2, 0.22), (0.3, 0.4), 0.6, 0.3) for at in (126, 232)]),
+    "non-ischaemic": (0.15, 3 * [(0, 180, (0.15, 0.35), (0.2, 0.2), 0.5, 0.25)]),  # patches
 }
 
 
 @dataclass
 class ScarMap:
-    """Scar over the wall, tables ``(z, ANGLES)`` float32; depth is 0 endocardium … 1 epicardium."""
+    """Scar over the wall, tables ``(z, ANGLES)``; depth is 0 endocardium … 1 epicardium."""
 
     aetiology: str  # the artery or the disease
     inner: Array  # depth where scar begins
@@ -230,10 +231,6 @@ class ScarMap:
         return np.clip(np.minimum(self.outer, 1) - np.maximum(self.inner, 0), 0, 1)
 
 
-def float32(*tables: Array) -> list[Array]:
-    return [table.astype(np.float32) for table in tables]
-
-
 def wall_noise(rng: Rng, level: Array) -> Array:
     """A smooth random field over the wall, ``(len(level), ANGLES)``, about unit variance."""
     field = np.zeros((len(level), ANGLES), dtype=np.float32)
@@ -245,10 +242,8 @@ def wall_noise(rng: Rng, level: Array) -> Array:
     return field / np.float32(np.sqrt(sum(0.5 / order for order in orders)))
 
 
-def wavefront_scar(rng: Rng, level: Array, artery: str | None = None) -> ScarMap:
-    """Draw an infarct: a wavefront from the endocardium in the bed of an artery (None: any)."""
-    names = list(TERRITORIES)
-    artery = artery or names[rng.choice(3, p=[TERRITORIES[name][2] for name in names])]
+def wavefront_scar(rng: Rng, level: Array, artery: str) -> ScarMap:
+    """Draw an infarct: a wavefront from the endocardium in the bed of an artery."""
     centre, half_width, _ = TERRITORIES[artery]
     size = rng.beta(2.2, 2.2)  # near 1: a proximal occlusion, a large bed
     centre = np.deg2rad(rng.normal(centre, 14))
@@ -273,34 +268,18 @@ def wavefront_scar(rng: Rng, level: Array, artery: str | None = None) -> ScarMap
     thinning = (0 if acute else rng.uniform(0.05, 0.4)) * np.minimum(reach, 1) ** 1.5
     density = np.clip(rng.uniform(0.9, 1.05) + 0.1 * wall_noise(rng, level), 0.3, 1.0)
     inner = np.full_like(reach, -0.05) + 1.05 * (reach <= 0)
-    return ScarMap(artery, *float32(inner, reach, core, density, thinning))
+    return ScarMap(artery, inner, reach, core, density, thinning)
 
 
-def patch_scar(rng: Rng, level: Array, heart: Heart, pattern: str | None = None) -> ScarMap:
-    """Draw a non-ischaemic scar, one of ``PATTERNS``, as ellipsoids in angle, level and depth."""
-    names = list(PATTERNS)
-    pattern = pattern or names[rng.choice(4, p=[PATTERNS[name][0] for name in names])]
-    anterior, inferior = np.deg2rad(120), heart.inferior_rvip
-    # Ellipsoids: angle, half-width, half-height (in levels), depth and thickness (0–1).
-    if pattern == "septal stripe":
-        angle = (anterior + inferior) / 2 + rng.normal(0, 0.2)
-        spots = [(angle, rng.uniform(0.35, 0.85), rng.uniform(0.2, 0.5), 0.5, 0.17)]
-    elif pattern == "lateral subepicardial":
-        angle = np.deg2rad(rng.normal(335, 18))
-        spots = [(angle, rng.uniform(0.3, 0.7), rng.uniform(0.2, 0.5), 0.88, 0.3)]
-    elif pattern == "insertion points":
-        spots = [(anterior + 0.1, 0.2, 0.35, 0.6, 0.3), (inferior - 0.1, 0.22, 0.35, 0.6, 0.3)]
-    else:
-        spots = [
-            (rng.uniform(0, TURN), rng.uniform(0.15, 0.35), 0.2, 0.5, 0.25)
-            for _ in range(rng.integers(2, 5))
-        ]
+def patch_scar(rng: Rng, level: Array, disease: str) -> ScarMap:
+    """Draw the non-ischaemic scar of a disease, one of ``PATTERNS``."""
     row = level[:, None].astype(np.float32)
     inner = np.ones((len(level), ANGLES), dtype=np.float32)
     outer = np.zeros_like(inner)
-    for angle, half_width, half_height, depth, thickness in spots:
-        across = (angle_between(THETA[None], angle) / half_width) ** 2
-        distance = across + ((row - rng.uniform(0.2, 0.65)) / half_height) ** 2
+    for angle, spread, width, height, depth, thickness in PATTERNS[disease][1]:
+        centre = np.deg2rad(rng.normal(angle, spread))
+        across = (angle_between(THETA[None], centre) / rng.uniform(*width)) ** 2
+        distance = across + ((row - rng.uniform(0.2, 0.65)) / rng.uniform(*height)) ** 2
         distance = distance * (1 + 0.35 * wall_noise(rng, level))
         half = np.float32(thickness * rng.uniform(0.8, 1.3))
         half = half * np.sqrt(np.clip(1 - distance, 0, 1))
@@ -308,17 +287,21 @@ def patch_scar(rng: Rng, level: Array, heart: Heart, pattern: str | None = None)
         outer = np.where(half > 0.05, np.maximum(outer, depth + half), outer)
     density = np.clip(rng.uniform(0.5, 0.9) + 0.12 * wall_noise(rng, level), 0.2, 1.0)
     nothing = np.zeros_like(inner)
-    return ScarMap(PATTERNS[pattern][1], *float32(inner, outer, nothing, density, nothing))
+    return ScarMap(disease, inner, outer, nothing, density, nothing)
 
 
-def draw_scars(rng: Rng, level: Array, heart: Heart) -> list[ScarMap]:
+def draw_scars(rng: Rng, level: Array) -> list[ScarMap]:
     """Draw the scars of one diseased heart: four in five are infarcts, one in eight of them two."""
     inside = (level > 0.05) & (level < 0.95)
+    arteries, diseases = list(TERRITORIES), list(PATTERNS)
     while True:
         if rng.random() >= 0.8:
-            scars = [patch_scar(rng, level, heart)]
+            disease = rng.choice(diseases, p=[PATTERNS[name][0] for name in diseases])
+            scars = [patch_scar(rng, level, str(disease))]
         else:
-            scars = [wavefront_scar(rng, level) for _ in range(1 + (rng.random() < 0.12))]
+            shares, count = [TERRITORIES[name][2] for name in arteries], 1 + (rng.random() < 0.12)
+            drawn = rng.choice(arteries, count, p=shares)
+            scars = [wavefront_scar(rng, level, str(artery)) for artery in drawn]
         if max(scar.thickness()[inside].mean() for scar in scars) > 0.01:  # large enough to outline
             return scars
 
@@ -389,12 +372,7 @@ class Scanner:
 def smooth_field(rng: Rng, shape: tuple[int, ...], knots: int) -> Array:
     """A random field of unit variance in each slice, float32, bilinear between knots."""
     coarse = rng.standard_normal((shape[0], knots, knots), dtype=np.float32)
-    weights = []
-    for size in shape[1:]:
-        position = np.linspace(0, knots - 1, size, dtype=np.float32)
-        distance = np.abs(position[:, None] - np.arange(knots))
-        weights.append(np.maximum(1 - distance, 0).astype(np.float32))
-    return weights[0] @ coarse @ weights[1].T * np.float32(1.5)
+    return ndimage.zoom(coarse, (1, shape[1] / knots, shape[2] / knots), order=1) * np.float32(1.5)
 
 
 def acquire(rng: Rng, signal: Array, body: Array, x: Array, v: Array, scanner: Scanner) -> Array:
@@ -451,66 +429,59 @@ def sample_heart(
     """Average signal and tissue over 2 × 2 points of every pixel and three planes of every slice.
 
     Args:
-        z: heights, mm below the base, ``(slices × 3 × 4,)``; those of the tables of ``scars``.
-        x, v: the points in the heart frame, mm, ``(slices, 4 × P)`` float32.
+        z: heights of the points, mm below the base, ``(slices, 3, 4)``; those of ``scars``.
+        x, v: the points in the heart frame, mm, ``(slices, 4, P)`` float32.
         signals: of each tissue in each slice, ``(slices, 12)``.
 
     Returns:
         Each ``(slices, P)``: the share of the voxel that is heart or its fat, the signal of that
         share, label, angle (radians), and depth in the wall (0 endocardium … 1 epicardium).
     """
-    slices, planes, pixels = len(x), len(PLANES), x.shape[1] // 4
+    x, v, height = x[:, None], v[:, None], z[..., None]  # for (slices, planes, points, P)
     radius, angle = np.hypot(x, v), np.arctan2(v, x)
-    column = angle * np.float32(ANGLES / TURN) + np.float32(ANGLES + 0.5)
-    column = column.astype(np.int32) % ANGLES
+    column = (angle * np.float32(ANGLES / TURN) + np.float32(ANGLES + 0.5)).astype(int) % ANGLES
+
+    def at(table: Array) -> Array:
+        """Look up a table over height and angle, ``(z, ANGLES)``, at every point."""
+        table = table.reshape(*z.shape, ANGLES).astype(np.float32)
+        return np.take_along_axis(table, column, axis=3)
+
     thinning = np.clip(sum(scar.thinning for scar in scars), 0, 0.6) if scars else 0.0
-    cavity, epicardium = heart.contours(z, thinning)
-    right_ventricle = heart.right_ventricle(z, epicardium)
+    cavity, epicardium = heart.contours(z.ravel(), thinning)
+    right_ventricle = heart.right_ventricle(z.ravel(), epicardium)
     has_rv = right_ventricle > epicardium + 0.5
     outside = np.maximum(epicardium, np.where(has_rv, right_ventricle + RV_WALL, 0))
-    fat = outside + heart.fat.astype(np.float32)
-    row = np.arange(slices, dtype=np.int32)[:, None]
-    quarter = np.repeat(np.arange(4, dtype=np.int32), pixels)  # each point has its own height
-    trabeculae = heart.trabeculae.astype(np.float32)[column]
-    total = np.zeros((7, slices, pixels), dtype=np.float32)
-    for plane in range(planes):
-        at = ((row * planes + plane) * 4 + quarter) * ANGLES + column
-        inner, outer = cavity.ravel()[at], epicardium.ravel()[at]
-        in_cavity, in_lv = radius < inner, radius < outer
-        in_wall = in_lv & ~in_cavity
-        in_rv = (radius < right_ventricle.ravel()[at]) & ~in_lv
-        kind = np.where(radius < outside.ravel()[at], MUSCLE, FAT).astype(np.int32)
-        kind[in_rv], kind[in_wall], kind[in_cavity] = RV_BLOOD, HEART_MUSCLE, BLOOD
-        middle = slice(plane * 4, None, planes * 4)
-        kind[in_cavity & heart.in_papillary(z[middle], cavity[middle], x, v)] = PAPILLARY
-        is_scar, is_core = np.zeros((2, *x.shape), dtype=bool)
-        depth = (radius - inner) / np.maximum(outer - inner, np.float32(0.5))
-        value = signals.ravel()[row * signals.shape[1] + kind]
-        for scar in scars:
-            here = in_wall & (depth >= scar.inner.ravel()[at]) & (depth < scar.outer.ravel()[at])
-            core = here & (depth < scar.core.ravel()[at]) & (depth > 0.12)
-            level = signals[np.nonzero(here)[0]]
-            contrast = level[:, SCAR_TISSUE] - level[:, HEART_MUSCLE]
-            value[here] = level[:, HEART_MUSCLE] + scar.density.ravel()[at[here]] * contrast
-            value[core] = signals[np.nonzero(core)[0], NO_REFLOW_TISSUE]
-            is_scar |= here
-            is_core |= core
-        rim = in_wall & (radius < inner + trabeculae)
-        value[rim] += heart.trabecular_blood * (signals[np.nonzero(rim)[0], BLOOD] - value[rim])
-        covered = radius < fat.ravel()[at]
-        ventricle = (z[middle] >= 0)[:, None]  # the atrium, above the base, carries no label
-        labelled = [part & ventricle for part in (in_cavity, in_wall, in_rv, is_scar, is_core)]
-        parts = np.stack([covered, value * covered, *labelled]).reshape(7, slices, 4, pixels)
-        total += parts.sum(2) * (PROFILE[plane] / 4)
-        if plane == planes // 2:
-            middle_depth = depth.reshape(slices, 4, pixels).mean(1)
-    covered, signal, blood, wall, rv, scarred, no_reflow = total
+    inner, outer = at(cavity), at(epicardium)
+    depth = (radius - inner) / np.maximum(outer - inner, np.float32(0.5))
+    in_cavity, in_wall = radius < inner, (radius < outer) & (radius >= inner)
+    in_rv = (radius < at(right_ventricle)) & (radius >= outer)
+    papillary = heart.in_papillary(height, cavity.reshape(*z.shape, ANGLES), x, v)
+    places = [in_cavity & papillary, in_cavity, in_wall, in_rv, radius < at(outside)]
+    kind = np.select(places, [PAPILLARY, BLOOD, HEART_MUSCLE, RV_BLOOD, MUSCLE], FAT)
+    value = np.take_along_axis(signals[:, None, None], kind, axis=3)
+    of_tissue = signals.T[..., None, None, None]
+    is_scar, is_core = np.zeros((2, *depth.shape), dtype=bool)
+    for scar in scars:
+        here = in_wall & (depth >= at(scar.inner)) & (depth < at(scar.outer))
+        core = here & (depth < at(scar.core)) & (depth > 0.12)
+        contrast = of_tissue[SCAR_TISSUE] - of_tissue[HEART_MUSCLE]
+        value = np.where(here, of_tissue[HEART_MUSCLE] + at(scar.density) * contrast, value)
+        value = np.where(core, of_tissue[NO_REFLOW_TISSUE], value)
+        is_scar, is_core = is_scar | here, is_core | core
+    rim = in_wall & (radius < inner + heart.trabeculae.astype(np.float32)[column])
+    value = value + rim * heart.trabecular_blood * (of_tissue[BLOOD] - value)
+    covered = radius < at(outside + heart.fat)
+    ventricle = height[:, :, :1] >= 0  # the atrium, above the base, carries no label
+    labelled = (part & ventricle for part in (in_cavity, in_wall, in_rv, is_scar, is_core))
+    weight = PROFILE[:, None, None] / 4
+    shares = [(part * weight).sum((1, 2)) for part in (covered, value * covered, *labelled)]
+    covered, signal, blood, wall, rv, scarred, no_reflow = shares
     stack = np.stack([1 - blood - wall - rv, blood, wall, rv])
     labels = np.array([BACKGROUND, CAVITY, MYOCARDIUM, RV], dtype=np.uint8)[stack.argmax(0)]
     is_scar = (labels == MYOCARDIUM) & (scarred >= 0.5 * wall)
     labels[is_scar] = SCAR
     labels[is_scar & (no_reflow > 0.5 * scarred)] = NO_REFLOW
-    return covered, signal, labels, angle[:, :pixels], middle_depth
+    return covered, signal, labels, angle[:, 0, 0], depth[:, len(PLANES) // 2].mean(1)
 
 
 class PhantomOptions(BaseModel):
@@ -544,9 +515,9 @@ def render_study(
         count = int(np.ceil((heart.length - 2) / step)) + extra
         above = step * int(rng.integers(0, extra + 1))
     middles = (np.arange(count) * step - above + rng.uniform(1, step - 2)).astype(np.float32)
-    z = (middles[:, None, None] + PLANES[:, None] + INTERLEAVE).ravel()
-    level = np.clip(z / heart.length, -0.2, 1.2)
-    scars = draw_scars(rng, level, heart) if present else []
+    z = middles[:, None, None] + PLANES[:, None] + INTERLEAVE
+    level = np.clip(z.ravel() / heart.length, -0.2, 1.2)
+    scars = draw_scars(rng, level) if present else []
     mirrored, turn = rng.random() < 0.5, rng.uniform(0, TURN)
     mm = float(rng.uniform(1.5, 2.0)) * 128 / pixels
     offset = rng.normal(0, 8, size=2)
@@ -555,38 +526,35 @@ def render_study(
     slice_levels = middles / heart.length
     scanner = Scanner(rng, np.clip(slice_levels, 0, 1))
     grid = (np.arange(pixels, dtype=np.float32) - (pixels - 1) / 2) * mm
-    cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
-    flip = np.float32(-1 if mirrored else 1)
 
     def to_heart(right: Array, down: Array) -> tuple[Array, Array]:
         """Stored mm (right, down) → heart frame (x, v up)."""
-        right, up = flip * (right - np.float32(offset[0])), -(down - np.float32(offset[1]))
-        return cos * right - sin * up, sin * right + cos * up
+        right, up = (-right if mirrored else right), -down
+        point = (right + 1j * up) * np.exp(1j * turn)
+        return point.real.astype(np.float32), point.imag.astype(np.float32)
 
-    x, v = to_heart(grid[:, None], grid[None, :])
+    x, v = to_heart(grid[:, None] - offset[0], grid - offset[1])
     chest = draw_chest(rng, heart, x, v, slice_levels)
     signals = scanner.signals
     reach = heart.radius + 12
-    near = np.flatnonzero((x > -reach - heart.rv_width) & (x < reach) & (np.abs(v) < reach))
-    quarter = np.float32(mm / 4) * np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]], dtype=np.float32)
-    right = grid[near // pixels] + quarter[0][:, None]  # (4 points, pixels)
-    down = grid[near % pixels] + quarter[1][:, None]
-    near_x, near_v = to_heart(right.ravel(), down.ravel())
-    near_x, near_v = near_x - shift[:, :1], near_v - shift[:, 1:]  # (slices, 4 × pixels)
+    near = (x > -reach - heart.rv_width) & (x < reach) & (np.abs(v) < reach)
+    quarter = mm / 4 * np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]])[..., None]
+    moved = to_heart(*quarter)  # of the four points from the centre of their pixel
+    near_x, near_v = x[near] + moved[0], v[near] + moved[1]  # (4, P)
+    near_x, near_v = near_x - shift[:, :1, None], near_v - shift[:, 1:, None]  # (slices, 4, P)
     sampled = sample_heart(heart, scars, z, near_x, near_v, signals)
     covered, heart_signal, heart_labels, angle, depth = sampled
-    flat_chest = chest.reshape(count, -1)  # (slices, pixels²)
-    signal = np.take_along_axis(signals, flat_chest.astype(np.intp), axis=1)
+    signal = signals[np.arange(count)[:, None, None], chest]
     signal[:, near] = signal[:, near] * (1 - covered) + heart_signal
-    body = np.array([0, 0.15] + [1] * 10, dtype=np.float32)[flat_chest]
+    body = np.array([0, 0.15] + [1] * 10, dtype=np.float32)[chest]
     body[:, near] = np.maximum(body[:, near], covered)
-    labels = np.zeros_like(flat_chest)
+    labels = np.zeros_like(chest)
     labels[:, near] = heart_labels
-    image = acquire(rng, signal.reshape(chest.shape), body.reshape(chest.shape), x, v, scanner)
+    image = acquire(rng, signal, body, x, v, scanner)
     image = np.rint(image * np.float32(rng.uniform(300, 800)))
     image = np.clip(image + (PEDESTAL if scanner.magnitude else ZERO), 0, 4095)
     order = -1 if rng.random() < 0.5 else 1
-    image, labels = (np.moveaxis(one.reshape(chest.shape), 0, 2) for one in (image, labels))
+    image, labels = np.moveaxis(image, 0, 2), np.moveaxis(labels, 0, 2)
     points = np.rad2deg(heart.insertion_points(LANDMARK_LEVEL))
     stored = (points - np.rad2deg(turn)) % 360
     landmarks = Landmarks(*map(float, (180 - stored) % 360 if mirrored else stored))
