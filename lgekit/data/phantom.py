@@ -324,49 +324,27 @@ def inversion_recovery(t1, inversion_time) -> Array:
     return 1 - 2 * np.exp(-np.asarray(inversion_time) / np.asarray(t1))
 
 
-class Scanner:
-    """Random settings and imperfections of one examination; arrays are ``(slices,)``."""
-
-    def __init__(self, rng: Rng, levels: Array) -> None:
-        count = len(levels)
-        ecv_scar = float(np.clip(rng.normal(ECV_SCAR, 0.07), 0.50, 0.85))
-        # T1 of blood (ms): contrast washes out while the slices are acquired in order.
-        t1_blood = float(np.clip(rng.normal(400, 65), 280, 560))
-        t1_blood = t1_blood * (1 + 0.07 * (0.5 - levels) * rng.choice([-1, 1]))
-        self.t1_blood = t1_blood * (1 + 0.01 * rng.normal(size=count))
-        ecv_remote = float(np.clip(rng.normal(ECV_REMOTE, 0.025), 0.2, 0.33))
-        null = float(np.median(t1_after_contrast(ecv_remote, self.t1_blood))) * np.log(2)
-        self.inversion_time = null * rng.normal(1.0, 0.06) * (1 + 0.04 * rng.normal(size=count))
-        # SD in each of the two channels, relative to M0 at the middle of the field.
-        self.noise = float(np.exp(rng.normal(np.log(0.024), 0.35)))
-        self.resolution = float(rng.uniform(0.6, 0.9))  # share of k-space in phase encoding
-        self.ghost = float(rng.gamma(1.2, 0.03))  # respiratory modulation of k-space
-        self.ghost_period = float(rng.uniform(2.5, 9))  # in lines
-        self.phase_axis = int(rng.integers(2))
-        # Bias field (natural log): linear in two directions, and quadratic.
-        self.coil = rng.normal(0, [0.30, 0.15, 0.12]) + [0.35, 0, 0]
-        # Receiver gain and level of zero signal: exported slices are windowed individually.
-        self.gain = 1 + 0.08 * rng.normal(size=count)
-        self.offset = rng.gamma(2.0, 0.028) * rng.normal(size=count)
-        # Share of spins that are not inverted: 10 % lifts nulled myocardium by 5 % of M0.
-        loss = rng.normal(0.08, 0.04) + 0.06 * rng.normal(size=count)
-        self.inversion_loss = np.clip(loss, 0, 0.3)
-        self.loss_spread = float(rng.uniform(0.03, 0.10))  # its SD over the slice
-        self.magnitude = bool(rng.random() < 0.2)  # else phase-sensitive
-        self.texture = float(rng.uniform(0.03, 0.08))  # relative SD
-        # Signed signal of every tissue, (slices, 12).
-        t1, time, remote = self.t1_blood, self.inversion_time, ecv_remote
-        ecv = {HEART_MUSCLE: remote, PAPILLARY: remote + 0.02, SCAR_TISSUE: ecv_scar}
-        ecv |= {NO_REFLOW_TISSUE: 0.13, MUSCLE: 0.16, LIVER: 0.36, STOMACH: 0.22, LUNG: 0.40}
-        signals = np.zeros((count, 12), dtype=np.float32)
-        for code, volume in ecv.items():
-            signals[:, code] = inversion_recovery(t1_after_contrast(volume, t1), time)
-        signals[:, [BLOOD, RV_BLOOD]] = inversion_recovery(t1, time)[:, None]
-        signals[:, FAT] = inversion_recovery(np.clip(rng.normal(300, 30), 220, 380), time)
-        density = rng.normal(1, 0.1, size=12)  # of protons
-        density[[BLOOD, *range(HEART_MUSCLE, NO_REFLOW_TISSUE + 1)]] = 1
-        signals[:, LUNG] *= 0.15
-        self.signals = signals * density.astype(np.float32)
+def tissue_signals(rng: Rng, levels: Array) -> Array:
+    """Draw the signed signal of every tissue in each slice, ``(slices, 12)`` float32."""
+    count = len(levels)
+    ecv_scar = np.clip(rng.normal(ECV_SCAR, 0.07), 0.50, 0.85)
+    remote = np.clip(rng.normal(ECV_REMOTE, 0.025), 0.2, 0.33)
+    # T1 of blood (ms): contrast washes out while the slices are acquired in order.
+    blood = np.clip(rng.normal(400, 65), 280, 560) * (1 + 0.01 * rng.normal(size=count))
+    blood = blood * (1 + 0.07 * (0.5 - levels) * rng.choice([-1, 1]))
+    null = np.median(t1_after_contrast(remote, blood)) * np.log(2)
+    time = null * rng.normal(1.0, 0.06) * (1 + 0.04 * rng.normal(size=count))
+    ecv = {HEART_MUSCLE: remote, PAPILLARY: remote + 0.02, SCAR_TISSUE: ecv_scar}
+    ecv |= {NO_REFLOW_TISSUE: 0.13, MUSCLE: 0.16, LIVER: 0.36, STOMACH: 0.22, LUNG: 0.40}
+    signals = np.zeros((count, 12), dtype=np.float32)
+    for code, volume in ecv.items():
+        signals[:, code] = inversion_recovery(t1_after_contrast(volume, blood), time)
+    signals[:, [BLOOD, RV_BLOOD]] = inversion_recovery(blood, time)[:, None]
+    signals[:, FAT] = inversion_recovery(np.clip(rng.normal(300, 30), 220, 380), time)
+    density = rng.normal(1, 0.1, size=12)  # of protons
+    density[[BLOOD, *range(HEART_MUSCLE, NO_REFLOW_TISSUE + 1)]] = 1
+    density[LUNG] *= 0.15
+    return signals * density.astype(np.float32)
 
 
 def smooth_field(rng: Rng, shape: tuple[int, ...], knots: int) -> Array:
@@ -375,40 +353,48 @@ def smooth_field(rng: Rng, shape: tuple[int, ...], knots: int) -> Array:
     return ndimage.zoom(coarse, (1, shape[1] / knots, shape[2] / knots), order=1) * np.float32(1.5)
 
 
-def acquire(rng: Rng, signal: Array, body: Array, x: Array, v: Array, scanner: Scanner) -> Array:
-    """Simulate the image of a signal: coil bias, truncated k-space, ghosts, noise, reconstruction.
+def k_space_window(pixels: int, edge: float) -> Array:
+    """Weight of each line of k-space, ``(pixels,)``: 0 beyond ``edge``, a share of the lines."""
+    line = np.abs(fft.fftfreq(pixels)) * 2  # 0 centre … 1 edge of k-space
+    roll_off = 0.5 + 0.5 * np.cos(np.pi * np.clip((line / edge - 0.6) / 0.4, 0, 1))
+    return np.where(line < edge, roll_off, 0).astype(np.float32)
 
-    ``signal`` is signed and ``body`` is proton density (0 air … 1 tissue), both ``(slices, X, Y)``
-    float32. ``x`` and ``v`` are pixel centres in the heart frame, ``(X, Y)``.
+
+def acquire(rng: Rng, signal: Array, body: Array, x: Array, v: Array) -> Array:
+    """Simulate the stored image of a signal, ``(slices, pixels, pixels)`` whole numbers.
+
+    Coil bias, truncated k-space, ghosts, noise, reconstruction. ``signal`` is signed and ``body``
+    is proton density (0 air … 1 tissue), both ``(slices, pixels, pixels)`` float32. ``x`` and ``v``
+    are pixel centres in the heart frame, ``(pixels, pixels)``.
     """
-    slices, size_x, size_y = signal.shape
-    front = (-0.57 * x + 0.82 * v) / 100  # towards the anterior coil
-    side = (0.82 * x + 0.57 * v) / 100
-    linear = scanner.coil[0] * front + scanner.coil[1] * side
-    bias = np.exp(linear + scanner.coil[2] * (front**2 + side**2))
-    loss = np.float32(scanner.loss_spread) * smooth_field(rng, signal.shape, 5)
-    loss += scanner.inversion_loss.astype(np.float32)[:, None, None]
-    signal = signal + loss * (body - signal) * np.float32(0.5)  # 1 − (2 − loss)·exp(−TI/T1)
-    loaded = signal * (bias[None] * scanner.gain[:, None, None]).astype(np.float32)
-    loaded *= 1 + np.float32(scanner.texture) * smooth_field(rng, signal.shape, 24)
-    space = fft.fft2(loaded, axes=(1, 2))
-    windows = []
-    for axis, size in enumerate((size_x, size_y)):
-        line = np.abs(fft.fftfreq(size)) * 2  # 0 centre … 1 edge of k-space
-        edge = scanner.resolution if axis == scanner.phase_axis else 0.95
-        roll_off = 0.5 + 0.5 * np.cos(np.pi * np.clip((line / edge - 0.6) / 0.4, 0, 1))
-        windows.append(np.where(line < edge, roll_off, 0))
-    window = (windows[0][:, None] * windows[1]).astype(np.float32)
-    order = np.arange((size_x, size_y)[scanner.phase_axis])
-    start = rng.uniform(0, TURN, size=(slices, 1))
-    swing = 1 + scanner.ghost * np.cos(TURN * order / scanner.ghost_period + start)
-    swing = swing[:, :, None] if scanner.phase_axis == 0 else swing[:, None, :]
-    noise = rng.standard_normal((slices, size_x, 2 * size_y), dtype=np.float32).view(np.complex64)
-    noise *= np.float32(scanner.noise * np.sqrt(size_x * size_y))
-    space = (space * swing.astype(np.float32) + noise) * window
-    image = fft.ifft2(space, axes=(1, 2), overwrite_x=True)
-    image = np.abs(image) if scanner.magnitude else np.ascontiguousarray(image.real)
-    return image + scanner.offset.astype(np.float32)[:, None, None]
+    slices, pixels, _ = signal.shape
+    each = slices, 1, 1
+    # Share of spins that are not inverted: 10 % lifts nulled myocardium by 5 % of M0.
+    loss = np.clip(rng.normal(0.08, 0.04) + 0.06 * rng.normal(size=each), 0, 0.3)
+    loss = loss + rng.uniform(0.03, 0.10) * smooth_field(rng, signal.shape, 5)
+    signal = signal + loss * (body - signal) / 2  # 1 − (2 − loss)·exp(−TI/T1)
+    # Bias field (natural log): linear towards the anterior coil and across, and quadratic.
+    front, side = (-0.57 * x + 0.82 * v) / 100, (0.82 * x + 0.57 * v) / 100
+    linear, across, quadratic = rng.normal([0.35, 0, 0], [0.30, 0.15, 0.12])
+    bias = np.exp(linear * front + across * side + quadratic * (front**2 + side**2))
+    gain = 1 + 0.08 * rng.normal(size=each)  # exported slices are windowed individually
+    texture = 1 + rng.uniform(0.03, 0.08) * smooth_field(rng, signal.shape, 24)
+    loaded = (signal * bias * gain * texture).astype(np.float32)
+    axis = int(rng.integers(1, 3))  # of phase encoding; the other one is sampled almost fully
+    space = np.moveaxis(fft.fft2(loaded), axis, 2)
+    phase = TURN * np.arange(pixels) / rng.uniform(2.5, 9) + rng.uniform(0, TURN, size=each)
+    breathing = 1 + rng.gamma(1.2, 0.03) * np.cos(phase)  # makes ghosts
+    # Noise: SD in each of the two channels, relative to M0 at the middle of the field.
+    noise = rng.standard_normal((slices, pixels, 2 * pixels), dtype=np.float32).view(np.complex64)
+    noise *= np.float32(pixels * np.exp(rng.normal(np.log(0.024), 0.35)))
+    space = space * breathing.astype(np.float32) + noise
+    space *= k_space_window(pixels, 0.95)[:, None] * k_space_window(pixels, rng.uniform(0.6, 0.9))
+    image = fft.ifft2(np.moveaxis(space, 2, axis))
+    magnitude = rng.random() < 0.2  # else phase-sensitive
+    image = np.abs(image) if magnitude else image.real
+    image = image + rng.gamma(2.0, 0.028) * rng.normal(size=each)  # level of zero signal
+    image = np.rint(image * rng.uniform(300, 800)) + (PEDESTAL if magnitude else ZERO)
+    return np.clip(image, 0, 4095).astype(np.float32)
 
 
 # ---- one study ----
@@ -524,7 +510,7 @@ def render_study(
     drift = rng.normal(0, 3, size=2) * ((middles[:, None] - heart.length / 2) / heart.length)
     shift = (rng.normal(0, 1.3, size=(count, 2)) + drift).astype(np.float32)  # of each slice
     slice_levels = middles / heart.length
-    scanner = Scanner(rng, np.clip(slice_levels, 0, 1))
+    signals = tissue_signals(rng, np.clip(slice_levels, 0, 1))
     grid = (np.arange(pixels, dtype=np.float32) - (pixels - 1) / 2) * mm
 
     def to_heart(right: Array, down: Array) -> tuple[Array, Array]:
@@ -535,7 +521,6 @@ def render_study(
 
     x, v = to_heart(grid[:, None] - offset[0], grid - offset[1])
     chest = draw_chest(rng, heart, x, v, slice_levels)
-    signals = scanner.signals
     reach = heart.radius + 12
     near = (x > -reach - heart.rv_width) & (x < reach) & (np.abs(v) < reach)
     quarter = mm / 4 * np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]])[..., None]
@@ -550,9 +535,7 @@ def render_study(
     body[:, near] = np.maximum(body[:, near], covered)
     labels = np.zeros_like(chest)
     labels[:, near] = heart_labels
-    image = acquire(rng, signal, body, x, v, scanner)
-    image = np.rint(image * np.float32(rng.uniform(300, 800)))
-    image = np.clip(image + (PEDESTAL if scanner.magnitude else ZERO), 0, 4095)
+    image = acquire(rng, signal, body, x, v)
     order = -1 if rng.random() < 0.5 else 1
     image, labels = np.moveaxis(image, 0, 2), np.moveaxis(labels, 0, 2)
     points = np.rad2deg(heart.insertion_points(LANDMARK_LEVEL))
@@ -566,8 +549,8 @@ def render_study(
     found = scars_of_voxels(*voxels, Ventricle.of(labels).thirds)
     findings = Findings(tuple(replace(scar, aetiology=cause) for scar in found))
     facts = {"spacing": (mm, mm, step), "landmarks": landmarks, "findings": findings}
-    image = np.ascontiguousarray(image[..., ::order], dtype=np.float32)
-    return image, np.ascontiguousarray(labels[..., ::order]), facts
+    image, labels = (np.ascontiguousarray(stack[..., ::order]) for stack in (image, labels))
+    return image, labels, facts
 
 
 # ---- cohorts ----
