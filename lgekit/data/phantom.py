@@ -165,13 +165,10 @@ def draw_chest(rng: Rng, heart: Heart, x: Array, v: Array, levels: Array) -> Arr
         radius = radius * (1 + wobble[order] * np.sin((order + 2) * turn + phases[order]))
     inside = (1 - radius) * half_depth  # mm below the skin, roughly
     under_fat = inside - fat_layer * (1 + 0.4 * np.sin(2 * turn + phases[4]))
-    thorax = np.full(x.shape, LUNG, dtype=np.uint8)
     ribs = (np.sin(turn * rng.uniform(9, 14) + phases[5]) > 0.5) & (under_fat > 0.35 * muscle_layer)
-    thorax[under_fat < muscle_layer] = MUSCLE
-    thorax[ribs & (under_fat < 0.8 * muscle_layer)] = FAT
-    thorax[under_fat < 0] = FAT
-    thorax[inside < 0] = AIR
-    soft = under_fat > muscle_layer
+    ribs &= under_fat < 0.8 * muscle_layer
+    layers = [inside < 0, (under_fat < 0) | ribs, under_fat < muscle_layer]
+    thorax = np.select(layers, [AIR, FAT, MUSCLE], LUNG)
     bag = rng.uniform(0, 9)  # fat of the mediastinum between the RV and the chest wall
     mediastinum = np.hypot((x + 0.6 * heart.rv_width) / 1.25, v - 8) - heart.radius - bag
     dome_x, dome_r = rng.normal(-50, 15), rng.uniform(90, 150)
@@ -179,19 +176,15 @@ def draw_chest(rng: Rng, heart: Heart, x: Array, v: Array, levels: Array) -> Arr
     slope, tilt = rng.uniform(0, 18), rng.uniform(-0.35, 0.1)
     stomach_x, stomach_r = rng.uniform(15, 60), rng.uniform(24, 45)
     aorta_x, aorta_v, aorta_r = rng.uniform(48, 70), rng.uniform(-42, -10), rng.uniform(8, 12)
-    tissue = np.empty((len(levels), *x.shape), dtype=np.uint8)
-    for plane, level in zip(tissue, levels, strict=True):
-        plane[:] = thorax
-        plane[soft & (mediastinum < -25 * max(level - 0.45, 0))] = FAT
-        top = diaphragm + slope * (level - 0.5) + tilt * x
-        liver = np.hypot(x - dome_x, v - top + dome_r) - dome_r
-        plane[soft & (liver < 3)] = MUSCLE
-        plane[soft & (liver < 1)] = LIVER
-        stomach = np.hypot((x - stomach_x) * 0.8, v - top + stomach_r + 8) - stomach_r
-        plane[soft & (stomach < 3)] = MUSCLE
-        plane[soft & (stomach < 0)] = STOMACH
-        if level < 0.8:
-            plane[soft & (np.hypot(x - aorta_x, v - aorta_v) < aorta_r)] = BLOOD
+    level = levels[:, None, None]
+    top = diaphragm + slope * (level - 0.5) + tilt * x
+    liver = np.hypot(x - dome_x, v - top + dome_r) - dome_r
+    stomach = np.hypot((x - stomach_x) * 0.8, v - top + stomach_r + 8) - stomach_r
+    aorta = (np.hypot(x - aorta_x, v - aorta_v) < aorta_r) & (level < 0.8)
+    pericardial = mediastinum < -25 * np.maximum(level - 0.45, 0)
+    parts = [aorta, stomach < 0, stomach < 3, liver < 1, liver < 3, pericardial]
+    organs = np.select(parts, [BLOOD, STOMACH, MUSCLE, LIVER, MUSCLE, FAT], thorax)
+    tissue = np.where(under_fat > muscle_layer, organs, thorax).astype(np.uint8)
     lung = np.flatnonzero(tissue == LUNG)
     if len(lung):  # vessels are dots
         tissue.reshape(-1)[rng.choice(lung, size=len(lung) // 70)] = BLOOD
