@@ -17,7 +17,6 @@ _NAMES = {
     "anatomy.frame": "StandardizeShortAxis frame_to_scanner",
     "anatomy.labels": "wall_depth",
     "anatomy.segments": "segment_map findings_from_labels",
-    "anatomy.polar": "study_tensor",
     "reports.reader": "read_report lge_statement",
     "reports.writer": "write_report canonical_text",
     "reports.training_texts": "prompt_sets",

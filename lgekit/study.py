@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -129,9 +129,6 @@ class Cohort(tio.SubjectsDataset):
     if TYPE_CHECKING:
 
         def __getitem__(self, index: int) -> Study: ...
-
-    def __iter__(self) -> Iterator[Study]:
-        return (self[index] for index in range(len(self)))
 
     def split(self, name: str) -> Cohort:
         """Return the studies of one of `SPLITS`. Raises InputError if there are none."""

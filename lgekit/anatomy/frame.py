@@ -85,14 +85,6 @@ class ShortAxisFrame:
 def _resample_slices(data: torch.Tensor, matrix, offset, shape, nearest: bool) -> torch.Tensor:
     """Sample each slice of ``(channels, X, Y, slices)`` at ``matrix @ pixel + offset``, else 0."""
     channels, width, height, slices = data.shape
-    if nearest:
-        rows, columns = (torch.arange(n, device=data.device, dtype=torch.float32) for n in shape)
-        (xx, xy), (yx, yy) = matrix.tolist()
-        x = (rows[:, None] * xx + columns[None] * xy + float(offset[0])).round().long()
-        y = (rows[:, None] * yx + columns[None] * yy + float(offset[1])).round().long()
-        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        out = data[:, x.clamp(0, width - 1), y.clamp(0, height - 1)]
-        return out * inside[None, :, :, None].to(out.dtype)
     # affine_grid runs from -1 to 1 on the output, with the second axis first
     scale = 2 / np.maximum(np.array([width, height]) - 1, 1)
     half = (np.array(shape) - 1) / 2
@@ -103,8 +95,9 @@ def _resample_slices(data: torch.Tensor, matrix, offset, shape, nearest: bool) -
     grid = F.affine_grid(step, [1, 1, *shape], align_corners=True)
     # all slices share one grid, so they are the channels of one picture
     picture = data.float().permute(0, 3, 1, 2).reshape(1, channels * slices, width, height)
-    out = F.grid_sample(picture, grid, mode="bilinear", padding_mode="zeros", align_corners=True)
-    return out.reshape(channels, slices, *shape).permute(0, 2, 3, 1)
+    out = F.grid_sample(picture, grid, "nearest" if nearest else "bilinear", align_corners=True)
+    out = out.reshape(channels, slices, *shape).permute(0, 2, 3, 1)
+    return out.to(data.dtype) if nearest else out
 
 
 class StandardizeShortAxis(tio.SpatialTransform):

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
-from scipy import ndimage, sparse
-from scipy.sparse.linalg import spsolve
+from scipy import ndimage
 
 from lgekit.errors import InputError
 from lgekit.study import CAVITY, RV, WALL_CODES
@@ -41,68 +40,43 @@ def angle_map(shape: Sequence[int], centre: Vector, spacing: Vector) -> np.ndarr
     return voxel_angle(np.arange(shape[0])[:, None], np.arange(shape[1])[None], centre, spacing)
 
 
-def wall_depth(labels_slice: np.ndarray, spacing: Vector) -> np.ndarray:
+def wall_depth(labels: np.ndarray, spacing: Vector) -> np.ndarray:
     """Measure the depth in the wall: 0 at the endocardium, 1 at the epicardium, NaN outside.
 
-    Laplace's equation between the two contours gives streamlines that never cross. The depth of a
-    pixel is the length of its streamline to the endocardium, as a share of the whole streamline
-    (Yezzi and Prince, IEEE TMI 2003;22:1332–1339). Contours run along the faces between pixels, so
-    a wall one pixel thick has depth 0.5. In a slice without a cavity (the apex) the depth grows
-    from the centre. Specks of wall that touch neither contour get 0.5. Spacing is in mm.
+    ``labels`` are a slice ``(X, Y)`` or a stack ``(X, Y, slices)``, and so is the result.
+
+    The depth is the distance to the nearest point of the cavity, as a share of the distances to the
+    cavity and to the outside. Distances (mm) end at the faces between pixels, so a wall one pixel
+    thick has depth 0.5. In a slice without a cavity (the apex) the depth grows from the centre.
     """
-    labels_slice = np.pad(np.asarray(labels_slice), 2)  # the wall must not touch the border
-    wall = np.isin(labels_slice, WALL_CODES)
+    labels = np.asarray(labels)
+    if labels.ndim == 3:
+        return np.stack([wall_depth(plane, spacing) for plane in np.moveaxis(labels, 2, 0)], 2)
+    wall, cavity = np.isin(labels, WALL_CODES), labels == CAVITY
     depth = np.full(wall.shape, np.nan)
-    if wall.any():
-        box = tuple(slice(side.start - 2, side.stop + 2) for side in box_of(wall))
-        # 1 wall, 2 cavity; as bytes, because painting many scars needs the same wall again
-        codes = (wall[box] + 2 * (labels_slice[box] == CAVITY)).astype(np.uint8)
-        depth[wall] = _depth_of_pixels(codes.tobytes(), codes.shape, *map(float, spacing[:2]))
-    return depth[2:-2, 2:-2]
+    if not wall.any():
+        return depth
+    box = box_of(wall | cavity)
+    wall, cavity = np.pad(wall[box], 1), np.pad(cavity[box], 1)  # the outside is all around
+    if cavity.any():
+        inner = _to_border(~cavity, spacing)
+    else:
+        centre = slice_centres(wall[..., None])[0]
+        inner = np.hypot(*((np.indices(wall.shape).T - centre) * spacing[:2]).T)
+    outer = _to_border(wall | cavity, spacing)
+    share = inner / (inner + outer + 1e-9)
+    depth[box] = np.where(wall, share, np.nan)[1:-1, 1:-1]
+    return depth
 
 
-@lru_cache(maxsize=2048)
-def _depth_of_pixels(codes: bytes, shape: tuple[int, int], *spacing: float) -> np.ndarray:
-    values = np.frombuffer(codes, np.uint8).reshape(shape)
-    wall, cavity = values == 1, values == 2
-    if not cavity.any():
-        (centre,) = slice_centres(wall[..., None])
-        x, y = ((np.arange(n) - c) * h for n, c, h in zip(shape, centre, spacing, strict=True))
-        from_centre = np.hypot(x[:, None], y[None])
-        to_border = ndimage.distance_transform_edt(wall, sampling=spacing) - min(spacing) / 2
-        return (from_centre / (from_centre + np.maximum(to_border, 0) + 1e-9))[wall]
-
-    count = int(wall.sum())
-    number = np.full(wall.shape, -1)
-    number[wall] = np.arange(count)
-    # One row for each neighbour: left, right, above, below. Its number is -1 outside the wall.
-    shifts = [(1, 0), (-1, 0), (1, 1), (-1, 1)]
-    neighbour = np.array([np.roll(number, shift, axis)[wall] for shift, axis in shifts])
-    in_cavity = np.array([np.roll(cavity, shift, axis)[wall] for shift, axis in shifts])
-    in_wall = neighbour >= 0
-    pixel_mm = np.repeat(spacing, 2)[:, None]
-    distance = np.where(in_wall, pixel_mm, pixel_mm / 2)  # a contour is half a pixel away
-    rows = np.broadcast_to(np.arange(count), neighbour.shape)
-
-    def solve(weights: np.ndarray, known: np.ndarray) -> np.ndarray:
-        """Solve: sum over neighbours of weight · (value − neighbour's value) = known."""
-        values = np.r_[weights.sum(0) + 1e-9, -weights[in_wall]]
-        place = np.r_[rows[0], rows[in_wall]], np.r_[rows[0], neighbour[in_wall]]
-        return np.atleast_1d(spsolve(sparse.csc_array((values, place), (count, count)), known))
-
-    weights = np.where(in_wall, 1.0, 2.0) / pixel_mm**2
-    potential = solve(weights, (weights * (~in_wall & ~in_cavity)).sum(0) + 0.5e-9)
-    beyond = np.where(in_wall, potential[neighbour], np.where(in_cavity, 0.0, 1.0))
-    slope = (beyond - potential) / distance
-    gradient = np.stack([slope[1] - slope[0], slope[3] - slope[2]]) / 2
-    uphill = np.repeat(gradient / (np.hypot(*gradient) + 1e-12), 2, axis=0)
-    uphill[[0, 2]] *= -1  # the part of the unit vector that points to each neighbour
-    inner, outer = (  # length of the streamline to each contour, by upwind differences
-        solve(np.maximum(sign * uphill, 0) / distance, np.ones(count)) for sign in (-1, 1)
+def _to_border(mask: np.ndarray, spacing: Vector) -> np.ndarray:
+    """Return the distance (mm) of each pixel of a mask to the nearest pixel outside of it."""
+    nearest = ndimage.distance_transform_edt(
+        mask, spacing[:2], return_distances=False, return_indices=True
     )
-    total = inner + outer
-    usable = np.isfinite(total) & (total > 0) & (total < 1e6)
-    return np.where(usable, np.clip(inner / np.where(usable, total, 1), 0, 1), 0.5)
+    steps = np.abs(nearest - np.indices(mask.shape))
+    to_face = 1 - 0.5 / np.maximum(steps.max(0), 1)  # not to the centre of that pixel
+    return np.hypot(*(steps.T * spacing[:2]).T) * to_face
 
 
 @dataclass(frozen=True, eq=False)

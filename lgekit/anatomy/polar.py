@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy import ndimage
 
 from lgekit.anatomy.frame import MIN_CONFIDENCE, StandardizeShortAxis, normalised
-from lgekit.anatomy.labels import Ventricle, box_of
+from lgekit.anatomy.labels import Ventricle
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks
 from lgekit.errors import InputError
 from lgekit.study import WALL_CODES, Study
@@ -160,11 +160,8 @@ def _contours(ventricle: Ventricle, centres, spacing, angles_deg) -> tuple[np.nd
     masks = np.pad(masks, ((0, 0), (1, 1), (1, 1), (0, 0)))  # rays fade out across half a pixel
     centres = centres - [side.start - 1 for side in ventricle.box]
     step = min(spacing[:2]) / 2
-    far = []  # mm along x and y from the slices' centres to the end of the left ventricle
-    for axis, part in enumerate(box_of(np.any(ventricle.mask, axis=2))):
-        middle = centres[:, axis] - 1
-        far.append(max(middle.max() - part.start, part.stop - middle.min()) * spacing[axis])
-    radius = (np.arange(int(np.ceil(np.hypot(*far) / step)) + 1) + 0.5) * step
+    reach = ventricle.diameter_mm(spacing)  # a slice's wall is nearer to the slice's centre
+    radius = (np.arange(int(np.ceil(reach / step)) + 1) + 0.5) * step
     slices = torch.from_numpy(masks).permute(3, 0, 1, 2)
     along = _sample_rays(slices, centres, radius[:, None], angles_deg, spacing).numpy()
     lengths = along.sum(2) * step  # (slices, 2, angles)
@@ -195,23 +192,3 @@ def image_view(study: Study, pixels: int, orientation: str, min_confidence=MIN_C
         frame = transform.find_frame(study)
         data, order = frame.to_frame(data), order[::-1] if frame.reversed_slices else order
     return View.of_slices(data, levels[order], order)
-
-
-def study_tensor(study: Study, view: str = "polar") -> tuple[torch.Tensor, torch.Tensor]:
-    """Turn a study into network input: its slices with a heart, from base to apex, normalized.
-
-    Args:
-        study: on the scanner's grid or in the standard frame.
-        view: ``"polar"``, 16 depths of 96 angles, or ``"image"``, 96 × 96 pixels.
-
-    Returns:
-        ``(slices, 1, height, width)`` float32 with remote myocardium at 0, and levels ``(slices,)``
-        float32, 0 base … 1 apex. If no heart is labelled, all slices are returned.
-    """
-    if view not in ("polar", "image"):
-        raise InputError("view", f"{view!r}", "Use 'polar' or 'image'.")
-    if view == "polar":
-        made = polar_grid(study).study_view(study)
-    else:
-        made = image_view(study, 96, "rvip")
-    return made.images, made.levels

@@ -50,15 +50,6 @@ def wall_voxels(labels, spacing: Vector, landmarks: Landmarks | None):
     return ventricle, x, y, plane, to_frame_deg(angle, landmarks)
 
 
-def depth_of_voxels(labels: np.ndarray, spacing: Vector, x, y, plane, slices) -> np.ndarray:
-    """Return the depth in the wall of the voxels in the given slices, and 0 in other slices."""
-    depth = np.zeros(len(x))
-    for number in slices:
-        here = plane == number
-        depth[here] = wall_depth(labels[..., number], spacing)[x[here], y[here]]
-    return depth
-
-
 def segment_map(labels, spacing: Vector, landmarks: Landmarks | None) -> np.ndarray:
     """Label each voxel of the wall with its AHA segment: ``(X, Y, slices)`` uint8, 1–17, else 0.
 
@@ -188,13 +179,17 @@ def findings_from_labels(study: Study) -> Findings:
     landmarks = known or Landmarks(ANTERIOR_RVIP_DEG, 360 - ANTERIOR_RVIP_DEG)
     ventricle, x, y, plane, angle = wall_voxels(labels, study.spacing_mm, landmarks)
     codes = labels[x, y, plane]
-    scarred = np.isin(codes, SCARRED)
-    scar_slices = np.unique(plane[scarred])  # the depth is slow, and not needed in other slices
-    depth = depth_of_voxels(labels, study.spacing_mm, x, y, plane, scar_slices)
-    cell = wall_cell(plane, angle, depth)
-    masks = codes > 0, scarred, codes == NO_REFLOW
-    wall, scar, core = (count_cells(cell[mask], labels.shape[2]) for mask in masks)
-    return Findings(scars_in_words(wall, scar, core, ventricle.thirds, known is not None))
+    depth = wall_depth(labels, study.spacing_mm)[x, y, plane]
+    thirds, oriented = ventricle.thirds, known is not None
+    return Findings(scars_of_voxels(codes, plane, angle, depth, thirds, oriented))
+
+
+def scars_of_voxels(codes, plane, frame_deg, depth, thirds, oriented=True) -> tuple[Scar, ...]:
+    """Describe the wall as scars, from the label, slice, angle and depth of each of its voxels."""
+    cell = wall_cell(plane, frame_deg, depth)
+    masks = codes > 0, np.isin(codes, SCARRED), codes == NO_REFLOW
+    wall, scar, core = (count_cells(cell[mask], len(thirds)) for mask in masks)
+    return scars_in_words(wall, scar, core, thirds, oriented)
 
 
 def wall_cell(plane: np.ndarray, frame_deg: np.ndarray, depth: np.ndarray) -> np.ndarray:

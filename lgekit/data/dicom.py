@@ -12,11 +12,12 @@ import numpy as np
 import pydicom
 from pydicom.config import disable_value_validation
 from pydicom.dataset import Dataset
+from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import UID
 
 from lgekit.data.manifest import misspelt_columns, optional_rows, parse_report
-from lgekit.data.nifti import Entry, Fault, Listing, SliceGapWarning, Volume, folder
+from lgekit.data.nifti import Entry, Fault, Listing, Volume, folder
 from lgekit.errors import InputError
 
 # A row of reports.csv names its images by one of these. They are dropped after grouping.
@@ -33,7 +34,7 @@ def short_hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def dicom(path: str) -> Listing:
+def list_series(path: str) -> Listing:
     """A folder of single-frame DICOM files in any arrangement; each series is a study::
 
         **/*          any names and subfolders; other files are ignored
@@ -53,20 +54,21 @@ def dicom(path: str) -> Listing:
             all_series[str(header.SeriesInstanceUID)].append((file, header))
     reports, faults = _read_reports(root, all_series)
     yield from faults
-    firsts = {uid: files[0][1] for uid, files in all_series.items()}
-    exams = {uid: str(first.get("StudyInstanceUID", "") or uid) for uid, first in firsts.items()}
-    people = {uid: str(first.get("PatientID", "") or exams[uid]) for uid, first in firsts.items()}
-    # A patient is identified by a hash of the smallest study UID.
-    first_exam = {people[uid]: exams[uid] for uid in sorted(exams, key=exams.__getitem__)[::-1]}
+    person_of: dict[str, str] = {}
+    exams: dict[str, list[str]] = defaultdict(list)  # study UIDs of each person
+    for uid, files in all_series.items():
+        exam = str(files[0][1].get("StudyInstanceUID", "") or uid)
+        person_of[uid] = str(files[0][1].get("PatientID", "") or exam)
+        exams[person_of[uid]].append(exam)
     for uid in sorted(all_series, key=short_hash):
         files, name = all_series[uid], f"series_{short_hash(uid)}"
-        patient = f"patient_{short_hash(first_exam[people[uid]])}"
+        patient = f"patient_{short_hash(min(exams[person_of[uid]]))}"
         for _, header in files:
             for tag in IDENTIFYING:
                 header.pop(tag, None)
         text, source = reports.get(uid, ("", ""))
-        image = partial(read_series, name, files)
-        yield Entry(name, patient, image, report=text, report_source=source)
+        paths, image = tuple(file for file, _ in files), partial(read_series, name, files)
+        yield Entry(name, patient, paths, image, report=text, report_source=source)
 
 
 def _read_header(file: Path) -> Dataset | Fault | None:
@@ -81,10 +83,9 @@ def _read_header(file: Path) -> Dataset | Fault | None:
                 with suppress(Exception):  # reported where the element is used
                     header[tag]  # noqa: B018 (elements are parsed at the first look)
     except Exception as error:  # a damaged file can raise anything
-        if not (isinstance(error, OSError) or file.suffix.lower() in (".dcm", ".ima")):
-            with file.open("rb") as stream:
-                if stream.read(132)[128:] != b"DICM":
-                    return None
+        named = file.suffix.lower() in (".dcm", ".ima")
+        if not (named or isinstance(error, OSError) or is_dicom(file)):
+            return None
         return Fault(file, f"not a readable DICOM file ({type(error).__name__})", remedy)
     if "Rows" not in header:
         # Reports, presentation states and vendors' own classes (unknown names) have no pixels.
@@ -102,19 +103,15 @@ def _read_reports(
     root: Path, all_series: dict[str, Series]
 ) -> tuple[dict[str, tuple[str, str]], list[Fault]]:
     """Report and ``report_source`` of each series, and the table's faults, which name no person."""
-    tables = [file for file in sorted(root.iterdir()) if file.name.lower() == "reports.csv"]
-    if not tables:
+    table = next((file for file in root.iterdir() if file.name.lower() == "reports.csv"), None)
+    if table is None:
         return {}, []
-    table = tables[0]
     rows, faults = optional_rows(table, ("report",))
     columns = list(rows[0]) if rows else []
     keys = [key for key in IDENTIFYING if key in columns]
     known = ["report", "report_source", *(() if keys else IDENTIFYING)]
     faults += misspelt_columns(table, [name for name in columns if name not in keys], known)
-    if len(tables) > 1:
-        problem = f"there is a second table of reports, {table.name}"
-        faults.append(Fault(tables[1], problem, "Keep one of the two", truth_only=True))
-    elif len(keys) != 1 and not faults:
+    if len(keys) != 1 and not faults:
         problem = f"{len(keys)} of its columns say which images a report belongs to"
         remedy = f"Give it one of {', '.join(IDENTIFYING)}"
         faults.append(Fault(table, problem, remedy, truth_only=True))
@@ -134,7 +131,7 @@ def _read_reports(
                     "these images have a report already" if own else f"no image has this {key}"
                 )
                 raise InputError(where, problem, "Correct it, or remove the row")
-            text = parse_report(row["report"], table, source, True, where)
+            text = parse_report(row["report"], root, source, True, where)
             reports |= dict.fromkeys(own, (text, source))
         except InputError as error:
             faults.append(Fault.of(error, truth_only=True))
@@ -151,48 +148,43 @@ def read_series(name: str, files: Series) -> Volume:
     No library does this: highdicom refuses series without a FrameOfReferenceUID or with a gap that
     differs by 0.3 mm, and SimpleITK averages unequal gaps. ``name`` is for messages.
     """
-    where, psir = f"{name} ({files[0][0].parent})", []
-    for file, header in files:
-        kinds = {str(value).upper() for value in header.get("ImageType", [])}
-        if any("PSIR" in kind or kind in ("R", "REAL") for kind in kinds):
-            psir.append((file, header))
-    files, contrast = psir or files, "psir" if psir else "magnitude"
-    first = files[0][1]
+    where = f"{name} ({files[0][0].parent})"
+    files = [one for one in files if _is_phase_sensitive(one[1])] or files
+    headers, first = [header for _, header in files], files[0][1]
     try:
         for file, header in files:
             if unusable := _why_unusable(header):
                 raise InputError(file, *unusable)
-        axes = np.array([header.ImageOrientationPatient for _, header in files], float)
-        positions = np.array([header.ImagePositionPatient for _, header in files], float)
+        axes = np.array([header.ImageOrientationPatient for header in headers], float)
+        positions = np.array([header.ImagePositionPatient for header in headers], float)
         thickness = float(first.get("SliceThickness") or 0)
         row_mm, column_mm = map(float, first.PixelSpacing)  # between rows, between columns
-    except InputError:
-        raise
     except (ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
         problem = f"a geometry field is malformed ({type(error).__name__})"
         raise InputError(where, problem, "Export the series again") from None
     right, down = axes[0].reshape(2, 3)
     normal = np.cross(right, down)
-    remedy = "Remove this series from the folder, or export it again"
-    if not np.allclose(axes, axes[0], atol=1e-3):
-        raise InputError(where, "slices are not parallel: a localizer?", remedy)
-    if len({(header.Rows, header.get("Columns")) for _, header in files}) > 1:
-        raise InputError(where, "slices have different sizes", remedy)
-    heights = np.array([position @ normal for position in positions])
-    if not np.isfinite(heights).all():
-        raise InputError(where, "a slice position is not a number", remedy)
+    heights = positions @ normal
+    problems = {
+        "slices are not parallel: a localizer?": not np.allclose(axes, axes[0], atol=1e-3),
+        "slices have different sizes": len({(one.Rows, one.get("Columns")) for one in headers}) > 1,
+        "a slice position is not a number": not np.isfinite(heights).all(),
+    }
+    for problem in (problem for problem, found in problems.items() if found):
+        raise InputError(where, problem, "Remove this series from the folder, or export it again")
     order = np.argsort(heights, kind="stable")
     gaps = np.diff(heights[order])
     if same := int((gaps < 0.01).sum()):
         problem = f"{same} slices are at the position of another: a cine or mapping series?"
         raise InputError(where, problem, "Keep only the LGE image of each slice in the series")
     gap = float(np.median(gaps)) if len(gaps) else thickness
-    notes: list[UserWarning] = []
+    doubts = []
     if (np.abs(gaps - gap) > GAP_TOLERANCE * gap).any():
-        # Omit the folder, whose name may be a person's; only `lgekit check` shows that.
         shown = np.round(gaps, 2).tolist()
-        message = f"{name}: gaps between slices are unequal {shown} mm; {gap:.2f} mm is used"
-        notes.append(SliceGapWarning(message))
+        problem = f"gaps between slices are unequal {shown} mm; {gap:.2f} mm is used"
+        doubts.append((problem, "Export the series again with all its slices"))
     slices = []
     for file in (files[index][0] for index in order):
         try:
@@ -208,16 +200,19 @@ def read_series(name: str, files: Series) -> Volume:
     affine[:3, :3] = np.stack([right, down, normal], axis=1) * np.where(spacing > 0, spacing, 1)
     affine[:3, 3] = positions[order[0]]
     affine[:2] *= -1  # DICOM's axes point left and back, NIfTI's right and front
-    return Volume(where, array, affine, spacing, True, notes, {"contrast": contrast})
+    return Volume(where, array, affine, spacing, True, doubts)
+
+
+def _is_phase_sensitive(header: Dataset) -> bool:
+    kinds = [str(value).upper() for value in header.get("ImageType", [])]
+    return any("PSIR" in kind or kind in ("R", "REAL") for kind in kinds)
 
 
 def _why_unusable(header: Dataset) -> tuple[str, str] | None:
     """Problem and remedy of a slice that cannot be used."""
     if str(header.get("BurnedInAnnotation", "NO")).upper() == "YES":
-        return (
-            "is flagged as having text burned into its pixels, which may name a person",
-            "Remove the text and set BurnedInAnnotation to NO, or leave the series out",
-        )
+        problem = "is flagged as having text burned into its pixels, which may name a person"
+        return problem, "Remove the text and set BurnedInAnnotation to NO, or leave the series out"
     if (modality := str(header.get("Modality", ""))) != "MR":
         return f"modality {modality!r} is not MR", "Remove this series from the folder"
     if int(header.get("NumberOfFrames") or 1) > 1:

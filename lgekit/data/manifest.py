@@ -23,7 +23,7 @@ import pandas as pd
 from pandas.errors import ParserError
 
 from lgekit.cache import replacing_folder
-from lgekit.data.nifti import Fault, Listing, nifti_entry
+from lgekit.data.nifti import Entry, Fault, Listing, read_nifti
 from lgekit.errors import InputError
 from lgekit.findings import Findings
 from lgekit.study import LABEL_NAMES, Cohort, Landmarks, Study
@@ -32,10 +32,10 @@ COLUMNS = "study_id image labels report split patient_id report_source findings"
 LANDMARK_COLUMNS = ["anterior_rvip_deg", "inferior_rvip_deg", "rvip_confidence"]
 REPORT_SOURCES = ("clinical", "masks", "phantom", "none")
 INTERNAL_CODES = {code: code for code in range(len(LABEL_NAMES))}
-SYNONYMS = {
-    **dict.fromkeys(("mask", "masks", "segmentation", "segmentations", "label"), "labels"),
-    **dict.fromkeys(("patient", "subjectid"), "patient_id"),
-}
+CONFIDENCE = {"high": 1.0, "medium": 0.66, "low": 0.33}
+# Other names of columns. A close spelling of one of these or of a column is a mistake.
+SYNONYMS = dict.fromkeys(("mask", "segmentation", "segmentations"), "labels")
+SYNONYMS |= dict.fromkeys(("patient", "subjectid"), "patient_id")
 
 
 def read_text(path: Path, what: str) -> str:
@@ -50,10 +50,9 @@ def read_text(path: Path, what: str) -> str:
         raise InputError(path, problem, "Put the file there, or correct the path") from error
 
 
-def read_table(path: Path, required: tuple[str, ...], delimiter: str = ",") -> list[dict[str, str]]:
+def read_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
     """Read the rows of a UTF-8 table with a header, as stripped text: an id like 001 survives."""
-    if not path.is_file():
-        raise InputError(path, "there is no such file", "Give the path of the table")
+    delimiter = "\t" if path.suffix == ".tsv" else ","
     text = read_text(path, "the table")
     options = {"header": None, "dtype": str, "keep_default_na": False, "na_filter": False}
     try:
@@ -75,45 +74,44 @@ def read_table(path: Path, required: tuple[str, ...], delimiter: str = ",") -> l
     return cells[1:].set_axis(columns, axis=1).to_dict("records")
 
 
-def optional_rows(
-    table: Path, required: tuple[str, ...], delimiter: str = ","
-) -> tuple[list[dict[str, str]], list[Fault]]:
+def optional_rows(table: Path, required: Sequence[str]) -> tuple[list[dict[str, str]], list[Fault]]:
     """Return the rows of an optional table, and the fault of the table if it has one."""
     try:
-        return read_table(table, required, delimiter) if table.is_file() else [], []
+        return read_table(table, required) if table.is_file() else [], []
     except InputError as error:
         return [], [Fault.of(error, truth_only=True)]
 
 
 def misspelt_columns(table: Path, columns: Sequence[str], known: Sequence[str]) -> Iterator[Fault]:
     """Return a fault for each column that seems misspelt; other unknown columns are ignored."""
-    plain = {name: re.sub("[-_ ]", "", name.lower()) for name in (*columns, *known)}
-    spellings = {plain[name]: name for name in known}
+    spellings = {name.lower().replace("_", ""): name for name in known}
     spellings |= {word: name for word, name in SYNONYMS.items() if name in known}
     for column in (name for name in columns if name not in known):
-        close = difflib.get_close_matches(column.lower(), known, 1, 0.8)
-        meant = spellings.get(plain[column], close[0] if close else None)
-        if meant and meant not in columns:
-            remedy = f"Did you mean {meant!r}? Rename the column, or give it another name"
-            yield Fault(table, f"unknown column {column!r}", remedy, truth_only=True)
+        plain = re.sub("[-_ ]", "", column.lower())
+        for close in difflib.get_close_matches(plain, spellings, 1, 0.86):
+            if (meant := spellings[close]) not in columns:
+                remedy = f"Did you mean {meant!r}? Rename the column, or give it another name"
+                yield Fault(table, f"unknown column {column!r}", remedy, truth_only=True)
 
 
-def parse_landmarks(anterior: str, inferior: str, confidence: object, where: str) -> Landmarks:
-    """Make landmarks from two angles (degrees; empty: unknown) and a confidence from 0 to 1."""
+def parse_landmarks(angles: Sequence[str], confidence: str, where: str) -> Landmarks | None:
+    """Make landmarks from two angles (degrees; empty: unknown) and a confidence, 0–1 or a word."""
+    if not any(angles):
+        return None
     try:
-        angles = [float(text) % 360 if text else float("nan") for text in (anterior, inferior)]
-        sure = float(str(confidence))
-        if np.isinf(angles).any() or not 0 <= sure <= 1:
+        anterior, inferior = (float(text) % 360 if text else float("nan") for text in angles)
+        sure = CONFIDENCE.get(confidence) or float(confidence or 1)
+        if not 0 <= sure <= 1:
             raise ValueError
     except ValueError as error:
-        problem = f"{anterior!r}, {inferior!r} with confidence {confidence!r} are not landmarks"
-        remedy = "Give degrees, and high, medium or low (in a manifest: a number from 0 to 1)"
+        problem = f"{', '.join(map(repr, angles))} with confidence {confidence!r} are no landmarks"
+        remedy = "Give degrees, and as confidence high, medium, low or a number from 0 to 1"
         raise InputError(where, problem, remedy) from error
-    return Landmarks(angles[0], angles[1], sure)
+    return Landmarks(anterior, inferior, sure)
 
 
-def parse_report(cell: str, table: Path, source: str, any_report: bool, where: str) -> str:
-    """The report in a cell of a table, or in the ``.txt`` file that it names.
+def parse_report(cell: str, root: Path, source: str, any_report: bool, where: str) -> str:
+    """The report in a cell of a table, or in the ``.txt`` file that it names from ``root``.
 
     An empty cell needs a reason, its ``report_source``, if ``any_report`` of the table is given.
     """
@@ -126,7 +124,7 @@ def parse_report(cell: str, table: Path, source: str, any_report: bool, where: s
         raise InputError(f"{where}, report", problem, remedy)
     if not cell.lower().endswith(".txt") or "\n" in cell:
         return cell
-    file = table.parent / cell
+    file = root / cell
     text = read_text(file, "the report").replace("\r\n", "\n").strip()
     if not text:
         remedy = "Write the report, or clear the cell and set report_source to none"
@@ -137,47 +135,48 @@ def parse_report(cell: str, table: Path, source: str, any_report: bool, where: s
 def manifest(path: str) -> Listing:
     """List the studies of a ``manifest.csv``, and the faults of its rows."""
     table = Path(path).expanduser()
-    if table.is_dir():
-        raise InputError(table, "is a folder", f"Give the file: manifest:{table / 'manifest.csv'}")
     rows = read_table(table, ("study_id", "image"))
-    known = COLUMNS + LANDMARK_COLUMNS
-    yield from misspelt_columns(table, list(rows[0]), known)
+    yield from misspelt_columns(table, list(rows[0]), COLUMNS + LANDMARK_COLUMNS)
     any_report = any(row.get("report") for row in rows)
     for number, row in enumerate(rows, 2):
-        cells = dict.fromkeys(known, "") | row
-        yield from _study(cells, table, f"{table}, row {number}", any_report)
+        where = f"{table}, row {number}"
+        yield from study_of_row(row, table.parent, where, any_report, codes=INTERNAL_CODES)
 
 
-def _study(row: dict[str, str], table: Path, where: str, any_report: bool) -> Listing:
-    """The study of a row, and the faults of the row."""
-    name, source = row["study_id"], row["report_source"]
+def study_of_row(
+    row: dict[str, str], root: Path, where: str, any_report: bool = False, **facts: Any
+) -> Listing:
+    """List the study of a row with `COLUMNS` and `LANDMARK_COLUMNS`, and the faults of the row.
+
+    Paths are from ``root``. ``facts`` are further fields of the `Entry`.
+    """
+    row = dict.fromkeys(COLUMNS + LANDMARK_COLUMNS, "") | row
+    name, source, findings = row["study_id"], row["report_source"], row["findings"]
     if not name or name[0] == "." or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):
         remedy = "Use letters, digits, - and _"
         yield Fault(where, f"study_id {name!r} cannot name a file", remedy, name)
-    elif not row["image"]:
+        return
+    if not row["image"]:
         remedy = "Write the path of the study's NIfTI file, relative to the table"
         yield Fault(f"{where}, image", "image is empty", remedy, name)
-    else:
-        anterior, inferior, confidence = (row[column] for column in LANDMARK_COLUMNS)
-        parsers: dict[str, Callable[[], object]] = {
-            "report": partial(parse_report, row["report"], table, source, any_report, where)
-        }
-        if anterior or inferior:
-            angles = anterior, inferior
-            parsers["landmarks"] = partial(parse_landmarks, *angles, confidence or 1.0, where)
-        if row["findings"]:
-            parsers["findings"] = partial(Findings.from_json, row["findings"])
-        parsed: dict[str, Any] = {}
-        for key, parse in parsers.items():
-            try:
-                parsed[key] = parse()
-            except InputError as error:
-                place = f"{where}, findings" if key == "findings" else error.where
-                yield Fault(place, error.problem, error.remedy, name, truth_only=True)
-        parsed |= {"report_source": source, "split": row["split"], "codes": INTERNAL_CODES}
-        parsed |= {"study_id": name, "patient_id": row["patient_id"] or name}
-        mask = table.parent / row["labels"] if row["labels"] else None
-        yield nifti_entry(table.parent / row["image"], mask, **parsed)
+        return
+    *angles, confidence = (row[column] for column in LANDMARK_COLUMNS)
+    parsers: dict[str, Callable[[], object]] = {
+        "report": lambda: parse_report(row["report"], root, source, any_report, where),
+        "landmarks": lambda: parse_landmarks(angles, confidence, where),
+        "findings": lambda: Findings.from_json(findings) if findings else None,
+    }
+    for key, parse in parsers.items():
+        try:
+            facts[key] = parse()
+        except InputError as error:
+            place = f"{where}, findings" if key == "findings" else error.where
+            yield Fault(place, error.problem, error.remedy, name, truth_only=True)
+    files = tuple(root / row[key] for key in ("image", "labels") if row[key])
+    image, *labels = (partial(read_nifti, file) for file in files)
+    facts |= {"report_source": source, "split": row["split"]}
+    facts["labels"] = labels[0] if labels else None
+    yield Entry(name, row["patient_id"] or name, files, image, **facts)
 
 
 def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -23,14 +22,6 @@ SMALLEST_MM, LARGEST_MM = 0.1, (10.0, 10.0, 40.0)  # plausible spacing; slice + 
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI-1: unknown (taken as mm), m, mm, µm
 
 
-class GridWarning(UserWarning):
-    """The header of a file contradicts itself. The message says which part is used."""
-
-
-class SliceGapWarning(UserWarning):
-    """The gaps between slices are unequal: one slice may be missing. ``lgekit check`` lists it."""
-
-
 class Fault(InputError):
     """Something wrong with one study or, where ``study_id`` is empty, with the cohort.
 
@@ -39,15 +30,19 @@ class Fault(InputError):
     """
 
     def __init__(
-        self, where: object, problem: str, remedy: str, study_id: str = "", truth_only: bool = False
+        self, where: object, problem: str, remedy: str, study_id: str = "", *, truth_only=False
     ) -> None:
         super().__init__(where, problem, remedy)
         self.study_id, self.truth_only = study_id, truth_only
 
     @classmethod
-    def of(cls, error: InputError, study_id: str = "", truth_only: bool = False) -> Fault:
+    def of(cls, error: InputError, study_id: str = "", *, truth_only=False) -> Fault:
         """Assign an error to its study."""
-        return cls(error.where, error.problem, error.remedy, study_id, truth_only)
+        return cls(error.where, error.problem, error.remedy, study_id, truth_only=truth_only)
+
+
+class Doubt(Fault):
+    """Something odd about a study that can be read: a warning, which ``lgekit check`` lists."""
 
 
 @dataclass
@@ -59,8 +54,7 @@ class Volume:
     affine: np.ndarray  # mm, RAS+; 1 mm for a bad spacing
     header_spacing: np.ndarray  # mm, (3,), as in the header
     trusted: bool  # whether the header's directions are meaningful
-    notes: list[UserWarning] = field(default_factory=list)  # oddities that could be resolved
-    fields: dict[str, Any] = field(default_factory=dict)  # further keys of the study
+    doubts: list[tuple[str, str]] = field(default_factory=list)  # problem and remedy of each
 
     @property
     def spacing(self) -> np.ndarray:
@@ -74,6 +68,7 @@ class Entry:
 
     study_id: str
     patient_id: str
+    files: tuple[Path, ...]  # that it is read from
     image: Callable[[], Volume]
     labels: Callable[[], Volume] | None = None
     codes: Mapping[int, int] = field(default_factory=dict)  # data set's label → internal code
@@ -84,7 +79,6 @@ class Entry:
     landmarks: Landmarks | None = None
     mirrored: bool | None = None  # storage if the header does not show it; None: unknown
     findings: Findings | None = None
-    fields: Mapping[str, Any] = field(default_factory=dict)  # further keys of the study
 
 
 Listing = Iterator[Entry | Fault]
@@ -116,10 +110,7 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         raise InputError(path, problem, remedy) from error
     finally:
         logger.disabled = False
-    if frame is not None and array.ndim == 4:
-        if frame >= array.shape[3]:
-            problem = f"has {array.shape[3]} frames, but no frame {frame}"
-            raise InputError(path, problem, "Correct the frame (from 0)")
+    if frame is not None and array.ndim == 4 and frame < array.shape[3]:
         array = array[..., frame]
     if array.ndim != 3 or array.dtype.kind not in "buif" or 0 in array.shape:
         problem = f"has {array.ndim} dimensions {array.shape} of {array.dtype}"
@@ -139,17 +130,9 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
             volume.affine[:3, 3] = image.affine[:3, 3] if coded else 0
     volume.affine[:3, :3] *= np.where(np.isfinite(spacing) & (spacing > 0), spacing, 1.0)
     if volume.trusted and (spacing > 0).all() and not np.allclose(lengths, pixdim, rtol=0.01):
-        volume.trusted = False
-        shown = [np.round(values, 3).tolist() for values in (spacing, lengths)]
-        message = f"{path}: pixdim says {shown[0]} mm, the affine {shown[1]} mm; pixdim is used"
-        volume.notes.append(GridWarning(message))
+        volume.trusted = False  # one text for all files, so that Python shows it once
+        warnings.warn("NIfTI headers: pixdim and affine differ; pixdim is used", stacklevel=2)
     return volume
-
-
-def nifti_entry(image: Path, mask: Path | None, frame: int | None = None, **facts: Any) -> Entry:
-    """List a study of an image file and, if there is one, a mask file. ``facts`` are of `Entry`."""
-    labels = partial(read_nifti, mask, frame) if mask else None
-    return Entry(image=partial(read_nifti, image, frame), labels=labels, **facts)
 
 
 def axis_order(volume: Volume) -> list[int]:
@@ -177,13 +160,12 @@ def storage_mirrored(affine: np.ndarray) -> bool | None:
 def check_image(volume: Volume) -> None:
     """Raise InputError if an image has an implausible spacing, or no contrast."""
     spacing = volume.header_spacing[axis_order(volume)]
-    shown = f"spacing {np.round(volume.header_spacing, 4).tolist()} mm"
-    limits = [f"{SMALLEST_MM} to {largest} mm" for largest in LARGEST_MM[1:]]
-    remedy = f"Write the true spacing into pixdim: {limits[0]} in plane, {limits[1]} between slices"
+    problem = f"spacing {np.round(volume.header_spacing, 4).tolist()} mm is"
+    remedy = "Write the true spacing into pixdim: 0.1–10 mm in plane, 0.1–40 mm between slices"
     if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        raise InputError(volume.where, f"{shown} is not positive", remedy)
+        raise InputError(volume.where, f"{problem} not positive", remedy)
     if (spacing < SMALLEST_MM).any() or (spacing > LARGEST_MM).any():
-        raise InputError(volume.where, f"{shown} is absurd", remedy)
+        raise InputError(volume.where, f"{problem} absurd", remedy)
     if volume.array.min() == volume.array.max():
         problem = f"every voxel is {volume.array.flat[0]}"
         raise InputError(volume.where, problem, "Export the image again: it is empty")
@@ -218,39 +200,38 @@ def recode(mask: Volume, codes: Mapping[int, int], image: Volume) -> np.ndarray:
     return internal
 
 
-def study_faults(entry: Entry) -> Iterator[InputError]:
-    """Find what is wrong with the image and the mask of a study, each by itself."""
-    image = None
+def read_study(entry: Entry, images_only: bool = False) -> Iterator[Study | Fault]:
+    """Read a study as stored: yield the faults of its image and mask, and the study if usable."""
+    faults: list[Fault] = []
+    image = labels = None
     try:
         image = entry.image()
         check_image(image)
     except InputError as error:
-        yield error
+        faults.append(Fault.of(error, entry.study_id))
     try:
-        mask = entry.labels() if entry.labels is not None else None
-        if mask is not None and image is not None:
-            recode(mask, entry.codes, image)
+        mask = entry.labels() if entry.labels is not None and not images_only else None
+        labels = recode(mask, entry.codes, image) if mask and image else None
     except InputError as error:
-        yield error
-
-
-def read_study(entry: Entry, images_only: bool = False) -> tuple[Study, Volume]:
-    """Read a study and its image, both as stored. Raises InputError if unusable."""
-    image = entry.image()
-    check_image(image)
+        faults.append(Fault.of(error, entry.study_id, truth_only=True))
+    yield from faults
+    if faults or image is None:
+        return
+    for problem, remedy in image.doubts:
+        yield Doubt(image.where, problem, remedy, entry.study_id)
     names = ["study_id", "patient_id", "split"]
     names += [] if images_only else ["report", "landmarks", "findings"]
-    fields = image.fields | {name: getattr(entry, name) for name in names}
-    kinds: dict[str, tuple[type[tio.Image], np.ndarray, type]]
-    kinds = {"image": (tio.ScalarImage, image.array, np.float32)}
+    fields = {name: getattr(entry, name) for name in names}
     if not images_only:
-        source = entry.report_source or ("clinical" if entry.report else "none")
-        fields |= {"report_source": source, **entry.fields}
-        if entry.labels is not None:
-            labels = recode(entry.labels(), entry.codes, image)
-            kinds["labels"] = (tio.LabelMap, labels, np.uint8)
+        source = "clinical" if entry.report else "none"
+        fields["report_source"] = entry.report_source or source
     order = axis_order(image)
-    for name, (kind, array, dtype) in kinds.items():
+
+    def stored(array: np.ndarray, kind: type[tio.Image], dtype: type) -> tio.Image:
         tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(order), dtype=dtype))
-        fields[name] = kind(tensor=tensor[None], affine=image.affine[:, [*order, 3]])
-    return Study(**fields), image
+        return kind(tensor=tensor[None], affine=image.affine[:, [*order, 3]])
+
+    fields["image"] = stored(image.array, tio.ScalarImage, np.float32)
+    if labels is not None:
+        fields["labels"] = stored(labels, tio.LabelMap, np.uint8)
+    yield Study(**fields)

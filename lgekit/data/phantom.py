@@ -2,23 +2,24 @@
 
 The heart frame has its origin on the long axis, x right and v up (mm), the septum left, and angles
 counter-clockwise from x (radians). Levels run from 0 (base) to 1 (epicardial apex). The phantom
-shares no code with RandomScar, so that it can test it.
+draws scars with other code than RandomScar, so that it can test it.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from joblib import Parallel, delayed
-from pydantic import ConfigDict, Field, ValidationError
-from pydantic.dataclasses import dataclass as checked_dataclass
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import fft
 
+from lgekit.anatomy.labels import Ventricle
+from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, scars_of_voxels
 from lgekit.cache import code_version, memory
 from lgekit.errors import InputError
-from lgekit.findings import LEVELS, WALLS, Findings, Scar, neighbouring_walls
+from lgekit.findings import Findings
 from lgekit.study import (
     BACKGROUND,
     CAVITY,
@@ -41,8 +42,7 @@ Rng = np.random.Generator
 ANGLES = 360  # one-degree steps in every table over the circumference
 TURN = 2 * np.pi
 THETA = np.arange(ANGLES, dtype=np.float32) * np.float32(TURN / ANGLES)
-# Between AHA segments 1 and 2 (Cerqueira et al., Circulation 2002;105:539).
-ANTERIOR_RVIP = np.deg2rad(120.0)
+ANTERIOR_RVIP = np.deg2rad(ANTERIOR_RVIP_DEG)
 # The RV is widest inferior of the septum's middle, by 10–18° in 60 ACDC patients.
 RV_LEAN = 0.3
 
@@ -214,24 +214,24 @@ PATTERNS = {
 }
 
 
+@dataclass
 class ScarMap:
-    """Scar over the wall, tables ``(z, ANGLES)`` float32; depth is 0 endocardium … 1 epicardium.
+    """Scar over the wall, tables ``(z, ANGLES)`` float32; depth is 0 endocardium … 1 epicardium."""
 
-    Scar runs from depth ``inner`` to ``outer``, no-reflow from 0.12 to ``core``. ``density`` is the
-    share of the scar's extra ECV, ``thinning`` the share of the wall that is lost, and
-    ``aetiology`` the artery or the disease.
-    """
-
-    def __init__(
-        self, inner: Array, outer: Array, core: Array, density: Array, thinning: Array, cause: str
-    ) -> None:
-        tables = (table.astype(np.float32) for table in (inner, outer, core, density, thinning))
-        self.inner, self.outer, self.core, self.density, self.thinning = tables
-        self.aetiology = cause
+    aetiology: str  # the artery or the disease
+    inner: Array  # depth where scar begins
+    outer: Array  # depth where it ends
+    core: Array  # depth to which no-reflow reaches, from 0.12
+    density: Array  # share of the scar's extra ECV
+    thinning: Array  # share of the wall that is lost
 
     def thickness(self) -> Array:
         """Share of the wall that is scar, ``(z, ANGLES)``."""
         return np.clip(np.minimum(self.outer, 1) - np.maximum(self.inner, 0), 0, 1)
+
+
+def float32(*tables: Array) -> list[Array]:
+    return [table.astype(np.float32) for table in tables]
 
 
 def wall_noise(rng: Rng, level: Array) -> Array:
@@ -273,7 +273,7 @@ def wavefront_scar(rng: Rng, level: Array, artery: str | None = None) -> ScarMap
     thinning = (0 if acute else rng.uniform(0.05, 0.4)) * np.minimum(reach, 1) ** 1.5
     density = np.clip(rng.uniform(0.9, 1.05) + 0.1 * wall_noise(rng, level), 0.3, 1.0)
     inner = np.full_like(reach, -0.05) + 1.05 * (reach <= 0)
-    return ScarMap(inner, reach, core, density, thinning, artery)
+    return ScarMap(artery, *float32(inner, reach, core, density, thinning))
 
 
 def patch_scar(rng: Rng, level: Array, heart: Heart, pattern: str | None = None) -> ScarMap:
@@ -308,14 +308,14 @@ def patch_scar(rng: Rng, level: Array, heart: Heart, pattern: str | None = None)
         outer = np.where(half > 0.05, np.maximum(outer, depth + half), outer)
     density = np.clip(rng.uniform(0.5, 0.9) + 0.12 * wall_noise(rng, level), 0.2, 1.0)
     nothing = np.zeros_like(inner)
-    return ScarMap(inner, outer, nothing, density, nothing, PATTERNS[pattern][1])
+    return ScarMap(PATTERNS[pattern][1], *float32(inner, outer, nothing, density, nothing))
 
 
-def draw_scars(rng: Rng, level: Array, heart: Heart, ischaemic_share: float) -> list[ScarMap]:
-    """Draw the scars of one diseased heart; one infarct in eight has a second one."""
+def draw_scars(rng: Rng, level: Array, heart: Heart) -> list[ScarMap]:
+    """Draw the scars of one diseased heart: four in five are infarcts, one in eight of them two."""
     inside = (level > 0.05) & (level < 0.95)
     while True:
-        if rng.random() >= ischaemic_share:
+        if rng.random() >= 0.8:
             scars = [patch_scar(rng, level, heart)]
         else:
             scars = [wavefront_scar(rng, level) for _ in range(1 + (rng.random() < 0.12))]
@@ -344,7 +344,7 @@ def inversion_recovery(t1, inversion_time) -> Array:
 class Scanner:
     """Random settings and imperfections of one examination; arrays are ``(slices,)``."""
 
-    def __init__(self, rng: Rng, levels: Array, magnitude_share: float) -> None:
+    def __init__(self, rng: Rng, levels: Array) -> None:
         count = len(levels)
         ecv_scar = float(np.clip(rng.normal(ECV_SCAR, 0.07), 0.50, 0.85))
         # T1 of blood (ms): contrast washes out while the slices are acquired in order.
@@ -369,7 +369,7 @@ class Scanner:
         loss = rng.normal(0.08, 0.04) + 0.06 * rng.normal(size=count)
         self.inversion_loss = np.clip(loss, 0, 0.3)
         self.loss_spread = float(rng.uniform(0.03, 0.10))  # its SD over the slice
-        self.magnitude = bool(rng.random() < magnitude_share)  # else phase-sensitive
+        self.magnitude = bool(rng.random() < 0.2)  # else phase-sensitive
         self.texture = float(rng.uniform(0.03, 0.08))  # relative SD
         # Signed signal of every tissue, (slices, 12).
         t1, time, remote = self.t1_blood, self.inversion_time, ecv_remote
@@ -513,37 +513,32 @@ def sample_heart(
     return covered, signal, labels, angle[:, :pixels], middle_depth
 
 
-@checked_dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
-class PhantomOptions:
+class PhantomOptions(BaseModel):
     """What a phantom cohort is made of."""
 
-    pixels: int = Field(default=128, ge=48, le=512)  # width and height of the image
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    studies: int = Field(ge=1)
+    seed: int = Field(ge=0)
+    pixels: int = Field(128, ge=48, le=512)  # width and height of the image
     # Number of slices; None draws enough for the heart, and up to two more.
-    slices: int | None = Field(default=None, ge=3, le=40)
-    prevalence: float = Field(default=0.5, ge=0, le=1)  # share of studies with scar
-    ischaemic_share: float = Field(default=0.8, ge=0, le=1)  # share of infarcts among those
-    magnitude_share: float = Field(default=0.2, ge=0, le=1)  # the rest are phase-sensitive
+    slices: int | None = Field(None, ge=3, le=40)
+    prevalence: float = Field(0.5, ge=0, le=1)  # share of studies with scar
+    report_noise: float = Field(0.1, ge=0, le=1)  # share of reports with an omission or an error
+    workers: int | None = None  # processes; None: one for each core, one for a small cohort
 
 
-class Rendered(NamedTuple):
-    """One study as arrays and plain values, ready to be cached."""
-
-    image: Array  # (X, Y, slices) float32, whole numbers as a scanner stores them
-    labels: Array  # (X, Y, slices) uint8, codes as in `lgekit.study`
-    spacing: tuple[float, float, float]  # mm
-    rvip_deg: tuple[float, float]  # insertion points in the stored orientation
-    scars: tuple[Scar, ...]
-
-
-def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
-    """Render one study of the cohort ``seed``."""
+def render_study(
+    index: int, seed: int, pixels: int, slices: int | None, prevalence: float
+) -> tuple[Array, Array, dict[str, Any]]:
+    """Render a study: image and labels ``(X, Y, slices)``, and spacing, landmarks and findings."""
     rng = np.random.default_rng((seed, index, 0))  # independent of the other studies
-    present = rng.random() < options.prevalence
+    present = rng.random() < prevalence
     heart = Heart(rng, dilated=float(rng.gamma(1.5, 1.0)) if present else 0.0)
     extra = int(rng.integers(0, 3))
     step = SLICE_MM + GAP_MM
-    if options.slices:
-        count, above = options.slices, 0.0
+    if slices:
+        count, above = slices, 0.0
         step = (heart.length + 4) / count
     else:
         count = int(np.ceil((heart.length - 2) / step)) + extra
@@ -551,15 +546,15 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     middles = (np.arange(count) * step - above + rng.uniform(1, step - 2)).astype(np.float32)
     z = (middles[:, None, None] + PLANES[:, None] + INTERLEAVE).ravel()
     level = np.clip(z / heart.length, -0.2, 1.2)
-    scars = draw_scars(rng, level, heart, options.ischaemic_share) if present else []
+    scars = draw_scars(rng, level, heart) if present else []
     mirrored, turn = rng.random() < 0.5, rng.uniform(0, TURN)
-    mm = float(rng.uniform(1.5, 2.0)) * 128 / options.pixels
+    mm = float(rng.uniform(1.5, 2.0)) * 128 / pixels
     offset = rng.normal(0, 8, size=2)
     drift = rng.normal(0, 3, size=2) * ((middles[:, None] - heart.length / 2) / heart.length)
     shift = (rng.normal(0, 1.3, size=(count, 2)) + drift).astype(np.float32)  # of each slice
     slice_levels = middles / heart.length
-    scanner = Scanner(rng, np.clip(slice_levels, 0, 1), options.magnitude_share)
-    grid = (np.arange(options.pixels, dtype=np.float32) - (options.pixels - 1) / 2) * mm
+    scanner = Scanner(rng, np.clip(slice_levels, 0, 1))
+    grid = (np.arange(pixels, dtype=np.float32) - (pixels - 1) / 2) * mm
     cos, sin = np.float32(np.cos(turn)), np.float32(np.sin(turn))
     flip = np.float32(-1 if mirrored else 1)
 
@@ -574,8 +569,8 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     reach = heart.radius + 12
     near = np.flatnonzero((x > -reach - heart.rv_width) & (x < reach) & (np.abs(v) < reach))
     quarter = np.float32(mm / 4) * np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]], dtype=np.float32)
-    right = grid[near // options.pixels] + quarter[0][:, None]  # (4 points, pixels)
-    down = grid[near % options.pixels] + quarter[1][:, None]
+    right = grid[near // pixels] + quarter[0][:, None]  # (4 points, pixels)
+    down = grid[near % pixels] + quarter[1][:, None]
     near_x, near_v = to_heart(right.ravel(), down.ravel())
     near_x, near_v = near_x - shift[:, :1], near_v - shift[:, 1:]  # (slices, 4 × pixels)
     sampled = sample_heart(heart, scars, z, near_x, near_v, signals)
@@ -591,77 +586,20 @@ def render_study(index: int, seed: int, options: PhantomOptions) -> Rendered:
     image = np.rint(image * np.float32(rng.uniform(300, 800)))
     image = np.clip(image + (PEDESTAL if scanner.magnitude else ZERO), 0, 4095)
     order = -1 if rng.random() < 0.5 else 1
-    stacks = (stack.reshape(chest.shape)[::order] for stack in (image, labels))
-    image, labels = (np.ascontiguousarray(np.moveaxis(stack, 0, 2)) for stack in stacks)
+    image, labels = (np.moveaxis(one.reshape(chest.shape), 0, 2) for one in (image, labels))
     points = np.rad2deg(heart.insertion_points(LANDMARK_LEVEL))
     stored = (points - np.rad2deg(turn)) % 360
-    anterior, inferior = map(float, (180 - stored) % 360 if mirrored else stored)
-    found = describe_scars(heart_labels, angle, depth, scars, points[0])
-    return Rendered(image.astype(np.float32), labels, (mm, mm, step), (anterior, inferior), found)
-
-
-def describe_scars(
-    labels: Array, angle: Array, depth: Array, scars: list[ScarMap], anterior_deg: float
-) -> tuple[Scar, ...]:
-    """Put the scars of a study into words, from tables ``(slices, pixels)``.
-
-    A segment is affected if a tenth of its wall is scar. ``scars`` give the aetiology.
-    """
-    is_wall = np.isin(labels, WALL_CODES)
-    rows, codes = np.nonzero(is_wall)[0], labels[is_wall]
-    scar = codes != MYOCARDIUM
-    if not scar.any():
-        return ()
-    with_cavity = (labels == CAVITY).any(1)
-    inside = np.flatnonzero(is_wall.any(1) | with_cavity)
-    level = np.full(len(labels), -1)  # 0 basal, 1 mid, 2 apical, 3 closed apex
-    level[inside] = 3 * (np.arange(len(inside)) + 0.5) // len(inside)
-    level[~with_cavity & (level == 2)] = 3
-    degrees = (np.rad2deg(angle[is_wall]) - anterior_deg + 120) % 360
-    wall = ((degrees - 60) % 360 // 60).astype(int)
-    segment = level[rows] * 6 + wall
-    voxels, scarred = (np.bincount(segment[mask], minlength=24) for mask in (codes > 0, scar))
-    share = (scarred / np.maximum(voxels, 1)).reshape(4, 6)
-    affected = share >= min(0.1, share.max())
-    rings = affected[:3] if affected[:3].any() else affected  # the apex has no walls
-    within = np.minimum((3 * depth[is_wall]).astype(int), 2)  # third of the thickness
-    cell = 3 * (rows * 60 + (degrees // 6).astype(int)) + within
-    found = []
-    for region in neighbouring_walls(rings.any(0)):
-        chosen, cells = np.isin(wall, region), 180 * len(labels)
-        counts = (np.bincount(cell[mask], minlength=cells) for mask in (chosen, chosen & scar))
-        name, transmurality = _depth_in_words(*(count.reshape(-1, 3) for count in counts))
-        walls = tuple(WALLS[number] for number in region)
-        levels = tuple(LEVELS[third] for third in range(4) if affected[third, region].any())
-        percent = max(1, round(100 * transmurality))
-        cause = _cause(scars, region, anterior_deg)
-        no_reflow = bool((codes[chosen] == NO_REFLOW).any())
-        found.append(Scar(walls, levels, name, percent, aetiology=cause, no_reflow=no_reflow))
-    return tuple(found)
-
-
-def _depth_in_words(wall: Array, scar: Array) -> tuple[str, float]:
-    """Name a scar's depth, and give its transmurality, from voxel counts, ``(sectors, thirds)``.
-
-    Mid-wall spares both borders; infarcts hold the subendocardium (10.1093/eurheartj/ehi258).
-    """
-    share = scar.sum(1) / np.maximum(wall.sum(1), 1)
-    transmurality = float((share**2).sum() / share.sum())
-    inner, middle, outer = (share @ scar) / np.maximum(share @ wall, 1e-9)
-    if transmurality >= 0.75:
-        return "transmural", transmurality
-    if max(inner, outer) < middle / 2:
-        return "mid-wall", transmurality
-    return ("subendocardial" if inner >= outer else "subepicardial"), transmurality
-
-
-def _cause(scars: list[ScarMap], region: list[int], anterior_deg: float) -> str:
-    """Aetiology of the map with most scar in these walls; ``ischaemic`` for two arteries."""
-    inside = np.isin(((np.arange(ANGLES) - anterior_deg + 60) % 360) // 60, region)
-    amounts = [float(scar.thickness()[:, inside].mean()) for scar in scars]
-    pairs = zip(scars, amounts, strict=True)
-    causes = {scar.aetiology for scar, amount in pairs if amount >= 0.25 * max(amounts)}
-    return causes.pop() if len(causes) == 1 else "ischaemic"
+    landmarks = Landmarks(*map(float, (180 - stored) % 360 if mirrored else stored))
+    wall = np.isin(heart_labels, WALL_CODES)
+    degrees = (np.rad2deg(angle[wall]) - points[0] + ANTERIOR_RVIP_DEG) % 360
+    voxels = heart_labels[wall], np.nonzero(wall)[0], degrees, depth[wall]
+    causes = {scar.aetiology for scar in scars}
+    cause = causes.pop() if len(causes) == 1 else "ischaemic"
+    found = scars_of_voxels(*voxels, Ventricle.of(labels).thirds)
+    findings = Findings(tuple(replace(scar, aetiology=cause) for scar in found))
+    facts = {"spacing": (mm, mm, step), "landmarks": landmarks, "findings": findings}
+    image = np.ascontiguousarray(image[..., ::order], dtype=np.float32)
+    return image, np.ascontiguousarray(labels[..., ::order]), facts
 
 
 # ---- cohorts ----
@@ -669,87 +607,62 @@ def _cause(scars: list[ScarMap], region: list[int], anterior_deg: float) -> str:
 CHUNK = 48  # studies in a cache entry
 
 
-def render_chunk(start: int, stop: int, seed: int, options: PhantomOptions, version: str) -> tuple:
-    """Render studies ``start`` to ``stop - 1`` as two flat arrays, for memory-mapping, and a list.
+def render_chunk(start: int, stop: int, look: dict[str, Any], version: str) -> tuple:
+    """Render studies ``start`` to ``stop - 1``; their arrays are joined, for memory-mapping.
 
     ``version`` is only part of the cache's key.
     """
-    studies = [render_study(index, seed, options) for index in range(start, stop)]
-    images = np.concatenate([study.image.ravel() for study in studies])
-    labels = np.concatenate([study.labels.ravel() for study in studies])
-    rest = [(study.image.shape, study[2:]) for study in studies]
-    return images, labels, rest
+    studies = [render_study(index, **look) for index in range(start, stop)]
+    images, labels, facts = zip(*studies, strict=True)
+    joined = (np.concatenate([array.ravel() for array in arrays]) for arrays in (images, labels))
+    return *joined, [image.shape for image in images], facts
 
 
-def phantom_cohort(
-    studies: int = 200,
-    seed: int = 0,
-    *,
-    report_noise: float = 0.1,
-    workers: int | None = None,
-    **options,
-) -> Cohort:
+def phantom_cohort(studies: int = 200, seed: int = 0, **options) -> Cohort:
     """Make a phantom cohort. It is rendered once, then memory-mapped from the cache.
 
     A study has an image ``(1, X, Y, slices)`` float32 (phase-sensitive ones have an offset, as from
     a scanner), labels with RV, a report, and exact landmarks and findings. Study ``i`` of a seed is
     the same in a cohort of any size, made by any number of workers.
 
-    Args:
-        report_noise: share of reports with an omission or an error.
-        workers: processes; None: one for each core, or a single one for a small cohort.
-        options: ``prevalence``, ``pixels``, ``slices``, … (:class:`PhantomOptions`).
-
-    Raises:
-        InputError: an unknown option, or a value out of range.
+    ``options`` are ``prevalence``, ``pixels``, ``slices``, … (:class:`PhantomOptions`). Raises
+    InputError for an unknown option, or a value out of range.
     """
     try:
-        checked, version = PhantomOptions(**options), code_version("data")
+        asked = PhantomOptions(studies=studies, seed=seed, **options)
     except ValidationError as error:
         first = error.errors()[0]
-        known = ", ".join(field.name for field in fields(PhantomOptions))
-        remedy = f"{first['msg']}. The options are {known}."
-        name, value = first["loc"][0], first["input"]
-        raise InputError(f"phantom option {name}", f"found {value!r}", remedy) from None
-    if isinstance(studies, bool) or not isinstance(studies, int) or studies < 1:
-        remedy = "Give a whole number of at least 1."
-        raise InputError("phantom option studies", f"{studies!r}", remedy)
-    if not 0 <= report_noise <= 1:
-        remedy = "Give a share from 0 to 1."
-        raise InputError("phantom option report_noise", f"{report_noise!r}", remedy)
-    starts = range(0, studies, CHUNK)
+        remedy = f"{first['msg']}. The options are {', '.join(PhantomOptions.model_fields)}."
+        where = f"phantom option {first['loc'][0]}"
+        raise InputError(where, f"found {first['input']!r}", remedy) from None
+    look = asked.model_dump(include={"seed", "pixels", "slices", "prevalence"})
+    starts, version = range(0, asked.studies, CHUNK), code_version("anatomy", "data")
     render = memory().cache(render_chunk).call_and_shelve
-    workers = workers or (1 if len(starts) == 1 else -1)
+    workers = asked.workers or (1 if len(starts) == 1 else -1)
     chunks = Parallel(n_jobs=workers, inner_max_num_threads=1 if workers != 1 else None)(
-        delayed(render)(start, min(start + CHUNK, studies), seed, checked, version)
-        for start in starts
+        delayed(render)(start, min(start + CHUNK, asked.studies), look, version) for start in starts
     )
     made: list[Study] = []
-    for images, labels, rest in (chunk.get() for chunk in chunks):
-        ends = np.cumsum([np.prod(shape) for shape, _ in rest])[:-1]
-        parts = zip(np.split(images, ends), np.split(labels, ends), rest, strict=True)
-        for image, label, (shape, facts) in parts:
-            one = Rendered(image.reshape(shape), label.reshape(shape), *facts)
-            made.append(_study(one, len(made), seed, report_noise))
-    return Cohort(made, f"phantom:studies={studies},seed={seed}")
+    for images, labels, shapes, facts in (chunk.get() for chunk in chunks):
+        ends = np.cumsum([np.prod(shape) for shape in shapes])[:-1]
+        parts = zip(np.split(images, ends), np.split(labels, ends), shapes, facts, strict=True)
+        for image, codes, shape, own in parts:
+            own |= {"image": image.reshape(shape), "labels": codes.reshape(shape)}
+            made.append(_study(len(made), asked.seed, asked.report_noise, own))
+    return Cohort(made, f"phantom:studies={asked.studies},seed={asked.seed}")
 
 
-def _study(rendered: Rendered, index: int, seed: int, report_noise: float) -> Study:
+def _study(index: int, seed: int, report_noise: float, rendered: dict[str, Any]) -> Study:
     """Make a study and write its report, so that new wording needs no new images."""
     from lgekit.reports.writer import corrupt_findings, write_report
 
-    rng = np.random.default_rng((seed, index, 1))
-    findings = Findings(rendered.scars)
-    study_id = f"Phantom_{seed}_{index:05d}"
+    rng, findings = np.random.default_rng((seed, index, 1)), rendered["findings"]
     reported = corrupt_findings(findings, rng, report_noise) if report_noise else findings
+    study_id = f"Phantom_{seed}_{index:05d}"
     return Study.from_arrays(
         study_id,
-        rendered.image,
-        rendered.spacing,
-        rendered.labels,
         report=write_report(reported, rng, whole=True),
         report_source="phantom",
-        findings=findings,
-        landmarks=Landmarks(*rendered.rvip_deg),
         split=split_of(study_id, findings.present),
+        **rendered,
     )

@@ -2,256 +2,129 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
+import tomllib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 
-from lgekit.data import nifti
-from lgekit.data.manifest import INTERNAL_CODES, manifest, optional_rows, parse_landmarks
-from lgekit.data.nifti import Entry, Fault, Listing, folder, nifti_entry
+from lgekit.data.manifest import LANDMARK_COLUMNS, manifest, optional_rows, study_of_row
+from lgekit.data.nifti import (
+    Doubt,
+    Entry,
+    Fault,
+    Listing,
+    folder,
+    read_nifti,
+    read_study,
+    storage_mirrored,
+)
 from lgekit.errors import InputError
 from lgekit.study import (
-    BACKGROUND,
-    CAVITY,
     LABEL_NAMES,
-    MYOCARDIUM,
-    NO_REFLOW,
     RV,
-    SCAR,
     SCARRED,
     SPLITS,
     Cohort,
-    Landmarks,
     Study,
     hash_unit,
     split_of,
 )
 
-# ---- layouts of public data sets ----
+# ---- layouts ----
 
-# Each data set's label code → the internal code. M&Ms swaps left and right, compared with ACDC.
-EMIDEC_CODES = {0: BACKGROUND, 1: CAVITY, 2: MYOCARDIUM, 3: SCAR, 4: NO_REFLOW}
-ACDC_CODES = {0: BACKGROUND, 1: RV, 2: MYOCARDIUM, 3: CAVITY}
-MNMS_CODES = {0: BACKGROUND, 1: CAVITY, 2: MYOCARDIUM, 3: RV}
-# Oedema (1220) is seen on T2, not on LGE: there it is myocardium.
-MYOPS_CODES = {0: BACKGROUND, 200: MYOCARDIUM, 500: CAVITY, 600: RV, 1220: MYOCARDIUM, 2221: SCAR}
-
-EMIDEC_SAME_PATIENT = {"Case_P072": "Case_P059"}  # a resampled copy
-RVIP_CONFIDENCE = {"high": 1.0, "medium": 0.66, "low": 0.33}
+TABLE_COLUMNS = (*LANDMARK_COLUMNS, "report", "report_source", "split")
+LAYOUTS = tomllib.loads(Path(__file__).with_name("layouts.toml").read_text(encoding="utf-8"))
 
 
-def emidec(path: str) -> Listing:
-    """EMIDEC (Lalande et al., Data 2020, 5(4), 89), training or test set, original or restored::
-
-        Case_P001/Images/Case_P001.nii.gz
-        Case_P001/Contours/Case_P001.nii.gz   optional
-        Case P001.txt      optional, here or in the case's folder; latin-1
-        rvip.csv           optional: case,anterior_rvip_deg,inferior_rvip_deg,confidence
-
-    The clinical text reveals who is ill. It is kept in ``study["clinical"]`` for display only.
-    """
-    root = folder(path)
-    landmarks: dict[str, Landmarks] = {}
-    table, columns = root / "rvip.csv", ("case", "anterior_rvip_deg", "inferior_rvip_deg")
-    rows, faults = optional_rows(table, columns)
-    yield from faults
-    for row in rows:
-        case, anterior, inferior = (row[column] for column in columns)
-        confidence = RVIP_CONFIDENCE.get(row.get("confidence", "high"), float("nan"))
-        try:
-            where = f"{table}, {case}"
-            landmarks[case] = parse_landmarks(anterior, inferior, confidence, where)
-        except InputError as error:
-            yield Fault.of(error, case, truth_only=True)
-    for case_dir in sorted(root.glob("*/")):
-        images, contours, name = case_dir / "Images", case_dir / "Contours", case_dir.name
-        if not (name.startswith("Case") or images.is_dir()):
-            continue
-        image = _one_nifti(images, name)
-        if image is None:
-            remedy = f"Put {name}.nii.gz into the Images folder"
-            yield Fault(images, "contains no image of this case", remedy, name)
-            continue
-        mask = _one_nifti(contours, name)
-        if mask is None and contours.is_dir():
-            mask = contours / image.name  # reported as missing
-        facts: dict[str, Any] = {"study_id": name, "codes": EMIDEC_CODES}
-        facts |= {"patient_id": EMIDEC_SAME_PATIENT.get(name, name)}
-        for place in (case_dir, root):
-            if (text := place / f"{name.replace('_', ' ')}.txt").is_file():
-                pairs = (line.partition(":") for line in text.read_text("latin-1").splitlines())
-                clinical = {key.strip(): value.strip() for key, colon, value in pairs if colon}
-                facts["fields"] = {"clinical": clinical}
-        yield nifti_entry(image, mask, landmarks=landmarks.get(name), **facts)
+def scan(kind: str, path: str) -> Listing:
+    """List the studies of a folder of NIfTI files, in a layout of ``layouts.toml``."""
+    root, layout = folder(path), LAYOUTS[kind]
+    codes, faults = _label_codes(root, layout["codes"])
+    table, *columns = layout.get("table", [""])
+    rows, more = optional_rows(root / table, columns)
+    yield from faults + more
+    about = {row[columns[0]]: row for row in rows}
+    masks: dict[str, list[Path]] = defaultdict(list)
+    images: list[tuple[dict[str, str], Path]] = []
+    for file in sorted(root.rglob("*.nii*")):
+        name = file.relative_to(root)
+        if found := re.search(rf"{layout['mask']}\.nii", name.as_posix(), re.I):
+            masks[found["key"]].append(name)
+        elif found := re.search(rf"{layout['image']}\.nii", name.as_posix(), re.I):
+            images.append((found.groupdict(), name))
+    facts = {key: layout[key] for key in ("scar_labelled", "mirrored") if key in layout}
+    for names, file in images:
+        study = names.get("study", names["key"])
+        patient = names.get("patient", study)
+        own = masks.pop(names["key"], [])
+        for other in own[1:]:
+            remedy, where = "Keep one mask file for each image", root / other
+            yield Fault(where, "a second mask for the same image", remedy, study, truth_only=True)
+        known = about.get(study, about.get(patient, {}))
+        row = {key: known[key] for key in TABLE_COLUMNS if key in known}
+        row |= {"rvip_confidence": known.get("confidence", ""), "study_id": study}
+        row |= {"patient_id": layout.get("same_patient", {}).get(patient, patient)}
+        row |= {"image": str(file), "labels": str(own[0]) if own else ""}
+        for item in study_of_row(row, root, f"{root / table}, {study}", codes=codes, **facts):
+            if isinstance(item, Entry) and study.lower().endswith(layout.get("four_d", "/")):
+                yield from _frames(item)
+            else:
+                yield item
+    for key, (file, *_) in sorted(masks.items()):
+        if not layout.get("other_masks"):
+            remedy = "Copy the image of this study into the folder again, or remove the mask"
+            yield Fault(root / file, "a mask without its image", remedy, key)
 
 
-def _one_nifti(where: Path, name: str) -> Path | None:
-    """The NIfTI file of this name in a folder, or the only one there."""
-    files = sorted(where.glob("*.nii*"))
-    named = [file for file in files if file.name.split(".nii")[0] == name]
-    return (named or files)[0] if named or len(files) == 1 else None
-
-
-def acdc(path: str) -> Listing:
-    """ACDC (Bernard et al., IEEE TMI 2018): cine with RV; both labelled frames are studies::
-
-        [training/|testing/]patient001/patient001_frame01.nii.gz
-        [training/|testing/]patient001/patient001_frame01_gt.nii.gz   optional
-
-    The header is nominal, but no stack is mirrored, so the RV label gives both insertion
-    points.
-    """
-    for patient in sorted(folder(path).glob("**/patient[0-9]*/")):
-        frames = [one for one in patient.glob("*_frame*.nii*") if "_gt.nii" not in one.name]
-        if not frames:
-            remedy = "Copy the patient's folder again: patient001_frame01.nii.gz and its _gt file"
-            yield Fault(patient, "contains no frame", remedy, patient.name)
-        for frame in sorted(frames):
-            yield _cine(frame, codes=ACDC_CODES, mirrored=False)
-
-
-def _cine(image: Path, frame: int | None = None, phase: str = "", **facts: Any) -> Entry:
-    """A frame of a cine data set in its patient's folder."""
-    mask, name = _cine_mask(image), image.name.split(".nii")[0] + phase
-    facts |= {"study_id": name, "patient_id": image.parent.name, "scar_labelled": False}
-    return nifti_entry(image, mask if mask.is_file() else None, frame, **facts)
-
-
-def _cine_mask(image: Path) -> Path:
-    return image.with_name(image.name.replace(".nii", "_gt.nii"))
-
-
-def mnms(path: str) -> Listing:
-    """M&Ms (Campello et al., IEEE TMI 2021) and M&Ms-2: cine, end-diastole and end-systole::
-
-        **/A0S9V9/A0S9V9_sa.nii.gz     **/A0S9V9/A0S9V9_sa_gt.nii.gz
-        **/001/001_SA_ED.nii.gz        **/001/001_SA_ED_gt.nii.gz     (and ES: M&Ms-2)
-        *.csv                          optional: External code, ED, ES (frames from 0)
-
-    Without a table the frames of a 4-D file are those that its label file marks.
-    """
-    root = folder(path)
-    frames: dict[str, tuple[int, ...]] = {}
-    for table in sorted(root.glob("**/*.csv")):
-        with table.open(encoding="utf-8", errors="replace") as stream:
-            if "External code" not in stream.readline():
-                continue
-        rows, faults = optional_rows(table, ("External code", "ED", "ES"))
-        yield from faults
-        for row in rows:
-            if row["ED"].isdigit() and row["ES"].isdigit():
-                frames[row["External code"]] = (int(row["ED"]), int(row["ES"]))
-    for image in sorted(root.glob("**/*.nii*")):
-        if not re.search(r"_SA(_E[DS])?\.nii", image.name, re.I):
-            continue
-        name = image.name.split(".nii")[0]
-        if not name.lower().endswith("_sa"):
-            yield _cine(image, codes=MNMS_CODES)
-            continue
-        numbers = frames.get(image.parent.name) or _labelled_frames(image)
-        if not numbers:
-            problem = "which frames are end-diastole and end-systole is not known"
-            remedy = "Put the data set's table (External code, ED, ES) next to the patients"
-            yield Fault(image, problem, remedy, name)
-        for phase, number in zip(("_ED", "_ES"), numbers, strict=False):
-            yield _cine(image, number, phase, codes=MNMS_CODES)
-
-
-def _labelled_frames(image: Path) -> tuple[int, ...]:
-    """The first two frames with labels of an image's 4-D label file; end-diastole is the first."""
-    try:
-        array = np.asanyarray(nib.Nifti1Image.from_filename(_cine_mask(image)).dataobj)
-    except Exception:  # missing or damaged: reported as unknown frames
-        return ()
-    return tuple(np.flatnonzero(array.any(axis=(0, 1, 2)))[:2].tolist()) if array.ndim == 4 else ()
-
-
-def myops(path: str) -> Listing:
-    """MyoPS 2020 (Li et al., Medical Image Analysis 2023) and MyoPS++ (CARE): the LGE images::
-
-        train25/myops_training_101_DE.nii.gz   train25_myops_gd/myops_training_101_gd.nii.gz
-        test20/myops_test_201_DE.nii.gz
-        Case3001/Case3001_LGE.nii.gz           Case3001/Case3001_gd.nii.gz
-
-    Other sequences are ignored.
-    """
-    root = folder(path)
-    masks = {file.name.split("_gd.nii")[0]: file for file in sorted(root.glob("**/*_gd.nii*"))}
-    for image in sorted(root.glob("**/*.nii*")):
-        name, *rest = re.split(r"_(?:DE|LGE)\.nii", image.name)
-        if rest:
-            mask = masks.pop(name, None)
-            yield nifti_entry(image, mask, study_id=name, patient_id=name, codes=MYOPS_CODES)
-    for name, mask in sorted(masks.items()):
-        remedy = "Put the LGE image (…_DE.nii.gz or …_LGE.nii.gz) into the folder"
-        yield Fault(mask, "a mask without its LGE image", remedy, name, truth_only=True)
-
-
-def bids(path: str) -> Listing:
-    """A BIDS folder: each LGE image (a file whose name says LGE, as in ``acq-LGE``) is a study::
-
-        participants.tsv                               optional columns: report, split
-        sub-01/[ses-1/]anat/sub-01_acq-LGE_….nii.gz
-        derivatives/*/sub-01/**/sub-01_acq-LGE_…_dseg.nii.gz   optional
-        derivatives/*/dseg.tsv                         optional: index,name (names of lgekit.study)
-
-    Without ``dseg.tsv`` the masks are in the internal codes.
-    """
-    root, codes = folder(path), INTERNAL_CODES
-    rows, faults = optional_rows(root / "participants.tsv", ("participant_id",), "\t")
-    people = {row["participant_id"]: row for row in rows}
+def _label_codes(root: Path, names: dict[str, str]) -> tuple[dict[int, int], list[Fault]]:
+    """Return the internal code of each label: from ``dseg.tsv`` of BIDS, or else from ``names``."""
+    faults: list[Fault] = []
     for table in sorted(root.glob("derivatives/*/dseg.tsv")):
-        rows, more = optional_rows(table, ("index", "name"), "\t")
-        faults, codes = faults + more, {0: BACKGROUND}
+        rows, more = optional_rows(table, ("index", "name"))
+        names, faults = {"0": "background"}, faults + more
         for row in rows:
             if row["name"] in LABEL_NAMES and row["index"].isdigit():
-                codes[int(row["index"])] = LABEL_NAMES.index(row["name"])
+                names[row["index"]] = row["name"]
             else:
                 problem = f"unknown label {row['index']} {row['name']!r}"
                 remedy = f"Use these names: {', '.join(LABEL_NAMES)}"
                 faults.append(Fault(table, problem, remedy, truth_only=True))
-    yield from faults
-    masks = sorted(root.glob("derivatives/**/*_dseg.nii*"))
-    for image in sorted(root.glob("sub-*/**/*.nii*")):
-        if "lge" not in image.name.lower():
-            continue
-        name = image.name.split(".nii")[0]
-        patient, stem = name.split("_")[0], name.rpartition("_")[0]  # dseg replaces the suffix
-        own = [mask for mask in masks if mask.name.startswith(f"{stem}_")]
-        if len(own) > 1:
-            remedy = "Keep one *_dseg file for each image"
-            yield Fault(own[1], "a second mask for the same image", remedy, name, truth_only=True)
-        person = people.get(patient, {})
-        cells: dict[str, Any] = {key: person.get(key, "") for key in ("report", "split")}
-        mask = own[0] if own else None
-        yield nifti_entry(image, mask, study_id=name, patient_id=patient, codes=codes, **cells)
+    return {int(index): LABEL_NAMES.index(name) for index, name in names.items()}, faults
 
 
-def _dicom(path: str) -> Listing:
-    from lgekit.data.dicom import dicom  # loads pydicom
+def _frames(entry: Entry) -> Listing:
+    """List the end-diastolic and end-systolic frame of a 4-D file: those with labels, in order."""
+    frames: list[int] = []
+    with contextlib.suppress(Exception):  # no label file, or a damaged one
+        codes = np.asanyarray(nib.Nifti1Image.from_filename(entry.files[1]).dataobj)
+        frames = np.flatnonzero(codes.any(axis=(0, 1, 2))).tolist()
+    if not frames:
+        problem = "which frames are end-diastole and end-systole is not known"
+        remedy = "Put its label file (_gt) next to it, or remove the patient's folder"
+        yield Fault(entry.files[0], problem, remedy, entry.study_id)
+    for phase, frame in zip(("_ED", "_ES"), frames, strict=False):
+        image, labels = (partial(read_nifti, file, frame) for file in entry.files)
+        yield replace(entry, study_id=entry.study_id + phase, image=image, labels=labels)
 
-    return dicom(path)
+
+def dicom(path: str) -> Listing:
+    from lgekit.data.dicom import list_series  # loads pydicom
+
+    return list_series(path)
 
 
-READERS: dict[str, Callable[[str], Listing]]
-READERS = {"emidec": emidec, "acdc": acdc, "myops": myops, "mnms": mnms, "bids": bids}
-READERS |= {"dicom": _dicom, "manifest": manifest}
-# A file that each reader looks for, named in the message if there is none.
-EXPECTED = {
-    "emidec": "Case_P001/Images/Case_P001.nii.gz",
-    "acdc": "patient001/patient001_frame01.nii.gz",
-    "myops": "train25/myops_training_101_DE.nii.gz or Case3001/Case3001_LGE.nii.gz",
-    "mnms": "A0S9V9/A0S9V9_sa.nii.gz or 001/001_SA_ED.nii.gz",
-    "bids": "sub-01/anat/sub-01_acq-LGE_T1w.nii.gz",
-    "dicom": "DICOM files of MR images",
-}
+READERS: dict[str, Callable[[str], Listing]] = {kind: partial(scan, kind) for kind in LAYOUTS}
+READERS |= {"dicom": dicom, "manifest": manifest}
 
 # ---- SPECs ----
 
@@ -302,22 +175,21 @@ def pretraining_specs(spec: str, asked: str = "auto", root: Path = Path()) -> li
     return [f"acdc:{sibling}"] if found else []
 
 
-def phantom_options(rest: str) -> dict[str, Any]:
-    """Parse the options of ``phantom:studies=200,seed=1``."""
-    parsers = {"studies": int, "seed": int, "report_noise": float, "workers": int}
+def _phantom(rest: str) -> Cohort:
+    """Make the phantom cohort of ``phantom:studies=200,seed=1``."""
+    from lgekit.data.phantom import phantom_cohort
+
     options: dict[str, Any] = {}
     for part in filter(None, (piece.strip() for piece in rest.split(","))):
-        name, _, text = part.partition("=")
-        remedy = f"Options: {', '.join(parsers)}; write name=value, separated by commas"
-        if name not in parsers or name in options:
-            problem = f"{part!r} is not an option of the phantom, or is given twice"
-            raise InputError(f"phantom:{rest}", problem, remedy)
-        try:
-            options[name] = parsers[name](text)
-        except ValueError:
-            problem = f"{part} is not of type {parsers[name].__name__}"
-            raise InputError(f"phantom:{rest}", problem, remedy) from None
-    return options
+        name, equals, value = part.partition("=")
+        if not equals or name in options:
+            problem = f"{part!r} is not NAME=VALUE, or is given twice"
+            raise InputError(f"phantom:{rest}", problem, "Write e.g. phantom:studies=200,seed=1")
+        options[name] = value
+    return phantom_cohort(**options)
+
+
+# ---- reading ----
 
 
 def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
@@ -326,7 +198,8 @@ def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
     try:
         items = list(READERS[kind](rest))
         if not items:
-            remedy = f"Expected in that folder: {EXPECTED.get(kind, 'rows')}"
+            expected = LAYOUTS.get(kind, {}).get("expected", "DICOM files of MR images")
+            remedy = f"Expected in that folder: {expected}"
             raise InputError(spec, "no study found there", remedy)
     except InputError as error:
         items = [Fault.of(error)]
@@ -352,6 +225,15 @@ def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
     return entries, faults
 
 
+def _load(spec: str, images_only: bool = False) -> Iterator[Fault | tuple[Entry, Study]]:
+    """Yield all faults of a cohort that opening no image shows, then each study or its faults."""
+    entries, faults = list_studies(spec)
+    yield from faults
+    for entry in entries:
+        for item in read_study(entry, images_only):
+            yield item if isinstance(item, Fault) else (entry, item)
+
+
 def read_cohort(spec: str, images_only: bool = False) -> Cohort:
     """Read a cohort.
 
@@ -364,35 +246,31 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
     """
     kind, rest = parse_spec(spec)
     if kind == "phantom":
-        from lgekit.data.phantom import phantom_cohort
-
-        cohort = phantom_cohort(**phantom_options(rest))
+        cohort = _phantom(rest)
         if not images_only:
             return cohort
         keys = ("image", "study_id", "patient_id", "split")
         return Cohort([Study(**{key: one[key] for key in keys}) for one in cohort.studies], spec)
-    entries, faults = list_studies(spec)
-    for fault in faults:
-        if not (images_only and fault.truth_only):
-            raise fault
-    studies: list[Study] = []
-    notes: list[UserWarning] = []
-    for entry in entries:
-        study, image = nifti.read_study(entry, images_only)
-        studies.append(study)
-        notes += image.notes
+    loaded: list[tuple[Entry, Study]] = []
+    for item in _load(spec, images_only):
+        if not isinstance(item, Fault):
+            loaded.append(item)
+        elif isinstance(item, Doubt):  # without its folder, whose name may be a person's
+            warnings.warn(f"{item.study_id}: {item.problem}", stacklevel=2)
+        elif not (images_only and item.truth_only):
+            raise item
+    studies = [study for _, study in loaded]
     if not images_only:
-        drawn = scar_is_drawn(entries, studies)
-        for study, entry in zip(studies, entries, strict=True):
-            complete(study, entry, drawn)
+        drawn = _scar_is_drawn(loaded)
+        for entry, study in loaded:
+            _complete(entry, study, drawn)
     for study, owner in copies(studies):
-        name, patient, kept = study["study_id"], study["patient_id"], owner["patient_id"]
-        copy = f"{name}: the same image as {owner['study_id']}; counted as patient {kept}"
-        notes.append(UserWarning(copy))
+        patient, kept = study["patient_id"], owner["patient_id"]
+        copy = f"{study['study_id']}: the same image as {owner['study_id']}; counted as patient"
+        warnings.warn(f"{copy} {kept}", stacklevel=2)
         for other in studies:
             if other["patient_id"] == patient:
                 other["patient_id"] = kept
-    _warn(notes)
     _assign_splits(studies)
     return Cohort(studies, spec)
 
@@ -403,22 +281,13 @@ def check_cohort(spec: str) -> list[Fault]:
     Raises:
         InputError: only if the SPEC itself is wrong (unknown kind, wrong option of the phantom).
     """
-    if parse_spec(spec)[0] == "phantom":
-        read_cohort(spec)
+    kind, rest = parse_spec(spec)
+    if kind == "phantom":
+        _phantom(rest)
         return []
-    entries, faults = list_studies(spec)
-    studies: list[Study] = []
-    for entry in entries:
-        try:
-            study, image = nifti.read_study(entry)
-        except InputError:
-            faults += [Fault.of(error, entry.study_id) for error in nifti.study_faults(entry)]
-            continue
-        studies.append(study)
-        for gap in (note for note in image.notes if isinstance(note, nifti.SliceGapWarning)):
-            remedy = "Export the series again with all its slices"
-            faults.append(Fault(image.where, str(gap), remedy, entry.study_id))
-    for study, owner in copies(studies):
+    items = list(_load(spec))
+    faults = [item for item in items if isinstance(item, Fault)]
+    for study, owner in copies([item[1] for item in items if not isinstance(item, Fault)]):
         name, patient = study["study_id"], owner["patient_id"]
         problem = f"the same image as {owner['study_id']} of patient {patient}"
         remedy = "Remove one of the two, or give both the same patient_id, as reading does"
@@ -426,26 +295,26 @@ def check_cohort(spec: str) -> list[Fault]:
     return faults
 
 
-def scar_is_drawn(entries: list[Entry], studies: list[Study]) -> bool:
+def _scar_is_drawn(loaded: list[tuple[Entry, Study]]) -> bool:
     """Whether a mask without scar means a heart without scar.
 
     It does not if some report describes scar and no mask has any: only the heart was outlined.
     """
     from lgekit.reports.reader import read_report, states_enhancement
 
-    if not any(entry.labels is not None and entry.scar_labelled for entry in entries):
+    if not any(entry.labels is not None and entry.scar_labelled for entry, _ in loaded):
         return True
-    masks = (study.label_map for study in studies)
+    masks = (study.label_map for _, study in loaded)
     if any(mask is not None and np.isin(mask, SCARRED).any() for mask in masks):
         return True
-    reports = (one.report for one in entries if one.report and one.report_source != "masks")
+    reports = (one.report for one, _ in loaded if one.report and one.report_source != "masks")
     return not any(states_enhancement(text) and read_report(text).present for text in reports)
 
 
-def complete(study: Study, entry: Entry, drawn: bool) -> None:
+def _complete(entry: Entry, study: Study, drawn: bool) -> None:
     """Derive, in place, landmarks from an RV label, findings, and a report from the masks.
 
-    ``drawn`` is whether the cohort's masks show scar (:func:`scar_is_drawn`), else reports do.
+    ``drawn`` is whether the cohort's masks show scar (:func:`_scar_is_drawn`), else reports do.
     """
     from lgekit.anatomy.segments import findings_from_labels, insertion_points
     from lgekit.reports.reader import read_report, states_enhancement
@@ -453,7 +322,7 @@ def complete(study: Study, entry: Entry, drawn: bool) -> None:
 
     labels = study.label_map
     if labels is not None and study["landmarks"] is None and (labels == RV).any():
-        mirrored = nifti.storage_mirrored(study["image"].affine)
+        mirrored = storage_mirrored(study["image"].affine)
         mirrored = entry.mirrored if mirrored is None else mirrored
         if mirrored is not None:  # else anterior and inferior cannot be told apart
             landmarks = insertion_points(labels, study.spacing_mm, mirrored=mirrored)
@@ -467,16 +336,6 @@ def complete(study: Study, entry: Entry, drawn: bool) -> None:
     if wanted and study["findings"] is not None:
         rng = np.random.default_rng(int(hash_unit(study["study_id"]) * 2**53))
         study["report"], study["report_source"] = write_report(study["findings"], rng), "masks"
-
-
-def _warn(notes: list[UserWarning]) -> None:
-    """Show each note, but only the first about contradictory headers, which are often many."""
-    grids = [note for note in notes if isinstance(note, nifti.GridWarning)]
-    if len(grids) > 1:
-        text = f"{grids[0]} (and the same in {len(grids) - 1} more studies)"
-        grids = [nifti.GridWarning(text)]
-    for note in [note for note in notes if not isinstance(note, nifti.GridWarning)] + grids[:1]:
-        warnings.warn(note, stacklevel=3)
 
 
 def _assign_splits(studies: list[Study]) -> None:

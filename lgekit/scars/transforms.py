@@ -14,6 +14,7 @@ from torchio.transforms.augmentation.random_transform import RandomTransform
 from torchio.transforms.intensity_transform import IntensityTransform
 
 from lgekit.anatomy import segments as aha
+from lgekit.anatomy.labels import wall_depth
 from lgekit.errors import InputError
 from lgekit.findings import LEVELS, WALLS, Findings, Scar, draw_findings
 from lgekit.reports.reader import read_report
@@ -123,7 +124,7 @@ class ScarPainter:
     def _measure_wall(self, labels: np.ndarray, landmarks: Landmarks | None) -> None:
         spacing = self.spacing
         ventricle, x, y, stored, angle = aha.wall_voxels(labels, spacing, landmarks)
-        depth = aha.depth_of_voxels(labels, spacing, x, y, stored, np.unique(stored))
+        depth = wall_depth(labels, spacing)[x, y, stored]
         margins = [*(int(np.ceil(6 / size)) for size in spacing), 0]
         self.box = tuple(
             slice(max(int(place.min()) - margin, 0), min(int(place.max()) + 1 + margin, size))

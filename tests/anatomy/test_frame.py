@@ -19,7 +19,7 @@ from lgekit.anatomy.frame import (
     normalise_intensity,
 )
 from lgekit.anatomy.labels import Ventricle, angle_map
-from lgekit.anatomy.polar import polar_grid, study_tensor
+from lgekit.anatomy.polar import polar_grid
 from lgekit.anatomy.segments import segment_map
 from lgekit.clip.data import make_view
 from lgekit.config import size_settings
@@ -155,10 +155,10 @@ def test_a_study_without_a_heart_or_contrast_gives_finite_tensors():
     constant["image"].set_data(torch.full_like(constant["image"].data, 7.0))
     assert StandardizeShortAxis(64)(empty)["orientation_confident"] is False
     for study in (empty, constant):
-        for view, shape in (("polar", (SLICES, 1, 16, 96)), ("image", (SLICES, 1, 96, 96))):
-            tensor, levels = study_tensor(study, view)
-            assert tensor.shape == shape and tensor.isfinite().all()
-            np.testing.assert_allclose(levels, np.linspace(0, 1, SLICES), atol=1e-6)
+        for name, shape in (("polar", (16, 48)), ("image", (64, 64))):
+            view = make_view(study, size_settings("smoke", view=name))
+            assert view.images.shape == (SLICES, 1, *shape) and view.images.isfinite().all()
+            np.testing.assert_allclose(view.levels, np.linspace(0, 1, SLICES), atol=1e-6)
 
 
 def test_errors_name_shapes_and_options():
@@ -169,8 +169,6 @@ def test_errors_name_shapes_and_options():
         frame_to_scanner(np.zeros((32, 32, SLICES), bool), study)
     with pytest.raises(InputError, match=r"100, 100.*128, 128"):
         polar_grid(study).view(other["image"].data)
-    with pytest.raises(InputError, match="view"):
-        study_tensor(study, "cartesian")
     for options in ({"pixels": 0}, {"field_of_view_mm": 0}, {"orientation": "upside down"}):
         with pytest.raises(InputError, match=next(iter(options))):
             StandardizeShortAxis(**options)

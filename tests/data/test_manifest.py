@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from cohort_files import SPACING, picture, ring, save, write_own, write_table
+from cohort_files import SPACING, picture, ring, write_own, write_table
 
 from lgekit.data.manifest import COLUMNS, LANDMARK_COLUMNS, read_table, write_manifest
 from lgekit.data.readers import check_cohort, read_cohort
@@ -106,16 +106,6 @@ def test_a_misspelt_column_is_named_with_what_was_meant(tmp_path, written, meant
     assert fault.problem == f"unknown column {written!r}"
     assert f"Did you mean {meant!r}?" in fault.remedy
     assert len(read_cohort(spec, images_only=True)) == 3  # a prediction needs none of them
-
-
-def test_image_and_mask_of_a_study_are_both_checked(tmp_path):
-    save(tmp_path / "image.nii", picture(ring()), spacing=(500.0, 1.0, 8.0))
-    save(tmp_path / "mask.nii", ring()[:-4])
-    rows = [{"study_id": "s1", "image": "image.nii", "labels": "mask.nii"}]
-    rows.append({"study_id": "s2", "image": "no.nii", "labels": "none.nii"})
-    faults = check_cohort(f"manifest:{write_table(tmp_path, rows)}")
-    assert [fault.study_id for fault in faults] == ["s1", "s1", "s2", "s2"]
-    assert "absurd" in faults[0].problem and "shape" in faults[1].problem
 
 
 def test_the_users_own_columns_are_ignored(tmp_path):

@@ -45,33 +45,6 @@ def test_contrast_physics_matches_published_values():
     assert phantom.t1_after_contrast(0.0, 450) == pytest.approx(phantom.T1_NATIVE_MYOCARDIUM)
 
 
-def test_acquisition_keeps_a_constant_and_adds_noise():
-    rng = np.random.default_rng(0)
-    scanner = phantom.Scanner(rng, np.linspace(0, 1, 3), 0.0)
-    scanner.noise = scanner.ghost = scanner.texture = scanner.loss_spread = 0.0
-    scanner.coil = scanner.offset = scanner.inversion_loss = np.zeros(3)
-    scanner.gain = np.ones(3)
-    flat, x = np.full((3, 48, 40), 0.25, np.float32), np.zeros((48, 40), np.float32)
-    assert phantom.acquire(rng, flat, flat * 4, x, x, scanner) == pytest.approx(flat, abs=1e-5)
-    scanner.noise = 0.05
-    noise = phantom.acquire(rng, flat, flat * 4, x, x, scanner) - flat
-    assert 0.02 < noise.std() < 0.05  # less than 0.05: part of k-space is not acquired
-    assert abs(noise.mean()) < 0.005
-
-
-def test_heart_is_a_closed_ellipsoid_with_an_rv_between_the_insertion_points():
-    heart = phantom.Heart(np.random.default_rng(3))
-    z = np.linspace(0, heart.length, 50)
-    cavity, epicardium = heart.contours(z)
-    assert (cavity <= epicardium).all() and np.allclose(epicardium[-1], 0, atol=1e-3)
-    assert (cavity[z > heart.length - 0.6 * heart.wall] == 0).all()  # the apex is closed
-    assert np.mean(epicardium[0] - cavity[0]) == pytest.approx(heart.wall, rel=0.1)
-    anterior, inferior = np.rad2deg(heart.insertion_points(0.5))
-    outer = heart.right_ventricle(np.array([0.5 * heart.length]), epicardium[25:26])[0]
-    inside = np.flatnonzero(outer - epicardium[25] > 0.5)
-    assert inside.min() >= anterior - 2 and inside.max() <= inferior + 2
-
-
 @pytest.mark.parametrize(("artery", "wall"), [("LAD", 125), ("RCA", 255), ("LCx", 345)])
 def test_infarcts_start_at_the_endocardium_of_their_territory(artery, wall):
     total = np.zeros(phantom.ANGLES)
@@ -152,42 +125,17 @@ def test_second_call_reads_the_cache_and_changes_do_not_reach_it(tmp_path):
     assert list((tmp_path / "cache").rglob("*.pkl"))
 
 
-@pytest.mark.parametrize(("prevalence", "scars"), [(0.0, 0), (1.0, 4)])
-def test_prevalence_is_the_share_of_scar(prevalence, scars):
-    assert phantom_cohort(4, 0, prevalence=prevalence, **SMALL).manifest["scar"].sum() == scars
-
-
 @pytest.mark.parametrize(
     ("options", "says"),
     [
         ({"prevalance": 0.5}, "prevalance.*prevalence"),
         ({"prevalence": 1.5}, "1.5"),
-        ({"pixels": "128"}, "'128'"),
         ({"pixels": 8}, "8.*48"),
         ({"slices": 0}, "slices"),
-        ({"studies": 2.5}, "2.5.*at least 1"),
-        ({"report_noise": 2}, "from 0 to 1"),
+        ({"studies": 2.5}, "2.5.*integer"),
+        ({"report_noise": 2}, "less than or equal to 1"),
     ],
 )
 def test_bad_options_are_refused(options, says):
     with pytest.raises(InputError, match=says):
         phantom_cohort(**({"studies": 2} | options))
-
-
-def test_partial_volume_keeps_the_volume_of_blood():
-    """The signal of blood, summed over a slice, is the cavity's area, however coarse the pixels."""
-    heart = phantom.Heart(np.random.default_rng(5))
-    heart.papillary, heart.trabecular_blood = [], np.float32(0)
-    signals = np.zeros((1, 12), np.float32)
-    signals[:, phantom.BLOOD] = 1
-    z = (40 + phantom.PLANES[:, None] + phantom.INTERLEAVE).ravel()
-    areas = 0.5 * (heart.contours(z)[0].astype(float) ** 2).sum(1) * np.deg2rad(1)
-    area = np.average(areas, weights=np.repeat(phantom.PROFILE, 4))
-    for mm in (1.0, 2.5):
-        points = np.mgrid[-60:60:mm, -60:60:mm].reshape(2, 1, -1)
-        x, v = points + mm / 4 * np.array([[-1, -1, 1, 1], [-1, 1, -1, 1]])[:, :, None]
-        points = (side.reshape(1, -1).astype(np.float32) for side in (x, v))
-        _, signal, codes, *_ = phantom.sample_heart(heart, [], z, *points, signals)
-        assert signal.sum() * mm**2 == pytest.approx(area, rel=0.02)
-        assert ((signal > 0.05) & (signal < 0.95)).any()
-        assert set(np.unique(codes[signal > 0.95])) == {CAVITY}

@@ -27,10 +27,10 @@ from lgekit.workbook import Session
         ("mine.csv", "names no kind of cohort.*manifest:mine.csv"),
         ("emidec:", "no such folder"),
         ("acdc:nowhere", "no such folder"),
-        ("manifest:nowhere.csv", "no such file"),
-        ("phantom:studis=3", "studis=3.*studies"),
-        ("phantom:studies=many", "studies=many is not of type int"),
-        ("phantom:studies=0", "at least 1"),
+        ("manifest:nowhere.csv", "the table cannot be read .No such file"),
+        ("phantom:studis=3", "studis.*studies"),
+        ("phantom:studies=many", "option studies: found 'many'"),
+        ("phantom:studies=0", "greater than or equal to 1"),
         ("phantom:studies=2,studies=3", "given twice"),
     ],
 )
@@ -70,7 +70,7 @@ def test_images_only_opens_neither_masks_nor_reports_nor_landmarks(tmp_path):
     after = read_cohort(spec, images_only=True)
     assert after.fingerprint == before.fingerprint
     for study in after.studies:
-        assert "labels" not in study and "clinical" not in study
+        assert "labels" not in study
         assert study["report"] == "" and study["findings"] is None and study["landmarks"] is None
 
 
@@ -146,8 +146,8 @@ SPOILED = {
     "unknown report source": (row(report_source="radiologist"), "unknown report_source"),
     "findings not JSON": (row(findings="{inferior"), "not JSON"),
     "findings of an unknown wall": (row(findings=UPPER_WALL), "upper"),
-    "angle not a number": (row(anterior_rvip_deg="left"), "not landmarks"),
-    "confidence above 1": (row(anterior_rvip_deg="9", rvip_confidence="66"), "not landmarks"),
+    "angle not a number": (row(anterior_rvip_deg="left"), "are no landmarks"),
+    "confidence above 1": (row(anterior_rvip_deg="9", rvip_confidence="66"), "are no landmarks"),
     "column missing": (rename("image", "picture"), "column 'image' is missing"),
     "column twice": (rename("split", "report "), "two columns have the same name"),
     "table empty": (content("manifest.csv", lambda _: b""), "column 'study_id' is missing"),
@@ -180,11 +180,10 @@ RVIP = "case,anterior_rvip_deg,inferior_rvip_deg,confidence\nCase_P002,"
 @pytest.mark.parametrize(
     ("lost", "rvip", "words"),
     [
-        ("Images/Case_P002.nii.gz", f"{RVIP}2,1,low", "contains no image"),
-        ("Contours/Case_P002.nii.gz", f"{RVIP}2,1,low", "no such file"),
+        ("Images/Case_P002.nii.gz", f"{RVIP}2,1,low", "a mask without its image"),
         ("", "case,angle\nCase_P002,3\n", "'anterior_rvip_deg' is missing"),
-        ("", f"{RVIP}x,1,high", "not landmarks"),
-        ("", f"{RVIP}2,1,sure", "not landmarks"),
+        ("", f"{RVIP}x,1,high", "are no landmarks"),
+        ("", f"{RVIP}2,1,sure", "are no landmarks"),
     ],
 )
 def test_a_malformed_emidec_folder(tmp_path, lost, rvip, words):
@@ -200,16 +199,18 @@ def test_check_lists_every_fault(tmp_path):
     rows = write_own(tmp_path)
     assert check_cohort(f"manifest:{tmp_path / 'manifest.csv'}") == []
     (tmp_path / "s0.nii").unlink()
-    save(tmp_path / "s1.nii", np.full((24, 28, 4), np.nan, np.float32), (1.5, 1.25, 900.0))
+    save(tmp_path / "s1.nii", picture(ring()), (500.0, 1.0, 8.0))
+    for name in ("s0", "s1"):
+        save(tmp_path / f"{name}_mask.nii", ring()[:-4] + 90)
     rows[2] |= {"report": "nowhere.txt", "split": "later"}
     faults = check_cohort(f"manifest:{write_table(tmp_path, rows)}")
-    assert sorted(fault.study_id for fault in faults) == ["s0", "s1", "s2", "s2"]
+    assert sorted(fault.study_id for fault in faults) == ["s0", "s1", "s1", "s2", "s2"]
 
 
-@pytest.mark.parametrize("kind", sorted(readers.EXPECTED))
+@pytest.mark.parametrize("kind", sorted(readers.LAYOUTS))
 def test_the_error_for_a_folder_without_studies_says_what_is_expected(tmp_path, kind):
     (fault,) = check_cohort(f"{kind}:{tmp_path}")
-    assert "no study found" in fault.problem and readers.EXPECTED[kind] in fault.remedy
+    assert "no study found" in fault.problem and readers.LAYOUTS[kind]["expected"] in fault.remedy
 
 
 def test_one_image_under_two_patients_is_listed_and_kept_in_one_split(tmp_path):
