@@ -42,12 +42,10 @@ Figures = Annotated[Path | None, argument(help="Default: figures/ of the checkou
 Workers = Annotated[int | None, option(min=1, help="Local processes; default: by GPUs or cores.")]
 Scheduler = Annotated[str | None, option(help="Address of a running Dask scheduler, tcp://…")]
 Seeds = Annotated[list[int] | None, option(help="Only this seed; repeatable.")]
-Timeout = Annotated[float | None, option(min=1, help="Seconds a run may take.")]
 DryRun = Annotated[bool, option("--dry-run", help="List the runs, run nothing.")]
-Retries = Annotated[int, option(min=0, help="Times to retry a failed run at once.")]
 ReportFolder = Annotated[Path, argument(help="For figures and tables.")]
 Everything = Annotated[bool, option("--all", help="Also remove finished runs.")]
-Yes = Annotated[bool, option("--yes", help="Remove finished runs without asking.")]
+Yes = Annotated[bool, option("--yes", help="Remove without asking.")]
 Version = Annotated[bool, option("--version", help="Show the version.")]
 
 ABOUT = """Text-supervised scar detection in cardiac LGE MRI. Research and teaching only: not a
@@ -333,15 +331,13 @@ def grid_run(
     scheduler: Scheduler = None,
     only: Only = None,
     seeds: Seeds = None,
-    timeout: Timeout = None,
     dry_run: DryRun = False,
-    retries: Retries = 0,
 ) -> None:
     """Run what is not yet done.
 
     Example: lgekit grid run papermill_runs/grids/smoke.yaml --workers 2
     """
-    result = lk.run_grid(file, workers, scheduler, only, seeds, timeout, dry_run, retries)
+    result = lk.run_grid(file, workers, scheduler, only, seeds, dry_run)
     typer.echo(result.to_string(index=False))
     left = result[result["state"] != "done"]
     if dry_run:
@@ -376,14 +372,13 @@ def grid_report(file: GridYaml, folder: ReportFolder = Path("figures")) -> None:
 
 @grid_app.command("clean")
 def grid_clean(file: GridYaml, everything: Everything = False, yes: Yes = False) -> None:
-    """Remove failed runs, and runs whose code, parameters or data have changed."""
-    from lgekit.grid import run as grid
+    """Remove failed runs, and runs of other code, parameters or data."""
+    from lgekit.grid.run import clean
 
-    older = len(grid.older_runs(file))
-    if older and not yes:
-        question = f"Finished runs whose code, parameters or data changed: {older}. Remove them?"
-        typer.confirm(question, abort=True)
-    typer.echo(f"{len(grid.clean(file, everything=everything))} removed")
+    folders = clean(file, everything, dry_run=True)
+    if folders and not yes:
+        typer.confirm(f"Remove {len(folders)} folders of runs?", abort=True)
+    typer.echo(f"{len(clean(file, everything))} removed")
 
 
 if __name__ == "__main__":

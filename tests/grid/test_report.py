@@ -58,7 +58,7 @@ def report_of(tmp_path, monkeypatch):
         of_rows = [SimpleNamespace(row=row, params=params | own[row]) for row in runs["row"]]
         grid = SimpleNamespace(file=Path(f"{name}.yaml"), root=tmp_path, runs=of_rows)
         monkeypatch.setattr(report, "load_grid", lambda file: grid)
-        monkeypatch.setattr(report, "collect", lambda file, out: runs.to_csv(out) or runs)
+        monkeypatch.setattr(report, "collect", lambda file: runs)
         read = lambda file, of="": references if of else table  # noqa: E731
         monkeypatch.setattr(report, "collect_predictions", read)
         made = report.report_grid(f"grids/{name}.yaml", tmp_path)
