@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import warnings
@@ -44,8 +45,6 @@ Scheduler = Annotated[str | None, option(help="Address of a running Dask schedul
 Seeds = Annotated[list[int] | None, option(help="Only this seed; repeatable.")]
 DryRun = Annotated[bool, option("--dry-run", help="List the runs, run nothing.")]
 ReportFolder = Annotated[Path, argument(help="For figures and tables.")]
-Everything = Annotated[bool, option("--all", help="Also remove finished runs.")]
-Yes = Annotated[bool, option("--yes", help="Remove without asking.")]
 Version = Annotated[bool, option("--version", help="Show the version.")]
 
 ABOUT = """Text-supervised scar detection in cardiac LGE MRI. Research and teaching only: not a
@@ -371,14 +370,14 @@ def grid_report(file: GridYaml, folder: ReportFolder = Path("figures")) -> None:
 
 
 @grid_app.command("clean")
-def grid_clean(file: GridYaml, everything: Everything = False, yes: Yes = False) -> None:
+def grid_clean(file: GridYaml) -> None:
     """Remove failed runs, and runs of other code, parameters or data."""
-    from lgekit.grid.run import clean
+    from lgekit.grid.run import outdated
 
-    folders = clean(file, everything, dry_run=True)
-    if folders and not yes:
-        typer.confirm(f"Remove {len(folders)} folders of runs?", abort=True)
-    typer.echo(f"{len(clean(file, everything))} removed")
+    folders = outdated(file)
+    typer.confirm(f"Remove {len(folders)} folders of runs?", abort=True)
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -43,9 +43,8 @@ BASELINES = {"smoke": "all", "laptop": "supervised", "paper": "all"}  # trained 
 METRICS, PARAMS, NOTEBOOK = "metrics.json", "params.json", "run.ipynb"
 ENVIRONMENT, ERROR = "environment.json", "error.json"
 LOG = "kernel.log"  # what the kernel itself printed, such as a segmentation fault
-PACKAGES = """lgekit numpy scipy pandas scikit-learn torch torchvision torchio timm open_clip_torch
-    transformers segmentation_models_pytorch tokenizers papermill distributed""".split()
-DIGITS = ".6g"  # stored floats: later digits depend on the order of a sum
+PACKAGES = """lgekit numpy scipy pandas scikit-learn torch torchio timm open_clip_torch
+    transformers tokenizers segmentation_models_pytorch papermill distributed""".split()
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 
@@ -104,33 +103,30 @@ def check_parameters(defaults: dict, params: Mapping[str, Any], where: object) -
 def save_run(
     out: str | Path,
     metrics: Mapping[str, Any],
-    predictions: pd.DataFrame | list[dict] | None = None,
-    history: pd.DataFrame | list[dict] | None = None,
-    tables: Mapping[str, pd.DataFrame] | None = None,
-) -> Path:
-    """Save the results of a notebook, in its last cell, and return the folder.
+    tables: Mapping[str, Any] | None = None,
+    **further: Any,
+) -> None:
+    """Save the results of a notebook, in its last cell.
 
     The same numbers give the same bytes: floats have 6 significant digits, keys are sorted, NaN
     and infinity become null. A run is complete when its ``metrics.json`` exists.
 
     Args:
         metrics: names → numbers (NumPy and torch too), strings, bools, None, or lists and dicts.
-        predictions, history, tables: saved as ``<name>.csv``, without the index.
+        tables, further: tables or lists of dicts, saved as ``<name>.csv``, without the index.
     """
     folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(metrics), default=lambda array: array.tolist())
-    for name, table in {"predictions": predictions, "history": history, **(tables or {})}.items():
-        if table is not None:
-            with replacing(folder / f"{name}.csv") as part:
-                pd.DataFrame(table).to_csv(part, index=False, float_format=f"%{DIGITS}")
+    for name, table in {**(tables or {}), **further}.items():
+        pd.DataFrame(table).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     _write_json(folder / ENVIRONMENT, environment_record())
     rounded = json.loads(
         text,
-        parse_float=lambda digits: float(f"{float(digits):{DIGITS}}"),
+        parse_float=lambda digits: float(f"{float(digits):.6g}"),
         parse_constant=lambda nan_or_infinity: None,
     )
     _write_json(folder / METRICS, rounded)
-    return folder
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -333,7 +329,7 @@ class Session:
         return pd.read_csv(path)
 
     def save(self, metrics: Mapping[str, Any], **tables: Any) -> None:
-        """Save metrics and tables as `save_run` does, with its arguments."""
+        """Save metrics and tables as `save_run` does."""
         save_run(self.out, metrics, **tables)
 
 
@@ -379,9 +375,9 @@ def run_workbook(
     """
     from lgekit.data.readers import parse_spec
 
-    if unknown := set(only or ()) - set(NOTEBOOKS) - {name[:2] for name in NOTEBOOKS}:
-        remedy = f"Notebooks: {', '.join(NOTEBOOKS)}."
-        raise InputError("notebook", f"{sorted(unknown)} not known", remedy)
+    chosen = [name for name in NOTEBOOKS if not only or name in only or name[:2] in only]
+    if not chosen:
+        raise InputError("notebook", f"{only} not known", f"Notebooks: {', '.join(NOTEBOOKS)}.")
     size_settings(size, seed=seed)
     kind = parse_spec(cohort)[0] if cohort else "phantom"
     root = project_root()
@@ -389,10 +385,9 @@ def run_workbook(
     figures = figures or root / "figures" / kind.replace("phantom", "")
     common = {"size": size, "cohort": cohort, "seed": seed}
     own = {NOTEBOOKS[5]: {"compare_with": BASELINES[size]}, NOTEBOOKS[7]: {"figures": str(figures)}}
-    chosen = [name for name in NOTEBOOKS if not only or name in only or name[:2] in only]
     for number, name in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {name}", flush=True)
-        source, params = root / "notebooks" / f"{name}.ipynb", common | own.get(name, {})
-        run_notebook(source, folder / name, params, root=root)
+        params = common | own.get(name, {})
+        run_notebook(root / "notebooks" / f"{name}.ipynb", folder / name, params, root=root)
         shutil.copyfile(folder / name / NOTEBOOK, folder / f"{name}.ipynb")
     return folder

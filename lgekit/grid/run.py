@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -389,22 +388,18 @@ def collect_predictions(file: str | Path, of: str = PREDICTIONS) -> pd.DataFrame
     return everything
 
 
-def clean(file: str | Path, everything: bool = False, dry_run: bool = False) -> list[str]:
-    """Remove runs of older code, parameters or data, and those that failed or were interrupted.
+def outdated(file: str | Path) -> list[Path]:
+    """List folders of runs that failed, were interrupted, or are of other code, settings or data.
 
-    With ``everything``, finished runs too; with ``dry_run``, nothing. Returns the names of their
-    folders. Raises InputError while the grid is running.
+    Raises InputError while the grid is running.
     """
     grid = load_grid(file)
-    if busy := sorted(path.name for path in grid.folder.glob(".locks/*") if is_locked(path)):
+    if busy := [path.name for path in grid.folder.glob(".locks/*") if is_locked(path)]:
         remedy = "Wait for them, or end them and try again"
         raise InputError(grid.folder, f"runs are in progress: {', '.join(busy)}", remedy)
     table = grid_status(grid)
-    kept = set() if everything else set(table.loc[table["state"] == "done", "run_id"])
-    removed = sorted({path.name for path in grid.folder.glob("*/")} - kept)
-    for name in [] if dry_run else removed:
-        shutil.rmtree(grid.folder / name)
-    return removed
+    done = set(table.loc[table["state"] == "done", "run_id"])
+    return [path for path in sorted(grid.folder.glob("[0-9a-f]*/")) if path.name not in done]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -21,7 +21,14 @@ from typer.testing import CliRunner
 from lgekit.cache import is_locked, locked
 from lgekit.cli import grid_app
 from lgekit.errors import InputError
-from lgekit.grid.run import clean, collect, collect_predictions, grid_status, load_grid, run_grid
+from lgekit.grid.run import (
+    collect,
+    collect_predictions,
+    grid_status,
+    load_grid,
+    outdated,
+    run_grid,
+)
 
 ROOT = Path(__file__).parents[2]
 KEPT = sorted((ROOT / "papermill_runs" / "grids").glob("*.yaml"))
@@ -218,18 +225,14 @@ def test_a_grid_is_run_once_and_collected(project):
     predictions = collect_predictions(file)
     assert list(predictions) == ["row", "seed", "study_id", "scar", "p_lge"]
     assert predictions["study_id"].tolist() == ["000", "001", "002"] * 3
-
+    with locked(folder / ".locks" / ids(file)[0]):
+        assert list(grid_status(file)["state"]) == ["running", "done", "failed", "done"]
+        with pytest.raises(InputError, match="in progress"):
+            outdated(file)
     (folder / "0123456789abcdef").mkdir()  # as of other code
-    asked = CliRunner().invoke(grid_app, ["clean", str(file)], input="n\n")
-    assert asked.exit_code == 1 and "Remove 3 folders" in asked.output
-    assert len(clean(file)) == 3 and (collect(file)["state"] == "done").sum() == 3
-    first = ids(file)[0]
-    with locked(folder / ".locks" / first):
-        assert grid_status(file)["state"].eq("running").sum() == 1
-        with pytest.raises(InputError, match=f"progress: {first}"):
-            clean(file, everything=True)
-    clean(file, everything=True)
-    assert not [path for path in folder.iterdir() if path.is_dir()]
+    asked = CliRunner().invoke(grid_app, ["clean", str(file)], input="y\n")
+    assert asked.exit_code == 0 and "Remove 2 folders" in asked.output
+    assert len(list(folder.glob("[0-9a-f]*/"))) == 3
 
 
 def test_an_edited_notebook_is_not_run_under_the_old_id(project):
