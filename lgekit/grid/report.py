@@ -88,18 +88,16 @@ def complete_runs(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> p
     the same size the one with more rows is chosen. Rows and seeds that are left out are printed.
     """
     done = runs.assign(done=runs["state"] == "done").groupby(["seed", "row"])["done"].all()
-    done = done.unstack("row", fill_value=False)
-    seeds_of = {row: frozenset(done.index[done[row]]) for row in runs["row"].unique()}
-    first = runs["row"].iloc[0]
-    if not seeds_of[first]:
+    done = done.unstack("row", fill_value=False)[runs["row"].unique()]
+    first = done.columns[0]
+    common = done[done[first]]
+    if common.empty:
         remedy = "Go on with it: lgekit grid run"
         raise InputError(f"grid {name}", f"no seed of row {first!r} is done", remedy)
-    common = {seeds_of[first] & own for own in seeds_of.values()} - {frozenset()}
-    choices = [
-        (sorted(seeds), [row for row, own in seeds_of.items() if own >= seeds]) for seeds in common
-    ]
-    seeds, rows = max(sorted(choices), key=lambda one: (len(one[0]) * len(one[1]), len(one[1])))
-    for what, of_all, kept in ("rows", seeds_of, rows), ("seeds", done.index, seeds):
+    shared = [common[common[row]] for row in common if common[row].any()]
+    sets = [(part.index, part.columns[part.all()]) for part in shared]
+    seeds, rows = max(sets, key=lambda one: (len(one[0]) * len(one[1]), len(one[1])))
+    for what, of_all, kept in ("rows", done.columns, rows), ("seeds", done.index, seeds):
         if left := [str(one) for one in of_all if one not in kept]:
             print(f"grid {name}: {what} {', '.join(left)} left out, because runs are missing")
     return predictions[predictions["seed"].isin(seeds) & predictions["row"].isin(rows)]

@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +26,6 @@ from lgekit.cache import FIT_ROOMS, code_version, is_locked
 from lgekit.config import SIZES, FitSettings, size_settings
 from lgekit.errors import InputError, RunError
 
-RESERVED = ("grids", "workbook", "manual")  # other folders of papermill_runs/
 BYTES_PER_RUN = 3e9  # memory that a run needs: torch, a cohort and a small model
 DASK = {"distributed.scheduler.worker-saturation": 1.0}  # no run waits behind a long one
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
@@ -59,11 +57,22 @@ class Run:
     row: str
     axes: dict[str, Any]  # seed, fold and further axes → the value
     params: dict[str, Any]  # of the notebook
+    folder: Path
 
     @property
     def place(self) -> dict[str, Any]:
         """Return the row and the axes, which name the run in tables."""
         return {"row": self.row, **self.axes}
+
+    @property
+    def done(self) -> bool:
+        """Whether the run is complete."""
+        return (self.folder / workbook.METRICS).exists()
+
+    def read(self, name: str) -> dict[str, Any]:
+        """Read a JSON file of the run; empty if there is none."""
+        file = self.folder / name
+        return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
 
 @dataclass(frozen=True)
@@ -101,19 +110,16 @@ def load_grid(file: str | Path) -> Grid:
         place = " → ".join(map(str, first["loc"][:3])) or "the file"
         remedy = f"The fields are {', '.join(GridFile.model_fields)}"
         raise InputError(f"{file}, {place}", first["msg"], remedy) from error
-    if file.stem in RESERVED:
-        remedy = "Rename the file: its runs need a folder"
-        raise InputError(file, f"a grid cannot be called {file.stem!r}", remedy)
     for root in (*file.parents, Path.cwd()):
         if (root / spec.notebook).is_file():
             folder = root / "papermill_runs" / file.stem
-            runs = _expand(file, spec, root)
+            runs = _expand(file, spec, root, folder)
             return Grid(file, root, root / spec.notebook, folder, spec.timeout, runs)
     remedy = "Give its path from the project's folder"
     raise InputError(file, f"notebook {spec.notebook!r} does not exist", remedy)
 
 
-def _expand(file: Path, spec: GridFile, root: Path) -> list[Run]:
+def _expand(file: Path, spec: GridFile, root: Path, folder: Path) -> list[Run]:
     common = spec.parameters
     axes: dict[str, list[Any]] = {"seed": spec.seeds, **spec.axes}
     if spec.folds:
@@ -136,7 +142,8 @@ def _expand(file: Path, spec: GridFile, root: Path) -> list[Run]:
             params = {name: value for name, value in (own | at).items() if name != "out"}
             cohorts = _check_run(params, defaults, root, where)
             known_by = [version, params, [files_of(cohort, root) for cohort in cohorts]]
-            runs.append(Run(_digest(known_by)[:16], row, at, params))
+            name = _digest(known_by)[:16]
+            runs.append(Run(name, row, at, params, folder / name))
     return runs
 
 
@@ -217,7 +224,7 @@ def run_grid(
         scheduler: address of a running Dask scheduler (``tcp://…``) whose workers see the files. A
             run has as many threads as ``OMP_NUM_THREADS`` of its worker says.
         only, seeds: the rows and seeds to run; None: all.
-        dry_run: run nothing. The table then has ``expected_seconds``, the mean of earlier runs.
+        dry_run: run nothing. The table then has ``expected_seconds``, the mean of finished runs.
 
     Returns:
         `grid_status` of the chosen runs.
@@ -240,18 +247,13 @@ def run_grid(
         if missing := missing_path(cohort, grid.root):
             where = f"{grid.file}, cohort {cohort!r}"
             raise InputError(where, f"{missing} does not exist", "Correct the path")
-    table = grid_status(grid)
     if dry_run:
-        records = map(_read, grid.folder.glob(f"*/{workbook.ENVIRONMENT}"))
-        seconds = pd.Series([record.get("wall_seconds") for record in records], dtype=float)
-        return table.assign(expected_seconds=round(seconds.mean(), 1))
+        table = grid_status(grid)
+        return table.assign(expected_seconds=round(table["seconds"].mean(), 1))
     # By seed first: a grid that is stopped early has complete seeds rather than complete rows.
     # Within a seed, runs side by side are of different folds, so none waits for a shared result.
-    todo = {
-        run.id: run for run, state in zip(grid.runs, table["state"], strict=True) if state != "done"
-    }
-    in_order = sorted(todo.values(), key=lambda run: run.axes["seed"])
-    if in_order:
+    todo = {run.id: run for run in grid.runs if not run.done}
+    if in_order := sorted(todo.values(), key=lambda run: run.axes["seed"]):
         _run_all(replace(grid, runs=in_order), workers, scheduler, progress)
     return grid_status(grid)
 
@@ -285,11 +287,11 @@ def _run_all(grid: Grid, workers: int | None, scheduler: str | None, progress: b
             futures[client.submit(run_one, *what, pure=False, priority=-number)] = run
         bar = {"total": len(futures), "desc": grid.file.stem, "disable": not progress}
         for future in tqdm(as_completed(futures), **bar):
-            run, folder = futures[future], grid.folder / futures[future].id
+            run = futures[future]
             if future.status == "error":
                 problem = future.exception()
-                if not (folder / workbook.ERROR).exists():  # its worker was killed
-                    workbook.record_failure(folder, f"{type(problem).__name__}: {problem}")
+                if not run.read(workbook.ERROR):  # its worker was killed
+                    workbook.record_failure(run.folder, f"{type(problem).__name__}: {problem}")
                 tqdm.write(f"failed: {run.row} {run.axes}: {problem}")
             lost += future.status in ("cancelled", "lost")
     if lost:
@@ -315,7 +317,7 @@ def run_one(grid: Grid, version: str, threads: int, devices: list[str]) -> None:
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(get_worker().name) % len(devices)]
     (run,) = grid.runs
-    what = (grid.notebook, grid.folder / run.id, run.params, grid.timeout)
+    what = (grid.notebook, run.folder, run.params, grid.timeout)
     workbook.run_notebook(*what, progress=False, root=grid.root, skip_done=True)
 
 
@@ -329,19 +331,17 @@ def grid_status(file: str | Path | Grid) -> pd.DataFrame:
     grid = file if isinstance(file, Grid) else load_grid(file)
     lines = []
     for run in grid.runs:
-        folder, state, seconds, error = grid.folder / run.id, "to do", None, ""
-        notebook = folder / workbook.NOTEBOOK
+        notebook = run.folder / workbook.NOTEBOOK
+        line = {"run_id": run.id, "state": "to do", "seconds": None, "error": "", "where": ""}
         if is_locked(grid.folder / ".locks" / run.id):
-            state = "running"
-            if notebook.exists():
-                seconds = round(time.time() - os.path.getmtime(folder / workbook.PARAMS))
-        elif (folder / workbook.METRICS).exists():
-            state, seconds = "done", _read(folder / workbook.ENVIRONMENT).get("wall_seconds")
-        elif (folder / workbook.ERROR).exists():
-            state, error = "failed", _read(folder / workbook.ERROR).get("error", "")
-        where = notebook.relative_to(grid.root).as_posix() if notebook.exists() else ""
-        line = {"run_id": run.id, "state": state, "seconds": seconds, "error": error}
-        lines.append({**run.place, **line, "where": where})
+            line["state"] = "running"
+        elif run.done:
+            line |= {"state": "done", "seconds": run.read(workbook.ENVIRONMENT).get("wall_seconds")}
+        elif failure := run.read(workbook.ERROR):
+            line |= {"state": "failed", "error": failure["error"]}
+        if notebook.exists():
+            line["where"] = notebook.relative_to(grid.root).as_posix()
+        lines.append({**run.place, **line})
     return pd.DataFrame(lines).astype({"seconds": float})
 
 
@@ -353,19 +353,18 @@ def collect(file: str | Path) -> pd.DataFrame:
         changes), ``device`` and the metrics, names of nested ones joined by dots. Runs that are not
         done have missing metrics.
     """
-    grid = load_grid(file)
-    table, lines = grid_status(grid), []
-    if not (table["state"] == "done").any():
+    grid, lines = load_grid(file), []
+    if not any(run.done for run in grid.runs):
         remedy = f"Start it: lgekit grid run {grid.file.name}"
         raise InputError(grid.file, "no run of it is done", remedy)
     for run in grid.runs:
-        line, metrics = {}, workbook.load_metrics(grid.folder / run.id)
+        metrics = workbook.load_metrics(run.folder)
         if metrics is not None:
-            record = _read(grid.folder / run.id / workbook.ENVIRONMENT)
-            line["commit"] = record.get("commit", "")[:12] + "+" * bool(record.get("dirty"))
-            line |= {"device": record.get("device", ""), **metrics}
-        lines.append(line)
-    table = table.drop(columns=["seconds", "error", "where"])
+            record = run.read(workbook.ENVIRONMENT)
+            commit = record["commit"][:12] + "+" * record["dirty"]
+            metrics = {"commit": commit, "device": record["device"], **metrics}
+        lines.append(metrics or {})
+    table = grid_status(grid).drop(columns=["seconds", "error", "where"])
     table = table.join(pd.json_normalize(lines), rsuffix="_metric")
     table.to_csv(grid.folder / TABLE, index=False)
     return table
@@ -378,9 +377,9 @@ def collect_predictions(file: str | Path, of: str = PREDICTIONS) -> pd.DataFrame
     """
     grid, tables = load_grid(file), []
     for run in grid.runs:
-        path = grid.folder / run.id / of
-        if path.is_file() and (path.parent / workbook.METRICS).exists():
-            part = pd.read_csv(path, dtype={"study_id": str, "patient_id": str})  # ids such as 001
+        if run.done and (run.folder / of).exists():
+            ids = {"study_id": str, "patient_id": str}  # such as 001
+            part = pd.read_csv(run.folder / of, dtype=ids)
             first = {name: [value] for name, value in run.place.items() if name not in part}
             tables.append(pd.DataFrame(first).merge(part, how="cross"))
     everything = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
@@ -397,13 +396,5 @@ def outdated(file: str | Path) -> list[Path]:
     if busy := [path.name for path in grid.folder.glob(".locks/*") if is_locked(path)]:
         remedy = "Wait for them, or end them and try again"
         raise InputError(grid.folder, f"runs are in progress: {', '.join(busy)}", remedy)
-    table = grid_status(grid)
-    done = set(table.loc[table["state"] == "done", "run_id"])
-    return [path for path in sorted(grid.folder.glob("[0-9a-f]*/")) if path.name not in done]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
+    done = {run.folder for run in grid.runs if run.done}
+    return sorted(set(grid.folder.glob("[0-9a-f]" * 16)) - done)
