@@ -56,20 +56,15 @@ def code_version(*rooms: str) -> str:
 
 @contextlib.contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Write a folder completely or not at all: yield a new path, renamed to ``path`` at the end.
-
-    If the folder exists (empty), the new content is moved into it, as a shell may be open there.
-    """
+    """Yield a new path for a folder; if the block succeeds, its content is moved to ``path``."""
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
         part = Path(temporary) / path.name
         yield part
-        if path.exists():
-            for entry in part.iterdir():
-                entry.rename(path / entry.name)
-        else:
-            part.rename(path)
+        path.mkdir(exist_ok=True)  # not replaced if it exists: a shell may be open there
+        for entry in part.iterdir():
+            entry.rename(path / entry.name)
 
 
 def memory() -> Memory:

@@ -212,16 +212,13 @@ class Findings:
         """Read what `to_json` wrote. Raises InputError on anything else."""
         try:
             entries = json.loads(text)
-            if not isinstance(entries, list):
-                raise TypeError("not a list")
-            scars = tuple(Scar(**entry) for entry in entries)
-        except InputError:
-            raise
+            if isinstance(entries, list):
+                return cls(tuple(Scar(**entry) for entry in entries))
+            raise TypeError("not a list")
         except (TypeError, ValueError) as error:
             problem = f"{str(text)[:60]!r} is not JSON for a list of scars ({error})"
             remedy = f'write e.g. [{{"walls": ["inferior"]}}]; fields: {", ".join(vars(Scar()))}'
             raise InputError("findings", problem, remedy) from None
-        return cls(scars)
 
 
 def _pick(rng: np.random.Generator, aspect: str, disease: str = "default") -> tuple[str, ...]:
