@@ -47,7 +47,7 @@ def code_version(*rooms: str) -> str:
     basics = ("study.py", "findings.py", "config.py", "diseases.toml", "presets.toml")
     files = [root / name for name in basics]
     for room in rooms:
-        files += sorted(file for kind in ("py", "toml") for file in (root / room).glob(f"*.{kind}"))
+        files += sorted([*(root / room).rglob("*.py"), *(root / room).rglob("*.toml")])
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
