@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 import hashlib
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,9 +44,10 @@ def code_version(*rooms: str) -> str:
     It is part of every cache key and run id, so that results of old code are not reused.
     """
     root = Path(__file__).parent
-    files = [root / name for name in ("study.py", "findings.py", "diseases.toml", "config.py")]
+    basics = ("study.py", "findings.py", "config.py", "diseases.toml", "presets.toml")
+    files = [root / name for name in basics]
     for room in rooms:
-        files += sorted(set((root / room).rglob("*.py")) | set((root / room).rglob("*.toml")))
+        files += sorted([*(root / room).rglob("*.py"), *(root / room).rglob("*.toml")])
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
@@ -55,22 +56,15 @@ def code_version(*rooms: str) -> str:
 
 @contextlib.contextmanager
 def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Write a folder completely or not at all: yield a new path, renamed to ``path`` at the end.
-
-    If the folder exists (empty), the new content is moved into it, as a shell may be open there.
-    """
-    from tempfile import TemporaryDirectory
-
+    """Yield a new path for a folder; if the block succeeds, its content is moved to ``path``."""
     path = Path(path).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
         part = Path(temporary) / path.name
         yield part
-        if path.exists():
-            for entry in part.iterdir():
-                entry.rename(path / entry.name)
-        else:
-            part.rename(path)
+        path.mkdir(exist_ok=True)  # not replaced if it exists: a shell may be open there
+        for entry in part.iterdir():
+            entry.rename(path / entry.name)
 
 
 def memory() -> Memory:
@@ -86,8 +80,7 @@ def memory() -> Memory:
         return Memory(None, verbose=0)
     try:
         os.makedirs(folder, exist_ok=True)
-        if not os.access(folder, os.W_OK | os.X_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         remedy = "Set the variable LGEKIT_CACHE to a folder that you may write to, or to nothing: "
         problem = f"cannot be written ({error.strerror})"

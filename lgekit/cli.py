@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import warnings
@@ -42,12 +43,8 @@ Figures = Annotated[Path | None, argument(help="Default: figures/ of the checkou
 Workers = Annotated[int | None, option(min=1, help="Local processes; default: by GPUs or cores.")]
 Scheduler = Annotated[str | None, option(help="Address of a running Dask scheduler, tcp://…")]
 Seeds = Annotated[list[int] | None, option(help="Only this seed; repeatable.")]
-Timeout = Annotated[float | None, option(min=1, help="Seconds a run may take.")]
 DryRun = Annotated[bool, option("--dry-run", help="List the runs, run nothing.")]
-Retries = Annotated[int, option(min=0, help="Times to retry a failed run at once.")]
 ReportFolder = Annotated[Path, argument(help="For figures and tables.")]
-Everything = Annotated[bool, option("--all", help="Also remove finished runs.")]
-Yes = Annotated[bool, option("--yes", help="Remove finished runs without asking.")]
 Version = Annotated[bool, option("--version", help="Show the version.")]
 
 ABOUT = """Text-supervised scar detection in cardiac LGE MRI. Research and teaching only: not a
@@ -61,17 +58,14 @@ app.add_typer(grid_app, name="grid")
 
 def main() -> None:
     """Run the command line. Bad input ends with one line and exit code 2, without a traceback."""
-    warnings.simplefilter("ignore", DeprecationWarning)
-    warnings.simplefilter("ignore", FutureWarning)
+    for kind in (DeprecationWarning, FutureWarning):
+        warnings.simplefilter("ignore", kind)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     try:
         app()
     except (InputError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        raise SystemExit(130) from None
 
 
 def refuse_unwritable(target: Path) -> None:
@@ -86,25 +80,17 @@ def refuse_unwritable(target: Path) -> None:
 def refuse_full(target: Path) -> None:
     """Raise InputError before long work if a new folder cannot be written or holds something."""
     refuse_unwritable(target)
-    target = target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         remedy = "Name a new folder, or empty this one"
         raise InputError(target, "exists and is not an empty folder", remedy)
 
 
-def refuse_other_table(target: Path, model_dir: Path) -> None:
-    """Raise InputError before long work if predictions cannot be written or would replace a file.
-
-    They may replace only another table of predictions, and never that of a model.
-    """
+def refuse_other_file(target: Path) -> None:
+    """Raise InputError before long work if a table of predictions would replace another file."""
     refuse_unwritable(target)
     if target.exists():
-        if not target.is_file():
-            raise InputError(target, "is not a file", "Name a file, such as predictions.csv")
-        with target.open(encoding="utf-8-sig", errors="replace") as stream:
-            header = stream.readline(100_000).strip()
-        own = target.resolve() == (model_dir / "held_out.csv").resolve()
-        if own or (header and not {"study_id", "p_lge"} <= set(header.split(","))):
+        start = target.open("rb").read(14) if target.is_file() else b""
+        if start != b"study_id,p_lge" or target.resolve().name == "held_out.csv":
             problem = "exists and is not a table of predictions that may be replaced"
             raise InputError(target, problem, "Name another file")
 
@@ -175,8 +161,7 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     refuse_full(out_dir)
     studies = lk.read_cohort(spec)
     if model is None and not all(map(ready, studies.studies)):
-        missing = "Masks or insertion points are missing: a heart network is trained first"
-        typer.echo(f"{missing}, which takes some minutes (see --model).")
+        typer.echo("Masks or insertion points are missing: training a heart network (see --model).")
     located = locate_hearts(studies, model)
     transform = lk.StandardizeShortAxis(pixels=pixels)
     bar = tqdm(located.studies, desc="standardizing", unit="study", disable=None)
@@ -186,10 +171,8 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     with replacing_folder(out_dir) as folder:
         lk.write_manifest(framed, folder)
         rows.to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
-    typer.echo(f"{len(framed)} studies and landmarks.csv in {out_dir}")
-    if lost := int((~rows["turned"].astype(bool)).sum()):
-        reason = "because no insertion point was found: see the column turned of landmarks.csv."
-        typer.echo(f"{lost} of them could not be turned, {reason}")
+    lost = int((~rows["turned"].astype(bool)).sum())
+    typer.echo(f"{len(framed)} studies and landmarks.csv in {out_dir}; {lost} could not be turned")
 
 
 @app.command()
@@ -207,27 +190,23 @@ def fit(
     Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
     """
     from lgekit.clip.model import check_encoder
-    from lgekit.clip.train import resumable
     from lgekit.config import read_changes
-    from lgekit.data.readers import pretraining_specs
-    from lgekit.segmentation.train import pretraining_cohorts
 
     settings = lk.size_settings(size, **{"seed": seed, **read_changes(changes or [])})
     memory()
     check_encoder(settings)
     refuse_full(model_dir)
     studies = lk.read_cohort(spec)
-    specs = pretraining_specs(spec, pretrain_on)
-    further = pretraining_cohorts(studies, spec, pretrain_on)
+    further = lk.pretraining_cohorts(studies, spec, pretrain_on)
     typer.echo(lk.describe.report_sources(studies).capitalize() + ".")
     if set(studies.manifest["report_source"]) == {"masks"}:
         typer.echo("No clinical reports: these are written from the masks, which is easier.")
     masks = sum(study.label_map is not None for study in studies.studies)
-    sources = ", ".join([f"{masks} masks of the cohort", "phantoms", *specs])
-    typer.echo(f"Heart network: {sources}.")
-    with resumable(studies, settings, all_studies, *further) as checkpoints:
+    sources = [f"{masks} masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
+    typer.echo(f"Heart network: {', '.join(sources)}.")
+    with lk.resumable(studies, settings, all_studies, *further) as checkpoints:
         options: Any = {"pretrain_on": further, "checkpoints": checkpoints}
-        fitted = lk.fit_detector(studies, settings, all_studies=all_studies, **options)
+        fitted = lk.fit_detector(studies, settings, all_studies, **options)
         with replacing_folder(model_dir) as folder:
             fitted.save(folder)
     typer.echo(f"model in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
@@ -243,21 +222,19 @@ def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 
     unseen. The decision is p_lge > 0.5.
     Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
-    refuse_other_table(out_csv, model_dir)
+    refuse_other_file(out_csv)
     memory()
     model = lk.Detector.load(model_dir)
     if model.settings.masks == "true" and model.settings.orientation != "none":
         problem = "was fitted with masks='true': it needs contours drawn by hand"
-        remedy = "Give a model fitted with masks='predicted', the default"
-        raise InputError(model_dir, problem, remedy)
+        raise InputError(model_dir, problem, "Give a model fitted with masks='predicted'")
     table = model.predict(lk.read_cohort(spec, images_only=True), beams)
     with replacing(out_csv) as part:
         table.to_csv(part, index=False, float_format="%.6g")
     positive = int((table["p_lge"] > 0.5).sum())
     typer.echo(f"{len(table)} studies, {positive} called positive, in {out_csv}")
     if model.heart is not None and (lost := int(table["anterior_rvip_deg"].isna().sum())):
-        typer.echo(f"The heart was not found in {lost} of {len(table)}, which were read as stored:")
-        typer.echo("do not rely on these. Masks (--pretrain-on) or a larger --size may help.")
+        typer.echo(f"The heart was not found in {lost} of them: do not rely on these.")
 
 
 @app.command()
@@ -354,15 +331,13 @@ def grid_run(
     scheduler: Scheduler = None,
     only: Only = None,
     seeds: Seeds = None,
-    timeout: Timeout = None,
     dry_run: DryRun = False,
-    retries: Retries = 0,
 ) -> None:
     """Run what is not yet done.
 
     Example: lgekit grid run papermill_runs/grids/smoke.yaml --workers 2
     """
-    result = lk.run_grid(file, workers, scheduler, only, seeds, timeout, dry_run, retries)
+    result = lk.run_grid(file, workers, scheduler, only, seeds, dry_run)
     typer.echo(result.to_string(index=False))
     left = result[result["state"] != "done"]
     if dry_run:
@@ -396,15 +371,14 @@ def grid_report(file: GridYaml, folder: ReportFolder = Path("figures")) -> None:
 
 
 @grid_app.command("clean")
-def grid_clean(file: GridYaml, everything: Everything = False, yes: Yes = False) -> None:
-    """Remove failed runs, and runs whose code, parameters or data have changed."""
-    from lgekit.grid import run as grid
+def grid_clean(file: GridYaml) -> None:
+    """Remove failed runs, and runs of other code, parameters or data."""
+    from lgekit.grid.run import outdated
 
-    older = len(grid.older_runs(file))
-    if older and not yes:
-        question = f"Finished runs whose code, parameters or data changed: {older}. Remove them?"
-        typer.confirm(question, abort=True)
-    typer.echo(f"{len(grid.clean(file, everything=everything))} removed")
+    folders = outdated(file)
+    typer.confirm(f"Remove {len(folders)} folders of runs?", abort=True)
+    for folder in folders:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

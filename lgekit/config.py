@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Sequence
-from typing import Any, Literal, get_origin
+from pathlib import Path
+from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from lgekit.errors import InputError
@@ -129,82 +130,25 @@ def make_settings(**values: Any) -> FitSettings:
     raise InputError(f"setting {name}", problem, remedy)
 
 
-def read_changes(words: Sequence[str]) -> dict[str, Any]:
-    """Read ``["patience=10"]`` as ``{"patience": 10}``.
-
-    Values are read as YAML, but a setting that takes text keeps its text. Raises InputError if a
-    word is not ``NAME=VALUE`` or a name is given twice.
-    """
-    named: dict[str, Any] = {}
+def read_changes(words: Sequence[str]) -> dict[str, str]:
+    """Read ``["patience=10"]`` as ``{"patience": "10"}``; settings convert texts to their types."""
+    named = {}
     for word in words:
-        name, equals, value = word.partition("=")
-        if not (equals and name.isidentifier()) or name in named:
-            problem = f"{word!r} is not NAME=VALUE, or is given twice"
-            raise InputError("--set", problem, "Write e.g. --set patience=10.")
-        try:
-            named[name] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            named[name] = value
-        field = FitSettings.model_fields.get(name)
-        takes_text = field and (field.annotation is str or get_origin(field.annotation) is Literal)
-        if takes_text and not isinstance(named[name], str):  # masks=true
-            named[name] = value.strip()
+        name, equals, named[name] = word.partition("=")
+        if not equals:
+            raise InputError(
+                "--set", f"{word!r} is not NAME=VALUE", "Write e.g. --set patience=10."
+            )
     return named
 
 
-# The lower baseline: CLIP without any domain knowledge
-PLAIN_CLIP: dict[str, Any] = {
-    "orientation": "none",
-    "synthetic_per_real": 0.0,
-    "caption_weight": 0.0,
-    "encoder_init": "random",
-    "targets": "identity",
-    "text": "report",
-}
-SIZES = {
-    "smoke": FitSettings(
-        epochs=8,
-        width=48,
-        folds=2,
-        pixels=64,
-        depths=16,
-        angles=48,
-        polar_pretraining=2,
-        heart_size="smoke",
-        heart_phantom=16,
-        heart_base_steps=20,
-        heart_steps=15,
-        heart_folds=2,
-        workers=1,
-    ),
-    "laptop": FitSettings(),
-    "paper": FitSettings(
-        epochs=50,
-        batch_size=128,
-        width=256,
-        embed_dim=256,
-        text_width=256,
-        text_layers=4,
-        decoder_layers=3,
-        polar_channels=64,
-        depths=32,
-        angles=96,
-        pixels=128,
-        encoder="resnet34",
-        synthetic_per_real=2.0,
-        learning_rate=1e-3,
-        bfloat16=True,
-        models=3,
-        heart_size="paper",
-        heart_phantom=400,
-        heart_base_steps=8000,
-        heart_steps=4000,
-    ),
-}
+_PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
+SIZES = {size: FitSettings(**changes) for size, changes in _PRESETS["sizes"].items()}
+PLAIN_CLIP: dict[str, Any] = _PRESETS["plain_clip"]  # CLIP without any domain knowledge
 
 
-def size_settings(size: str, **changes: Any) -> FitSettings:
-    """Return the preset of a size (smoke, laptop, paper) with overrides."""
+def size_settings(size: str, /, **changes: Any) -> FitSettings:
+    """Return the preset of a size (smoke, laptop, paper; see ``presets.toml``) with changes."""
     if size not in SIZES:
         raise InputError("size", f"unknown size {size!r}", f"Use one of {', '.join(SIZES)}.")
     return SIZES[size].override(**changes)

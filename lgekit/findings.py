@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -26,6 +26,7 @@ PATTERNS = ("patchy", "linear", "diffuse")
 ISCHAEMIC = ("LAD", "RCA", "LCx", "ischaemic")
 NON_ISCHAEMIC = ("myocarditis", "dilated", "hypertrophic", "sarcoid", "amyloid", "non-ischaemic")
 AETIOLOGIES = ISCHAEMIC + NON_ISCHAEMIC
+_VALUES: dict[str, tuple] = {"depth": DEPTHS, "aetiology": AETIOLOGIES, "pattern": PATTERNS}
 _DISEASES = tomllib.loads(Path(__file__).with_name("diseases.toml").read_text(encoding="utf-8"))
 
 # Words that name walls in reports. "Posterior" means inferolateral: older echo and CMR reports use
@@ -39,7 +40,6 @@ WALL_WORDS: dict[str, tuple[str, ...]] = {
     "posteroseptal": ("inferoseptal",),
     "inferoposterior": ("inferior", "inferolateral"),
 }
-_LEVEL_WORDS = {level: (level,) for level in LEVELS}
 _RINGS = {"basal": range(1, 7), "mid": range(7, 13), "apical": (13, 14, 14, 15, 16, 16)}
 _SEGMENTS = {
     (wall, level): segment
@@ -60,18 +60,18 @@ def neighbouring_walls(hit: np.ndarray) -> list[list[int]]:
     return [sorted(walls[hit[walls] & (run == n)].tolist()) for n in np.unique(run[hit[walls]])]
 
 
-def _bad_value(field: str, value: object, allowed: str) -> InputError:
-    return InputError(f"Scar.{field}", f"unknown value {value!r}", f"use {allowed}")
+def _bad_value(field: str, value: object, allowed: Iterable[object]) -> InputError:
+    named = ", ".join(map(str, allowed))
+    return InputError(f"Scar.{field}", f"unknown value {value!r}", f"use {named}")
 
 
-def _ordered(
-    given: Any, order: tuple[str, ...], words: Mapping[str, tuple[str, ...]], field: str
-) -> tuple[str, ...]:
+def _ordered(field: str, given: Any, order: tuple[str, ...]) -> tuple[str, ...]:
     """Return the given words in canonical order, each once; "septal" becomes its walls."""
+    words = WALL_WORDS if field == "walls" else {level: (level,) for level in LEVELS}
     try:
         wanted = [words[word] for word in ([given] if isinstance(given, str) else given)]
     except (TypeError, KeyError):
-        raise _bad_value(field, given, f"some of {', '.join(order)}") from None
+        raise _bad_value(field, given, words) from None
     return tuple(value for value in order if any(value in parts for parts in wanted))
 
 
@@ -95,27 +95,22 @@ class Scar:
     circumference: int | None = None  # percent of the LV circumference, 1-100
 
     def __post_init__(self):
-        walls = _ordered(self.walls, WALLS, WALL_WORDS, "walls")
-        levels = _ordered(self.levels, LEVELS, _LEVEL_WORDS, "levels")
+        walls = _ordered("walls", self.walls, WALLS)
+        levels = _ordered("levels", self.levels, LEVELS)
         if levels == ("apex",):
             walls = ()
         elif levels and not {"basal", "mid"} & set(levels):
             touched = {_SEGMENTS[wall, "apical"] for wall in walls}
             walls = tuple(wall for wall in WALLS if _SEGMENTS[wall, "apical"] in touched)
-        for name, allowed in (("depth", DEPTHS), ("aetiology", AETIOLOGIES), ("pattern", PATTERNS)):
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise _bad_value(name, value, f"one of {', '.join(allowed)}, or None")
-        if self.no_reflow not in (True, False):
-            raise _bad_value("no_reflow", self.no_reflow, "true or false")
+        for name, allowed in {**_VALUES, "no_reflow": (True, False)}.items():
+            if (value := getattr(self, name)) not in (None, *allowed):
+                raise _bad_value(name, value, allowed)
         canonical = {"walls": walls, "levels": levels, "no_reflow": bool(self.no_reflow)}
         for name in ("transmurality", "circumference"):
-            percent = getattr(self, name)
-            if percent is None:
-                continue
-            if percent is True or percent not in range(1, 101):
-                raise _bad_value(name, percent, "a whole percentage, 1-100, or None")
-            canonical[name] = int(percent)
+            if (percent := getattr(self, name)) is not None:
+                if isinstance(percent, bool) or percent not in range(1, 101):
+                    raise _bad_value(name, percent, ["a whole percentage, 1-100, or None"])
+                canonical[name] = int(percent)
         if self.depth is None and self.transmurality is not None:
             canonical["depth"] = "transmural" if self.transmurality > 75 else "subendocardial"
         for name, value in canonical.items():
@@ -217,16 +212,13 @@ class Findings:
         """Read what `to_json` wrote. Raises InputError on anything else."""
         try:
             entries = json.loads(text)
-            if not isinstance(entries, list):
-                raise TypeError("not a list")
-            scars = tuple(Scar(**entry) for entry in entries)
-        except InputError:
-            raise
+            if isinstance(entries, list):
+                return cls(tuple(Scar(**entry) for entry in entries))
+            raise TypeError("not a list")
         except (TypeError, ValueError) as error:
             problem = f"{str(text)[:60]!r} is not JSON for a list of scars ({error})"
             remedy = f'write e.g. [{{"walls": ["inferior"]}}]; fields: {", ".join(vars(Scar()))}'
             raise InputError("findings", problem, remedy) from None
-        return cls(scars)
 
 
 def _pick(rng: np.random.Generator, aspect: str, disease: str = "default") -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import difflib
-import glob
 import importlib.metadata
 import json
 import logging
@@ -17,16 +16,14 @@ import sys
 import tempfile
 import time
 import traceback
-import uuid
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import TypeAdapter, ValidationError
 
 import lgekit
 from lgekit.cache import locked, replacing
@@ -44,10 +41,9 @@ STUDIES = {"smoke": 40, "laptop": 300, "paper": 965}  # of the phantom; 965 as i
 
 METRICS, PARAMS, NOTEBOOK = "metrics.json", "params.json", "run.ipynb"
 ENVIRONMENT, ERROR = "environment.json", "error.json"
-LOG = "kernel.log"  # what the kernel itself printed; kept if the run failed
-PACKAGES = """lgekit numpy scipy pandas scikit-learn torch torchvision torchio timm open_clip_torch
-    transformers segmentation_models_pytorch tokenizers papermill distributed""".split()
-DIGITS = ".6g"  # stored floats: later digits depend on the order of a sum
+LOG = "kernel.log"  # what the kernel itself printed, such as a segmentation fault
+PACKAGES = """lgekit numpy scipy pandas scikit-learn torch torchio timm open_clip_torch
+    transformers tokenizers segmentation_models_pytorch papermill distributed""".split()
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 
@@ -67,14 +63,15 @@ def read_parameters(notebook: str | Path) -> dict[str, Any]:
 
     Raises InputError if the file is not a notebook, or its parameters are not such literals.
     """
-    cells = read_code(notebook)
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    code = read_code(notebook)
+    tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     defaults: dict[str, Any] = {}
     try:
         lines: list[Any] = ast.parse(tagged[0]["source"] if tagged else "").body
         for line in lines:
-            kind: Any = TypeAdapter(TYPES[line.annotation.id])
-            defaults[line.target.id] = kind.validate_python(ast.literal_eval(line.value))
+            defaults[line.target.id] = ast.literal_eval(line.value)
+            if type(defaults[line.target.id]) is not TYPES[line.annotation.id]:
+                raise ValueError
     except (AttributeError, KeyError, ValueError, SyntaxError) as error:
         problem = "a line of its parameters cell declares no parameter with type and default"
         remedy = "Declare each as `name: int|float|str|bool = literal  # comment`"
@@ -87,63 +84,48 @@ def check_parameters(defaults: dict, params: Mapping[str, Any], where: object) -
 
     Raises InputError at an unknown name (Papermill would only warn) or a wrong type.
     """
-    # A float may be a string: YAML reads 1e-4 as one.
-    exact = {
-        name: Field(value, strict=not isinstance(value, float)) for name, value in defaults.items()
-    }
-    fields: dict[str, Any] = {name: (type(value), exact[name]) for name, value in defaults.items()}
-    model = create_model("Parameters", __config__=ConfigDict(extra="forbid"), **fields)
-    try:
-        plain = {k: v.item() if hasattr(v, "item") else v for k, v in params.items()}  # NumPy
-        return model(**plain).model_dump(exclude_unset=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-    name = str(first["loc"][0])
-    problem = f"{name} is {params[name]!r}: {first['msg']}"
-    remedy = f"The default is {defaults.get(name)!r}"
-    if name not in defaults:
-        problem = f"the notebook has no parameter {name!r}"
-        close = difflib.get_close_matches(name, defaults, cutoff=0.5) or sorted(defaults)
-        remedy = f"Did you mean {' or '.join(close)}?"
-    raise InputError(where, problem, remedy)
+    checked = {}
+    for name, value in params.items():
+        if name not in defaults:
+            close = difflib.get_close_matches(name, defaults, cutoff=0.5) or sorted(defaults)
+            problem, remedy = f"the notebook has no parameter {name!r}", " or ".join(close)
+            raise InputError(where, problem, f"Did you mean {remedy}?")
+        kind = type(defaults[name])
+        try:  # a float may be a string: YAML reads 1e-4 as one
+            checked[name] = TypeAdapter(kind).validate_python(value, strict=kind is not float)
+        except ValidationError as error:
+            problem = f"{name} is {value!r}: {error.errors()[0]['msg']}"
+            raise InputError(where, problem, f"The default is {defaults[name]!r}") from error
+    return checked
 
 
 def save_run(
     out: str | Path,
     metrics: Mapping[str, Any],
-    predictions: pd.DataFrame | list[dict] | None = None,
-    history: pd.DataFrame | list[dict] | None = None,
-    tables: Mapping[str, pd.DataFrame] | None = None,
-) -> Path:
-    """Save the results of a notebook, in its last cell, and return the folder.
+    tables: Mapping[str, Any] | None = None,
+    **further: Any,
+) -> None:
+    """Save the results of a notebook, in its last cell.
 
     The same numbers give the same bytes: floats have 6 significant digits, keys are sorted, NaN
     and infinity become null. A run is complete when its ``metrics.json`` exists.
 
     Args:
-        out: the notebook's parameter ``out``; empty: ``papermill_runs/manual/<notebook>``.
         metrics: names → numbers (NumPy and torch too), strings, bools, None, or lists and dicts.
-        predictions, history, tables: saved as ``<name>.csv``, without the index.
+        tables, further: tables or lists of dicts, saved as ``<name>.csv``, without the index.
     """
-    by_hand = Path(os.environ.get("JPY_SESSION_NAME", "notebook")).stem  # set by JupyterLab
-    folder = Path(out or project_root() / "papermill_runs" / "manual" / by_hand)
-    try:
-        text = json.dumps(dict(metrics), default=lambda array: array.tolist())
-    except (TypeError, AttributeError) as error:
-        remedy = "Give numbers, strings, lists or dicts of them"
-        raise InputError("metrics", f"cannot be stored ({error})", remedy) from error
-    for name, table in {"predictions": predictions, "history": history, **(tables or {})}.items():
-        if table is not None:
-            with replacing(folder / f"{name}.csv") as part:
-                pd.DataFrame(table).to_csv(part, index=False, float_format=f"%{DIGITS}")
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(dict(metrics), default=lambda array: array.tolist())
+    for name, table in {**(tables or {}), **further}.items():
+        pd.DataFrame(table).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     _write_json(folder / ENVIRONMENT, environment_record())
     rounded = json.loads(
         text,
-        parse_float=lambda digits: float(f"{float(digits):{DIGITS}}"),
+        parse_float=lambda digits: float(f"{float(digits):.6g}"),
         parse_constant=lambda nan_or_infinity: None,
     )
     _write_json(folder / METRICS, rounded)
-    return folder
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -186,70 +168,60 @@ def environment_record(**run: Any) -> dict[str, Any]:
 
 def run_notebook(
     notebook: str | Path,
-    out_dir: str | Path,
+    folder: str | Path,
     params: Mapping[str, Any] | None = None,
     timeout: float | None = None,
     progress: bool = True,
     *,
     root: str | Path = ".",
-    env: Mapping[str, str] | None = None,
     skip_done: bool = False,
 ) -> dict[str, Any]:
     """Run a notebook with Papermill, and return its metrics.
 
-    The notebook has a parameter ``out: str = ""``, and its last cell calls `save_run`. ``out_dir``
-    appears, or is replaced, only when the run is complete. The whole run may take ``timeout``
-    seconds. ``root`` and ``env`` are the kernel's folder and further environment variables.
+    The notebook has a parameter ``out: str = ""``, and its last cell calls `save_run`. ``folder``
+    is emptied first; processes that run into the same folder wait for each other. The whole run may
+    take ``timeout`` seconds. ``root`` is the kernel's folder.
 
     Raises:
         InputError: unknown or mistyped parameters, or a folder with other files.
         RunError: the notebook raised an error, its kernel died, or the time ran out. The folder
-            ``failed/<name>`` next to ``out_dir`` keeps the notebook, what its kernel printed
-            (``kernel.log``), and ``error.json``.
+            keeps the notebook, what its kernel printed (``kernel.log``), and ``error.json``.
     """
-    notebook, out_dir = Path(notebook), Path(out_dir).absolute()
-    failed = out_dir.parent / "failed" / out_dir.name
+    notebook, folder = Path(notebook), Path(folder).absolute()
     defaults = read_parameters(notebook)
-    if defaults.pop("out", None) is None:
-        remedy = 'Add `out: str = ""` to its parameters'
-        raise InputError(notebook, "has no parameter `out`", remedy)
-    params = check_parameters(defaults, params or {}, notebook.name)
-    if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / PARAMS).exists():
-        raise InputError(out_dir, "contains files that are not a run", "Choose another folder")
-    with locked(out_dir.parent / ".locks" / out_dir.name):
-        if skip_done and (done := load_metrics(out_dir)) is not None:
+    params = check_parameters(defaults, {**(params or {}), "out": str(folder)}, notebook.name)
+    files = set(os.listdir(folder)) if folder.exists() else set()
+    if files and not files & {PARAMS, ERROR}:
+        raise InputError(folder, "contains files that are not a run", "Choose another folder")
+    with locked(folder.parent / ".locks" / folder.name):
+        if skip_done and (done := load_metrics(folder)) is not None:
             return done
-        for stale in out_dir.parent.glob(f".{glob.escape(out_dir.name)}.*.part"):
-            shutil.rmtree(stale, ignore_errors=True)  # its process was killed
-        work = out_dir.with_name(f".{out_dir.name}.{uuid.uuid4().hex[:8]}.part")
+        shutil.rmtree(folder, ignore_errors=True)
+        _write_json(folder / PARAMS, {k: v for k, v in (defaults | params).items() if k != "out"})
         started = datetime.now(UTC)
         try:
-            _write_json(work / PARAMS, defaults | params)
-            _execute(notebook, work, params, timeout, progress, root, env or {})
-            if not (work / METRICS).is_file():
+            _execute(notebook, folder, params, timeout, progress, root)
+            if not (folder / METRICS).is_file():
                 remedy = "let its last cell call save_run(out, metrics)"
                 raise RunError(f"the notebook wrote no {METRICS}: {remedy}")
-            record = json.loads((work / ENVIRONMENT).read_text("utf-8"))
-            record["started"] = started.isoformat(timespec="seconds")
-            record["wall_seconds"] = round((datetime.now(UTC) - started).total_seconds(), 2)
-            _write_json(work / ENVIRONMENT, record)
-            (work / LOG).unlink()
-            _put_in_place(work, out_dir)
         except Exception as error:
             kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
-            message = f"{kind}{error}"
-            with suppress(OSError):  # the disk may be full
-                (work / METRICS).unlink(missing_ok=True)
-                _put_in_place(work, failed)
-            record_failure(failed, message, traceback.format_exc())
-            raise RunError(f"{notebook.name} in {out_dir.name}: {message}") from error
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    shutil.rmtree(failed, ignore_errors=True)
-    return load_metrics(out_dir) or {}
+            record_failure(folder, f"{kind}{error}", traceback.format_exc())
+            raise RunError(f"{notebook.name} in {folder.name}: {kind}{error}") from error
+        record = json.loads((folder / ENVIRONMENT).read_text("utf-8"))
+        record["started"] = started.isoformat(timespec="seconds")
+        record["wall_seconds"] = round((datetime.now(UTC) - started).total_seconds(), 2)
+        _write_json(folder / ENVIRONMENT, record)
+    return load_metrics(folder) or {}
 
 
-def _execute(notebook, work, params, timeout, progress, root, env) -> None:
+def record_failure(folder: Path, message: str, trace: str = "") -> None:
+    """Write ``error.json`` of a failed run, and remove its metrics: it is not complete."""
+    (folder / METRICS).unlink(missing_ok=True)
+    _write_json(folder / ERROR, {"error": message, "traceback": trace})
+
+
+def _execute(notebook, folder, params, timeout, progress, root) -> None:
     import papermill
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -262,20 +234,20 @@ def _execute(notebook, work, params, timeout, progress, root, env) -> None:
     deadline = time.monotonic() + (timeout or 1e8)
 
     class ThisInterpreter(AsyncKernelManager):
-        kernel_spec = KernelSpec(argv=command, language="python", env=quiet | dict(env))
+        kernel_spec = KernelSpec(argv=command, language="python", env=quiet)
 
         async def start_kernel(self, **options):
-            with (work / LOG).open("wb") as log:
+            with (folder / LOG).open("wb") as log:
                 await super().start_kernel(stdout=log, stderr=log, **options)
 
-    output, problem = work / NOTEBOOK, "the kernel died (out of memory?)"
+    output, problem = folder / NOTEBOOK, "the kernel died (out of memory?)"
     # Kernels that start together can choose the same network port, so they use files instead.
     with tempfile.TemporaryDirectory(prefix="lgekit-") as sockets:
         channels = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
         try:
             papermill.execute_notebook(
                 *[str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output)],
-                parameters=params | {"out": str(work)},
+                parameters=params,
                 kernel_name="python3",
                 language="python",
                 progress_bar={"desc": notebook.stem} if progress else False,
@@ -303,26 +275,6 @@ def _unfinished_cell(notebook: Path) -> str:
         if raised or "shell.execute_reply" not in cell["metadata"].get("execution", {}):
             return f"cell In [{number}] (`{cell['source'].splitlines()[0]}`)"
     return ""
-
-
-def _put_in_place(work: Path, target: Path) -> None:
-    """Rename a run's folder, and replace the old name in its notebook."""
-    notebook = work / NOTEBOOK
-    if notebook.exists():
-        text, name = notebook.read_text("utf-8"), target.relative_to(work.parent).as_posix()
-        notebook.write_text(text.replace(work.name, name), "utf-8")
-    target.parent.mkdir(exist_ok=True)
-    old = work.with_suffix(".old.part")
-    if target.exists():
-        os.replace(target, old)
-    os.replace(work, target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def record_failure(folder: Path, message: str, trace: str = "") -> None:
-    """Write ``error.json`` of a failed run."""
-    with suppress(OSError):
-        _write_json(folder / ERROR, {"error": message, "traceback": trace})
 
 
 def project_root() -> Path:
@@ -376,7 +328,7 @@ class Session:
         return pd.read_csv(path)
 
     def save(self, metrics: Mapping[str, Any], **tables: Any) -> None:
-        """Save metrics and tables as `save_run` does, with its arguments."""
+        """Save metrics and tables as `save_run` does."""
         save_run(self.out, metrics, **tables)
 
 
@@ -422,9 +374,9 @@ def run_workbook(
     """
     from lgekit.data.readers import parse_spec
 
-    if unknown := set(only or ()) - set(NOTEBOOKS) - {name[:2] for name in NOTEBOOKS}:
-        remedy = f"Notebooks: {', '.join(NOTEBOOKS)}."
-        raise InputError("notebook", f"{sorted(unknown)} not known", remedy)
+    chosen = [name for name in NOTEBOOKS if not only or name in only or name[:2] in only]
+    if not chosen:
+        raise InputError("notebook", f"{only} not known", f"Notebooks: {', '.join(NOTEBOOKS)}.")
     size_settings(size, seed=seed)
     kind = parse_spec(cohort)[0] if cohort else "phantom"
     root = project_root()
@@ -432,10 +384,9 @@ def run_workbook(
     figures = figures or root / "figures" / kind.replace("phantom", "")
     common = {"size": size, "cohort": cohort, "seed": seed}
     own = {NOTEBOOKS[5]: {"compare_with": "supervised"}, NOTEBOOKS[7]: {"figures": str(figures)}}
-    chosen = [name for name in NOTEBOOKS if not only or name in only or name[:2] in only]
     for number, name in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {name}", flush=True)
-        source, params = root / "notebooks" / f"{name}.ipynb", common | own.get(name, {})
-        run_notebook(source, folder / name, params, root=root)
+        params = common | own.get(name, {})
+        run_notebook(root / "notebooks" / f"{name}.ipynb", folder / name, params, root=root)
         shutil.copyfile(folder / name / NOTEBOOK, folder / f"{name}.ipynb")
     return folder

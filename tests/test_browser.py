@@ -1,4 +1,4 @@
-"""The workbook in a real browser: JupyterLab, widgets used by keyboard, apps and site.
+"""The workbook in a real browser: JupyterLab, widgets used by keyboard, and apps.
 
 The notebooks run in order, at smoke size, on copies: later ones read the tables of earlier ones.
 """
@@ -276,31 +276,3 @@ def test_the_apps_answer_without_code(browser, tmp_path):
                 words = page.locator("body").inner_text()
                 assert "Not a medical device" in words and "plots.use_style" not in words
         assert "Phantom_5_00001" in words  # of the user's own cohort
-
-
-def test_the_site_opens_and_can_be_searched(browser, tmp_path):
-    arguments = ["--out", tmp_path / "site", "--executed", tmp_path / "none"]
-    build = [sys.executable, "notebooks/site/build_site.py", *arguments]
-    subprocess.run(build, cwd=ROOT, check=True)
-    command = f"http.server {{port}} --bind=127.0.0.1 --directory={tmp_path / 'site'}"
-    with server(command, tmp_path) as address, offline_page(browser, "site") as page:
-        wrong = []
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("response", lambda answer: answer.status < 400 or wrong.append(answer.url))
-        page.goto(f"{address}/index.html")
-        title = "02 · Orientation standardization"
-        page.get_by_role("link", name=title).first.click()
-        expect(page).to_have_title(re.compile(f"^{title}"))
-        page.keyboard.press("Control+k")
-        page.keyboard.type("StandardizeShortAxis")
-        page.keyboard.press("Enter")
-        found = page.locator("#search-results")
-        expect(found.get_by_role("link", name=title)).to_be_visible()
-        name = "lgekit.anatomy.frame.StandardizeShortAxis"
-        found.get_by_role("link", name=name, exact=True).click()
-        expect(page.locator(f"[id='{name}']")).to_contain_text("class")
-        page.goto(f"{address}/figures.html")
-        images = page.locator("article img")
-        widths = images.evaluate_all("all => all.map(image => image.naturalWidth)")
-        assert len(widths) >= 12 and min(widths) > 50
-        assert not wrong

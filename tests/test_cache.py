@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lgekit import cache
-from lgekit.cache import code_version, compute_once, is_locked, locked, replacing
+from lgekit.cache import compute_once, is_locked, locked, replacing
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,11 +65,6 @@ def test_a_loaded_array_does_not_change_the_cache(tmp_path, monkeypatch):
     assert not zeros(5).any()
     monkeypatch.setenv("LGEKIT_CACHE", "")
     assert compute_once(cache.memory().cache(len), "four") == compute_once(len, "four") == 4
-
-
-def test_the_code_version_depends_on_the_rooms():
-    versions = {code_version(), code_version("reports"), code_version("reports", "anatomy")}
-    assert len(versions) == 3 and code_version("reports") == code_version("reports")
 
 
 def test_importing_the_cache_loads_nothing_heavy():

@@ -174,33 +174,22 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     for setting in ("patience", "patiense=3", "patience=-3", "encoder=resnet999"):
         refused("fit", SMALL, out, "--set", setting, mentions=setting.split("=")[0])
     refused("predict", tmp_path, SMALL, tmp_path / "out.csv", mentions=str(tmp_path))
-    refused(
-        "predict",
-        model,
-        SMALL,
-        out / "out.csv",
-        mentions="out.csv: cannot be written (No such file",
-    )
+    nowhere = out / "out.csv"
+    refused("predict", model, SMALL, nowhere, mentions="out.csv: cannot be written (No such file")
     refused("workbook", "--size", "huge", mentions="huge")
     assert not list(tmp_path.iterdir())
 
 
 def test_predictions_never_replace_what_is_not_a_table_of_predictions(tmp_path, monkeypatch):
-    from cohort_files import write_own
-
     monkeypatch.setattr(Detector, "load", long_work)
-    write_own(tmp_path)
-    manifest, link = tmp_path / "manifest.csv", tmp_path / "link.csv"
-    link.symlink_to(manifest)
-    (tmp_path / "notes.csv").write_text("study_id,remark\na,b\n")
-    (tmp_path / "held_out.csv").write_text("study_id,p_lge\na,0.5\n")
-    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    held_out, notes, image = (tmp_path / name for name in ("held_out.csv", "notes.csv", "s0.nii"))
-    for target in manifest, link, held_out, notes, image:
-        problem = f"{target}: exists and is not a table of predictions"
-        refused("predict", tmp_path, f"manifest:{manifest}", target, mentions=problem)
-    refused("predict", tmp_path, SMALL, tmp_path, mentions="is not a file")
-    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+    files = {"manifest.csv": "study_id,image\n", "held_out.csv": "study_id,p_lge\n", "s0.nii": "\0"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "link.csv").symlink_to(tmp_path / "held_out.csv")
+    for name in (*files, "link.csv", "."):
+        problem = "exists and is not a table of predictions"
+        refused("predict", tmp_path, SMALL, tmp_path / name, mentions=problem)
+    assert {name: (tmp_path / name).read_text() for name in files} == files
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="not even root can write in /proc")
@@ -218,24 +207,16 @@ def test_an_unwritable_place_is_refused_before_the_long_work(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_folder_is_written_whole_or_not_at_all(tmp_path, exists):
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch, exists):
     target = tmp_path / "out"
     if exists:
         target.mkdir()
+        monkeypatch.chdir(target)  # as a shell may be
     with pytest.raises(KeyError), replacing_folder(target) as part:
         part.mkdir()
         raise KeyError
     assert names(tmp_path) == ["out"] * exists
-    with replacing_folder(target) as part:
+    with replacing_folder("." if exists else target) as part:
         (part / "heart").mkdir(parents=True)
         (part / "heart" / "weights").write_text("w")
     assert names(tmp_path) == ["out", "out/heart", "out/heart/weights"]
-
-
-def test_a_command_writes_into_the_current_folder(tmp_path, monkeypatch):
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    assert lgekit("cohort", "phantom:studies=2,seed=1", ".").returncode == 0
-    assert Path("manifest.csv").is_file()
-    assert [path.name for path in tmp_path.iterdir()] == ["here"]

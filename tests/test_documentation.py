@@ -7,7 +7,6 @@ from pathlib import Path
 import fill_tables
 import pytest
 import typer.main
-import yaml
 
 from lgekit.cli import app
 
@@ -67,24 +66,7 @@ def test_linked_files_exist(path):
     assert not [name for name in LINK.findall(text_of(path)) if not (path.parent / name).exists()]
 
 
-def test_unknown_commands_and_options_are_found():
-    block = "lgekit grid sing FILE  # why\nlgekit fit SPEC model --fast\nmake workbook SPEED=9"
-    lines = code_lines(f"`lgekit dance`, `make tea`\n```\n{block}\n```")
-    found = [name for line in lines for name in unknown_names(line)]
-    assert sorted(found) == ["--fast", "SPEED", "dance", "sing", "tea"]
-    assert unknown_names("lgekit grid run FILE --only full --dry-run") == []
-    assert unknown_names("make workbook SIZE=smoke") == []
-
-
 @pytest.mark.parametrize("path", [ROOT / "README.md", *SITE_PAGES], ids=lambda path: path.name)
 def test_generated_tables_are_current(path):
     text = path.read_text("utf-8")
     assert fill_tables.fill(text) == text, "run `make tables`"
-
-
-def test_issue_forms_are_valid():
-    for path in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"):
-        form = yaml.safe_load(path.read_text("utf-8"))
-        kinds = {field["type"] for field in form.get("body", [])}
-        assert path.stem == "config" or (form["name"] and form["description"] and kinds)
-        assert kinds <= {"markdown", "input", "textarea", "checkboxes", "dropdown"}

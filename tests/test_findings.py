@@ -69,17 +69,13 @@ def test_the_error_names_the_bad_field(field, value):
         Scar(**{field: value})
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: Findings.from_segments({18}),
-        lambda: Findings(("inferior",)),
-        lambda: draw_scar(np.random.default_rng(0), "rare"),
-    ],
-)
-def test_bad_calls_are_refused(call):
-    with pytest.raises(InputError):
-        call()
+def test_bad_calls_are_refused():
+    with pytest.raises(InputError, match="AHA segments"):
+        Findings.from_segments({18})
+    with pytest.raises(InputError, match="Scar objects"):
+        Findings(("inferior",))
+    with pytest.raises(InputError, match="prevalence"):
+        draw_scar(np.random.default_rng(0), "rare")
 
 
 def test_findings_survive_json():

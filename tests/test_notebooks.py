@@ -65,15 +65,6 @@ class TestForm:
             assert "assert" in source(cell) and cell["metadata"]["jupyter"]["source_hidden"]
 
 
-def test_the_first_notebook_explains_messages_of_the_library():
-    text = "\n".join(map(source, cells(NOTEBOOKS[0], "markdown")))
-    table = text.split("### What the messages mean")[1].split("\n#")[0]
-    messages = re.findall(r"(?m)^\| `([^`]+)` \|", table)
-    library = "".join(path.read_text("utf-8") for path in (ROOT / "lgekit").rglob("*.py"))
-    assert len(messages) >= 10
-    assert not [message for message in messages if message not in library]
-
-
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory) -> Path:
     """All notebooks, run in order at size smoke on the phantom."""

