@@ -92,19 +92,6 @@ def test_a_forest_shows_the_values_of_its_table():
         assert axis.lines[-1].get_xdata() == [wanted[0, 0]] * 2  # dotted: the full method
 
 
-def test_a_curve_shows_the_values_of_its_table_in_order():
-    keys = itertools.product((120, 30, 200), ("full", "plain_clip"), ("balanced_accuracy", "auc"))
-    sizes, rows, statistics = zip(*keys, strict=True)
-    table = intervals(train_studies=sizes, row=rows, statistic=statistics)
-    figure = plots.interval_curve(table)
-    for axis, name in zip(figure.axes, ("balanced_accuracy", "auc"), strict=True):
-        assert [label.get_text() for label in axis.get_xticklabels()] == ["30", "120", "200"]
-        assert [bars.get_label() for bars in axis.containers] == ["full", "plain CLIP"]
-        wanted = table[table["statistic"] == name].sort_values(["row", "train_studies"])
-        wanted = wanted[["value", "low", "high"]].to_numpy().reshape(2, 3, 3)
-        np.testing.assert_allclose(error_bars(axis, "y"), wanted)
-
-
 @pytest.mark.parametrize("columns", [4, 6, 8])
 def test_long_captions_are_whole_and_touch_nothing(columns):
     scars = [Scar((wall,), ("basal", "mid"), depth) for wall in WALLS for depth in DEPTHS]

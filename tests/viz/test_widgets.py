@@ -16,7 +16,6 @@ from lgekit.clip.model import ReportTokenizer, build_coca
 from lgekit.clip.zeroshot import Calibration
 from lgekit.config import PLAIN_CLIP, size_settings
 from lgekit.data.phantom import phantom_cohort
-from lgekit.errors import InputError
 from lgekit.grid.run import load_grid
 from lgekit.scars.transforms import RandomScar
 from lgekit.study import Cohort
@@ -109,19 +108,6 @@ def test_the_run_browser_shows_each_run_with_its_worst_cases(grid):
     assert "is not done" in move(browser, "seed", 1)[1]
     shutil.rmtree(grid.folder / grid.runs[0].id)  # opens on the next run that is done
     assert "S1_0" in widgets.run_browser(grid).text.value
-
-
-def test_the_small_detector_is_fitted_once_and_cached(tmp_path, monkeypatch):
-    tiny = size_settings("smoke", **PLAIN_CLIP, epochs=1, width=16)
-    monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path))
-    monkeypatch.setattr(widgets, "TRAIN_STUDIES", 14)
-    monkeypatch.setattr(widgets, "size_settings", lambda size: tiny)
-    first = widgets.playground_detector()
-    monkeypatch.setattr(widgets, "fit_detector", None)  # a second fit would fail
-    phantoms = phantom_cohort(2, seed=1)
-    assert widgets.playground_detector().predict(phantoms).equals(first.predict(phantoms))
-    with pytest.raises(InputError, match=str(tmp_path)):
-        widgets.playground_detector(str(tmp_path))
 
 
 def test_the_playground_shows_only_images_of_a_cohort(tmp_path, monkeypatch):
