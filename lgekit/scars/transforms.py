@@ -191,11 +191,10 @@ class ScarPainter:
         if not scar.segments:
             raise InputError("findings", f"{scar} names neither wall nor level", "Give it some.")
         if scar.depth and not least <= (scar.transmurality or 75) <= most:
-            problem = f"{scar.depth}, {scar.transmurality} %"
-            raise InputError("findings", problem, "Transmural means 75 % of the wall or more.")
+            remedy = "Transmural means 75 % of the wall or more."
+            raise InputError("findings", f"{scar.depth}, {scar.transmurality} %", remedy)
         if missing:
-            problem = f"no slice shows the level {missing[0]!r}"
-            raise InputError("findings", problem, "Leave this level out.")
+            raise InputError("findings", f"no slice shows {missing[0]!r}", "Leave this level out.")
         degrees = _degrees_inside(scar, levels)
         near = degrees[self.bin, self.thirds[self.plane]] > -12
         voxels = np.flatnonzero(near & self.free)
@@ -405,9 +404,8 @@ def stated_findings(subject: tio.Subject) -> Findings:
 
     The report comes first because training must not use any other truth.
     """
-    if subject.get("report"):
-        return read_report(str(subject["report"]))
-    return _known_findings(subject)
+    report = subject.get("report")
+    return read_report(str(report)) if report else _known_findings(subject)
 
 
 def _known_findings(subject: tio.Subject) -> Findings:
@@ -439,7 +437,6 @@ class AddScar(IntensityTransform):
     Args:
         findings: scars to add to those of the study.
         seed: determines borders, texture and the wording of the report.
-        note: a reason to leave the study unchanged, copied to ``scar_note``.
         **kwargs: see :class:`torchio.transforms.Transform`.
 
     Raises:
@@ -456,19 +453,16 @@ class AddScar(IntensityTransform):
         (False, True)
     """
 
-    def __init__(self, findings: Findings | Scar, seed: int = 0, note: str = "", **kwargs):
+    def __init__(self, findings: Findings | Scar, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
         self.findings = Findings((findings,)) if isinstance(findings, Scar) else findings
         if not isinstance(self.findings, Findings):
             problem = f"{type(findings).__name__} given"
             raise InputError("findings", problem, "Give Findings or a Scar.")
-        self.seed, self.note, self.args_names = int(seed), note, ["findings", "seed", "note"]
+        self.seed, self.args_names = int(seed), ["findings", "seed"]
         self.painted: tuple[np.ndarray, np.ndarray] | None = None  # by RandomScar, to save time
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        if self.note or not self.findings.present:
-            subject["scar_note"] = self.note or "unchanged: no scar requested"
-            return subject
         rng = np.random.default_rng(self.seed)
         painted = self.painted or ScarPainter(subject).paint(self.findings, rng)
         return _with_scar(subject, self.findings, self.seed, *painted)
@@ -478,8 +472,8 @@ class RandomScar(RandomTransform, IntensityTransform):
     r"""Paint a random scar into a late gadolinium enhancement study, and rewrite its report.
 
     Its intensities follow the study's own blood, myocardium, noise and point spread. A study that
-    has a scar (in its labels or report) or cannot take one is unchanged; ``scar_note`` and the
-    history give the reason. Works on the scanner's grid and in the standard frame, with PyTorch's
+    has a scar (in its labels or report) or cannot take one is unchanged; ``scar_note`` gives the
+    reason. Works on the scanner's grid and in the standard frame, with PyTorch's
     global random numbers.
 
     Args:
@@ -506,16 +500,16 @@ class RandomScar(RandomTransform, IntensityTransform):
         self.prevalence = prevalence
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        seed, found, note, painted = self._get_random_seed(), Findings(), "", None
+        rng = np.random.default_rng(self._get_random_seed())
         try:
             labels = subject.get_image("labels").data if "labels" in subject else 0
             if np.isin(labels, aha.SCARRED).any() or stated_findings(subject).present:
                 name = str(subject.get("study_id", "study"))
                 raise InputError(name, "has a scar", "AddScar adds one.")
-            drawn = ScarPainter(subject).draw(np.random.default_rng(seed), self.prevalence)
-            found, seed, painted = drawn[0], drawn[1], drawn[2:]
+            found, seed, *painted = ScarPainter(subject).draw(rng, self.prevalence)
         except InputError as error:
-            note = f"unchanged: {error}"
-        scar = AddScar(found, seed, note, **cast(dict, self._get_base_args()))
-        scar.painted = painted
+            subject["scar_note"] = f"unchanged: {error}"
+            return subject
+        scar = AddScar(found, seed, **cast(dict, self._get_base_args()))
+        scar.painted = tuple(painted)
         return scar(subject)

@@ -38,7 +38,6 @@ SAMPLE_DEPTHS = torch.sinh(_STEPS)  # (depth, 1) LV radii from the centre; dense
 SAMPLE_AREAS = torch.sinh(_STEPS) * torch.cosh(_STEPS)  # (depth, 1), r dr
 COLUMN_ANGLES = torch.arange(ANGLES) * (2 * torch.pi / ANGLES)  # radians, clockwise on the screen
 DRAWN = 96  # side of the maps that are drawn
-UNMOVED = 0.1  # of its radius: a circle that moves and grows by less is not drawn again
 PRESENT = 0.15  # of a study's largest LV area: a slice with less stays as the U-Net drew it
 
 
@@ -180,8 +179,8 @@ def refine_borders(
 ) -> tuple[Tensor, Tensor]:
     """Draw both ventricles of one study again, in polar pictures around what the U-Net drew.
 
-    Slices whose heart moves or grows by that are drawn once more. Returns class probabilities
-    ``(S, 4, 96, 96)``, new where the polar pictures reach, and normalized votes ``(5,)``.
+    Returns class probabilities ``(S, 4, 96, 96)``, new where the polar pictures reach, and
+    normalized votes ``(5,)``.
     """
     device, shape = images.device, (DRAWN, DRAWN)
     maps = maps[:, :CLASSES].to(device)
@@ -192,23 +191,13 @@ def refine_borders(
     middle, area = slices.lv_centres(maps[:, LV_CLASSES].sum(1), smallest=1)
     radius = (torch.sqrt(area / torch.pi) * 2 / DRAWN).clamp(min=2 / DRAWN)
 
-    def unroll_and_draw(rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        points = ring_points(centre + half_width * middle[rows], half_width * radius[rows])
-        pictures = functional.grid_sample(triples[rows], points, align_corners=False)
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        with predicting(device):
-            output = torch.stack([network(pictures).float() for network in networks])
-        shares, field = output.split((CLASSES, ANGLE_CHANNELS), dim=2)
-        return shares.softmax(2).mean(0), field.mean(0)
-
-    shares, field = unroll_and_draw(slice(None))
-    present = radius.square() > PRESENT * radius.square().max()
-    shift, growth = ring_shape(shares)
-    moved = present & ((shift.norm(dim=1) > UNMOVED) | (growth.log().abs() > UNMOVED))
-    middle = torch.where(moved[:, None], middle + radius[:, None] * shift, middle)
-    radius = torch.where(moved, radius * growth, radius).clamp(min=2 / DRAWN)
-    if moved.any():
-        shares[moved], field[moved] = unroll_and_draw(moved)
+    points = ring_points(centre + half_width * middle, half_width * radius)
+    pictures = functional.grid_sample(triples, points, align_corners=False)
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    with predicting(device):
+        output = torch.stack([network(pictures).float() for network in networks])
+    shares, field = output.split((CLASSES, ANGLE_CHANNELS), dim=2)
+    shares, field = shares.softmax(2).mean(0), field.mean(0)
     present = radius.square() > PRESENT * radius.square().max()
     column = COLUMN_ANGLES.to(device)
     arms = (SAMPLE_AREAS * SAMPLE_DEPTHS).to(device)  # area times distance
@@ -228,19 +217,6 @@ def refine_borders(
     back = functional.grid_sample(closed, place, padding_mode="border", align_corners=True)
     inside = (distance < OUTER)[:, None] & present[:, None, None, None]
     return torch.where(inside, back, maps).cpu(), votes.cpu()
-
-
-def ring_shape(shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Centroids ``(B, 2)`` and radii ``(B,)`` of the LV in polar class probabilities.
-
-    Both are in the pictures' LV radii; centroids are relative to the pictures' centres.
-    """
-    device = shares.device
-    angle = COLUMN_ANGLES.to(device)
-    area = shares[:, LV_CLASSES].sum(1) * SAMPLE_AREAS.to(device)
-    arms, total = area * SAMPLE_DEPTHS.to(device), area.sum((1, 2)).clamp(min=1e-6)
-    unit = torch.stack([angle.cos(), angle.sin()], dim=1)
-    return arms.sum(1) @ unit / total[:, None], torch.sqrt(total * STRETCH * 2 / ANGLES)
 
 
 class Candidate(NamedTuple):
@@ -274,11 +250,7 @@ class HeartNetwork(nn.Module):
 
     @classmethod
     def mean(cls, members: Sequence[HeartNetwork]) -> HeartNetwork:
-        """Average heart networks, which may differ in all settings but ``pixels, heart_view``."""
-        crops = {(member.settings.pixels, member.settings.heart_view) for member in members}
-        if len(crops) != 1:
-            remedy = "Average networks that were fitted with the same pixels and heart_view"
-            raise InputError("heart networks", f"views differ: {sorted(crops)}", remedy)
+        """Average heart networks, whose settings must have the same ``pixels, heart_view``."""
         names = dict.fromkeys(name for member in members for name in member.trained_on)
         networks = [one for member in members for one in member.networks]
         borders = [one for member in members for one in member.borders]
@@ -314,8 +286,8 @@ class HeartNetwork(nn.Module):
         Labels are BACKGROUND, CAVITY, MYOCARDIUM (scar included) and RV. Where no heart is found,
         labels are empty and landmarks are NaN with confidence 0.
         """
-        square = slices.square_slices(study)
-        images = square.images.to(self.device)
+        images, square = slices.square_slices(study)
+        images = images.to(self.device)
         spread = torch.linspace(0, len(images) - 1, min(WIDE_SLICES, len(images)) + 2)
         some = images[spread[1:-1].round().long()]  # not the first and the last
         wide = self._crop_maps(some, torch.zeros(2), torch.tensor(1.0))
@@ -323,17 +295,15 @@ class HeartNetwork(nn.Module):
         candidates = [first._replace(votes=first.votes + study_votes(wide))]
         if first.certainty < MIN_CERTAINTY:  # look in the middle, then around what was found there
             for diameter in MIDDLE_DIAMETERS:
-                centre, size = torch.zeros(2), torch.tensor(diameter)
-                for _ in range(2):
-                    last = self._draw(images, centre, size)
-                    candidates.append(last)
-                    moved, relative = find_heart(last.maps)
-                    centre, size = last.centre + last.half_width * moved, last.half_width * relative
+                last = self._draw(images, torch.zeros(2), torch.tensor(diameter))
+                moved, relative = find_heart(last.maps)
+                moved, size = last.centre + last.half_width * moved, last.half_width * relative
+                candidates += [last, self._draw(images, moved, size)]
         best = max(candidates, key=lambda candidate: candidate.certainty)
-        labels = square.draw_labels(best.maps, best.centre, best.half_width)
+        labels = slices.draw_labels(square, best.maps, best.centre, best.half_width)
         found = ((labels == CAVITY) | (labels == MYOCARDIUM)).any()
-        landmarks = slices.landmarks_from_votes(best.votes * found)
-        landmarks = move_to_junctions(landmarks, labels.numpy(), study.spacing_mm)
+        landmarks = slices.landmarks_from_votes(best.votes * float(found))
+        landmarks = move_to_junctions(landmarks, labels, study.spacing_mm)
         return with_labels(study, labels, landmarks)
 
     def predict_cohort(self, cohort: Cohort) -> Cohort:
@@ -362,9 +332,10 @@ class HeartNetwork(nn.Module):
 
     def _crop_maps(self, images: Tensor, centre: Tensor, half_width: Tensor) -> Tensor:
         """Maps of one upright crop per slice, at ``centre (2,)``."""
-        shape, axes = (self.settings.pixels,) * 2, half_width * torch.eye(2)
-        place = axes[None].to(images.device), centre[None].to(images.device)
-        crops = slices.crop(images.transpose(0, 1), *place, shape)  # all slices share one grid
+        axes = (half_width * torch.eye(2))[None].to(images.device)
+        points = slices.crop_points(axes, centre[None].to(images.device), self.settings.pixels)
+        all_slices = images.transpose(0, 1)  # they share one grid
+        crops = functional.grid_sample(all_slices, points, align_corners=False)
         return self.maps(crops.transpose(0, 1)).cpu()
 
     def save(self, folder: str | Path) -> Path:
