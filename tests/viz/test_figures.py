@@ -83,18 +83,6 @@ def test_the_gallery_has_walls_as_columns_and_depths_as_rows():
         assert title.lower().startswith(depth) and title.endswith(f" {wall} wall.")
 
 
-def test_captions_are_drawn_with_their_truth_and_coloured_by_correctness():
-    table = kept("captions")
-    (cells,) = figures.draw("captions", table).axes[0].tables
-    right = table[table["right"]].drop_duplicates(["caption", "truth"]).head(5)
-    wanted = pd.concat([right, table[~table["right"]].head(5)])
-    for line, row in enumerate(wanted.itertuples(), 1):
-        texts = [" ".join(cells[line, column].get_text().get_text().split()) for column in (0, 1)]
-        assert texts == [row.caption, row.truth]
-    colours = [cells[line, 0].get_facecolor() for line in range(1, len(wanted) + 1)]
-    assert len({*zip(colours, wanted["right"], strict=True)}) == wanted["right"].nunique()
-
-
 def test_unknown_figures_and_missing_data_are_named(tmp_path):
     (tmp_path / "captions.json").write_text(json.dumps({"roc": "A curve."}))
     with pytest.raises(InputError, match="roc.csv.*data are missing"):

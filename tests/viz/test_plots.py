@@ -29,15 +29,6 @@ def intervals(**columns) -> pd.DataFrame:
     return table
 
 
-def error_bars(axis, along: str) -> np.ndarray:
-    """Value, low and high of the error bars on an axis: ``(containers, points, 3)``."""
-    drawn = []
-    for line, _, (bars,) in (container.lines for container in axis.containers):
-        ends = [segment[:, "xy".index(along)] for segment in bars.get_segments()]
-        drawn.append(np.column_stack([getattr(line, f"get_{along}data")(), ends]))
-    return np.array(drawn, float)
-
-
 def test_dollar_signs_are_drawn_as_text():
     """Untrained decoders write them; matplotlib would fail to parse them as formulae."""
     figure, axes = plt.subplots()
@@ -88,7 +79,10 @@ def test_a_forest_shows_the_values_of_its_table():
     assert labels == ["full", "no caption", "plain CLIP"]
     for axis, name in zip(figure.axes, statistics, strict=True):
         wanted = table.loc[table["statistic"] == name, ["value", "low", "high"]].to_numpy()
-        np.testing.assert_allclose(error_bars(axis, "x"), [wanted])
+        ((line, _, (bars,)),) = (container.lines for container in axis.containers)
+        ends = [segment[:, 0] for segment in bars.get_segments()]
+        drawn = np.column_stack([line.get_xdata(), ends]).astype(float)
+        np.testing.assert_allclose(drawn, wanted)
         assert axis.lines[-1].get_xdata() == [wanted[0, 0]] * 2  # dotted: the full method
 
 
