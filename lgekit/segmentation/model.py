@@ -269,16 +269,10 @@ class HeartNetwork(nn.Module):
     @torch.inference_mode()
     def maps(self, crops: Tensor) -> Tensor:
         """Class probabilities and angle field ``(B, 8, h, h)`` of crops in [0, 1]."""
-        output = []
-        for part in slices.standardise(crops).split(32):
-            part = part.contiguous(memory_format=torch.channels_last)
-            total = part.new_zeros(len(part), CLASSES + ANGLE_CHANNELS, *part.shape[2:])
-            for network in self.networks:
-                with predicting(part.device):
-                    raw = network(part).float()
-                total += torch.cat([raw[:, :CLASSES].softmax(1), raw[:, CLASSES:]], dim=1)
-            output.append(total / len(self.networks))
-        return torch.cat(output)
+        crops = slices.standardise(crops).contiguous(memory_format=torch.channels_last)
+        with predicting(crops.device):
+            raw = torch.stack([network(crops).float() for network in self.networks])
+        return torch.cat([raw[:, :, :CLASSES].softmax(2), raw[:, :, CLASSES:]], dim=2).mean(0)
 
     def predict(self, study: Study) -> Study:
         """Copy a study with predicted labels and landmarks, from its image alone.
@@ -286,8 +280,8 @@ class HeartNetwork(nn.Module):
         Labels are BACKGROUND, CAVITY, MYOCARDIUM (scar included) and RV. Where no heart is found,
         labels are empty and landmarks are NaN with confidence 0.
         """
-        images, square = slices.square_slices(study)
-        images = images.to(self.device)
+        square = slices.square_slices(study)
+        images = square.images.to(self.device)
         spread = torch.linspace(0, len(images) - 1, min(WIDE_SLICES, len(images)) + 2)
         some = images[spread[1:-1].round().long()]  # not the first and the last
         wide = self._crop_maps(some, torch.zeros(2), torch.tensor(1.0))
@@ -300,10 +294,10 @@ class HeartNetwork(nn.Module):
                 moved, size = last.centre + last.half_width * moved, last.half_width * relative
                 candidates += [last, self._draw(images, moved, size)]
         best = max(candidates, key=lambda candidate: candidate.certainty)
-        labels = slices.draw_labels(square, best.maps, best.centre, best.half_width)
+        labels = square.draw_labels(best.maps, best.centre, best.half_width)
         found = ((labels == CAVITY) | (labels == MYOCARDIUM)).any()
-        landmarks = slices.landmarks_from_votes(best.votes * float(found))
-        landmarks = move_to_junctions(landmarks, labels, study.spacing_mm)
+        landmarks = slices.landmarks_from_votes(best.votes * found)
+        landmarks = move_to_junctions(landmarks, labels.numpy(), study.spacing_mm)
         return with_labels(study, labels, landmarks)
 
     def predict_cohort(self, cohort: Cohort) -> Cohort:
@@ -332,10 +326,9 @@ class HeartNetwork(nn.Module):
 
     def _crop_maps(self, images: Tensor, centre: Tensor, half_width: Tensor) -> Tensor:
         """Maps of one upright crop per slice, at ``centre (2,)``."""
-        axes = (half_width * torch.eye(2))[None].to(images.device)
-        points = slices.crop_points(axes, centre[None].to(images.device), self.settings.pixels)
-        all_slices = images.transpose(0, 1)  # they share one grid
-        crops = functional.grid_sample(all_slices, points, align_corners=False)
+        shape, axes = (self.settings.pixels,) * 2, half_width * torch.eye(2)
+        place = axes[None].to(images.device), centre[None].to(images.device)
+        crops = slices.crop(images.transpose(0, 1), *place, shape)  # all slices share one grid
         return self.maps(crops.transpose(0, 1)).cpu()
 
     def save(self, folder: str | Path) -> Path:
@@ -405,12 +398,12 @@ def move_to_junctions(voted: Landmarks, labels: np.ndarray, spacing: Sequence) -
         return voted
     drawn = insertion_points(labels, spacing, mirrored=voted.mirrored)
 
-    def nearer(name: str) -> float:
+    points = []
+    for name in ("anterior_rvip_deg", "inferior_rvip_deg"):
         vote, junction = getattr(voted, name), getattr(drawn, name)
         near = abs((junction - vote + 180) % 360 - 180) <= NEAR_VOTE  # False for NaN
-        return junction if near else vote
-
-    return Landmarks(nearer("anterior_rvip_deg"), nearer("inferior_rvip_deg"), voted.confidence)
+        points.append(junction if near else vote)
+    return Landmarks(points[0], points[1], voted.confidence)
 
 
 def with_labels(study: Study, labels: Tensor | np.ndarray, landmarks: Landmarks) -> Study:
