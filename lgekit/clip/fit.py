@@ -30,7 +30,7 @@ from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.reports.reader import states_enhancement
 from lgekit.reports.training_texts import report_texts
-from lgekit.scars.transforms import ScarHost, stated_findings
+from lgekit.scars.transforms import ScarPainter, stated_findings
 from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import base_network, heart_network, locate
 from lgekit.study import Cohort, Study, patient_folds
@@ -55,7 +55,7 @@ def paint_pool(
     free, made = without_scar(cohort.studies), dict[int, SyntheticScar]()
     for first, study in enumerate(free[:count]):
         try:
-            host = ScarHost(study)  # measured once for all its scars
+            painter = ScarPainter(study)  # measured once for all its scars
             along = settings.frame == "polar" and settings.masks == "predicted"
             grid = view_grid(study, settings) if along else None  # a scar does not change it
         except InputError:
@@ -63,7 +63,7 @@ def paint_pool(
         for number in range(first, count, len(free)):
             seed = int(np.random.default_rng([settings.seed, number]).integers(2**31))
             with suppress(InputError):
-                scarred = host.paint(seed)
+                scarred = painter.random_copy(seed)
                 view = grid.study_view(scarred) if grid else make_view(scarred, settings)
                 made[number] = SyntheticScar(view, scarred["report"], study["study_id"])
     return [made[number] for number in sorted(made)]

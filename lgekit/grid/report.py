@@ -18,7 +18,7 @@ from lgekit.viz import figures
 from lgekit.viz.figures import further_axes
 from lgekit.viz.plots import use_style
 
-CURVES = {axis: name for name, (notebook, axis, _) in figures.FIGURES.items() if not notebook}
+CURVES = {fig["table"]: name for name, fig in figures.FIGURES.items() if not fig["notebook"]}
 
 
 def report_grid(file: str | Path, folder: Path) -> list[Path]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -56,27 +56,25 @@ def random_fields(rng: np.random.Generator, count: int, slices: int) -> np.ndarr
     return _BASIS @ waves
 
 
-@lru_cache(maxsize=512)
-def _degrees_inside(walls: tuple, levels: tuple, segments: frozenset[int]) -> np.ndarray:
+def _degrees_inside(scar: Scar, levels: tuple[str, ...]) -> np.ndarray:
     """Signed distance of each angular bin to the border of the walls, ``(bins, 4 thirds)`` degrees.
 
     180 if the whole circle is chosen, -180 if nothing is. At the apical level, where AHA segments
     are wider than walls, a bin must be in both.
     """
-    in_walls = np.ones(BINS, bool)
-    if walls:
-        in_walls = np.isin((BIN_DEG - 60) % 360 // 60, [WALLS.index(name) for name in walls])
-    apart = np.abs((BIN_DEG[:, None] - BIN_DEG[None] + 180) % 360 - 180)
+    wall = (BIN_DEG - 60) % 360 // 60
+    in_walls = np.isin(wall, [WALLS.index(name) for name in scar.walls or WALLS])
     result = np.full((BINS, 4), -180.0, np.float32)
     for third in [LEVELS.index(level) for level in levels]:
         chosen = in_walls.copy()
         if third < 3:
-            chosen &= np.isin(aha.segment_number(BIN_DEG, third), list(segments))
-        if chosen.all():
-            result[:, third] = 180
-        elif chosen.any():
-            for side, sign in ((chosen, 1), (~chosen, -1)):
-                result[side, third] = sign * (apart[side][:, ~side].min(1) - 180 / BINS)
+            chosen &= np.isin(aha.segment_number(BIN_DEG, third), list(scar.segments))
+        result[:, third] = 180 if chosen.all() else -180
+        if 0 < chosen.sum() < BINS:
+            ring = np.tile(chosen, 3)
+            inside, outside = map(ndimage.distance_transform_edt, (ring, ~ring))
+            degrees = (2 * (inside - outside) - np.where(ring, 1, -1)) * 180 / BINS
+            result[:, third] = degrees[BINS : 2 * BINS]
     return result
 
 
@@ -99,7 +97,7 @@ class ScarPainter:
     """
 
     def __init__(self, study: tio.Subject):
-        name = str(study.get("study_id", "study"))
+        self.study, name = study, str(study.get("study_id", "study"))
         if not {"image", "labels"} <= set(study):
             remedy = f"It has {', '.join(study)}. The heart network makes labels."
             raise InputError(name, "has no image or no labels", remedy)
@@ -171,8 +169,7 @@ class ScarPainter:
         share = np.maximum(smoothed(heart.astype(np.float32), 4), 0.05)
         residual = image - smoothed(np.where(heart, image, 0), 4) / share
         inside = ndimage.binary_erosion(heart, np.ones((3, 3, 1)))
-        spreads = (_point_spread(residual, inside, axis) for axis in (0, 1))
-        self.blur = [_blur_matrix(n, sd) for n, sd in zip(image.shape, spreads, strict=False)]
+        self.blur = [_point_spread(residual, inside, axis) for axis in (0, 1)]
         self.whole_numbers = bool((image == np.rint(image)).all())
 
     def fit(self, findings: Findings) -> Findings:
@@ -195,12 +192,11 @@ class ScarPainter:
         if not scar.segments:
             raise InputError("findings", f"{scar} names neither wall nor level", "Give it some.")
         if scar.depth and not least <= (scar.transmurality or 75) <= most:
-            problem = f"{scar.depth}, {scar.transmurality} %"
-            raise InputError("findings", problem, "Transmural means 75 % of the wall or more.")
+            remedy = "Transmural means 75 % of the wall or more."
+            raise InputError("findings", f"{scar.depth}, {scar.transmurality} %", remedy)
         if missing:
-            problem = f"no slice shows the level {missing[0]!r}"
-            raise InputError("findings", problem, "Leave this level out.")
-        degrees = _degrees_inside(scar.walls, levels, scar.segments)
+            raise InputError("findings", f"no slice shows {missing[0]!r}", "Leave this level out.")
+        degrees = _degrees_inside(scar, levels)
         near = degrees[self.bin, self.thirds[self.plane]] > -12
         voxels = np.flatnonzero(near & self.free)
         for _ in range(PLACEMENTS if len(voxels) >= 6 else 0):
@@ -326,30 +322,20 @@ class ScarPainter:
 
     def _paint_region(self, region: Region, rng, image: np.ndarray, labels: np.ndarray) -> None:
         """Paint one scar into the box, in place."""
-        x, y, plane = (axis[region.voxels] for axis in (self.x, self.y, self.plane))
+        place = tuple(axis[region.voxels] for axis in (self.x, self.y, self.plane))
         mask = region.depth_mm > 0
-        labels[x[mask], y[mask], plane[mask]] = np.where(region.core > 0, NO_REFLOW, SCAR)[mask]
-        # only slices with scar, and only the rectangle around it
-        planes = np.unique(plane[mask])
-        margin_x, margin_y = (int(SOFT_BORDER_MM / h) + 1 for h in self.spacing)
-        left, right = max(x[mask].min() - margin_x, 0), x[mask].max() + margin_x + 1
-        top, bottom = max(y[mask].min() - margin_y, 0), y[mask].max() + margin_y + 1
-        local = image[left:right, top:bottom]
-        inside = np.isin(plane, planes) & (x >= left) & (x < right) & (y >= top) & (y < bottom)
-        place = np.searchsorted(planes, plane[inside]), x[inside] - left, y[inside] - top
-        rise, share, scar = fields = np.zeros((3, len(planes), *local.shape[:2]), np.float32)
-        rise[place] = self._enhancement(region, rng)[inside]
-        share[place] = region.membership[inside]
-        scar[place] = mask[inside]
-        blur_x = self.blur[0][left:right, left:right]
-        blur_y = self.blur[1][top:bottom, top:bottom]
-        rise, share = blur_x @ fields[:2] @ blur_y.T
-        for n, k in enumerate(planes):
-            away = ndimage.distance_transform_edt(scar[n] == 0, sampling=self.spacing)
-            painted = local[..., k] + rise[n]
+        inside = tuple(axis[mask] for axis in place)
+        labels[inside] = np.where(region.core > 0, NO_REFLOW, SCAR)[mask]
+        rise, share, scar = fields = np.zeros((3, *image.shape), np.float32)
+        rise[place], share[place] = self._enhancement(region, rng), region.membership
+        scar[inside] = 1
+        rise, share = ndimage.gaussian_filter(fields[:2], (0, *self.blur, 0), mode="constant")
+        for n in np.unique(inside[2]):
+            away = ndimage.distance_transform_edt(scar[..., n] == 0, sampling=self.spacing)
+            painted = image[..., n] + rise[..., n]
             painted = np.rint(painted) if self.whole_numbers else painted
-            changed = (away < SOFT_BORDER_MM) & (share[n] > 0.02)
-            local[..., k] = np.where(changed, painted, local[..., k])
+            changed = (away < SOFT_BORDER_MM) & (share[..., n] > 0.02)
+            image[..., n] = np.where(changed, painted, image[..., n])
 
     def _enhancement(self, region: Region, rng: np.random.Generator) -> np.ndarray:
         """Rise of the signal in each voxel of the region before the point spread."""
@@ -365,6 +351,14 @@ class ScarPainter:
         darker = np.clip(rng.normal(0.5, 0.25), 0.1, 1.0)
         core = np.clip(0.5 + region.core, 0, 1)
         return (rise * region.membership * (1 - darker * core)).astype(np.float32)
+
+    def random_copy(self, seed: int) -> Study:
+        """Copy the study with the scar that :class:`RandomScar` would paint with this seed.
+
+        InputError if none fits.
+        """
+        found, own_seed, *painted = self.draw(np.random.default_rng(seed))
+        return cast(Study, _with_scar(deepcopy(self.study), found, own_seed, *painted))
 
     def draw(self, rng: np.random.Generator, prevalence: str = "clinical"):
         """Draw findings that fit this study, and paint them.
@@ -406,21 +400,13 @@ def _point_spread(residual: np.ndarray, inside: np.ndarray, axis: int) -> float:
     return float(np.clip(np.sqrt(-0.25 / np.log(np.clip(correlation, 0.01, 0.95))), 0.6, 2.0))
 
 
-def _blur_matrix(count: int, sd: float) -> np.ndarray:
-    """A Gaussian as a ``(count, count)`` matrix, cut at 4 standard deviations."""
-    apart = np.abs(np.arange(count)[:, None] - np.arange(count)[None])
-    kernel = np.where(apart <= np.ceil(4 * sd), np.exp(-0.5 * np.minimum(apart / sd, 20) ** 2), 0)
-    return (kernel / kernel[count // 2].sum()).astype(np.float32)
-
-
 def stated_findings(subject: tio.Subject) -> Findings:
     """Return the findings of the report; without one, those of ``findings``, else of the labels.
 
     The report comes first because training must not use any other truth.
     """
-    if subject.get("report"):
-        return read_report(str(subject["report"]))
-    return _known_findings(subject)
+    report = subject.get("report")
+    return read_report(str(report)) if report else _known_findings(subject)
 
 
 def _known_findings(subject: tio.Subject) -> Findings:
@@ -430,11 +416,17 @@ def _known_findings(subject: tio.Subject) -> Findings:
     return found or Findings()
 
 
-def _updated_words(stated: Findings, known: Findings, added: Findings, seed: int) -> dict[str, Any]:
-    """Return the findings, report and notes of a study after scars were added."""
+def _with_scar(
+    subject: tio.Subject, added: Findings, seed: int, image: np.ndarray, labels: np.ndarray
+) -> tio.Subject:
+    """Put painted arrays into a subject, and rewrite its findings and report."""
+    stated, known = stated_findings(subject), _known_findings(subject)
+    subject.get_image("image").set_data(torch.from_numpy(image)[None])
+    subject.get_image("labels").set_data(torch.from_numpy(labels)[None])
     report = write_report(Findings(stated.scars + added.scars), np.random.default_rng([seed, 1]))
     fields = {"findings": Findings(known.scars + added.scars), "report": report}
-    return fields | {"report_source": "synthetic", "scar_note": "painted"}
+    subject.update(fields | {"report_source": "synthetic", "scar_note": "painted"})
+    return subject
 
 
 class AddScar(IntensityTransform):
@@ -446,7 +438,6 @@ class AddScar(IntensityTransform):
     Args:
         findings: scars to add to those of the study.
         seed: determines borders, texture and the wording of the report.
-        note: a reason to leave the study unchanged, copied to ``scar_note``.
         **kwargs: see :class:`torchio.transforms.Transform`.
 
     Raises:
@@ -463,51 +454,27 @@ class AddScar(IntensityTransform):
         (False, True)
     """
 
-    def __init__(self, findings: Findings | Scar, seed: int = 0, note: str = "", **kwargs):
+    def __init__(self, findings: Findings | Scar, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
         self.findings = Findings((findings,)) if isinstance(findings, Scar) else findings
         if not isinstance(self.findings, Findings):
             problem = f"{type(findings).__name__} given"
             raise InputError("findings", problem, "Give Findings or a Scar.")
-        self.seed, self.note, self.args_names = int(seed), note, ["findings", "seed", "note"]
+        self.seed, self.args_names = int(seed), ["findings", "seed"]
         self.painted: tuple[np.ndarray, np.ndarray] | None = None  # by RandomScar, to save time
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        if self.note or not self.findings.present:
-            subject["scar_note"] = self.note or "unchanged: no scar requested"
-            return subject
         rng = np.random.default_rng(self.seed)
-        words = stated_findings(subject), _known_findings(subject)
-        image, labels = self.painted or ScarPainter(subject).paint(self.findings, rng)
-        subject.get_image("image").set_data(torch.from_numpy(image)[None])
-        subject.get_image("labels").set_data(torch.from_numpy(labels)[None])
-        subject.update(_updated_words(*words, self.findings, self.seed))
-        return subject
-
-
-class ScarHost:
-    """A study measured once, to paint what :class:`RandomScar` paints into many copies of it."""
-
-    def __init__(self, study: Study):
-        self.study, self.painter = study, ScarPainter(study)
-        self.words = stated_findings(study), _known_findings(study)
-
-    def paint(self, seed: int) -> Study:
-        """Return a copy of the study with the scar of this seed; InputError if none fits."""
-        found, own_seed, image, labels = self.painter.draw(np.random.default_rng(seed))
-        affine = self.study.get_image("image").affine
-        fields = dict(self.study) | _updated_words(*self.words, found, own_seed)
-        fields["image"] = tio.ScalarImage(tensor=torch.from_numpy(image)[None], affine=affine)
-        fields["labels"] = tio.LabelMap(tensor=torch.from_numpy(labels)[None], affine=affine)
-        return Study(fields)
+        painted = self.painted or ScarPainter(subject).paint(self.findings, rng)
+        return _with_scar(subject, self.findings, self.seed, *painted)
 
 
 class RandomScar(RandomTransform, IntensityTransform):
     r"""Paint a random scar into a late gadolinium enhancement study, and rewrite its report.
 
     Its intensities follow the study's own blood, myocardium, noise and point spread. A study that
-    has a scar (in its labels or report) or cannot take one is unchanged; ``scar_note`` and the
-    history give the reason. Works on the scanner's grid and in the standard frame, with PyTorch's
+    has a scar (in its labels or report) or cannot take one is unchanged; ``scar_note`` gives the
+    reason. Works on the scanner's grid and in the standard frame, with PyTorch's
     global random numbers.
 
     Args:
@@ -534,16 +501,16 @@ class RandomScar(RandomTransform, IntensityTransform):
         self.prevalence = prevalence
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        seed, found, note, painted = self._get_random_seed(), Findings(), "", None
+        rng = np.random.default_rng(self._get_random_seed())
         try:
             labels = subject.get_image("labels").data if "labels" in subject else 0
             if np.isin(labels, aha.SCARRED).any() or stated_findings(subject).present:
                 name = str(subject.get("study_id", "study"))
                 raise InputError(name, "has a scar", "AddScar adds one.")
-            drawn = ScarPainter(subject).draw(np.random.default_rng(seed), self.prevalence)
-            found, seed, painted = drawn[0], drawn[1], drawn[2:]
+            found, seed, *painted = ScarPainter(subject).draw(rng, self.prevalence)
         except InputError as error:
-            note = f"unchanged: {error}"
-        scar = AddScar(found, seed, note, **cast(dict, self._get_base_args()))
-        scar.painted = painted
+            subject["scar_note"] = f"unchanged: {error}"
+            return subject
+        scar = AddScar(found, seed, **cast(dict, self._get_base_args()))
+        scar.painted = tuple(painted)
         return scar(subject)

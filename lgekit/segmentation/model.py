@@ -38,7 +38,6 @@ SAMPLE_DEPTHS = torch.sinh(_STEPS)  # (depth, 1) LV radii from the centre; dense
 SAMPLE_AREAS = torch.sinh(_STEPS) * torch.cosh(_STEPS)  # (depth, 1), r dr
 COLUMN_ANGLES = torch.arange(ANGLES) * (2 * torch.pi / ANGLES)  # radians, clockwise on the screen
 DRAWN = 96  # side of the maps that are drawn
-UNMOVED = 0.1  # of its radius: a circle that moves and grows by less is not drawn again
 PRESENT = 0.15  # of a study's largest LV area: a slice with less stays as the U-Net drew it
 
 
@@ -180,8 +179,8 @@ def refine_borders(
 ) -> tuple[Tensor, Tensor]:
     """Draw both ventricles of one study again, in polar pictures around what the U-Net drew.
 
-    Slices whose heart moves or grows by that are drawn once more. Returns class probabilities
-    ``(S, 4, 96, 96)``, new where the polar pictures reach, and normalized votes ``(5,)``.
+    Returns class probabilities ``(S, 4, 96, 96)``, new where the polar pictures reach, and
+    normalized votes ``(5,)``.
     """
     device, shape = images.device, (DRAWN, DRAWN)
     maps = maps[:, :CLASSES].to(device)
@@ -192,23 +191,13 @@ def refine_borders(
     middle, area = slices.lv_centres(maps[:, LV_CLASSES].sum(1), smallest=1)
     radius = (torch.sqrt(area / torch.pi) * 2 / DRAWN).clamp(min=2 / DRAWN)
 
-    def unroll_and_draw(rows: Tensor | slice) -> tuple[Tensor, Tensor]:
-        points = ring_points(centre + half_width * middle[rows], half_width * radius[rows])
-        pictures = functional.grid_sample(triples[rows], points, align_corners=False)
-        pictures = pictures.contiguous(memory_format=torch.channels_last)
-        with predicting(device):
-            output = torch.stack([network(pictures).float() for network in networks])
-        shares, field = output.split((CLASSES, ANGLE_CHANNELS), dim=2)
-        return shares.softmax(2).mean(0), field.mean(0)
-
-    shares, field = unroll_and_draw(slice(None))
-    present = radius.square() > PRESENT * radius.square().max()
-    shift, growth = ring_shape(shares)
-    moved = present & ((shift.norm(dim=1) > UNMOVED) | (growth.log().abs() > UNMOVED))
-    middle = torch.where(moved[:, None], middle + radius[:, None] * shift, middle)
-    radius = torch.where(moved, radius * growth, radius).clamp(min=2 / DRAWN)
-    if moved.any():
-        shares[moved], field[moved] = unroll_and_draw(moved)
+    points = ring_points(centre + half_width * middle, half_width * radius)
+    pictures = functional.grid_sample(triples, points, align_corners=False)
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    with predicting(device):
+        output = torch.stack([network(pictures).float() for network in networks])
+    shares, field = output.split((CLASSES, ANGLE_CHANNELS), dim=2)
+    shares, field = shares.softmax(2).mean(0), field.mean(0)
     present = radius.square() > PRESENT * radius.square().max()
     column = COLUMN_ANGLES.to(device)
     arms = (SAMPLE_AREAS * SAMPLE_DEPTHS).to(device)  # area times distance
@@ -228,19 +217,6 @@ def refine_borders(
     back = functional.grid_sample(closed, place, padding_mode="border", align_corners=True)
     inside = (distance < OUTER)[:, None] & present[:, None, None, None]
     return torch.where(inside, back, maps).cpu(), votes.cpu()
-
-
-def ring_shape(shares: Tensor) -> tuple[Tensor, Tensor]:
-    """Centroids ``(B, 2)`` and radii ``(B,)`` of the LV in polar class probabilities.
-
-    Both are in the pictures' LV radii; centroids are relative to the pictures' centres.
-    """
-    device = shares.device
-    angle = COLUMN_ANGLES.to(device)
-    area = shares[:, LV_CLASSES].sum(1) * SAMPLE_AREAS.to(device)
-    arms, total = area * SAMPLE_DEPTHS.to(device), area.sum((1, 2)).clamp(min=1e-6)
-    unit = torch.stack([angle.cos(), angle.sin()], dim=1)
-    return arms.sum(1) @ unit / total[:, None], torch.sqrt(total * STRETCH * 2 / ANGLES)
 
 
 class Candidate(NamedTuple):
@@ -274,11 +250,7 @@ class HeartNetwork(nn.Module):
 
     @classmethod
     def mean(cls, members: Sequence[HeartNetwork]) -> HeartNetwork:
-        """Average heart networks, which may differ in all settings but ``pixels, heart_view``."""
-        crops = {(member.settings.pixels, member.settings.heart_view) for member in members}
-        if len(crops) != 1:
-            remedy = "Average networks that were fitted with the same pixels and heart_view"
-            raise InputError("heart networks", f"views differ: {sorted(crops)}", remedy)
+        """Average heart networks, whose settings must have the same ``pixels, heart_view``."""
         names = dict.fromkeys(name for member in members for name in member.trained_on)
         networks = [one for member in members for one in member.networks]
         borders = [one for member in members for one in member.borders]
@@ -297,16 +269,10 @@ class HeartNetwork(nn.Module):
     @torch.inference_mode()
     def maps(self, crops: Tensor) -> Tensor:
         """Class probabilities and angle field ``(B, 8, h, h)`` of crops in [0, 1]."""
-        output = []
-        for part in slices.standardise(crops).split(32):
-            part = part.contiguous(memory_format=torch.channels_last)
-            total = part.new_zeros(len(part), CLASSES + ANGLE_CHANNELS, *part.shape[2:])
-            for network in self.networks:
-                with predicting(part.device):
-                    raw = network(part).float()
-                total += torch.cat([raw[:, :CLASSES].softmax(1), raw[:, CLASSES:]], dim=1)
-            output.append(total / len(self.networks))
-        return torch.cat(output)
+        crops = slices.standardise(crops).contiguous(memory_format=torch.channels_last)
+        with predicting(crops.device):
+            raw = torch.stack([network(crops).float() for network in self.networks])
+        return torch.cat([raw[:, :, :CLASSES].softmax(2), raw[:, :, CLASSES:]], dim=2).mean(0)
 
     def predict(self, study: Study) -> Study:
         """Copy a study with predicted labels and landmarks, from its image alone.
@@ -323,12 +289,10 @@ class HeartNetwork(nn.Module):
         candidates = [first._replace(votes=first.votes + study_votes(wide))]
         if first.certainty < MIN_CERTAINTY:  # look in the middle, then around what was found there
             for diameter in MIDDLE_DIAMETERS:
-                centre, size = torch.zeros(2), torch.tensor(diameter)
-                for _ in range(2):
-                    last = self._draw(images, centre, size)
-                    candidates.append(last)
-                    moved, relative = find_heart(last.maps)
-                    centre, size = last.centre + last.half_width * moved, last.half_width * relative
+                last = self._draw(images, torch.zeros(2), torch.tensor(diameter))
+                moved, relative = find_heart(last.maps)
+                moved, size = last.centre + last.half_width * moved, last.half_width * relative
+                candidates += [last, self._draw(images, moved, size)]
         best = max(candidates, key=lambda candidate: candidate.certainty)
         labels = square.draw_labels(best.maps, best.centre, best.half_width)
         found = ((labels == CAVITY) | (labels == MYOCARDIUM)).any()
@@ -434,12 +398,12 @@ def move_to_junctions(voted: Landmarks, labels: np.ndarray, spacing: Sequence) -
         return voted
     drawn = insertion_points(labels, spacing, mirrored=voted.mirrored)
 
-    def nearer(name: str) -> float:
+    points = []
+    for name in ("anterior_rvip_deg", "inferior_rvip_deg"):
         vote, junction = getattr(voted, name), getattr(drawn, name)
         near = abs((junction - vote + 180) % 360 - 180) <= NEAR_VOTE  # False for NaN
-        return junction if near else vote
-
-    return Landmarks(nearer("anterior_rvip_deg"), nearer("inferior_rvip_deg"), voted.confidence)
+        points.append(junction if near else vote)
+    return Landmarks(points[0], points[1], voted.confidence)
 
 
 def with_labels(study: Study, labels: Tensor | np.ndarray, landmarks: Landmarks) -> Study:

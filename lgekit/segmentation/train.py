@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.labels import Ventricle
-from lgekit.anatomy.segments import known_landmarks
+from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, to_frame_deg
 from lgekit.cache import accelerator, code_version, compute_once, memory
 from lgekit.config import FitSettings, size_settings
 from lgekit.data.phantom import phantom_cohort
@@ -145,9 +146,9 @@ def fit_heart_network(
     """Train a heart network on all studies of some cohorts that have LV labels.
 
     Each cohort is drawn in proportion to the fourth root of its slices, so that small cohorts are
-    not swamped by the phantom. With ``init``, training starts from its first networks at a third of
-    the learning rate, and studies without RV labels get the RV that ``init`` draws, so that it is
-    not forgotten. ``changes`` are fields of `HeartSettings`, e.g. ``steps=200``.
+    not swamped by the phantom. With ``init``, training starts from its first networks, and studies
+    without RV labels get the RV that ``init`` draws, so that it is not forgotten. ``changes`` are
+    fields of `HeartSettings`, e.g. ``steps=200``.
     """
     if init is not None:
         kept = ("encoder", "decoder", "pixels", "heart_view", "border_channels")
@@ -178,11 +179,9 @@ def fit_heart_network(
                 bar.set_postfix(loss=f"{loss.item():.3f}")
 
     unet, borders = networks.build_unet(settings, seed).to(device), []
-    rate = settings.learning_rate
     if init is not None:
         unet.load_state_dict(init.networks[0].state_dict())
-        rate = rate / 3
-    every = torch.ones_like(slices.rv_known)
+    every, rate = torch.ones_like(slices.rv_known), settings.learning_rate
     train(unet, crop_examples, every, settings.batch, settings.steps, rate, 0.01, "heart network")
     if settings.border_steps:
         border = networks.build_border_network(settings.border_channels, seed).to(device)
@@ -207,33 +206,22 @@ def with_drawn_rv(study: Study, network: HeartNetwork | None) -> Study:
 
 
 def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
-    """Turn a study counter-clockwise about the middle of its field of view, then mirror it or not.
+    """Turn a labelled study counter-clockwise about its middle, then mirror it or not.
 
     Image, labels and landmarks move together, to a larger isotropic square.
     """
-    square, margin = grids.square_slices(study), 1.2
-    count, shape = len(square.images), (round(SQUARE_PIXELS * margin),) * 2
-    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    turn = torch.tensor([[cosine, -sine], [sine, cosine]], dtype=torch.float32)
-    axes = margin * turn @ torch.diag(torch.tensor([-1.0 if mirror else 1.0, 1.0]))
-
-    def turned(arrays: Tensor, mode: str = "bilinear") -> Tensor:
-        place = axes.expand(count, 2, 2), torch.zeros(count, 2)
-        return grids.crop(arrays, *place, shape, mode)[:, 0].permute(2, 1, 0)
-
-    fields = {key: study[key] for key in study if key not in ("study_id", "image", "labels")}
-    if study.label_map is not None:
-        labels = study["labels"].data.permute(3, 0, 2, 1).float().contiguous()
-        fields["labels"] = turned(square.from_study(labels, "nearest"), "nearest").to(torch.uint8)
-    known = study["landmarks"]
+    first = (180 - ANTERIOR_RVIP_DEG if mirror else ANTERIOR_RVIP_DEG) - degrees
+    pose = Landmarks(first, first - 120 if mirror else first + 120)  # brought to the frame's pose
+    side = 1.2 * float(np.max(np.array(study.spatial_shape[:2]) * study.spacing_mm[:2]))
+    standard = StandardizeShortAxis(round(SQUARE_PIXELS * 1.2), side)
+    frame = standard.find_frame(Study(**{**study, "landmarks": pose}))
+    frame = replace(frame, centre=(np.array(study.spatial_shape[:2]) - 1) / 2)
+    turned, known = StandardizeShortAxis(frame=frame)(study), study["landmarks"]
     if known is not None:
-        points = torch.tensor([known.anterior_rvip_deg, known.inferior_rvip_deg]).deg2rad()
-        moved = torch.stack([points.cos(), -points.sin()], dim=1) @ torch.linalg.inv(axes).T
-        angles = torch.atan2(-moved[:, 1], moved[:, 0]).rad2deg() % 360
-        fields["landmarks"] = Landmarks(float(angles[0]), float(angles[1]), known.confidence)
-    side = 2 * square.half_mm / SQUARE_PIXELS
-    spacing = (side, side, study.spacing_mm[2])
-    return Study.from_arrays(study["study_id"], turned(square.images), spacing, **fields)
+        points = np.array([known.anterior_rvip_deg, known.inferior_rvip_deg])
+        anterior, inferior = to_frame_deg(points, pose).tolist()
+        turned["landmarks"] = Landmarks(anterior, inferior, known.confidence)
+    return turned
 
 
 def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
@@ -320,8 +308,6 @@ def _fitted(
     changes: dict[str, Any] = {"steps": steps, "border_steps": min(steps, size.border_steps)}
     if init is None:  # without a real study of its kind, learn shapes, not the look of phantoms
         changes |= {"encoder": settings.encoder, "invented": SYNTHETIC_SHARE}
-    else:  # the base does not know this cohort: undo the third of the rate that `init` would get
-        changes |= {"learning_rate": size.learning_rate * 3}
     trained = memory().cache(_trained, ignore=["cohorts", "init", "progress"])
     about = key, settings.heart_size, _heart_seed(settings), changes
     network = compute_once(trained, *about, cohorts, init, bar)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pandas as pd
 
 from lgekit.anatomy.frame import normalise_intensity
 from lgekit.anatomy.labels import Ventricle
-from lgekit.anatomy.segments import segment_share
-from lgekit.errors import InputError
 from lgekit.evaluation.baselines import THRESHOLD_RULES
 from lgekit.evaluation.metrics import auc_interval
 from lgekit.reports.reader import states_enhancement
@@ -54,9 +52,6 @@ def positive_example(cohort: Cohort) -> Study:
         present = findings is not None and findings.present
         return not (present and 1 <= len(findings.walls) <= 3), not present, study["study_id"]
 
-    if not len(cohort):
-        remedy = "Check the SPEC with `lgekit check`."
-        raise InputError(cohort.name or "cohort", "contains no study", remedy)
     return min(cohort.studies, key=rank)
 
 
@@ -82,28 +77,18 @@ def _labelled(cohort: Cohort) -> Iterator[Study]:
 def tissue_signals(cohort: Cohort) -> pd.DataFrame:
     """Sample signals by tissue, scaled in each study to remote myocardium 0 and blood 1 (medians).
 
-    Studies without labels are skipped. Columns ``cohort, study_id, tissue, signal``.
+    Studies without labels are skipped. Columns ``study_id, tissue, signal``.
     """
-    generator = np.random.default_rng(0)
-    kind, parts = cohort.name.split(":")[0], []
+    generator, parts = np.random.default_rng(0), []
     for study in _labelled(cohort):
         image, labels = study.pixels, study.label_map
         remote, blood = (np.median(image[labels == code]) for code in (MYOCARDIUM, CAVITY))
         for code in (CAVITY, MYOCARDIUM, SCAR, NO_REFLOW):
-            values = image[labels == code]
-            if len(values):
-                values = generator.choice(values, min(200, len(values)), replace=False)
-            signal = (values - remote) / (blood - remote) if blood != remote else values * np.nan
-            names = {"cohort": kind, "study_id": study["study_id"], "tissue": LABEL_NAMES[code]}
-            parts.append(pd.DataFrame({"signal": signal}).assign(**names)[[*names, "signal"]])
-    table = pd.concat(parts, ignore_index=True)
+            values = generator.permutation(image[labels == code])[:200]
+            part = pd.DataFrame({"signal": (values - remote) / (blood - remote)})
+            parts.append(part.assign(study_id=study["study_id"], tissue=LABEL_NAMES[code]))
+    table = pd.concat(parts, ignore_index=True)[["study_id", "tissue", "signal"]]
     return table[table["signal"].between(-1.5, 3)]  # a few outliers would flatten every plot
-
-
-def short_names(cohorts: Sequence[Cohort]) -> list[str]:
-    """Name each cohort by its kind (``phantom``, ``emidec``), numbered if a kind occurs twice."""
-    kinds = [cohort.name.split(":")[0] for cohort in cohorts]
-    return [f"{k} {n}" if kinds.count(k) > 1 else k for n, k in enumerate(kinds, 1)]
 
 
 def segment_prevalence(cohort: Cohort) -> dict[int, float]:
@@ -139,10 +124,8 @@ def threshold_scores(cohort: Cohort) -> pd.DataFrame:
 def threshold_table(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """Compute the AUC of each rule in `threshold_scores`: ``value, low, high``."""
     truth, patients = scores["scar"].to_numpy(bool), scores["patient_id"].tolist()
-    rows = {}
-    for rule in scores.columns.drop(["study_id", "patient_id", "scar"]):
-        rows[rule] = auc_interval(truth, scores[rule], patients, seed)
-    return pd.DataFrame(rows).T.rename_axis("rule")
+    aucs = {rule: auc_interval(truth, scores[rule], patients, seed) for rule in THRESHOLD_RULES}
+    return pd.DataFrame(aucs).T.rename_axis("rule")
 
 
 def poses(cohort: Cohort) -> pd.DataFrame:
@@ -151,11 +134,10 @@ def poses(cohort: Cohort) -> pd.DataFrame:
     for study in cohort.studies:
         marks, mask = study["landmarks"], study.label_map
         if marks is not None:
-            angles = marks.anterior_rvip_deg, marks.inferior_rvip_deg
             first = None if mask is None else Ventricle.of(mask).base_first
-            rows.append((study["study_id"], *angles, marks.mirrored, first, marks.confidence))
-    columns = "study_id anterior_rvip_deg inferior_rvip_deg mirrored base_first confidence"
-    return pd.DataFrame(rows, columns=columns.split())
+            order = {"mirrored": marks.mirrored, "base_first": first}
+            rows.append({"study_id": study["study_id"]} | vars(marks) | order)
+    return pd.DataFrame(rows)
 
 
 def mean_maps(studies: Iterable[Study]) -> dict[str, np.ndarray]:
@@ -174,8 +156,3 @@ def mean_maps(studies: Iterable[Study]) -> dict[str, np.ndarray]:
             images.append(normalise_intensity(study).pixels[:, :, middle].mean(2))
             scars.append(np.isin(labels, SCARRED)[:, :, middle].any(2))
     return {"image": np.mean(images, 0), "scar": np.mean(scars, 0)}
-
-
-def segment_truth(study: Study) -> dict[int, float]:
-    """Compute the share of scar in each AHA segment of a study."""
-    return segment_share(study)["scar"].to_dict()

@@ -16,7 +16,9 @@ from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.transforms import Bbox
 
 from lgekit.evaluation.metrics import title_of
 from lgekit.findings import WALLS
@@ -39,8 +41,10 @@ TISSUE_COLOURS = {CAVITY: SKY, MYOCARDIUM: GREEN, SCAR: ORANGE, NO_REFLOW: PINK,
 COLUMN, PAGE = 3.4, 7.0
 FINE = 200  # dots per inch on screen for figures with many small images
 
-
-Limits = tuple[float, float] | None
+CURVES = {  # axis of a grid → label
+    "synthetic_per_real": "synthetic scars for each real study",
+    "train_studies": "studies with reports to train on",
+}
 
 
 def use_style() -> None:
@@ -52,12 +56,6 @@ def closed(figure: Figure) -> Figure:
     """Close a figure; a notebook would show an open one twice."""
     plt.close(figure)
     return figure
-
-
-def wrap(text: str, width: int, lines: int = 4) -> str:
-    """Wrap a text at a number of letters; "…" marks what exceeds the number of lines."""
-    parts = textwrap.wrap(text, width)
-    return "\n".join(parts[:lines]) + "…" * (len(parts) > lines)
 
 
 def whiskers(table: pd.DataFrame) -> np.ndarray:
@@ -75,7 +73,10 @@ def _show(
 
 
 def bulls_eye(
-    values: Mapping[int, float], title: str = "", unit: str = "", limits: Limits = None
+    values: Mapping[int, float],
+    title: str = "",
+    unit: str = "",
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """The 17 AHA segments as a bull's-eye: base outside, anterior up, septum left.
 
@@ -105,12 +106,18 @@ def bulls_eye(
     return closed(figure)
 
 
+def segment_auc(table: pd.DataFrame) -> Figure:
+    """AUC of each AHA segment: columns ``segment, value``."""
+    values = table.set_index("segment")["value"].to_dict()
+    return bulls_eye(values, "AUC by AHA segment", "AUC", limits=(0.5, 1))
+
+
 def tissue_histograms(tissues: pd.DataFrame) -> Figure:
     """Signal by tissue: columns ``cohort``, ``tissue``, ``signal``."""
     options = {"kind": "kde", "common_norm": False, "height": 2.4, "aspect": 1.3}
     with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has its own layout
         grid = sns.displot(tissues, x="signal", hue="tissue", col="cohort", **options)
-    grid.set_axis_labels(wrap("normalized signal (0 = remote, 1 = blood)", 28), "density")
+    grid.set_axis_labels("normalized signal\n(0 = remote, 1 = blood)", "density")
     grid.tight_layout()
     return closed(grid.figure)
 
@@ -121,35 +128,18 @@ def measurement_distributions(figures: pd.DataFrame, names: Mapping[str, str]) -
     figure, axes = plt.subplots(rows, 3, figsize=(PAGE, 1.8 * rows), squeeze=False)
     for axis, (column, label) in zip(axes.flat, names.items(), strict=False):
         sns.boxplot(figures, x=column, y="cohort", hue="cohort", ax=axis, fliersize=2, legend=False)
-        axis.set(xlabel=wrap(label, 34), ylabel="")
+        axis.set(xlabel=textwrap.fill(label, 34), ylabel="")
     for axis in axes.flat[len(names) :]:
         axis.axis("off")
     return closed(figure)
 
 
-def angle_rose(degrees: Sequence[float], title: str) -> Figure:
-    """Frequency of angles: degrees counter-clockwise, 0 to the right."""
-    figure, axis = plt.subplots(figsize=(2.8, 2.8), subplot_kw={"projection": "polar"})
-    counts, edges = np.histogram(np.asarray(degrees) % 360, bins=24, range=(0, 360))
-    axis.bar(np.deg2rad(edges[:-1]), counts, width=np.deg2rad(15), align="edge", edgecolor="white")
-    axis.set_title(f"{title}\n(studies)")
-    return closed(figure)
-
-
-def histogram(values: Sequence[float], xlabel: str, ylabel: str) -> Figure:
-    """Frequency of values."""
+def histogram(table: pd.DataFrame, column: str, xlabel: str) -> Figure:
+    """Frequency of a column's values over studies."""
     figure, axis = plt.subplots(figsize=(COLUMN, 2.1))
-    axis.hist(np.asarray(values, float)[np.isfinite(values)], bins=20, edgecolor="white")
-    axis.set(xlabel=xlabel, ylabel=ylabel)
+    axis.hist(table[column].dropna(), bins=20, edgecolor="white")
+    axis.set(xlabel=xlabel, ylabel="studies")
     axis.locator_params(axis="y", integer=True)
-    return closed(figure)
-
-
-def scatter(table: pd.DataFrame, x: str, y: str, xlabel: str, ylabel: str) -> Figure:
-    """One point for each line of a table."""
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.1))
-    axis.scatter(table[x], table[y], s=10, alpha=0.7)
-    axis.set(xlabel=xlabel, ylabel=ylabel)
     return closed(figure)
 
 
@@ -164,28 +154,28 @@ def training_curves(history: pd.DataFrame) -> Figure:
     return closed(figure)
 
 
-def similarity_matrix(
-    before: np.ndarray,
-    after: np.ndarray,
-    names: Sequence[str],
-    rows: str = "study, by what its report says",
-) -> Figure:
-    """Cosine similarity ``(n, n)`` of studies and their texts, before and after training."""
+def similarity_matrix(table: pd.DataFrame, texts: Sequence[str] = ()) -> Figure:
+    """Cosine similarity of studies and their texts, as a `pixel_table` of "before" and "after".
+
+    Rows are named by the studies' texts, if given.
+    """
+    matrices = images_from_table(table)
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 3.3), sharey=True)
-    for axis, matrix, when in zip(axes, (before, after), ("before", "after"), strict=True):
+    for axis, (when, matrix) in zip(axes, matrices.items(), strict=True):
         drawn = axis.imshow(matrix, cmap="cividis", vmin=-1, vmax=1)
         axis.set(title=f"{when} training", xlabel="their texts", xticks=[])
-    short = [name if len(name) < 46 else f"{name[:44]}…" for name in names]
-    axes[0].set_yticks(range(len(names)), short, fontsize=6)
-    axes[0].set_ylabel(rows)
+    names = [textwrap.shorten(text, 46, placeholder="…") for text in texts]
+    names = names or [f"study {number + 1}" for number in range(len(matrix))]
+    axes[0].set_yticks(range(len(names)), names, fontsize=6)
+    axes[0].set_ylabel("study, by what its report says" if texts else "study")
     figure.colorbar(drawn, ax=axes, label="cosine similarity", shrink=0.8)
     return closed(figure)
 
 
-def roc(tables: Mapping[str, pd.DataFrame]) -> Figure:
-    """ROC curves with 95 % bands: name → result of `lgekit.evaluation.metrics.roc_table`."""
+def roc(curves: pd.DataFrame) -> Figure:
+    """ROC curves with 95 % bands: `lgekit.evaluation.metrics.roc_table` with a name ``reading``."""
     figure, axis = plt.subplots(figsize=(COLUMN, 3.4))
-    for name, table in tables.items():
+    for name, table in curves.groupby("reading", sort=False):
         rates = table["false_positive_rate"]
         axis.plot(rates, table["sensitivity"], label=name)
         axis.fill_between(rates, table["low"], table["high"], alpha=0.2)
@@ -225,29 +215,67 @@ def wall_bars(table: pd.DataFrame) -> Figure:
     return closed(figure)
 
 
-def slice_bars(slices: pd.DataFrame, study_id: str) -> Figure:
+def interval_curve(table: pd.DataFrame) -> Figure:
+    """Balanced accuracy and AUC over an axis: a line per row, or one if rows are points."""
+    (axis_name,) = CURVES.keys() & table.columns
+    one_line = table.groupby("row")[axis_name].nunique().max() == 1
+    values = sorted(table[axis_name].unique())
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.4), sharey=True)
+    for axis, statistic in zip(axes, ("balanced_accuracy", "auc"), strict=True):
+        chosen = table[table["statistic"] == statistic].sort_values(axis_name, kind="stable")
+        lines = [("", chosen)] if one_line else chosen.groupby("row", sort=False)
+        for number, (row, line) in enumerate(lines):
+            x = np.searchsorted(values, line[axis_name]) + 0.08 * number
+            errors, name = whiskers(line), title_of(row)
+            axis.errorbar(x, line["value"], yerr=errors, marker="o", capsize=2, label=name)
+        axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axis.set(xlabel=CURVES[axis_name], ylabel=title_of(statistic))
+    if not one_line:
+        axes[1].legend(frameon=False)
+    return closed(figure)
+
+
+def slice_bars(slices: pd.DataFrame, study_id: str = "") -> Figure:
     """Probability of scar in each slice of a study, read alone, and the attention to each slice.
 
-    Columns ``study_id, slice, weight, scar``, and ``attention`` for the second panel.
+    Columns ``study_id, slice, weight, attention, scar``. Without ``study_id``, the study whose
+    slices are most evenly divided between scar and no scar is drawn.
     """
+    scar = slices["scar"].astype(bool).groupby(slices["study_id"], sort=False).mean()
+    study_id = study_id or (scar - 0.5).abs().idxmin()
     chosen = slices[slices["study_id"] == study_id]
-    panels = {"weight": "probability of scar,\neach slice alone"}
-    if "attention" in chosen and chosen["attention"].notna().any():
-        panels["attention"] = "attention: share of\nthe study's embedding"
-    size = (COLUMN, 0.7 + 1.5 * len(panels))
-    figure, axes = plt.subplots(len(panels), figsize=size, sharex=True, squeeze=False)
+    figure, axes = plt.subplots(2, figsize=(COLUMN, 3.7), sharex=True)
     names = {ORANGE: "holds scar", GREY: "holds none"}
     colours = np.where(chosen["scar"].astype(bool), *names).tolist()
-    for axis, (column, label) in zip(axes[:, 0], panels.items(), strict=True):
+    for axis, column in zip(axes, ("weight", "attention"), strict=True):
         axis.bar(chosen["slice"] + 1, chosen[column], color=colours)
-        axis.set_ylabel(label)
         axis.locator_params(axis="x", integer=True)
-    axes[0, 0].set_ylim(0, 1)
+    axes[0].set(ylim=(0, 1), ylabel="probability of scar,\neach slice alone")
+    axes[1].set(xlabel=f"slice of {study_id} (stored order)")
+    axes[1].set(ylabel="attention: share of\nthe study's embedding")
     patches = [Patch(color=colour, label=name) for colour, name in names.items()]
-    legend = axes[0, 0].legend(handles=patches, title="by the truth", ncols=2, frameon=False)
+    legend = axes[0].legend(handles=patches, title="by the truth", ncols=2, frameon=False)
     legend.set(loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.align_ylabels()
-    axes[-1, 0].set_xlabel(f"slice of {study_id} (stored order)")
+    return closed(figure)
+
+
+def caption_table(table: pd.DataFrame) -> Figure:
+    """Captions and ground truth, five right and five wrong: columns ``caption, truth, right``."""
+    right = table["right"].astype(bool)
+    different = table[right].drop_duplicates(["caption", "truth"])
+    chosen = pd.concat([different.head(5), table[~right].head(5)])
+    texts = chosen[["caption", "truth"]].map(lambda text: textwrap.fill(str(text), 62))
+    lines = [1, *(1 + texts.map(lambda text: text.count("\n")).max(axis=1))]  # heading first
+    figure, axis = plt.subplots(figsize=(PAGE, 0.14 * sum(lines) + 0.1 * len(lines)))
+    axis.axis("off")
+    cells, heading = texts.to_numpy().tolist(), ["the decoder wrote", "truth"]
+    drawn = axis.table(cells, cellLoc="left", colLabels=heading, bbox=Bbox.unit())
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(7)
+    colours = ["white", *np.where(chosen["right"].astype(bool), "#E8F1F8", "#FBEBD5")]
+    for (line, _), cell in drawn.get_celld().items():
+        cell.set(height=lines[line] + 0.7, edgecolor="#CCCCCC", facecolor=colours[line])
     return closed(figure)
 
 
@@ -257,11 +285,10 @@ def show_stack(study: Study, contours: bool = True, title: str = "") -> Figure:
     if study.label_map is not None and study.label_map.any():
         heart = np.flatnonzero(study.label_map.any((0, 1)))
     chosen = heart[np.linspace(0, len(heart) - 1, min(8, len(heart))).round().astype(int)]
-    figure, axes = _captioned([f"slice {index + 1}" for index in chosen], columns=8)
-    for axis, index in zip(axes, chosen, strict=True):
-        draw_slice(axis, study, index, contours)
+    names = {f"slice {index + 1}": index for index in chosen}
+    figure = show_studies(dict.fromkeys(names, study), contours, columns=8, slices=names)
     figure.suptitle(title or study["study_id"])
-    return closed(figure)
+    return figure
 
 
 def show_studies(
@@ -271,7 +298,7 @@ def show_studies(
     slices: Mapping[str, int] | None = None,
 ) -> Figure:
     """One slice of several studies: caption → study, and caption → slice if it is to be chosen."""
-    figure, axes = _captioned(studies, columns)
+    figure, axes = captioned(studies, columns)
     for axis, (caption, study) in zip(axes, studies.items(), strict=False):
         draw_slice(axis, study, (slices or {}).get(caption, slice_with_most_scar(study)), contours)
     return closed(figure)
@@ -282,7 +309,7 @@ def show_images(
 ) -> Figure:
     """Several images: caption → image, each on its own grey scale or, with a unit, all on one."""
     height = max(image.shape[1] / image.shape[0] for image in images.values())
-    figure, axes = _captioned(images, columns, height)
+    figure, axes = captioned(images, columns, height)
     everything = np.concatenate([np.ravel(image) for image in images.values()])
     for axis, image in zip(axes, images.values(), strict=False):
         limits = np.nanpercentile(everything, [0, 100]) if unit else _grey_limits(image)
@@ -292,12 +319,19 @@ def show_images(
     return closed(figure)
 
 
-def show_image(image: np.ndarray, title: str, unit: str, cmap: str = "gray") -> Figure:
-    """One image with a colour bar."""
-    return show_images({title: image}, cmap=cmap, unit=unit)
+def saved_images(
+    table: pd.DataFrame, columns: int, cmap: str = "gray", unit: str = "", down: bool = False
+) -> Figure:
+    """Images of a `pixel_table`, as `show_images` draws them; ``down``: column by column."""
+    images = images_from_table(table)
+    names = list(images)
+    if down:
+        rows = len(names) // columns
+        names = [name for row in range(rows) for name in names[row::rows]]
+    return show_images({name: images[name] for name in names}, columns, cmap, unit)
 
 
-def _captioned(
+def captioned(
     captions: Iterable[str], columns: int, height: float = 1
 ) -> tuple[Figure, np.ndarray]:
     """Make axes for images below captions, at most a page wide, so that captions do not touch."""
@@ -310,7 +344,9 @@ def _captioned(
     letters = max(8, int(0.9 * 72 * side / (0.62 * font_size)))
     for axis, name in zip(axes.flat, names + [""] * columns, strict=False):
         axis.axis("off")
-        axis.set_title(wrap(name, letters, lines=7), fontsize=font_size)
+        axis.set_title(
+            textwrap.fill(name, letters, max_lines=7, placeholder="…"), fontsize=font_size
+        )
     return figure, axes.ravel()
 
 
@@ -320,7 +356,7 @@ def _grey_limits(image: np.ndarray) -> np.ndarray:
 
 def show_segments(study: Study, segments: np.ndarray, index: int) -> Figure:
     """A slice of a study and its AHA segments (`lgekit.anatomy.segments.segment_map`), numbered."""
-    figure, axes = _captioned(["image", "AHA segments"], columns=2)
+    figure, axes = captioned(["image", "AHA segments"], columns=2)
     draw_slice(axes[0], study, index)
     draw_segments(axes[1], segments[:, :, index], study.spacing_mm[1] / study.spacing_mm[0])
     return closed(figure)
@@ -359,12 +395,10 @@ def draw_heat(axis: Axes, image: np.ndarray, heat: np.ndarray) -> None:
 
 def legend_of_tissues() -> Figure:
     """The colours of the outlines."""
-    figure, axis = plt.subplots(figsize=(6, 0.5))
-    for label, colour in TISSUE_COLOURS.items():
-        name = "epicardium" if label == MYOCARDIUM else LABEL_NAMES[label]
-        axis.plot([], [], color=colour, label=name)
-    axis.legend(ncol=5, loc="center", frameon=False, fontsize=8)
-    axis.axis("off")
+    names = dict(enumerate(LABEL_NAMES)) | {MYOCARDIUM: "epicardium"}
+    lines = [Line2D([], [], color=c, label=names[label]) for label, c in TISSUE_COLOURS.items()]
+    figure = plt.figure(figsize=(6, 0.5))
+    figure.legend(handles=lines, ncols=5, loc="center", frameon=False, fontsize=8)
     return closed(figure)
 
 
@@ -392,7 +426,7 @@ def pipeline(table: pd.DataFrame) -> Figure:
     for name, following in zip(steps, [*list(steps)[1:], ""], strict=True):
         axis, cmap = axes[name], "gray" if following else "cividis"
         drawn = _show(axis, steps[name], cmap, _grey_limits(steps[name]))
-        axis.set_title(wrap(name, 80 if name in wide else 28, lines=9), fontsize=7)
+        axis.set_title(textwrap.fill(name, 80 if name in wide else 28), fontsize=7)
         _name_walls(axis, steps[name], rotation=0)
         if following:
             below = name in wide and following in wide

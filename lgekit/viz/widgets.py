@@ -7,10 +7,8 @@ import copy
 import html
 import io
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ipywidgets
@@ -18,12 +16,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import traitlets
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.segments import findings_from_labels, segment_map
-from lgekit.cache import FIT_ROOMS, code_version, locked, memory
+from lgekit.cache import FIT_ROOMS, code_version, compute_once, memory
 from lgekit.clip.detector import Detector
 from lgekit.clip.fit import fit_detector
 from lgekit.config import size_settings
@@ -50,14 +47,11 @@ def playground_detector(model_dir: str = "") -> Detector:
     """
     if model_dir:
         return Detector.load(model_dir)
-    cache = memory().location
-    version = code_version(*FIT_ROOMS)
-    folder = Path(cache or tempfile.mkdtemp(), "playground", version)
-    with locked(folder.with_name(f"{version}.lock")):  # two visitors may come at once
-        if not (folder / "detector.json").is_file():  # written last
-            phantoms = phantom_cohort(TRAIN_STUDIES, seed=0)
-            fit_detector(phantoms, size_settings("smoke"), progress=False).save(folder)
-    return Detector.load(folder)
+    return compute_once(memory().cache(_small_detector), TRAIN_STUDIES, code_version(*FIT_ROOMS))
+
+
+def _small_detector(studies: int, version: str) -> Detector:
+    return fit_detector(phantom_cohort(studies, seed=0), size_settings("smoke"), progress=False)
 
 
 def playground_cohort(spec: str = "") -> Cohort:
@@ -73,22 +67,13 @@ class Picture(ipywidgets.Image):
     description = traitlets.Unicode("").tag(sync=True)
 
 
-class Choices(ipywidgets.HBox):
-    """Buttons for any number of options; JupyterLab takes the arrow keys of a list box."""
-
-    value = traitlets.Tuple()
-
-    def __init__(self, options: Sequence[str], pressed: Sequence[str], description: str):
-        narrow = ipywidgets.Layout(width="auto")
-        buttons = [ipywidgets.ToggleButton(name in pressed, description=name) for name in options]
-        for button in buttons:
-            button.layout = narrow
-            button.observe(self._read, names="value")
-        super().__init__([ipywidgets.Label(description), *buttons])
-        self._read()
-
-    def _read(self, change=None) -> None:
-        self.value = tuple(button.description for button in self.children[1:] if button.value)
+def _buttons(names: Sequence[str], pressed: str) -> dict[str, ipywidgets.ToggleButton]:
+    """A button for each name; any number may be pressed, with the keyboard, too."""
+    narrow = ipywidgets.Layout(width="auto")
+    return {
+        name: ipywidgets.ToggleButton(name == pressed, description=name, layout=narrow)
+        for name in names
+    }
 
 
 def _number(value: int, low: int, high: int, step: int, name: str) -> ipywidgets.BoundedIntText:
@@ -113,29 +98,20 @@ class Explorer:
         for control in controls.values():
             control.observe(self._update, names="value")
         self._update()
-        self.box = ipywidgets.VBox([*controls.values(), self.picture, self.text])
+        in_rows = ipywidgets.Layout(flex_flow="row wrap")
+        panel = ipywidgets.Box([*controls.values()], layout=in_rows)
+        self.box = ipywidgets.VBox([panel, self.picture, self.text])
 
     def _update(self, change=None) -> None:
-        with plt.rc_context({"axes.titley": 1.0}):  # automatic placement of titles is slow
-            figure, text = self._draw(**{name: c.value for name, c in self.controls.items()})
+        figure, text = self._draw(**{name: c.value for name, c in self.controls.items()})
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=80)
+        figure.savefig(buffer, format="png", dpi=110)
         plt.close(figure)
         self.text.value, self.picture.value = text, buffer.getvalue()
 
     def _repr_mimebundle_(self, **options) -> dict[str, Any]:
         still = {"image/png": base64.b64encode(self.picture.value).decode()}
         return self.box._repr_mimebundle_(**options) | still
-
-
-def _panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
-    """Make axes for images at fixed places; automatic placement is as slow as drawing."""
-    figure, axes = plt.subplots(rows, columns, figsize=size, layout="none")
-    figure.subplots_adjust(left=0.01, right=0.99, bottom=0.02, top=0.9, wspace=0.03, hspace=0.15)
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])  # even invisible ticks take time
-        axis.axis("off")
-    return figure, axes
 
 
 def orientation_explorer(study: Study) -> Explorer:
@@ -151,11 +127,7 @@ def orientation_explorer(study: Study) -> Explorer:
         turned = FRAME(moved)
         index = plots.slice_with_most_scar(turned)
         segments = segment_map(turned.label_map, turned.spacing_mm, turned["landmarks"])
-        figure, axes = _panels(1, 2, (6.4, 3.2))
-        plots.draw_slice(axes[0], turned, index)
-        plots.draw_segments(axes[1], segments[:, :, index])
-        axes[0].set_title("standard frame")
-        axes[1].set_title("AHA segments")
+        figure = plots.show_segments(turned, segments, index)
         return figure, f"Words: {canonical_text(findings_from_labels(moved))}"
 
     controls = {
@@ -169,28 +141,28 @@ def scar_painter(study: Study) -> Explorer:
     """Choose walls, levels, depth, transmurality and no-reflow; image, mask and report follow."""
     before = FRAME(study)
 
-    def draw(walls, levels, depth: str, transmurality: int, no_reflow: bool) -> Drawing:
-        figure, axes = _panels(1, 3, (9, 3.2))
+    def draw(depth: str, transmurality: int, no_reflow: bool, **pressed: bool) -> Drawing:
+        walls, levels = (tuple(filter(pressed.get, names)) for names in (WALLS, LEVELS))
         if not walls or not levels:
-            return figure, "Choose at least one wall and one level."
+            return plt.figure(), "Choose at least one wall and one level."
         extent = 100 if depth == "transmural" else transmurality
         scar = Scar(walls, levels, depth, transmurality=extent, no_reflow=no_reflow)
         try:
             painted = AddScar(scar, seed=0)(study)
         except ValueError as error:
-            return figure, f"This scar cannot be placed: {error}"
+            return plt.figure(), f"This scar cannot be placed: {error}"
         after = FRAME(Study(**painted))
         index = plots.slice_with_most_scar(after)
         panels = {"before": before, "after": after, "mask": after}
+        figure, axes = plots.captioned(panels, columns=3)
         for axis, (title, shown) in zip(axes, panels.items(), strict=True):
             plots.draw_slice(axis, shown, index, contours=title == "mask")
-            axis.set_title(title)
         report = html.escape(str(painted["report"]))
         return figure, f'<div style="white-space: pre-line">{report}</div>'
 
     controls = {
-        "walls": Choices(WALLS, ["inferior"], "walls"),
-        "levels": Choices(LEVELS[:3], ["mid"], "levels"),
+        **_buttons(WALLS, "inferior"),
+        **_buttons(LEVELS[:3], "mid"),
         "depth": ipywidgets.ToggleButtons(options=DEPTHS, description="depth"),
         "transmurality": _number(50, 20, 75, 5, "% of wall"),
         "no_reflow": ipywidgets.Checkbox(False, description="no-reflow"),
@@ -209,11 +181,11 @@ def which_is_real(cohort: Cohort, random_scar: Callable[[Study], Study], seed: i
     order = np.random.default_rng(seed).permutation(len(scars))
 
     def draw(answer: bool) -> Drawing:
-        figure, axes = _panels(2, -(-len(order) // 2), (9, 4.6))
-        for number, (axis, index) in enumerate(zip(axes.flat, order, strict=False), 1):
+        shown = {}
+        for number, index in enumerate(order, 1):
             study, origin = scars[index]
-            plots.draw_slice(axis, study, plots.slice_with_most_scar(study), contours=answer)
-            axis.set_title(f"{number}: {origin}" if answer else str(number))
+            shown[f"{number}: {origin}" if answer else str(number)] = study
+        figure = plots.show_studies(shown, contours=answer, columns=4)
         return figure, "" if answer else "Which are painted? Tick the box for the answer."
 
     controls = {"answer": ipywidgets.Checkbox(False, description="show the answer")}
@@ -234,25 +206,18 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
         index, name = study - 1, names[study - 1]
         studies, slices = detector.evidence_for(embedded, sentence)
         best = int(np.nanargmax(slices[index]))
-        layout, widths = (
-            [["studies", "slices", "picture"], ["studies", "slices", "heat"]],
-            [5, 5, 4],
-        )
-        figure, axes = plt.subplot_mosaic(layout, width_ratios=widths)  # type: ignore
-        figure.set_size_inches(10, 3.2)
+        layout = [["studies", "slices", "picture"], ["studies", "slices", "heat"]]
+        figure, axes = plt.subplot_mosaic(layout, figsize=(10, 3.2), width_ratios=[5, 5, 4])  # type: ignore
         colours = [plots.ORANGE if other == name else plots.BLUE for other in names]
         axes["studies"].barh(numbered, studies, color=colours)
         axes["studies"].invert_yaxis()
-        axes["studies"].locator_params(axis="x", nbins=4)
         axes["studies"].set_xlabel("similarity − that to “no enhancement”")
         axes["slices"].bar(np.arange(len(slices[index])) + 1, slices[index], color=plots.GREEN)
-        axes["slices"].locator_params(axis="x", integer=True)
         axes["slices"].set(xlabel=f"slice of study {study}", ylabel="the same, slice by slice")
         plots.draw_slice(axes["picture"], cohort.studies[index], best, contours=False)
         axes["picture"].set_title(f"study {study}, slice {best + 1}")
-        plots.draw_heat(
-            axes["heat"], *detector.occlusion_map(embedded.views[index], best, sentence)
-        )
+        heat = detector.occlusion_map(embedded.views[index], best, sentence)
+        plots.draw_heat(axes["heat"], *heat)
         axes["heat"].set_title("evidence for the sentence")
         return figure, f"“{html.escape(sentence)}” and {html.escape(name)}: {studies[index]:+.2f}"
 
@@ -269,55 +234,31 @@ def run_browser(grid: Any) -> Explorer:
     """Choose a run of a grid (`lgekit.grid.run.load_grid`): scores, training and worst cases."""
     folders = {(run.row, *run.axes.values()): grid.folder / run.id for run in grid.runs}
 
+    def done(point: tuple) -> bool:
+        return (folders[point] / "metrics.json").is_file()
+
     def draw(**point) -> Drawing:
         folder = folders[tuple(point.values())]
-        if not (folder / "metrics.json").is_file():
-            words = f"This run is not done. Start the grid: lgekit grid run {grid.file.name}"
-            return plt.figure(figsize=(10, 3.2)), words
+        if not done(tuple(point.values())):
+            words = f"This run is not done. Start it: lgekit grid run {grid.file.name}"
+            return plt.figure(figsize=(3, 1)), words
+        found = json.loads((folder / "metrics.json").read_text("utf-8"))
+        names, ends = [name for name in RUN_SCORES if name in found], ("", "_low", "_high")
+        rows = {title_of(name): [found.get(name + end) for end in ends] for name in names}
+        scores = pd.DataFrame.from_dict(rows, "index", columns=["score", "low", "high"])
         known = pd.read_csv(folder / "predictions.csv").dropna(subset=["scar"])
         error = (known["p_lge"] - known["scar"].astype(float)).abs()
-        worst = known.loc[error.nlargest(WORST).index]
-        figure, axes = plt.subplots(1, 3, figsize=(10, 3.2))
-        _draw_scores(axes[0], json.loads((folder / "metrics.json").read_text("utf-8")))
-        history = pd.read_csv(folder / "history.csv").set_index("epoch")
-        curves = history.columns.intersection(["contrastive", "validation_contrastive", "caption"])
-        history[curves].rename(columns=title_of).plot(ax=axes[1], title="training", ylabel="loss")
-        _draw_predictions(axes[2], known, worst)
+        worst = known.loc[error.nlargest(WORST).index, ["study_id", "p_lge"]]
         captions = pd.read_csv(folder / "captions.csv")[["study_id", "caption", "truth"]]
-        cases = worst[["study_id", "p_lge"]].merge(captions, on="study_id", how="left").fillna("")
-        cases.insert(0, "", range(1, len(cases) + 1))
-        style = {"index": False, "float_format": "{:.2f}".format, "border": 0, "justify": "left"}
+        cases = worst.merge(captions, on="study_id", how="left").set_index("study_id")
+        style = {"float_format": "{:.2f}".format, "na_rep": "", "border": 0, "justify": "left"}
         with pd.option_context("display.max_colwidth", 160):  # an untrained decoder writes on
-            return figure, f"Worst cases (numbered in the picture):{cases.to_html(**style)}"
+            words = f"{scores.to_html(**style)} Worst cases: {cases.to_html(**style)}"
+        return plots.training_curves(pd.read_csv(folder / "history.csv")), words
 
-    done = [point for point, folder in folders.items() if (folder / "metrics.json").is_file()]
-    first = [*done, *folders][0]
-    controls = {}
+    first, controls = [*filter(done, folders), *folders][0], {}
     for place, name in enumerate(("row", *grid.runs[0].axes)):
         options = list(dict.fromkeys(point[place] for point in folders))
         button = ipywidgets.ToggleButtons(options=options, value=first[place], description=name)
         controls[name] = button
-    return Explorer(controls, draw, "Scores, training curves and predictions of one run")
-
-
-def _draw_scores(axis: Axes, scores: dict[str, float | None]) -> None:
-    names = [name for name in RUN_SCORES if name in scores]
-    rows = [[scores.get(name + end) for end in ("", "_low", "_high")] for name in names]
-    values, low, high = np.array(rows, float).T
-    axis.plot(values, names, "o", color=plots.BLUE)
-    axis.hlines(names, low, high, color=plots.BLUE)
-    axis.set_yticks(range(len(names)), map(title_of, names))
-    axis.set(xlim=(0, 1.03), xlabel="95 % interval over patients", title="scores")
-    axis.invert_yaxis()
-
-
-def _draw_predictions(axis: Axes, known: pd.DataFrame, worst: pd.DataFrame) -> None:
-    """Plot probability of scar by ground truth; the worst cases are orange and numbered."""
-    places = known["scar"].astype(bool) + np.linspace(-0.3, 0.3, len(known))
-    axis.scatter(places, known["p_lge"], s=12, color=plots.BLUE)
-    axis.scatter(places[worst.index], worst["p_lge"], s=20, color=plots.ORANGE)
-    for number, index in enumerate(worst.index, 1):
-        axis.annotate(str(number), (places[index], worst["p_lge"][index]))
-    axis.axhline(0.5, color="gray", linestyle=":")
-    axis.set_xticks([0, 1], ["no scar", "scar"])
-    axis.set(ylim=(-0.03, 1.03), ylabel="probability of scar", title="predictions")
+    return Explorer(controls, draw, "Training curves of one run")

@@ -89,21 +89,6 @@ def test_square_slices_are_isotropic_and_labels_return_to_the_study(spacing):
     assert edge.shape == labels.shape and not edge[: labels.shape[0] // 2].any()
 
 
-def test_random_crops_show_a_dot_where_their_axes_say():
-    rng = torch.Generator().manual_seed(3)
-    points = torch.rand(20, 2, generator=rng) - 0.5
-    squares = torch.zeros(20, 1, 256, 256)
-    for i, (x, y) in enumerate(((points + 1) * 128 - 0.5).round().long().tolist()):
-        squares[i, 0, y - 2 : y + 3, x - 2 : x + 3] = 1
-    axes, centre = grids.random_crops(torch.zeros(20, 2), torch.ones(20), rng)
-    shown = grids.crop(squares, axes, centre, (128, 128))[:, 0]
-    expected = torch.linalg.solve(axes, (points - centre)[:, :, None])[:, :, 0]
-    found, _ = grids.lv_centres(shown, smallest=1e-6)
-    inside = (expected.abs() < 0.9).all(1)
-    assert inside.sum() >= 10 and (found - expected)[inside].abs().max() < 0.02
-    assert 4 < (torch.linalg.det(axes) < 0).sum() < 16, "half are mirrored"
-
-
 @pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("anterior", [5.0, 250.0])
 def test_votes_of_the_true_angle_field_give_the_landmarks(anterior, mirrored):
@@ -209,9 +194,6 @@ def test_the_seed_decides_the_weights_and_the_mean_network_averages():
     mean = HeartNetwork.mean([first, other])
     assert torch.allclose(mean.maps(crops), (first.maps(crops) + other.maps(crops)) / 2, atol=1e-6)
     assert len(mean.borders) == 2 and mean.trained_on == ("rings",)
-    narrow = HeartNetwork(replace(SMOKE, heart_view=2.0), first.networks)
-    with pytest.raises(InputError, match="same pixels and heart_view"):
-        HeartNetwork.mean([first, narrow])
 
 
 def test_files_restore_the_network(network, tmp_path):
@@ -352,15 +334,6 @@ class AlwaysTheSame(torch.nn.Module):
         return self.output.expand(len(pictures), -1, -1, -1)
 
 
-def test_the_border_network_turns_with_the_picture():
-    network = networks.build_border_network((8, 8, 16, 16), 0).eval()
-    pictures = torch.rand(2, 3, DEPTHS, COLUMNS, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        turned = network(pictures.roll(16, 3))
-        assert torch.allclose(turned, network(pictures).roll(16, 3), atol=1e-5)
-    assert turned.shape == (2, 8, DEPTHS, COLUMNS)
-
-
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_polar_drawings_and_votes_return_to_the_right_place(mirrored):
     network = AlwaysTheSame(INNER / RADIUS, 70.0, mirrored)
@@ -380,7 +353,7 @@ def test_a_slice_with_almost_no_heart_is_left_alone():
     assert torch.equal(maps[2], rough[2, :4]) and not torch.equal(maps[1], rough[1, :4])
 
 
-def test_random_pictures_repeat_themselves_keep_the_shape_and_close_the_ring():
+def test_random_pictures_repeat_themselves_and_keep_the_shape():
     rng = torch.Generator().manual_seed(3)
     labels = torch.zeros(40, 3, DEPTHS, COLUMNS)
     labels[:, :, :12], labels[:, :, 12:20] = 1, 2
@@ -394,7 +367,5 @@ def test_random_pictures_repeat_themselves_keep_the_shape_and_close_the_ring():
     middle = invented.median(3).values
     blood, muscle = middle[:, :, 2:9].mean((1, 2)), middle[:, :, 14:18].mean((1, 2))
     assert (blood - muscle).abs().median() > 0.1 and 0.5 < (blood > muscle).float().mean() < 1
-    jump = (invented[..., 0] - invented[..., -1]).abs().mean()
-    assert jump < 1.2 * invented.diff(dim=3).abs().mean()
     some = grids.synthesize_from_labels(images, labels, 0.3, rng)
     assert 0.05 < (some != images).flatten(1).any(1).float().mean() < 0.6
