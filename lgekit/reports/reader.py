@@ -1,4 +1,10 @@
-"""Read findings from a report."""
+"""Read findings from a report.
+
+A report is divided into sentences (`lgekit.reports.text`); each sentence is put in one wording
+(`_plain`), cut into clauses where a negation's reach ends (`_clauses`), and each clause is judged:
+does it speak of late enhancement of the left ventricle, of today, and does it affirm or deny it?
+What affirmed clauses say of walls, depth and cause becomes scars.
+"""
 
 from __future__ import annotations
 
@@ -11,37 +17,56 @@ from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from lgekit.findings import ISCHAEMIC, LEVELS, WALL_WORDS, WALLS, Findings, Scar
+from lgekit.reports.text import Sentence, sentences
 
 _TABLES = tomllib.loads(Path(__file__).with_name("reading_rules.toml").read_text(encoding="utf-8"))
 
 
-def _one_of(table: dict[str, list[str]]) -> re.Pattern:
-    """Return a pattern whose named groups are the table's entries."""
-    text = "|".join(f"(?P<{name}>{'|'.join(options)})" for name, options in table.items())
-    return re.compile(text.replace("{walls}", "|".join(sorted(WALL_WORDS, key=len, reverse=True))))
-
-
-def _patterns(table: dict[str, list[str]]) -> dict[str, re.Pattern]:
+def _rules(table: dict[str, list[str]]) -> dict[str, re.Pattern]:
     return {name: re.compile("|".join(options)) for name, options in table.items()}
 
 
-_EVENT, _HEADING = _one_of(_TABLES["events"]), _one_of(_TABLES["headings"])
-_AETIOLOGY = _patterns(_TABLES["aetiology"])
-_RULES = SimpleNamespace(**_patterns(_TABLES["rules"]))
-_SPELLINGS = [
-    (re.compile(rule), word.strip().replace("_", " "))
-    for rule, word in (line.split(" =>") for line in _TABLES["spellings"].strip().splitlines())
-]
+def _rewriting(table: str) -> list[tuple[str, str]]:
+    lines = [line.split(" =>") for line in table.strip().splitlines()]
+    return [(rule, word.strip()) for rule, word in lines]
+
+
+_AETIOLOGY, _RULES = _rules(_TABLES["aetiology"]), SimpleNamespace(**_rules(_TABLES["rules"]))
+_EVENT = re.compile(
+    r"(?<!\w)(?:"
+    + "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["events"].items())
+    .replace("{walls}", "|".join(sorted(WALL_WORDS, key=len, reverse=True)))
+    + ")"
+)
+_WORDS = [(re.compile(rule), word) for rule, word in _rewriting(_TABLES["words"])]
+_PHRASES = []
+for _table in _TABLES["phrases"]:
+    _pairs = _rewriting(_table)
+    _any = "|".join(f"(?P<r{number}>{rule})" for number, (rule, _) in enumerate(_pairs))
+    _PHRASES.append((re.compile(rf"(?<!\w)(?:{_any})(?:(?<=\W)|(?!\w))"), [w for _, w in _pairs]))
 _VOCABULARY = (*WALL_WORDS, *_TABLES["vocabulary"].split())
-_LONGEST = 1000  # characters; longer sentences are cut, so that no rule takes long
+_YES, _NO = (set(_TABLES["values"][name].split()) for name in ("yes", "no"))
+_PLACES = {"wall", "segments", "levels", "everywhere"}
+_DETAILS = {"depth", "pattern", "percent"} | _PLACES
 _Group = tuple[tuple[str, ...], tuple[str, ...]]  # (walls, levels)
 
 
 @lru_cache(maxsize=20_000)
-def _spelt(word: str) -> str:
+def _word(word: str) -> str:
+    """Return the one spelling of a word: typing errors, compounds, abbreviations."""
+    for rule, plain in _WORDS:
+        if found := rule.fullmatch(word):
+            return found.expand(plain)
+    if "-" in word:
+        return " ".join(map(_word, word.split("-")))
+    right = _corrected(word)
+    return word if right == word else _word(right)
+
+
+def _corrected(word: str) -> str:
     """Correct one edit (two in words of ten letters) towards the vocabulary."""
     if not 6 <= len(word) <= 20 or word in _VOCABULARY:
         return word
@@ -56,39 +81,207 @@ def _spelt(word: str) -> str:
     return word
 
 
-def _normal(sentence: str) -> str:
-    """Return a sentence in lower case with one spelling for each thing."""
-    text = re.sub(r"[a-z]{6,}", lambda found: _spelt(found[0]), sentence.lower())
-    for rule, word in _SPELLINGS:
-        text = rule.sub(word, text)
-    return text.rstrip(" .").lstrip(" .•*-\t")
+def _plain(text: str) -> str:
+    """Return a sentence in lower case with one wording for each thing."""
+    text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text.lower())
+    text = re.sub(r"per ?cent\b", "%", re.sub(r"\s+", " ", text))
+    for rule, words in _PHRASES:
+        text = rule.sub(lambda found: words[int(found.lastgroup[1:])], text)
+    return text.strip(" .")
+
+def _kinds(events: list[re.Match]) -> set[str]:
+    return {str(event.lastgroup) for event in events}
 
 
-def _sentences(text: str) -> Iterator[tuple[str, str, str]]:
-    """Yield a report's sentences as (sentence, section, heading).
+def _reach(events: list[re.Match], start: int, ends: tuple[str, ...]) -> list[re.Match]:
+    """Return the events from ``start`` to the first of these kinds."""
+    for index in range(start, len(events)):
+        if events[index].lastgroup in ends:
+            return events[start:index]
+    return events[start:]
 
-    Sections are ``ignore`` (history, technique), ``lge``, ``impression`` and ``body``. A heading is
-    one of these, ``lesion`` ("Location: …"), or "".
-    """
-    section = "body"
-    block = started = False  # an ignored heading on its own line lasts until an empty line
-    for line in text.splitlines():
-        start, heads = 0, False
-        for end in [*(found.end() for found in _RULES.sentence_end.finditer(line)), len(line)]:
-            sentence, start = line[start:end].strip(), end
-            head, colon, rest = sentence.lstrip("-*•# \t0123456789.)").partition(":")
-            heading, alone = "", not rest.strip() and len(sentence) == len(line.strip())
-            if (colon or alone) and (found := _HEADING.fullmatch(head.strip().lower())):
-                heading = found.lastgroup or ""
-                section = section if heading == "lesion" else heading
-                block, started, heads = alone, False, heads or alone
-            for cut in range(0, len(sentence), _LONGEST):
-                if sentence[cut : cut + _LONGEST].strip(" .-*•"):
-                    yield sentence[cut : cut + _LONGEST], section, heading if cut == 0 else ""
-        if section == "ignore" and not heads:
-            if not block or (started and not line.strip()):
-                section = "body"
-            started = started or bool(line.strip())
+
+def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], start: int) -> bool:
+    """Tell whether what follows a comma, "and" or "with" has a polarity of its own."""
+    right = _reach(events, start, ("soft", "hard", "except"))
+    before, after = _kinds(left) - {"soft"}, _kinds(right)
+    first = next((event.lastgroup for event in right if event.lastgroup != "present"), "")
+    thing = after & (_PLACES | {"cue", "other", "mvo", "organ", "lv", "imaging"})
+    if not before or not right:
+        return False
+    if first == "no":
+        return True
+    if after & {"absent", "fine"} and thing and before & {"absent", "yes", "no", "cue", "depth"}:
+        return sign != "and" or "cue" not in after
+    if "yes" in after and thing and before & {"absent", "yes", "no"}:
+        return True
+    claim = "cue" in after and len(after & (_DETAILS | {"present"})) > 0
+    claim = claim or ("depth" in after and bool(after & _PLACES))
+    if not claim:
+        return False
+    if "no" in before:
+        negated = _kinds(_reach(left, _index(left, "no"), ()))
+        rest = _reach(events, start, ("hard", "except"))
+        listed = any(
+            event.lastgroup == "or" and _kinds(rest[n + 1 : n + 2]) & {"cue", "depth", "other"}
+            for n, event in enumerate(rest)
+        )
+        return bool(negated & {"cue", "other", "mvo", "organ", "imaging"}) and not listed
+    return bool(before & {"absent", "fine", "doubted", "doubt"})
+
+
+def _index(events: list[re.Match], kind: str) -> int:
+    return next(n for n, event in enumerate(events) if event.lastgroup == kind)
+
+
+def _clauses(text: str) -> list[tuple[list[re.Match], bool]]:
+    """Cut a sentence where a negation's reach ends: (events, whether it is an exception)."""
+    events = list(_EVENT.finditer(text))
+    clauses: list[tuple[list[re.Match], bool]] = [([], False)]
+    for index, event in enumerate(events):
+        clause, exception = clauses[-1]
+        if event.lastgroup in ("hard", "except"):
+            clauses.append(([], event.lastgroup == "except"))
+        elif event.lastgroup == "soft":
+            fronted = exception and event[0] == "," and len(clauses) == 2 and not clauses[0][0]
+            follows = _kinds(_reach(events, index + 1, ("soft", "hard")))
+            if fronted and follows & {"no", "absent", "present", "yes", "cue"}:
+                clauses.append(([], False))
+            elif _parts_company(clause, event[0], events, index + 1):
+                clauses.append(([], False))
+            else:
+                clause.append(event)
+        else:
+            clause.append(event)
+    return clauses
+
+
+_BACKWARD = {"absent": "no", "fine": "no", "doubted": "doubt"}
+
+
+def _statuses(events: list[re.Match]) -> list[str]:
+    """Return yes, no or doubt for each event of a clause, by the words of denial around it."""
+    reach, statuses = "yes", []
+    for index, event in enumerate(events):
+        kind = event.lastgroup or ""
+        before = _kinds(events[:index])
+        if kind == "nil":
+            kind = "absent" if before & {"cue", "imaging", "mvo", "depth", *_PLACES} else "no"
+        if kind in _BACKWARD:
+            soft = [n for n, other in enumerate(events[:index]) if other.lastgroup == "soft"]
+            start = soft[-1] if kind == "fine" and soft else 0
+            for n in range(start, index):
+                statuses[n] = _BACKWARD[kind] if statuses[n] == "yes" else statuses[n]
+        elif kind == "no" or (kind == "doubt" and reach == "yes"):
+            reach = kind
+        statuses.append(reach)
+    return statuses
+
+
+_ATTRIBUTE = re.compile(r"\W?(?:(?!(?:and|with|of|in|or|is|are|on|no|shows?|but)\b)\w+ ){0,3}")
+_COMPLEMENT = re.compile(
+    r"[ :](?:(?!(?:and|with|but|or|no)\b)[\w-]+ ){0,4}?"
+    r"(?:of|in|along|at|within|involving|affecting|over|throughout|around)(?: [\w-]+){0,4} ?"
+)
+_LV = _PLACES | {"depth", "lv"}
+
+
+def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -> bool:
+    """Tell whether an enhancement is the left ventricle's: asked of its attribute, then of what
+    it is an enhancement of, then of what stands before it."""
+    cue = events[index]
+    organs = [event for event in events if event.lastgroup in (_LV | {"organ"})]
+    before = [event for event in organs if event.end() <= cue.start()]
+    after = [event for event in organs if event.start() >= cue.end()]
+    if before and _ATTRIBUTE.fullmatch(text[before[-1].end() : cue.start()].strip() + " "):
+        if before[-1].lastgroup == "organ":
+            return False
+    if after:
+        gap = text[cue.end() : after[0].start()]
+        if after[0].lastgroup == "organ" and cue[0].endswith("ing") and gap.count(" ") < 3:
+            return False
+        if _COMPLEMENT.fullmatch(gap):
+            return after[0].lastgroup != "organ"
+    if "myocardial" in cue[0]:
+        return True
+    return before[-1].lastgroup != "organ" if before else default
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a clause says: ``yes``, ``no``, ``doubt``, ``undone``, ``undiagnostic`` or ``detail``."""
+
+    says: str
+    events: tuple[re.Match, ...] = ()  # those affirmed
+    cue: bool = False
+
+
+def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _Claim | None:
+    """Judge a clause. ``context``: it is known to be about late enhancement."""
+    kinds = _kinds(events)
+    if not events or "template" in kinds:
+        return None
+    for kind in ("undone", "undiagnostic"):
+        if kind in kinds:
+            return _Claim(kind)
+    clause = text[events[0].start() : events[-1].end()]
+    if _RULES.earlier.search(clause) and not _RULES.today.search(clause):
+        return None
+    statuses = _statuses(events)
+    cues = [
+        index
+        for index, event in enumerate(events)
+        if event.lastgroup == "cue" and _ventricular(text, events, index, default)
+    ]
+    if "cue" in kinds and not cues:
+        return None
+    affirmed = tuple(e for e, s in zip(events, statuses, strict=True) if s == "yes")
+    stated = _kinds(list(affirmed))
+    says = {statuses[index] for index in cues}
+    context = context or "imaging" in kinds
+    if "organ" in kinds and not cues and not stated & {"depth"}:
+        return None
+    if "yes" in says:
+        if stated & (_DETAILS | {"present", "yes", "mvo"}):
+            return _Claim("yes", affirmed, True)
+        return None
+    if says:
+        return _Claim("doubt" if "doubt" in says else "no")
+    denied = {s for e, s in zip(events, statuses, strict=True) if e.lastgroup != "organ"} - {"yes"}
+    if stated & {"other"} and not (context and "depth" in stated):
+        return None
+    if context:
+        if stated & (_PLACES | {"depth"}) or "yes" in stated:
+            return _Claim("yes", affirmed)
+        if denied or kinds & {"absent", "fine", "nil"}:
+            return _Claim("no")
+    elif "depth" in stated and stated & _PLACES:
+        return _Claim("yes", affirmed)
+    return _Claim("detail", affirmed) if stated & (_DETAILS | {"mvo"}) else None
+
+
+@lru_cache(maxsize=20_000)
+def _claims(text: str, context: bool, default: bool) -> tuple[_Claim, ...]:
+    """Return what the clauses of a sentence say of late enhancement of the left ventricle."""
+    plain = _RULES.comparison.sub(" ", _plain(text))
+    if not _RULES.today.search(plain):
+        plain = _RULES.history.sub(" ", plain)
+    if _RULES.foreign.search(plain):
+        return ()
+    if _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain):
+        return ()
+    clauses, claims = _clauses(plain), []
+    for number, (events, exception) in enumerate(clauses):
+        implied = context
+        if exception:  # the opposite of what it is an exception from
+            others = [_claim(plain, each, context, default) for each, _ in clauses[:number]]
+            if not any(others):
+                others = [_claim(plain, each, context, default) for each, _ in clauses[number + 1 :]]
+            if "no" not in [other.says for other in others if other]:
+                continue
+            implied = True
+        claims.append(_claim(plain, events, implied, default))
+    return tuple(claim for claim in claims if claim)
 
 
 @dataclass
@@ -98,6 +291,7 @@ class _Region:
     segments: set[int] = field(default_factory=set)
     groups: list[_Group] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)  # the other fields of Scar
+    sentences: list[str] = field(default_factory=list)  # that it was read from
 
     @property
     def placed(self) -> bool:
@@ -226,7 +420,7 @@ def _region(clause: str, events: list[re.Match], text: str, sure: bool) -> _Regi
             stated = {"pattern": pattern} | stated
         elif event.lastgroup == "percent":
             stated = _percentage(clause, event, sure) | stated
-    if "mvo" in text:
+    if "mvo" in kinds:
         stated["no_reflow"] = True
     if aetiology := _aetiology(text):
         stated["aetiology"] = aetiology
@@ -241,70 +435,68 @@ class _Reading:
     body: list[_Region] = field(default_factory=list)
     impression: list[_Region] = field(default_factory=list)
     causes: set[str] = field(default_factory=set)  # aetiologies in the conclusion
-    kept: list[str] = field(default_factory=list)  # the sentences about enhancement
+    kept: list[tuple[str, str]] = field(default_factory=list)  # (what it says, sentence)
     new_scar: bool = False  # the next place starts a new scar
+    about: bool = True  # the last field was about late enhancement
+    follows: bool = False  # the last sentence was
 
-    def take(self, sentence: str, section: str, heading: str, follows: bool) -> bool:
-        """Read a sentence; tell whether it is about enhancement. ``follows``: the last one was."""
-        context, concludes = section == "lge" or heading == "lesion", section == "impression"
-        if not (context or follows or concludes or _RULES.roots.search(sentence.lower())):
-            return False
-        text = _normal(sentence)
-        if re.fullmatch(r"(?:scar|lesion|region)s? \d+:?", text):
+    def take(self, sentence: Sentence) -> None:
+        """Read a sentence."""
+        if re.fullmatch(r"(?i)\W*(?:scar|lesion|region)s? \d+\W*", sentence.text):
             self.new_scar = True
-            return True
-        if heading in ("lge", "impression", "body") and "segment" not in text.partition(":")[0]:
-            text = text.partition(":")[2].strip()
-        about = bool(_RULES.no_mvo.search(text)) or (section == "lge" and bool(heading))
-        text = _RULES.not_meant.sub(" ", _RULES.no_mvo.sub(" ", text))
-        if _RULES.hypothetical.search(text) and not _RULES.asserted.search(text):
-            return False
-        if _RULES.modality.search(text):
-            text, context, about = _RULES.modality.sub("imaging", text), True, True
-        text = _RULES.history.sub(" ", text)
+            self.kept.append(("", sentence.text))
+            return
+        if sentence.label and sentence.kind not in ("lesion", "place"):
+            self.about = sentence.kind not in ("organ", "outside")
+        text, default = sentence.text, sentence.kind not in ("organ", "outside")
+        if sentence.label:
+            value = sentence.value.strip(" .").lower()
+            word = "absent" if value in _NO else "present" if value in _YES else sentence.value
+            label = f"segment {sentence.label}" if sentence.label.isdigit() else sentence.label
+            keep = sentence.kind in ("lge", "lesion", "place", "")
+            text = f"{label}: {word}" if keep else word
+        elif sentence.kind == "organ":
+            default = True
+        context = default and self.about and sentence.kind in ("lge", "lesion", "place")
+        claims = _claims(text, context, default)
+        concludes, says = sentence.kind == "conclusion", ""
         regions = self.impression if concludes else self.body
-        negated, implied, skip, start = False, False, False, 0
-        for found in [*_RULES.clause_end.finditer(text), None]:
-            clause = text[start : found.start() if found else len(text)]
-            start = found.end() if found else len(text)
-            kinds = {event.lastgroup for event in _EVENT.finditer(clause)}
-            bare = not kinds & {"cue", "depth", "percent"}  # "all 17 segments | without LGE"
-            if _RULES.negative.search(clause):
-                about |= "cue" in kinds or context
-                negated |= "cue" in kinds or context
-            elif skip or (bare and _RULES.negated_next.match(text, start)):
-                about |= context
-            elif clause.strip():
-                if concludes and (cause := _aetiology(clause)):
-                    self.causes.add(cause)
-                    about |= bool(self.body)
-                about |= self._assert(clause, regions, context or implied, follows or about)
-            implied = skip = False
-            if found and found["except"]:  # the opposite of what is before it, or of what follows
-                later = found.start() == 0 and bool(_RULES.negative.search(text[start:]))
-                implied = negated or later or "limited" in found[0] or "only" in found[0]
-                skip = not implied
-        return about
+        for claim in claims:
+            if claim.says in ("yes", "detail"):
+                taken = self._assert(claim, _plain(text), regions, context)
+                says = "yes" if taken else says
+                if taken:
+                    regions[-1].sentences.append(sentence.text)
+            else:
+                says = says or claim.says
+        if concludes and "no" not in {claim.says for claim in claims}:
+            if cause := _aetiology(_plain(text)):
+                self.causes.add(cause)
+                says = says or ("cause" if self.body else "")
+        self.follows = bool(says)
+        if says:
+            self.kept.append((says, sentence.text))
 
-    def _assert(self, clause: str, regions: list[_Region], context: bool, follows: bool) -> bool:
-        """Read a clause without negation: its parts become scars, or details of the last one."""
-        parts, taken = _parts(list(_EVENT.finditer(clause))), False
-        refers = bool(_RULES.refers.match(clause.strip()))
-        yes = context and bool(re.search(r"\b(?:positive|present|yes)\b|\+ve", clause))
+    def _assert(self, claim: _Claim, text: str, regions: list[_Region], context: bool) -> bool:
+        """Make scars of an affirming clause, or details of the last one."""
+        parts, taken = _parts(list(claim.events)), False
+        strong_clause = claim.says == "yes"
+        refers = bool(_RULES.refers.match(text))
         for index, part in enumerate(parts):
-            start = part[0].start() if index else 0
-            end = parts[index + 1][0].start() if index + 1 < len(parts) else len(clause)
-            kinds = {event.lastgroup for event in part}
-            place = bool(kinds & {"wall", "segments", "levels", "everywhere"})
+            end = parts[index + 1][0].start() if index + 1 < len(parts) else part[-1].end() + 40
+            kinds = _kinds(part)
+            place = bool(kinds & _PLACES)
             if "other" in kinds and "cue" not in kinds and not (context and "depth" in kinds):
                 continue
-            strong = "cue" in kinds or yes or (place and (context or "depth" in kinds))
-            region = _region(clause, part, clause[start:end], sure=strong or context)
+            strong = strong_clause and (
+                "cue" in kinds or "yes" in kinds or (place and (context or "depth" in kinds or index == 0))
+            )
+            region = _region(part[0].string, part, part[0].string[part[0].start() : end], strong or context)
             last = regions[-1] if regions and not self.new_scar else None
             if strong and (last is None or (region.placed and last.placed and not refers)):
                 regions.append(region)
                 self.new_scar, taken = False, True
-            elif last is not None and (strong or follows or context):
+            elif last is not None and (strong or self.follows or context or taken):
                 if not (strong or refers or context):
                     region.segments, region.groups = set(), []
                 if region.placed or region.details:
@@ -313,52 +505,61 @@ class _Reading:
         return taken
 
 
-def _read(text: str) -> _Reading:
-    reading, follows = _Reading(), False
-    for sentence, section, heading in _sentences(text):
-        if section == "ignore":
-            continue
-        follows = reading.take(sentence, section, heading, follows)
-        if follows:
-            reading.kept.append(sentence)
-    return reading
+@dataclass(frozen=True)
+class ReportReading:
+    """What a report says of late enhancement of the left ventricle."""
+
+    states: Literal["yes", "no", "unsaid"]
+    findings: Findings
+    evidence: tuple[tuple[Scar | None, str], ...]  # each scar, or None for a denial, and a sentence
+    statement: str  # all sentences on enhancement, one a line
 
 
-def read_report(text: str) -> Findings:
-    """Return the findings that a report asserts about late enhancement of the left ventricle.
-
-    A conclusion adds an aetiology to the scars in the body of the report, or replaces the body if
-    that states no scar. Never raises; what is not understood is left out.
-    """
-    reading = _read(str(text))
+@lru_cache(maxsize=20_000)
+def _read(text: str) -> ReportReading:
+    reading = _Reading()
+    for sentence in sentences(text):
+        if sentence.kind != "ignore":
+            reading.take(sentence)
+    says = {said for said, _ in reading.kept}
     regions = reading.body or reading.impression
     causes = reading.causes - {"ischaemic", "non-ischaemic"} or reading.causes
     if len(causes) == 1 and not any("aetiology" in region.details for region in regions):
         for region in regions:
             region.details["aetiology"] = next(iter(causes))
-    return Findings(tuple(scar for region in regions for scar in region.scars()))
+    found = [(scar, each) for region in regions for scar in region.scars() for each in region.sentences]
+    states: Literal["yes", "no", "unsaid"] = "unsaid"
+    if found:
+        states = "yes"
+    elif "undone" not in says and says & {"no", "doubt"} and not (says >= {"undiagnostic"} and "no" not in says):
+        states = "no"
+    denials = [(None, each) for said, each in reading.kept if said in ("no", "doubt")]
+    evidence = tuple(found or (denials if states == "no" else []))
+    statement = "\n".join(each for _, each in reading.kept)
+    return ReportReading(states, Findings(tuple(scar for scar, _ in found)), evidence, statement)
+
+
+def read(text: str) -> ReportReading:
+    """Return all that a report says of late enhancement of the left ventricle. Never raises.
+
+    ``states`` is ``unsaid`` if no sentence is about it, it was not done or not diagnostic, or the
+    sentences are in another language than English. A scar that is only possible counts as none.
+    A conclusion adds an aetiology to the scars in the body of the report, or replaces the body if
+    that states no scar.
+    """
+    return _read(str(text))
+
+
+def read_report(text: str) -> Findings:
+    """Return the findings that a report asserts about late enhancement of the left ventricle."""
+    return read(text).findings
 
 
 def states_enhancement(text: str) -> bool:
-    """Tell whether a report says if there is late enhancement; a possible scar counts as none.
-
-    False if no sentence is about it, no contrast was given, the images show nothing, or it is
-    denied in another language ("kein LGE"). `read_report` finds no scar, or a wrong one, in these.
-    """
-    reading = _read(str(text))
-    kept = [_normal(sentence) for sentence in reading.kept]
-    if any(map(_RULES.foreign.search, kept)):
-        return False
-    if reading.body or reading.impression:
-        return True
-    if any(map(_RULES.not_assessed.search, kept)):
-        return False
-    if any(_RULES.negative.search(each) or _RULES.normal.search(each) for each in kept):
-        return True
-    said = [sentence for sentence, section, _ in _sentences(str(text)) if section != "ignore"]
-    return any(_RULES.normal_enhancement.search(_normal(sentence)) for sentence in said)
+    """Tell whether a report says if there is late enhancement; a possible scar counts as none."""
+    return read(text).states != "unsaid"
 
 
 def lge_statement(text: str) -> str:
     """Return the sentences of a report about late enhancement, joined; empty if there are none."""
-    return "\n".join(_read(str(text)).kept)
+    return read(text).statement

@@ -1,0 +1,212 @@
+"""Divide a report into its sentences, whatever layout and line ends it came in.
+
+Steps: one kind of line end, plain characters and tick boxes (`clean`); wrapped lines joined; tables
+read by cell; fields ("Label: value") and section heads; sentences.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from pathlib import Path
+
+_TABLES = tomllib.loads(Path(__file__).with_name("layout.toml").read_text(encoding="utf-8"))
+_ENCODED = re.compile("|".join(_TABLES["line_ends"]))
+_MARKUP = re.compile("|".join(_TABLES["markup"]))
+_CHARACTERS = str.maketrans(
+    {old: new for new, olds in _TABLES["characters"].items() for old in olds}
+)
+_TICKED, _UNTICKED = ("|".join(_TABLES["boxes"][name]) for name in ("ticked", "unticked"))
+_BOX = re.compile(f"(?P<ticked>{_TICKED})|{_UNTICKED}")
+_QUESTION = re.compile(_TABLES["question"])
+_BULLET = re.compile(r"^\s*(?:[-*>+]|\(?\d{1,2}[.)])\s+(?=\S)")
+_LABEL = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["labels"].items())
+_LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]-]))(?:{_LABEL})(?: ?\([^()]*\))? ?\??$")
+_ANY_LABEL = re.compile(r"[A-Za-z][^:.;,?!|]{0,58}\??$")
+_OPEN_END = re.compile(rf"(?i)(?:[,(/&]|\b(?:{'|'.join(_TABLES['open_end'])}))$")
+_SENTENCE_END = re.compile("|".join(_TABLES["sentence_end"]))
+_NUMBERING = re.compile(r"(?:^|(?<=[.;:]\s))\(?\d{1,2}[.)]\s+(?=[^\W\d])")
+_WORD_PART = re.compile(r"(?i)\b(?:" + "|".join(_TABLES["kept_hyphens"]) + ")-$")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence or field of a report."""
+
+    text: str  # as it stands, on one line, with its label
+    label: str = ""  # of the field or section that it begins, as it stands
+    kind: str = ""  # of its section: a key of `labels` in layout.toml, or "" if there is none
+    value: str = ""  # without label
+
+
+def clean(text: str) -> str:
+    """Return text with ``\\n`` as its only line end, plain signs, and only ticked options."""
+    if any(sign in text for sign in "âÂÃ"):  # UTF-8 that was read as Windows-1252
+        try:
+            text = text.encode("cp1252").decode("utf-8")
+        except UnicodeError:
+            pass
+    text = html.unescape(text).translate(_CHARACTERS)
+    text = _MARKUP.sub("", _ENCODED.sub("\n", text))
+    text = "\n".join(_ticked(line) if _BOX.search(line) else line for line in text.split("\n"))
+    return _QUESTION.sub(r"\1: ", text)
+
+
+def _ticked(line: str) -> str:
+    """Keep the options of a line whose box is ticked; boxes precede options, or all follow."""
+    boxes = list(_BOX.finditer(line))
+    start = line.rfind(":", 0, boxes[0].start()) + 1
+    follow = bool(line[start : boxes[0].start()].strip(" -"))
+    kept = [] if follow else [line[start : boxes[0].start()]]
+    for number, box in enumerate(boxes):
+        if follow:
+            option = line[boxes[number - 1].end() if number else start : box.start()]
+        else:
+            last = number + 1 == len(boxes)
+            option = line[box.end() : len(line) if last else boxes[number + 1].start()]
+        kept += [option] if box["ticked"] else []
+    return line[:start] + " " + " ".join(kept)
+
+
+@lru_cache(maxsize=10_000)
+def _label(head: str) -> tuple[int, str]:
+    """Return (length, kind) of the known label at the end of some words; (0, "") if none."""
+    found = _LABEL_END.search(head)
+    if not found or _OPEN_END.search(head[: found.start()].rstrip() or "."):
+        return 0, ""
+    return len(head) - found.start(), next(k for k, words in found.groupdict().items() if words)
+
+
+def _cells(line: str) -> list[str]:
+    """Return the cells of a line of a table; at most one if it is none."""
+    if "|" in line:
+        return [cell.strip() for cell in line.strip(" |").split("|")]
+    return [cell.strip() for cell in re.split(r"\t+|(?<=\S) {3,}", line.strip())]
+
+
+def _paragraphs(text: str) -> Iterator[list[str]]:
+    """Yield the lines between empty lines and between rules of dashes."""
+    for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip(" \t=_-*#"))):
+        if filled:
+            yield [line.expandtabs(4) if line[:1] == "\t" else line for line in lines]
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    """Yield the lines of a paragraph with those joined that were wrapped."""
+    width, whole, last = max(map(len, lines)), "", ""
+    for line in lines:
+        bare = line.strip()
+        if not whole:
+            whole = bare
+        elif _BULLET.match(line) or _starts_field(bare) or "|" in line or "|" in last:
+            yield whole
+            whole = bare
+        elif whole[-1] == "-" and whole[-2:-1].isalpha() and bare[0].isalpha():
+            whole = (whole if _WORD_PART.search(whole) else whole[:-1]) + bare
+        else:
+            fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
+            if not fits or _OPEN_END.search(whole) or whole[-1] == ":":
+                whole += " " + bare
+            elif bare[0].islower():
+                whole += (" " if whole[-1] in ".;" else ", ") + bare
+            else:
+                yield whole
+                whole = bare
+        last = line
+    yield whole
+
+
+def _starts_field(line: str) -> bool:
+    """Tell whether a line begins with a label, or is a section head."""
+    head, colon, _ = line.partition(":")
+    if not colon:
+        return len(line) < 50 and _label(line)[0] == len(line) and not line[0].islower()
+    return bool(_label(head)[0] == len(head)) or (
+        line[0].isupper() and len(head.split()) <= 5 and bool(_ANY_LABEL.fullmatch(head))
+    )
+
+
+def _fields(line: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the (label, kind, value) in a line; known labels may stand anywhere in it."""
+    bare = _NUMBERING.sub("", _BULLET.sub("", line, count=1))
+    label = kind = ""
+    start = value = 0
+    for colon in re.finditer(r":(?!\d)", bare):
+        head = bare[max(start, colon.start() - 70) : colon.start()]
+        length, found = _label(head)
+        if not length and value == 0 and _ANY_LABEL.fullmatch(bare[: colon.start()]):
+            length = colon.start()
+        if length and colon.start() - length >= value:
+            before = bare[value : colon.start() - length].strip(" -;,(|")
+            if label or before:
+                yield label, kind, before
+            label, kind = bare[colon.start() - length : colon.start()].strip(), found
+            start = value = colon.end()
+    if not label and len(bare) < 50 and _label(bare)[0] == len(bare) and not bare[:1].islower():
+        yield bare.strip(), _label(bare)[1], ""
+    else:
+        yield label, kind, bare[value:].strip()
+
+
+def sentences(text: str) -> Iterator[Sentence]:
+    """Yield the sentences of a report.
+
+    A section head on a line of its own reaches to the next label, or to the first empty line after
+    its content; a label with a value to the end of its line. Conclusions reach to the next label.
+    """
+    section, alone = "", False
+    for paragraph in _paragraphs(clean(text)):
+        content = False
+        for is_table, lines in groupby(paragraph, lambda line: len(_cells(line)) > 1):
+            rows = list(lines)
+            if is_table and (len(rows) > 1 or "|" in rows[0]):
+                yield from _table(rows, section)
+                continue
+            for line in _joined(rows):
+                if not alone and section != "conclusion":
+                    section = ""
+                for label, kind, value in _fields(line):
+                    if label and kind not in ("lesion", "place"):
+                        section, alone = kind, not value
+                    content = content or bool(value)
+                    yield from _divided(label, kind or section, value)
+        if content and section != "conclusion":
+            section, alone = "", False
+
+
+def _divided(label: str, kind: str, value: str) -> Iterator[Sentence]:
+    start = 0
+    for end in [*(found.end() for found in _SENTENCE_END.finditer(value)), len(value)]:
+        part, start = value[start:end].strip(), end
+        if part.strip(" .-*") or label:
+            yield Sentence(f"{label}: {part}".strip() if label else part, label, kind, part)
+            label = ""
+
+
+def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
+    """Yield one field for each cell of a table; rows or columns are named by its first ones."""
+    cells = [_cells(row) for row in rows]
+    head, kinds = cells[0], [_label(cell)[1] for cell in cells[0]]
+    named = sum(kind == "place" for kind in kinds[1:]) > 1
+    column = next((n for n, kind in enumerate(kinds) if n and kind == "lge"), 0)
+    has_head = named or column or kinds[0] in ("place", "lesion")
+    if has_head:
+        text = " | ".join(head)
+        yield Sentence(text, "", "lge" if column else section, text)
+    for row in cells[1 if has_head else 0 :]:
+        text = " | ".join(row)
+        if named:
+            for name, cell in zip(head[1:], row[1:], strict=False):
+                yield Sentence(text, f"{row[0]} {name}", "place", cell)
+        elif column:
+            cell = row[column] if column < len(row) else ""
+            unit = "%" if "%" in head[column] and cell.strip("0") else ""
+            yield Sentence(text, row[0], "place", cell + unit)
+        else:
+            kind = _label(row[0])[1]
+            yield Sentence(text, row[0], kind or section, ", ".join(row[1:]))
