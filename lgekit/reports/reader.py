@@ -36,7 +36,7 @@ def _rewriting(table: str) -> list[tuple[str, str]]:
 
 _AETIOLOGY, _RULES = _rules(_TABLES["aetiology"]), SimpleNamespace(**_rules(_TABLES["rules"]))
 _EVENT = re.compile(
-    r"(?<!\w)(?:"
+    r"(?:(?<!\w)|(?=\W))(?:"
     + "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["events"].items())
     .replace("{walls}", "|".join(sorted(WALL_WORDS, key=len, reverse=True)))
     + ")"
@@ -74,20 +74,41 @@ def _corrected(word: str) -> str:
 
     for right in _VOCABULARY:
         allowed = 2 if min(len(word), len(right)) >= 10 else 1
-        longer = right.startswith(word) or word.startswith(right)
+        longer = word != right + right[-1] and (right.startswith(word) or word.startswith(right))
         if word[0] == right[0] and not longer and abs(len(word) - len(right)) <= allowed:
             if OSA.distance(word, right) <= allowed:
                 return right
     return word
 
 
+_CODES = {"a": "anterior", "i": "inferior", "l": "lateral", "s": "septal"}
+_CODES |= {"al": "anterolateral", "il": "inferolateral", "as": "anteroseptal", "is": "inferoseptal"}
+_CODED = re.compile(
+    r"(?<=\b(?:basal|apical) )[ai][ls](?:(?:, ?| and | ?[/&] ?)[ai][ls])*\b".replace("(?:basal|apical) ", "basal ")
+    + r"|(?<=\b(?:mid) )[ai][ls](?:(?:, ?| and | ?[/&] ?)[ai][ls])*\b"
+)
+
+
+def _decoded(found: re.Match) -> str:
+    return re.sub(r"\b[ai][ls]\b", lambda code: _CODES[code[0]], found[0])
+
+
 def _plain(text: str) -> str:
     """Return a sentence in lower case with one wording for each thing."""
     text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text.lower())
     text = re.sub(r"per ?cent\b", "%", re.sub(r"\s+", " ", text))
+    text = re.sub(r"\bs(1[0-7]|[1-9])\b", r"segment \1", _CODED.sub(_decoded, text))
     for rule, words in _PHRASES:
         text = rule.sub(lambda found: words[int(found.lastgroup[1:])], text)
     return text.strip(" .")
+
+def _with_label(label: str, value: str) -> str:
+    """Return the value of a field on enhancement with what its label adds."""
+    if not _kinds(list(_EVENT.finditer(_plain(value)))) & (_PLACES | {"cue", "depth"}):
+        return f"{label}: {value}"
+    details = [e[0] for e in _EVENT.finditer(_plain(label)) if e.lastgroup in _DETAILS]
+    return " ".join([*details, value])
+
 
 def _kinds(events: list[re.Match]) -> set[str]:
     return {str(event.lastgroup) for event in events}
@@ -166,7 +187,9 @@ def _statuses(events: list[re.Match]) -> list[str]:
         kind = event.lastgroup or ""
         before = _kinds(events[:index])
         if kind == "nil":
-            kind = "absent" if before & {"cue", "imaging", "mvo", "depth", *_PLACES} else "no"
+            named = before & {"cue", "imaging", "mvo", "depth", *_PLACES}
+            ahead = _kinds(events[index + 1 : index + 2]) & {"cue", "imaging", "mvo"}
+            kind = "absent" if named and not ahead else "no"
         if kind in _BACKWARD:
             soft = [n for n, other in enumerate(events[:index]) if other.lastgroup == "soft"]
             start = soft[-1] if kind == "fine" and soft else 0
@@ -242,7 +265,7 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
     if "organ" in kinds and not cues and not stated & {"depth"}:
         return None
     if "yes" in says:
-        if stated & (_DETAILS | {"present", "yes", "mvo"}):
+        if stated & (_DETAILS | {"present", "yes", "mvo", "territory"}):
             return _Claim("yes", affirmed, True)
         return None
     if says:
@@ -261,16 +284,19 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
 
 
 @lru_cache(maxsize=20_000)
-def _claims(text: str, context: bool, default: bool) -> tuple[_Claim, ...]:
-    """Return what the clauses of a sentence say of late enhancement of the left ventricle."""
+def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...], str | None]:
+    """Return what the clauses of a sentence say of late enhancement of the left ventricle, and the
+    cause that it names."""
     plain = _RULES.comparison.sub(" ", _plain(text))
     if not _RULES.today.search(plain):
         plain = _RULES.history.sub(" ", plain)
     if _RULES.foreign.search(plain):
-        return ()
+        return (), None
     if _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain):
-        return ()
+        return (), None
     clauses, claims = _clauses(plain), []
+    causes = re.split(r"[;,]|\b(?:but|and|with)\b", plain)
+    cause = _aetiology(",".join(each for each in causes if not _RULES.denied.search(each)))
     for number, (events, exception) in enumerate(clauses):
         implied = context
         if exception:  # the opposite of what it is an exception from
@@ -281,7 +307,7 @@ def _claims(text: str, context: bool, default: bool) -> tuple[_Claim, ...]:
                 continue
             implied = True
         claims.append(_claim(plain, events, implied, default))
-    return tuple(claim for claim in claims if claim)
+    return tuple(claim for claim in claims if claim), cause
 
 
 @dataclass
@@ -453,37 +479,47 @@ class _Reading:
             value = sentence.value.strip(" .").lower()
             word = "absent" if value in _NO else "present" if value in _YES else sentence.value
             label = f"segment {sentence.label}" if sentence.label.isdigit() else sentence.label
-            keep = sentence.kind in ("lge", "lesion", "place", "")
+            keep = sentence.kind in ("lesion", "place", "")
             text = f"{label}: {word}" if keep else word
+            if sentence.kind == "lge":
+                text = _with_label(label, word)
         elif sentence.kind == "organ":
             default = True
         context = default and self.about and sentence.kind in ("lge", "lesion", "place")
-        claims = _claims(text, context, default)
+        claims, cause = _claims(text, context, default)
         concludes, says = sentence.kind == "conclusion", ""
         regions = self.impression if concludes else self.body
         for claim in claims:
             if claim.says in ("yes", "detail"):
                 taken = self._assert(claim, _plain(text), regions, context)
-                says = "yes" if taken else says
+                for region in taken:
+                    region.sentences.append(sentence.text)
+                    if cause and "aetiology" not in region.details:
+                        region.details["aetiology"] = cause
                 if taken:
-                    regions[-1].sentences.append(sentence.text)
+                    says, self.follows = "yes", True
             else:
                 says = says or claim.says
-        if concludes and "no" not in {claim.says for claim in claims}:
-            if cause := _aetiology(_plain(text)):
+        if cause and not says and (self.follows or concludes):
+            if concludes:
                 self.causes.add(cause)
-                says = says or ("cause" if self.body else "")
+            if self.follows and regions:
+                regions[-1].absorb(_Region(details={"aetiology": cause}))
+            says = "cause" if self.body else ""
+        elif cause and concludes and "no" not in {claim.says for claim in claims}:
+            self.causes.add(cause)
         self.follows = bool(says)
         if says:
             self.kept.append((says, sentence.text))
 
-    def _assert(self, claim: _Claim, text: str, regions: list[_Region], context: bool) -> bool:
-        """Make scars of an affirming clause, or details of the last one."""
-        parts, taken = _parts(list(claim.events)), False
+    def _assert(self, claim: _Claim, text: str, regions: list[_Region], context: bool) -> list[_Region]:
+        """Make scars of an affirming clause, or details of the last one; return them."""
+        parts: list = _parts(list(claim.events))
+        taken: list[_Region] = []
         strong_clause = claim.says == "yes"
         refers = bool(_RULES.refers.match(text))
         for index, part in enumerate(parts):
-            end = parts[index + 1][0].start() if index + 1 < len(parts) else part[-1].end() + 40
+            end = parts[index + 1][0].start() if index + 1 < len(parts) else part[-1].end() 
             kinds = _kinds(part)
             place = bool(kinds & _PLACES)
             if "other" in kinds and "cue" not in kinds and not (context and "depth" in kinds):
@@ -495,13 +531,14 @@ class _Reading:
             last = regions[-1] if regions and not self.new_scar else None
             if strong and (last is None or (region.placed and last.placed and not refers)):
                 regions.append(region)
-                self.new_scar, taken = False, True
+                self.new_scar = False
+                taken.append(region)
             elif last is not None and (strong or self.follows or context or taken):
                 if not (strong or refers or context):
                     region.segments, region.groups = set(), []
                 if region.placed or region.details:
                     last.absorb(region)
-                    taken = True
+                    taken.append(last)
         return taken
 
 

@@ -26,11 +26,12 @@ _BOX = re.compile(f"(?P<ticked>{_TICKED})|{_UNTICKED}")
 _QUESTION = re.compile(_TABLES["question"])
 _BULLET = re.compile(r"^\s*(?:[-*>+]|\(?\d{1,2}[.)])\s+(?=\S)")
 _LABEL = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["labels"].items())
-_LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]-]))(?:{_LABEL})(?: ?\([^()]*\))? ?\??$")
+_LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\([^()]*\))? ?\??$")
 _ANY_LABEL = re.compile(r"[A-Za-z][^:.;,?!|]{0,58}\??$")
 _OPEN_END = re.compile(rf"(?i)(?:[,(/&]|\b(?:{'|'.join(_TABLES['open_end'])}))$")
 _SENTENCE_END = re.compile("|".join(_TABLES["sentence_end"]))
 _NUMBERING = re.compile(r"(?:^|(?<=[.;:]\s))\(?\d{1,2}[.)]\s+(?=[^\W\d])")
+_SECTIONS = ("ignore", "conclusion", "organ", "outside")
 _WORD_PART = re.compile(r"(?i)\b(?:" + "|".join(_TABLES["kept_hyphens"]) + ")-$")
 
 
@@ -139,8 +140,9 @@ def _fields(line: str) -> Iterator[tuple[str, str, str]]:
     for colon in re.finditer(r":(?!\d)", bare):
         head = bare[max(start, colon.start() - 70) : colon.start()]
         length, found = _label(head)
-        if not length and value == 0 and _ANY_LABEL.fullmatch(bare[: colon.start()]):
-            length = colon.start()
+        whole = value == 0 and bool(_ANY_LABEL.fullmatch(bare[: colon.start()]))
+        if whole and (not length or (len(head.split()) < 4 and found not in _SECTIONS)):
+            length, found = colon.start(), found if length == colon.start() else ""
         if length and colon.start() - length >= value:
             before = bare[value : colon.start() - length].strip(" -;,(|")
             if label or before:
