@@ -49,6 +49,8 @@ for _table in _TABLES["phrases"]:
     _PHRASES.append((re.compile(rf"(?<!\w)(?:{_any})(?:(?<=\W)|(?!\w))"), [w for _, w in _pairs]))
 _VOCABULARY = (*WALL_WORDS, *_TABLES["vocabulary"].split())
 _YES, _NO = (set(_TABLES["values"][name].split()) for name in ("yes", "no"))
+_SAID = {"cue", "depth", "imaging", "denial"}
+_DENYING = re.compile(r"(?i)\b(?:absent|negative|no(?![ -]reflow))\b")
 _PLACES = {"wall", "segments", "levels", "everywhere"}
 _DETAILS = {"depth", "pattern", "percent"} | _PLACES
 _Group = tuple[tuple[str, ...], tuple[str, ...]]  # (walls, levels)
@@ -82,21 +84,23 @@ def _corrected(word: str) -> str:
 
 
 _CODES = {"a": "anterior", "i": "inferior", "l": "lateral", "s": "septal"}
+_CODES |= {"se": "subendocardial", "transmurality": "transmural"}
 _CODES |= {"al": "anterolateral", "il": "inferolateral", "as": "anteroseptal", "is": "inferoseptal"}
 _CODED = re.compile(
-    r"(?<=\b(?:basal|apical) )[ai][ls](?:(?:, ?| and | ?[/&] ?)[ai][ls])*\b".replace("(?:basal|apical) ", "basal ")
-    + r"|(?<=\b(?:mid) )[ai][ls](?:(?:, ?| and | ?[/&] ?)[ai][ls])*\b"
+    rf"(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
+    rf"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))|\b[ai][ls](?= ?[/+&])"
+    r"|(?<=[a-z] )se(?= ?[,;.)]|$)|(?<=[a-z,] )transmurality(?= ?[,;.)]|$)"
 )
 
 
 def _decoded(found: re.Match) -> str:
-    return re.sub(r"\b[ai][ls]\b", lambda code: _CODES[code[0]], found[0])
+    return re.sub(r"\b(?:[ai][ls]|se|transmurality)\b", lambda code: _CODES[code[0]], found[0])
 
 
 def _plain(text: str) -> str:
     """Return a sentence in lower case with one wording for each thing."""
     text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text.lower())
-    text = re.sub(r"per ?cent\b", "%", re.sub(r"\s+", " ", text))
+    text = re.sub(r"\bw/o\b", "without", re.sub(r"per ?cent\b", "%", re.sub(r"\s+", " ", text)))
     text = re.sub(r"\bs(1[0-7]|[1-9])\b", r"segment \1", _CODED.sub(_decoded, text))
     for rule, words in _PHRASES:
         text = rule.sub(lambda found: words[int(found.lastgroup[1:])], text)
@@ -104,7 +108,7 @@ def _plain(text: str) -> str:
 
 def _with_label(label: str, value: str) -> str:
     """Return the value of a field on enhancement with what its label adds."""
-    if not _kinds(list(_EVENT.finditer(_plain(value)))) & (_PLACES | {"cue", "depth"}):
+    if not _kinds(list(_EVENT.finditer(_plain(value)))) & (_PLACES | _SAID):
         return f"{label}: {value}"
     details = [e[0] for e in _EVENT.finditer(_plain(label)) if e.lastgroup in _DETAILS]
     return " ".join([*details, value])
@@ -132,8 +136,8 @@ def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], star
         return False
     if first == "no":
         return True
-    if after & {"absent", "fine"} and thing and before & {"absent", "yes", "no", "cue", "depth"}:
-        return sign != "and" or "cue" not in after
+    if after & {"absent", "fine"} and thing and before & {"absent", "yes", "no", "cue", "depth", "percent", "mvo", "pattern"}:
+        return len(sign) < 6 and (sign != "and" or "cue" not in after)
     if "yes" in after and thing and before & {"absent", "yes", "no"}:
         return True
     claim = "cue" in after and len(after & (_DETAILS | {"present"})) > 0
@@ -147,7 +151,8 @@ def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], star
             event.lastgroup == "or" and _kinds(rest[n + 1 : n + 2]) & {"cue", "depth", "other"}
             for n, event in enumerate(rest)
         )
-        return bool(negated & {"cue", "other", "mvo", "organ", "imaging"}) and not listed
+        things = {"other", "mvo", "organ"} | ({"cue", "imaging"} if len(sign) < 6 else set())
+        return bool(negated & things) and not listed
     return bool(before & {"absent", "fine", "doubted", "doubt"})
 
 
@@ -163,18 +168,24 @@ def _clauses(text: str) -> list[tuple[list[re.Match], bool]]:
         clause, exception = clauses[-1]
         if event.lastgroup in ("hard", "except"):
             clauses.append(([], event.lastgroup == "except"))
+        elif exception and len(clauses) == 2 and not clauses[0][0] and _main(events, index):
+            clauses.append(([] if event.lastgroup == "soft" else [event], False))
         elif event.lastgroup == "soft":
-            fronted = exception and event[0] == "," and len(clauses) == 2 and not clauses[0][0]
-            follows = _kinds(_reach(events, index + 1, ("soft", "hard")))
-            if fronted and follows & {"no", "absent", "present", "yes", "cue"}:
-                clauses.append(([], False))
-            elif _parts_company(clause, event[0], events, index + 1):
+            if _parts_company(clause, event[0], events, index + 1):
                 clauses.append(([], False))
             else:
                 clause.append(event)
         else:
             clause.append(event)
     return clauses
+
+
+def _main(events: list[re.Match], index: int) -> bool:
+    """Tell whether the main clause begins here, after "Apart from …"."""
+    if events[index].lastgroup == "soft":
+        follows = _kinds(_reach(events, index + 1, ("soft", "hard")))
+        return events[index][0] == "," and bool(follows & {"no", "absent", "present", "yes", "cue"})
+    return events[index].lastgroup in ("no", "denial") or events[index][0].startswith("there ")
 
 
 _BACKWARD = {"absent": "no", "fine": "no", "doubted": "doubt"}
@@ -206,28 +217,32 @@ _COMPLEMENT = re.compile(
     r"[ :](?:(?!(?:and|with|but|or|no)\b)[\w-]+ ){0,4}?"
     r"(?:of|in|along|at|within|involving|affecting|over|throughout|around)(?: [\w-]+){0,4} ?"
 )
+_ADJECTIVE = re.compile(r"(?:al|ic|ary|ar|ous)$")  # names an organ as an attribute
+_GENERAL = re.compile(r"^(?:enhanc|uptake|fibro|scarring)")  # said of any organ
 _LV = _PLACES | {"depth", "lv"}
 
 
 def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -> bool:
     """Tell whether an enhancement is the left ventricle's: asked of its attribute, then of what
-    it is an enhancement of, then of what stands before it."""
+    it is an enhancement of, then of the subject before it."""
     cue = events[index]
     organs = [event for event in events if event.lastgroup in (_LV | {"organ"})]
     before = [event for event in organs if event.end() <= cue.start()]
     after = [event for event in organs if event.start() >= cue.end()]
-    if before and _ATTRIBUTE.fullmatch(text[before[-1].end() : cue.start()].strip() + " "):
-        if before[-1].lastgroup == "organ":
-            return False
+    gap = text[before[-1].end() : cue.start()] if before else ""
+    if before and before[-1].lastgroup == "organ" and _ATTRIBUTE.fullmatch(gap.strip() + " "):
+        return False
     if after:
-        gap = text[cue.end() : after[0].start()]
-        if after[0].lastgroup == "organ" and cue[0].endswith("ing") and gap.count(" ") < 3:
+        ahead = text[cue.end() : after[0].start()]
+        if after[0].lastgroup == "organ" and cue[0].endswith("ing") and ahead.count(" ") < 3:
             return False
-        if _COMPLEMENT.fullmatch(gap):
+        if _COMPLEMENT.fullmatch(ahead):
             return after[0].lastgroup != "organ"
-    if "myocardial" in cue[0]:
-        return True
-    return before[-1].lastgroup != "organ" if before else default
+    if not before or "myocardial" in cue[0]:
+        return default or bool(before)
+    adjective = before[-1].lastgroup == "organ" and bool(_ADJECTIVE.search(before[-1][0]))
+    apart = "," in gap and not _GENERAL.search(cue[0])
+    return before[-1].lastgroup != "organ" or (default and (adjective or apart))
 
 
 @dataclass(frozen=True)
@@ -247,7 +262,9 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
     for kind in ("undone", "undiagnostic"):
         if kind in kinds:
             return _Claim(kind)
-    clause = text[events[0].start() : events[-1].end()]
+    first = next((event for event in events if event.lastgroup != "soft"), events[0])
+    start = max(text.rfind(sign, 0, first.start()) for sign in ";,") + 1
+    clause = text[start : events[-1].end()]
     if _RULES.earlier.search(clause) and not _RULES.today.search(clause):
         return None
     statuses = _statuses(events)
@@ -256,7 +273,7 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
         for index, event in enumerate(events)
         if event.lastgroup == "cue" and _ventricular(text, events, index, default)
     ]
-    if "cue" in kinds and not cues:
+    if "cue" in kinds and not cues and "denial" not in kinds:
         return None
     affirmed = tuple(e for e, s in zip(events, statuses, strict=True) if s == "yes")
     stated = _kinds(list(affirmed))
@@ -268,6 +285,8 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
         if stated & (_DETAILS | {"present", "yes", "mvo", "territory"}):
             return _Claim("yes", affirmed, True)
         return None
+    if "denial" in kinds:
+        return _Claim("no")
     if says:
         return _Claim("doubt" if "doubt" in says else "no")
     denied = {s for e, s in zip(events, statuses, strict=True) if e.lastgroup != "organ"} - {"yes"}
@@ -280,15 +299,19 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
             return _Claim("no")
     elif "depth" in stated and stated & _PLACES:
         return _Claim("yes", affirmed)
-    return _Claim("detail", affirmed) if stated & (_DETAILS | {"mvo"}) else None
+    if stated & (_DETAILS | {"mvo"}):
+        return _Claim("detail", affirmed)
+    return _Claim("mvo") if "mvo" in kinds else None
 
 
 @lru_cache(maxsize=20_000)
 def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...], str | None]:
     """Return what the clauses of a sentence say of late enhancement of the left ventricle, and the
     cause that it names."""
-    plain = _RULES.comparison.sub(" ", _plain(text))
-    if not _RULES.today.search(plain):
+    plain = _RULES.corrected.sub("", _RULES.comparison.sub(" ", _plain(text)))
+    if context:  # scores: "anterior 0, inferior 3"
+        plain = re.sub(r"(rior|al|apex) [1-4](?= ?(?:[,;)]|$))", r"\1 yes", plain)
+    if not _RULES.today.search(plain) and not plain.startswith(("apart", "except", "other than")):
         plain = _RULES.history.sub(" ", plain)
     if _RULES.foreign.search(plain):
         return (), None
@@ -468,17 +491,25 @@ class _Reading:
 
     def take(self, sentence: Sentence) -> None:
         """Read a sentence."""
+        if sentence.kind == "outside" or (sentence.label and not sentence.value.strip(" -.")):
+            if sentence.label and sentence.kind not in ("lesion", "place"):
+                self.about = sentence.kind not in ("organ", "outside")
+            return
         if re.fullmatch(r"(?i)\W*(?:scar|lesion|region)s? \d+\W*", sentence.text):
             self.new_scar = True
             self.kept.append(("", sentence.text))
             return
-        if sentence.label and sentence.kind not in ("lesion", "place"):
+        if sentence.kind == "lge" or (sentence.label and sentence.kind not in ("lesion", "place")):
             self.about = sentence.kind not in ("organ", "outside")
         text, default = sentence.text, sentence.kind not in ("organ", "outside")
         if sentence.label:
             value = sentence.value.strip(" .").lower()
-            word = "absent" if value in _NO else "present" if value in _YES else sentence.value
-            label = f"segment {sentence.label}" if sentence.label.isdigit() else sentence.label
+            denied = value in _NO or (value in _YES and bool(_DENYING.search(sentence.label)))
+            word = "absent" if denied else "present" if value in _YES else sentence.value
+            label = _DENYING.sub("", sentence.label) if denied else sentence.label
+            label = f"segment {sentence.label}" if sentence.label.isdigit() else label
+            if sentence.kind == "place" and word == sentence.value and "," in word:
+                word = f", {label} ".join(word.split(","))
             keep = sentence.kind in ("lesion", "place", "")
             text = f"{label}: {word}" if keep else word
             if sentence.kind == "lge":
@@ -508,8 +539,8 @@ class _Reading:
             says = "cause" if self.body else ""
         elif cause and concludes and "no" not in {claim.says for claim in claims}:
             self.causes.add(cause)
-        self.follows = bool(says)
-        if says:
+        self.follows = bool(says) if says != "mvo" else bool(regions)
+        if self.follows:
             self.kept.append((says, sentence.text))
 
     def _assert(self, claim: _Claim, text: str, regions: list[_Region], context: bool) -> list[_Region]:
@@ -564,6 +595,10 @@ def _read(text: str) -> ReportReading:
     if len(causes) == 1 and not any("aetiology" in region.details for region in regions):
         for region in regions:
             region.details["aetiology"] = next(iter(causes))
+    depths = {region.details["depth"] for region in reading.impression if "depth" in region.details}
+    if len(depths) == 1 and not any("depth" in region.details for region in regions):
+        for region in regions:
+            region.details["depth"] = next(iter(depths))
     found = [(scar, each) for region in regions for scar in region.scars() for each in region.sentences]
     states: Literal["yes", "no", "unsaid"] = "unsaid"
     if found:

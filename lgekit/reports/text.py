@@ -10,7 +10,7 @@ import html
 import re
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
@@ -23,11 +23,17 @@ _CHARACTERS = str.maketrans(
 )
 _TICKED, _UNTICKED = ("|".join(_TABLES["boxes"][name]) for name in ("ticked", "unticked"))
 _BOX = re.compile(f"(?P<ticked>{_TICKED})|{_UNTICKED}")
-_QUESTION = re.compile(_TABLES["question"])
+_REWRITES = [
+    (re.compile(rule), word.replace("\\n", "\n"))
+    for rule, word in (line.split(" => ") for line in _TABLES["rewrites"].strip("\n").split("\n"))
+]
+_ABOUT, _TODAY = re.compile(_TABLES["about"]), re.compile(_TABLES["today"])
+_ROW_HEAD = re.compile(r"(?i)(?:aha |lv )?(?:segments?|walls?|regions?|territor\w+|levels?|sites?)")
+_YEAR = re.compile(r"\b((?:19|20)\d\d)\)?:(?!\d)")
 _BULLET = re.compile(r"^\s*(?:[-*>+]|\(?\d{1,2}[.)])\s+(?=\S)")
 _LABEL = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["labels"].items())
-_LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\([^()]*\))? ?\??$")
-_ANY_LABEL = re.compile(r"[A-Za-z][^:.;,?!|]{0,58}\??$")
+_LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
+_ANY_LABEL = re.compile(r"[A-Za-z][^:.;?!|]{0,58}\??$")
 _OPEN_END = re.compile(rf"(?i)(?:[,(/&]|\b(?:{'|'.join(_TABLES['open_end'])}))$")
 _SENTENCE_END = re.compile("|".join(_TABLES["sentence_end"]))
 _NUMBERING = re.compile(r"(?:^|(?<=[.;:]\s))\(?\d{1,2}[.)]\s+(?=[^\W\d])")
@@ -55,23 +61,29 @@ def clean(text: str) -> str:
     text = html.unescape(text).translate(_CHARACTERS)
     text = _MARKUP.sub("", _ENCODED.sub("\n", text))
     text = "\n".join(_ticked(line) if _BOX.search(line) else line for line in text.split("\n"))
-    return _QUESTION.sub(r"\1: ", text)
+    for rule, word in _REWRITES:
+        text = rule.sub(word, text)
+    years = _YEAR.findall(text)
+    return text.replace(max(years) + ":", "Today:") if years else text
 
 
 def _ticked(line: str) -> str:
     """Keep the options of a line whose box is ticked; boxes precede options, or all follow."""
     boxes = list(_BOX.finditer(line))
     start = line.rfind(":", 0, boxes[0].start()) + 1
-    follow = bool(line[start : boxes[0].start()].strip(" -"))
-    kept = [] if follow else [line[start : boxes[0].start()]]
+    follow = bool(line[start : boxes[0].start()].strip(" -")) and not line[boxes[-1].end() :].strip()
+    kept = []
+    if not follow and not start:
+        line, start = f"{line[: boxes[0].start()]}: {line[boxes[0].start():]}", boxes[0].start() + 1
+        boxes = list(_BOX.finditer(line))
     for number, box in enumerate(boxes):
         if follow:
             option = line[boxes[number - 1].end() if number else start : box.start()]
         else:
             last = number + 1 == len(boxes)
             option = line[box.end() : len(line) if last else boxes[number + 1].start()]
-        kept += [option] if box["ticked"] else []
-    return line[:start] + " " + " ".join(kept)
+        kept += [option.strip(" |\t") or "yes"] if box["ticked"] else []
+    return line[:start] + " " + ", ".join(kept)
 
 
 @lru_cache(maxsize=10_000)
@@ -85,14 +97,17 @@ def _label(head: str) -> tuple[int, str]:
 
 def _cells(line: str) -> list[str]:
     """Return the cells of a line of a table; at most one if it is none."""
-    if "|" in line:
-        return [cell.strip() for cell in line.strip(" |").split("|")]
-    return [cell.strip() for cell in re.split(r"\t+|(?<=\S) {3,}", line.strip())]
+    bare = line.strip(" |;")
+    if "|" in bare:
+        return [cell.strip() for cell in bare.split("|")]
+    if ";" in bare and ":" not in bare and max(map(len, bare.split(";"))) < 30:
+        return [cell.strip() for cell in bare.split(";")]
+    return [cell.strip() for cell in re.split(r"\t+|(?<=\S) {3,}", bare)]
 
 
 def _paragraphs(text: str) -> Iterator[list[str]]:
     """Yield the lines between empty lines and between rules of dashes."""
-    for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip(" \t=_-*#"))):
+    for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip(" \t=_-*#|:+"))):
         if filled:
             yield [line.expandtabs(4) if line[:1] == "\t" else line for line in lines]
 
@@ -135,6 +150,9 @@ def _starts_field(line: str) -> bool:
 def _fields(line: str) -> Iterator[tuple[str, str, str]]:
     """Yield the (label, kind, value) in a line; known labels may stand anywhere in it."""
     bare = _NUMBERING.sub("", _BULLET.sub("", line, count=1))
+    dash = re.match(r"([^:;.|]{2,60}?) - (?=\S)", bare)
+    if dash and _label(dash[1])[0] == len(dash[1]):
+        bare = f"{dash[1]}: {bare[dash.end() :]}"
     label = kind = ""
     start = value = 0
     for colon in re.finditer(r":(?!\d)", bare):
@@ -142,7 +160,9 @@ def _fields(line: str) -> Iterator[tuple[str, str, str]]:
         length, found = _label(head)
         whole = value == 0 and bool(_ANY_LABEL.fullmatch(bare[: colon.start()]))
         if whole and (not length or (len(head.split()) < 4 and found not in _SECTIONS)):
-            length, found = colon.start(), found if length == colon.start() else ""
+            if length != colon.start():
+                found = "lge" if _ABOUT.search(bare[: colon.start()]) else ""
+            length = colon.start()
         if length and colon.start() - length >= value:
             before = bare[value : colon.start() - length].strip(" -;,(|")
             if label or before:
@@ -161,13 +181,14 @@ def sentences(text: str) -> Iterator[Sentence]:
     A section head on a line of its own reaches to the next label, or to the first empty line after
     its content; a label with a value to the end of its line. Conclusions reach to the next label.
     """
-    section, alone = "", False
+    section, alone, line = "", False, ""
     for paragraph in _paragraphs(clean(text)):
         content = False
-        for is_table, lines in groupby(paragraph, lambda line: len(_cells(line)) > 1):
+        for columns, lines in groupby(paragraph, lambda line: len(_cells(line))):
             rows = list(lines)
-            if is_table and (len(rows) > 1 or "|" in rows[0]):
-                yield from _table(rows, section)
+            if columns > 1 and (len(rows) > 2 or "|" in rows[0]):
+                yield from _table(rows, "lge" if _ABOUT.search(line) else section)
+                line = ""
                 continue
             for line in _joined(rows):
                 if not alone and section != "conclusion":
@@ -176,7 +197,11 @@ def sentences(text: str) -> Iterator[Sentence]:
                     if label and kind not in ("lesion", "place"):
                         section, alone = kind, not value
                     content = content or bool(value)
-                    yield from _divided(label, kind or section, value)
+                    for part in _divided(label, kind or section, value):
+                        if section == "ignore" and not part.label and _TODAY.search(part.text):
+                            section = ""  # no line end tells where a history ends
+                        ended = not section or (section == "lge" and not alone)
+                        yield replace(part, kind="") if ended and not part.label else part
         if content and section != "conclusion":
             section, alone = "", False
 
@@ -195,13 +220,14 @@ def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
     cells = [_cells(row) for row in rows]
     head, kinds = cells[0], [_label(cell)[1] for cell in cells[0]]
     named = sum(kind == "place" for kind in kinds[1:]) > 1
-    column = next((n for n, kind in enumerate(kinds) if n and kind == "lge"), 0)
-    has_head = named or column or kinds[0] in ("place", "lesion")
+    column = next((n for n, cell in enumerate(head) if n and _ABOUT.search(cell)), 0)
+    has_head = named or column or bool(_ROW_HEAD.fullmatch(head[0]))
     if has_head:
         text = " | ".join(head)
         yield Sentence(text, "", "lge" if column else section, text)
     for row in cells[1 if has_head else 0 :]:
         text = " | ".join(row)
+        row[0] = re.sub(r"^\d+ (?=\D)", "", row[0])
         if named:
             for name, cell in zip(head[1:], row[1:], strict=False):
                 yield Sentence(text, f"{row[0]} {name}", "place", cell)
