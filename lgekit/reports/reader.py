@@ -47,6 +47,7 @@ for _table in _TABLES["phrases"]:
     _pairs = _rewriting(_table)
     _any = "|".join(f"(?P<r{number}>{rule})" for number, (rule, _) in enumerate(_pairs))
     _PHRASES.append((re.compile(rf"(?<!\w)(?:{_any})(?:(?<=\W)|(?!\w))"), [w for _, w in _pairs]))
+_ROOTS = _TABLES["roots"].split()
 _VOCABULARY = (*WALL_WORDS, *_TABLES["vocabulary"].split())
 _YES, _NO = (set(_TABLES["values"][name].split()) for name in ("yes", "no"))
 _SAID = {"cue", "depth", "imaging", "denial"}
@@ -97,6 +98,7 @@ def _decoded(found: re.Match) -> str:
     return re.sub(r"\b(?:[ai][ls]|se|transmurality)\b", lambda code: _CODES[code[0]], found[0])
 
 
+@lru_cache(maxsize=20_000)
 def _plain(text: str) -> str:
     """Return a sentence in lower case with one wording for each thing."""
     text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text.lower())
@@ -114,21 +116,24 @@ def _with_label(label: str, value: str) -> str:
     return " ".join([*details, value])
 
 
+_FAR = 40  # words of the rules; no phrase reaches further
+
+
 def _kinds(events: list[re.Match]) -> set[str]:
     return {str(event.lastgroup) for event in events}
 
 
 def _reach(events: list[re.Match], start: int, ends: tuple[str, ...]) -> list[re.Match]:
     """Return the events from ``start`` to the first of these kinds."""
-    for index in range(start, len(events)):
+    for index in range(start, min(start + _FAR, len(events))):
         if events[index].lastgroup in ends:
             return events[start:index]
-    return events[start:]
+    return events[start : start + _FAR]
 
 
 def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], start: int) -> bool:
     """Tell whether what follows a comma, "and" or "with" has a polarity of its own."""
-    right = _reach(events, start, ("soft", "hard", "except"))
+    right, left = _reach(events, start, ("soft", "hard", "except")), left[-_FAR:]
     before, after = _kinds(left) - {"soft"}, _kinds(right)
     first = next((event.lastgroup for event in right if event.lastgroup != "present"), "")
     thing = after & (_PLACES | {"cue", "other", "mvo", "organ", "lv", "imaging"})
@@ -193,22 +198,24 @@ _BACKWARD = {"absent": "no", "fine": "no", "doubted": "doubt"}
 
 def _statuses(events: list[re.Match]) -> list[str]:
     """Return yes, no or doubt for each event of a clause, by the words of denial around it."""
-    reach, statuses = "yes", []
+    reach, statuses, done, chunk = "yes", [], 0, 0
+    before: set[str] = set()
     for index, event in enumerate(events):
         kind = event.lastgroup or ""
-        before = _kinds(events[:index])
         if kind == "nil":
             named = before & {"cue", "imaging", "mvo", "depth", *_PLACES}
             ahead = _kinds(events[index + 1 : index + 2]) & {"cue", "imaging", "mvo"}
             kind = "absent" if named and not ahead else "no"
         if kind in _BACKWARD:
-            soft = [n for n, other in enumerate(events[:index]) if other.lastgroup == "soft"]
-            start = soft[-1] if kind == "fine" and soft else 0
-            for n in range(start, index):
+            for n in range(max(done, chunk if kind == "fine" else 0), index):
                 statuses[n] = _BACKWARD[kind] if statuses[n] == "yes" else statuses[n]
+            done = index
+        elif kind == "soft":
+            chunk = index
         elif kind == "no" or (kind == "doubt" and reach == "yes"):
             reach = kind
         statuses.append(reach)
+        before.add(kind)
     return statuses
 
 
@@ -226,7 +233,8 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
     """Tell whether an enhancement is the left ventricle's: asked of its attribute, then of what
     it is an enhancement of, then of the subject before it."""
     cue = events[index]
-    organs = [event for event in events if event.lastgroup in (_LV | {"organ"})]
+    near = events[max(0, index - _FAR) : index + _FAR]
+    organs = [event for event in near if event.lastgroup in (_LV | {"organ"})]
     before = [event for event in organs if event.end() <= cue.start()]
     after = [event for event in organs if event.start() >= cue.end()]
     gap = text[before[-1].end() : cue.start()] if before else ""
@@ -323,10 +331,10 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     for number, (events, exception) in enumerate(clauses):
         implied = context
         if exception:  # the opposite of what it is an exception from
-            others = [_claim(plain, each, context, default) for each, _ in clauses[:number]]
-            if not any(others):
-                others = [_claim(plain, each, context, default) for each, _ in clauses[number + 1 :]]
-            if "no" not in [other.says for other in others if other]:
+            whole = [claim for claim in claims if claim]
+            if not whole and number + 1 < len(clauses):
+                whole = [_claim(plain, clauses[number + 1][0], context, default)]
+            if not whole or not whole[-1] or whole[-1].says != "no":
                 continue
             implied = True
         claims.append(_claim(plain, events, implied, default))
@@ -357,9 +365,10 @@ class _Region:
 
     def scars(self) -> Iterator[Scar]:
         """Yield the scars of this region: one, unless its walls and levels do not multiply."""
-        exact = [group for group in self.groups if all(group) or group[1] == ("apex",)]
+        groups = list(dict.fromkeys(self.groups))
+        exact = [group for group in groups if all(group) or group[1] == ("apex",)]
         segments = self.segments.union(*(Scar(*group).segments for group in exact))
-        vague = [group for group in self.groups if group not in exact]
+        vague = [group for group in groups if group not in exact]
         if segments:  # then "global" adds nothing
             vague = [group for group in vague if group != (WALLS, ())]
             yield from Findings.from_segments(segments, **self.details).scars
@@ -419,21 +428,23 @@ def _locate(events: list[re.Match]) -> list[_Group]:
 def _parts(events: list[re.Match]) -> list[list[re.Match]]:
     """Split a clause's events where another depth, cue or matter with its own place begins."""
     parts: list[list[re.Match]] = [[]]
+    last = max((n for n, e in enumerate(events) if e.lastgroup in ("wall", "segments")), default=0)
+    kinds: set[str] = set()
     for index, event in enumerate(events):
-        kinds = {earlier.lastgroup for earlier in parts[-1]}
         begins = event.lastgroup in ("cue", "depth", "other", "pattern")
         full = kinds & {"wall", "levels", "segments"} and kinds & {"cue", "depth", "other"}
-        later = {following.lastgroup for following in events[index + 1 :]}
-        if begins and full and later & {"wall", "segments"}:
+        if begins and full and index < last:
             parts.append([])
+            kinds = set()
         parts[-1].append(event)
+        kinds.add(str(event.lastgroup))
     return parts
 
 
 def _percentage(clause: str, event: re.Match, sure: bool) -> dict[str, int]:
     """Read {"transmurality": 38} or {"circumference": 25}; nothing if it is neither."""
-    before = re.split(r"[\d%]", clause[: event.start()])[-1][-45:]
-    after = re.split(r"\d", clause[event.end() :])[0][:45]
+    before = re.split(r"[\d%]", clause[max(0, event.start() - 45) : event.start()])[-1]
+    after = re.split(r"\d", clause[event.end() : event.end() + 45])[0]
     value, bound, kind = int(event["low"]), (event["bound"] or "").strip(), "transmurality"
     if re.search(r"circumf", after) or re.search(r"circumf\w+( extent)?:? ?$", before):
         bound, kind = "", "circumference"
@@ -501,6 +512,9 @@ class _Reading:
             return
         if sentence.kind == "lge" or (sentence.label and sentence.kind not in ("lesion", "place")):
             self.about = sentence.kind not in ("organ", "outside")
+        needed = self.follows or sentence.kind in ("lge", "lesion", "place", "conclusion")
+        if not needed and not any(root in sentence.text.lower() for root in _ROOTS):
+            return
         text, default = sentence.text, sentence.kind not in ("organ", "outside")
         if sentence.label:
             value = sentence.value.strip(" .").lower()

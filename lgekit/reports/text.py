@@ -37,6 +37,7 @@ _ANY_LABEL = re.compile(r"[A-Za-z][^:.;?!|]{0,58}\??$")
 _OPEN_END = re.compile(rf"(?i)(?:[,(/&]|\b(?:{'|'.join(_TABLES['open_end'])}))$")
 _SENTENCE_END = re.compile("|".join(_TABLES["sentence_end"]))
 _NUMBERING = re.compile(r"(?:^|(?<=[.;:]\s))\(?\d{1,2}[.)]\s+(?=[^\W\d])")
+_RULE = set("|:+- ")
 _SECTIONS = ("ignore", "conclusion", "organ", "outside")
 _WORD_PART = re.compile(r"(?i)\b(?:" + "|".join(_TABLES["kept_hyphens"]) + ")-$")
 
@@ -90,7 +91,7 @@ def _ticked(line: str) -> str:
 def _label(head: str) -> tuple[int, str]:
     """Return (length, kind) of the known label at the end of some words; (0, "") if none."""
     found = _LABEL_END.search(head)
-    if not found or _OPEN_END.search(head[: found.start()].rstrip() or "."):
+    if not found or _OPEN_END.search(head[: found.start()].rstrip()[-20:] or "."):
         return 0, ""
     return len(head) - found.start(), next(k for k, words in found.groupdict().items() if words)
 
@@ -107,9 +108,9 @@ def _cells(line: str) -> list[str]:
 
 def _paragraphs(text: str) -> Iterator[list[str]]:
     """Yield the lines between empty lines and between rules of dashes."""
-    for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip(" \t=_-*#|:+"))):
+    for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip(" \t=_-*#"))):
         if filled:
-            yield [line.expandtabs(4) if line[:1] == "\t" else line for line in lines]
+            yield [line for line in lines if not ("--" in line and set(line) <= _RULE)]
 
 
 def _joined(lines: list[str]) -> Iterator[str]:
@@ -123,10 +124,10 @@ def _joined(lines: list[str]) -> Iterator[str]:
             yield whole
             whole = bare
         elif whole[-1] == "-" and whole[-2:-1].isalpha() and bare[0].isalpha():
-            whole = (whole if _WORD_PART.search(whole) else whole[:-1]) + bare
+            whole = (whole if _WORD_PART.search(whole[-12:]) else whole[:-1]) + bare
         else:
             fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
-            if not fits or _OPEN_END.search(whole) or whole[-1] == ":":
+            if not fits or _OPEN_END.search(whole[-20:]) or whole[-1] == ":":
                 whole += " " + bare
             elif bare[0].islower():
                 whole += (" " if whole[-1] in ".;" else ", ") + bare
@@ -139,7 +140,7 @@ def _joined(lines: list[str]) -> Iterator[str]:
 
 def _starts_field(line: str) -> bool:
     """Tell whether a line begins with a label, or is a section head."""
-    head, colon, _ = line.partition(":")
+    head, colon, _ = line[:80].partition(":")
     if not colon:
         return len(line) < 50 and _label(line)[0] == len(line) and not line[0].islower()
     return bool(_label(head)[0] == len(head)) or (
@@ -158,7 +159,7 @@ def _fields(line: str) -> Iterator[tuple[str, str, str]]:
     for colon in re.finditer(r":(?!\d)", bare):
         head = bare[max(start, colon.start() - 70) : colon.start()]
         length, found = _label(head)
-        whole = value == 0 and bool(_ANY_LABEL.fullmatch(bare[: colon.start()]))
+        whole = value == 0 and len(head) == colon.start() and bool(_ANY_LABEL.fullmatch(bare[: colon.start()]))
         if whole and (not length or (len(head.split()) < 4 and found not in _SECTIONS)):
             if length != colon.start():
                 found = "lge" if _ABOUT.search(bare[: colon.start()]) else ""
