@@ -37,8 +37,9 @@ def _rewriting(table: str) -> list[tuple[str, str]]:
 _AETIOLOGY, _RULES = _rules(_TABLES["aetiology"]), SimpleNamespace(**_rules(_TABLES["rules"]))
 _EVENT = re.compile(
     r"(?:(?<!\w)|(?=\W))(?:"
-    + "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["events"].items())
-    .replace("{walls}", "|".join(sorted(WALL_WORDS, key=len, reverse=True)))
+    + "|".join(
+        f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["events"].items()
+    ).replace("{walls}", "|".join(sorted(WALL_WORDS, key=len, reverse=True)))
     + ")"
 )
 _WORDS = [(re.compile(rule), word) for rule, word in _rewriting(_TABLES["words"])]
@@ -108,6 +109,7 @@ def _plain(text: str) -> str:
         text = rule.sub(lambda found: words[int(found.lastgroup[1:])], text)
     return text.strip(" .")
 
+
 def _with_label(label: str, value: str) -> str:
     """Return the value of a field on enhancement with what its label adds."""
     if not _kinds(list(_EVENT.finditer(_plain(value)))) & (_PLACES | _SAID):
@@ -141,7 +143,11 @@ def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], star
         return False
     if first == "no":
         return True
-    if after & {"absent", "fine"} and thing and before & {"absent", "yes", "no", "cue", "depth", "percent", "mvo", "pattern"}:
+    if (
+        after & {"absent", "fine"}
+        and thing
+        and before & {"absent", "yes", "no", "cue", "depth", "percent", "mvo", "pattern"}
+    ):
         return len(sign) < 6 and (sign != "and" or "cue" not in after)
     if "yes" in after and thing and before & {"absent", "yes", "no"}:
         return True
@@ -557,22 +563,28 @@ class _Reading:
         if self.follows:
             self.kept.append((says, sentence.text))
 
-    def _assert(self, claim: _Claim, text: str, regions: list[_Region], context: bool) -> list[_Region]:
+    def _assert(
+        self, claim: _Claim, text: str, regions: list[_Region], context: bool
+    ) -> list[_Region]:
         """Make scars of an affirming clause, or details of the last one; return them."""
         parts: list = _parts(list(claim.events))
         taken: list[_Region] = []
         strong_clause = claim.says == "yes"
         refers = bool(_RULES.refers.match(text))
         for index, part in enumerate(parts):
-            end = parts[index + 1][0].start() if index + 1 < len(parts) else part[-1].end() 
+            end = parts[index + 1][0].start() if index + 1 < len(parts) else part[-1].end()
             kinds = _kinds(part)
             place = bool(kinds & _PLACES)
             if "other" in kinds and "cue" not in kinds and not (context and "depth" in kinds):
                 continue
             strong = strong_clause and (
-                "cue" in kinds or "yes" in kinds or (place and (context or "depth" in kinds or index == 0))
+                "cue" in kinds
+                or "yes" in kinds
+                or (place and (context or "depth" in kinds or index == 0))
             )
-            region = _region(part[0].string, part, part[0].string[part[0].start() : end], strong or context)
+            region = _region(
+                part[0].string, part, part[0].string[part[0].start() : end], strong or context
+            )
             last = regions[-1] if regions and not self.new_scar else None
             if strong and (last is None or (region.placed and last.placed and not refers)):
                 regions.append(region)
@@ -613,11 +625,17 @@ def _read(text: str) -> ReportReading:
     if len(depths) == 1 and not any("depth" in region.details for region in regions):
         for region in regions:
             region.details["depth"] = next(iter(depths))
-    found = [(scar, each) for region in regions for scar in region.scars() for each in region.sentences]
+    found = [
+        (scar, each) for region in regions for scar in region.scars() for each in region.sentences
+    ]
     states: Literal["yes", "no", "unsaid"] = "unsaid"
     if found:
         states = "yes"
-    elif "undone" not in says and says & {"no", "doubt"} and not (says >= {"undiagnostic"} and "no" not in says):
+    elif (
+        "undone" not in says
+        and says & {"no", "doubt"}
+        and not (says >= {"undiagnostic"} and "no" not in says)
+    ):
         states = "no"
     denials = [(None, each) for said, each in reading.kept if said in ("no", "doubt")]
     evidence = tuple(found or (denials if states == "no" else []))

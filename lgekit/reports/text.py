@@ -72,10 +72,15 @@ def _ticked(line: str) -> str:
     """Keep the options of a line whose box is ticked; boxes precede options, or all follow."""
     boxes = list(_BOX.finditer(line))
     start = line.rfind(":", 0, boxes[0].start()) + 1
-    follow = bool(line[start : boxes[0].start()].strip(" -")) and not line[boxes[-1].end() :].strip()
+    follow = (
+        bool(line[start : boxes[0].start()].strip(" -")) and not line[boxes[-1].end() :].strip()
+    )
     kept = []
     if not follow and not start:
-        line, start = f"{line[: boxes[0].start()]}: {line[boxes[0].start():]}", boxes[0].start() + 1
+        line, start = (
+            f"{line[: boxes[0].start()]}: {line[boxes[0].start() :]}",
+            boxes[0].start() + 1,
+        )
         boxes = list(_BOX.finditer(line))
     for number, box in enumerate(boxes):
         if follow:
@@ -159,7 +164,11 @@ def _fields(line: str) -> Iterator[tuple[str, str, str]]:
     for colon in re.finditer(r":(?!\d)", bare):
         head = bare[max(start, colon.start() - 70) : colon.start()]
         length, found = _label(head)
-        whole = value == 0 and len(head) == colon.start() and bool(_ANY_LABEL.fullmatch(bare[: colon.start()]))
+        whole = (
+            value == 0
+            and len(head) == colon.start()
+            and bool(_ANY_LABEL.fullmatch(bare[: colon.start()]))
+        )
         if whole and (not length or (len(head.split()) < 4 and found not in _SECTIONS)):
             if length != colon.start():
                 found = "lge" if _ABOUT.search(bare[: colon.start()]) else ""

@@ -30,7 +30,9 @@ def faults(row: dict[str, str]) -> dict[str, str]:
         return checks
     found = " ".join(sorted(reading.findings.walls))
     if row["walls"]:
-        checks["walls"] = "" if set(found.split()) == set(row["walls"].split()) else f"walls {found}"
+        checks["walls"] = (
+            "" if set(found.split()) == set(row["walls"].split()) else f"walls {found}"
+        )
     if row["depth"]:
         depths = {scar.depth for scar in scars}
         checks["depth"] = "" if depths == {row["depth"]} else f"depth {depths}"
@@ -38,7 +40,9 @@ def faults(row: dict[str, str]) -> dict[str, str]:
         if name == "segs":
             right = reading.findings.segments == set(value)
         else:
-            stated = {getattr(scar, DETAILS[name]) for scar in scars} if name in DETAILS else {value}
+            stated = (
+                {getattr(scar, DETAILS[name]) for scar in scars} if name in DETAILS else {value}
+            )
             right = stated == {value}
         checks["other"] = checks.get("other", "") + ("" if right else f"{name} not {value} ")
     return checks
