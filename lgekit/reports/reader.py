@@ -42,6 +42,7 @@ _EVENT = re.compile(
     ).replace("{walls}", "|".join(sorted(WALL_WORDS, key=len, reverse=True)))
     + ")"
 )
+_ORGAN = re.compile(rf"\b(?:{'|'.join(_TABLES['events']['organ'])})")
 _WORDS = [(re.compile(rule), word) for rule, word in _rewriting(_TABLES["words"])]
 _PHRASES = []
 for _table in _TABLES["phrases"]:
@@ -231,6 +232,7 @@ _COMPLEMENT = re.compile(
     r"(?:of|in|along|at|within|involving|affecting|over|throughout|around)(?: [\w-]+){0,4} ?"
 )
 _ADJECTIVE = re.compile(r"(?:al|ic|ary|ar|ous)$")  # names an organ as an attribute
+_LINK = re.compile(r"[^,]*\b(?:with|shows?|showing|which|that|is|are|has|does)(?!.* (?:and|or) )\b.*")
 _GENERAL = re.compile(r"^(?:enhanc|uptake|fibro|scarring)")  # said of any organ
 _LV = _PLACES | {"depth", "lv"}
 
@@ -254,7 +256,7 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
             return after[0].lastgroup != "organ"
     if not before or "myocardial" in cue[0]:
         return default or bool(before)
-    adjective = before[-1].lastgroup == "organ" and bool(_ADJECTIVE.search(before[-1][0]))
+    adjective = bool(_ADJECTIVE.search(before[-1][0])) and not _LINK.fullmatch(gap)
     apart = "," in gap and not _GENERAL.search(cue[0])
     return before[-1].lastgroup != "organ" or (default and (adjective or apart))
 
@@ -333,7 +335,7 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
         return (), None
     clauses, claims = _clauses(plain), []
     causes = re.split(r"[;,]|\b(?:but|and|with)\b", plain)
-    cause = _aetiology(",".join(each for each in causes if not _RULES.denied.search(each)))
+    cause = _aetiology(",".join(each for each in causes if not (_RULES.denied.search(each) or _ORGAN.search(each))))
     for number, (events, exception) in enumerate(clauses):
         implied = context
         if exception:  # the opposite of what it is an exception from

@@ -13,10 +13,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 
 _TABLES = tomllib.loads(Path(__file__).with_name("layout.toml").read_text(encoding="utf-8"))
-_ENCODED = re.compile("|".join(_TABLES["line_ends"]))
+_ENCODED = re.compile(f"(?:{'|'.join(_TABLES['line_ends'])})\n?")
+_PLAIN_END = re.compile(r"\r\n?|[\v\f\x85\u2028\u2029]")
 _MARKUP = re.compile("|".join(_TABLES["markup"]))
 _CHARACTERS = str.maketrans(
     {old: new for new, olds in _TABLES["characters"].items() for old in olds}
@@ -60,6 +62,9 @@ def clean(text: str) -> str:
         except UnicodeError:
             pass
     text = html.unescape(text).translate(_CHARACTERS)
+    text = _PLAIN_END.sub("\n", text)
+    if len(ends := _ENCODED.findall(text)) > 1 and sum(end[-1:] == "\n" for end in ends) < 2:
+        text = re.sub(r"\n(?!\n)", " ", text)  # they are only where an export wrapped its lines
     text = _MARKUP.sub("", _ENCODED.sub("\n", text))
     text = "\n".join(_ticked(line) if _BOX.search(line) else line for line in text.split("\n"))
     for rule, word in _REWRITES:
@@ -93,10 +98,15 @@ def _ticked(line: str) -> str:
 
 
 @lru_cache(maxsize=10_000)
-def _label(head: str) -> tuple[int, str]:
-    """Return (length, kind) of the known label at the end of some words; (0, "") if none."""
+def _label(head: str, after: bool = False) -> tuple[int, str]:
+    """Return (length, kind) of the known label at the end of some words; (0, "") if none.
+
+    ``after``: the words follow another label, so that "no" may be its value.
+    """
     found = _LABEL_END.search(head)
-    if not found or _OPEN_END.search(head[: found.start()].rstrip()[-20:] or "."):
+    before = head[: found.start()] if found else ""
+    alone = before.endswith("  ") or (after and before.strip().lower() == "no")
+    if not found or (not alone and _OPEN_END.search(before.rstrip()[-20:] or ".")):
         return 0, ""
     return len(head) - found.start(), next(k for k, words in found.groupdict().items() if words)
 
@@ -111,6 +121,14 @@ def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in re.split(r"\t+|(?<=\S) {3,}", bare)]
 
 
+def _tables(paragraph: list[str]) -> Iterator[tuple[bool, list[str]]]:
+    """Divide the lines of a paragraph into tables and others."""
+    runs = [list(run) for _, run in groupby(paragraph, lambda line: len(_cells(line)))]
+    kinds = [len(_cells(run[0])) > 1 and (len(run) > 2 or "|" in run[0]) for run in runs]
+    for is_table, group in groupby(zip(kinds, runs, strict=True), itemgetter(0)):
+        yield is_table, [line for _, run in group for line in run]
+
+
 def _paragraphs(text: str) -> Iterator[list[str]]:
     """Yield the lines between empty lines and between rules of dashes."""
     for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip(" \t=_-*#"))):
@@ -123,22 +141,25 @@ def _joined(lines: list[str]) -> Iterator[str]:
     width, whole, last = max(map(len, lines)), "", ""
     for line in lines:
         bare = line.strip()
+        open_end = bool(_OPEN_END.search(whole[-20:])) or whole[-1:] in (";", ":")
+        listed = whole[-1:] in (",", ";")
         if not whole:
             whole = bare
-        elif _BULLET.match(line) or _starts_field(bare) or "|" in line or "|" in last:
+        elif (_BULLET.match(line) or _starts_field(bare)) and not listed or "|" in line + last:
             yield whole
             whole = bare
         elif whole[-1] == "-" and whole[-2:-1].isalpha() and bare[0].isalpha():
             whole = (whole if _WORD_PART.search(whole[-12:]) else whole[:-1]) + bare
         else:
             fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
-            if not fits or _OPEN_END.search(whole[-20:]) or whole[-1] == ":":
-                whole += " " + bare
-            elif bare[0].islower():
-                whole += (" " if whole[-1] in ".;" else ", ") + bare
-            else:
+            new = fits if whole[-1] == "." else bare[1:2].islower() or (fits and not bare.isupper())
+            begins = bare[0].isupper() and new
+            if begins and not open_end:
                 yield whole
                 whole = bare
+            else:
+                apart = fits and not open_end and whole[-1] != "."
+                whole += (", " if apart else " ") + bare
         last = line
     yield whole
 
@@ -163,7 +184,7 @@ def _fields(line: str) -> Iterator[tuple[str, str, str]]:
     start = value = 0
     for colon in re.finditer(r":(?!\d)", bare):
         head = bare[max(start, colon.start() - 70) : colon.start()]
-        length, found = _label(head)
+        length, found = _label(head, bool(label))
         whole = (
             value == 0
             and len(head) == colon.start()
@@ -194,9 +215,8 @@ def sentences(text: str) -> Iterator[Sentence]:
     section, alone, line = "", False, ""
     for paragraph in _paragraphs(clean(text)):
         content = False
-        for columns, lines in groupby(paragraph, lambda line: len(_cells(line))):
-            rows = list(lines)
-            if columns > 1 and (len(rows) > 2 or "|" in rows[0]):
+        for is_table, rows in _tables(paragraph):
+            if is_table:
                 yield from _table(rows, "lge" if _ABOUT.search(line) else section)
                 line = ""
                 continue
