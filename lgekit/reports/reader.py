@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,8 +53,10 @@ _ROOTS = _TABLES["roots"].split()
 _VOCABULARY = (*WALL_WORDS, *_TABLES["vocabulary"].split())
 _YES, _NO = (set(_TABLES["values"][name].split()) for name in ("yes", "no"))
 _SAID = {"cue", "depth", "imaging", "denial"}
+_THINGS = {"cue", "depth", "other", "organ", "mvo"}
 _DENYING = re.compile(r"(?i)\b(?:absent|negative|no(?![ -]reflow))\b")
 _PLACES = {"wall", "segments", "levels", "everywhere"}
+_TARGETS = _PLACES | {"cue", "depth", "other", "organ", "mvo", "imaging"}
 _DETAILS = {"depth", "pattern", "percent"} | _PLACES
 _Group = tuple[tuple[str, ...], tuple[str, ...]]  # (walls, levels)
 
@@ -159,10 +161,8 @@ def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], star
     if "no" in before:
         negated = _kinds(_reach(left, _index(left, "no"), ()))
         rest = _reach(events, start, ("hard", "except"))
-        listed = any(
-            event.lastgroup == "or" and _kinds(rest[n + 1 : n + 2]) & {"cue", "depth", "other"}
-            for n, event in enumerate(rest)
-        )
+        named = [event.lastgroup for event in rest if event.lastgroup not in ("present", "lv")]
+        listed = any(pair[0] == "or" and pair[1] in _THINGS for pair in pairwise(named))
         things = {"other", "mvo", "organ"} | ({"cue", "imaging"} if len(sign) < 6 else set())
         return bool(negated & things) and not listed
     return bool(before & {"absent", "fine", "doubted", "doubt"})
@@ -213,6 +213,8 @@ def _statuses(events: list[re.Match]) -> list[str]:
             named = before & {"cue", "imaging", "mvo", "depth", *_PLACES}
             ahead = _kinds(events[index + 1 : index + 2]) & {"cue", "imaging", "mvo"}
             kind = "absent" if named and not ahead else "no"
+        if kind == "no" and before & {"cue"} and not _kinds(events[index + 1 :]) & _TARGETS:
+            kind = "absent" if event.string[: event.start()].rstrip().endswith(":") else "no"
         if kind in _BACKWARD:
             for n in range(max(done, chunk if kind == "fine" else 0), index):
                 statuses[n] = _BACKWARD[kind] if statuses[n] == "yes" else statuses[n]
@@ -226,7 +228,7 @@ def _statuses(events: list[re.Match]) -> list[str]:
     return statuses
 
 
-_ATTRIBUTE = re.compile(r"\W?(?:(?!(?:and|with|of|in|or|is|are|on|no|shows?|but)\b)\w+ ){0,3}")
+_ATTRIBUTE = re.compile(r"\W?(?:(?!(?:and|with|without|of|in|or|is|are|on|no|shows?|but|for|from|to|by|as)\b)\w+ ){0,3}")
 _COMPLEMENT = re.compile(
     r"[ :](?:(?!(?:and|with|but|or|no)\b)[\w-]+ ){0,4}?"
     r"(?:of|in|along|at|within|involving|affecting|over|throughout|around)(?: [\w-]+){0,4} ?"
@@ -242,7 +244,8 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
     it is an enhancement of, then of the subject before it."""
     cue = events[index]
     near = events[max(0, index - _FAR) : index + _FAR]
-    organs = [event for event in near if event.lastgroup in (_LV | {"organ"})]
+    kinds = _LV | {"organ"} | ({"mapping"} if cue[0].endswith("fibrosis") else set())
+    organs = [event for event in near if event.lastgroup in kinds]
     before = [event for event in organs if event.end() <= cue.start()]
     after = [event for event in organs if event.start() >= cue.end()]
     gap = text[before[-1].end() : cue.start()] if before else ""
@@ -254,6 +257,8 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
             return False
         if _COMPLEMENT.fullmatch(ahead):
             return after[0].lastgroup != "organ"
+    if before and before[-1].lastgroup == "mapping":
+        return bool(re.search(r"[,;]|\b(?:no|without)\b", gap))
     if not before or "myocardial" in cue[0]:
         return default or bool(before)
     adjective = bool(_ADJECTIVE.search(before[-1][0])) and not _LINK.fullmatch(gap)
@@ -303,10 +308,12 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
         return None
     if "denial" in kinds:
         return _Claim("no")
+    if says == {"doubt"} and "?" in clause:
+        return None
     if says:
         return _Claim("doubt" if "doubt" in says else "no")
     denied = {s for e, s in zip(events, statuses, strict=True) if e.lastgroup != "organ"} - {"yes"}
-    if stated & {"other"} and not (context and "depth" in stated):
+    if stated & {"other", "mapping"} and not (context and "depth" in stated):
         return None
     if context:
         if stated & (_PLACES | {"depth"}) or "yes" in stated:
@@ -577,7 +584,7 @@ class _Reading:
             end = parts[index + 1][0].start() if index + 1 < len(parts) else part[-1].end()
             kinds = _kinds(part)
             place = bool(kinds & _PLACES)
-            if "other" in kinds and "cue" not in kinds and not (context and "depth" in kinds):
+            if kinds & {"other", "mapping"} and "cue" not in kinds and not (context and "depth" in kinds):
                 continue
             strong = strong_clause and (
                 "cue" in kinds

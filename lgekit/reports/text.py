@@ -31,7 +31,8 @@ _REWRITES = [
 ]
 _ABOUT, _TODAY = re.compile(_TABLES["about"]), re.compile(_TABLES["today"])
 _ROW_HEAD = re.compile(r"(?i)(?:aha |lv )?(?:segments?|walls?|regions?|territor\w+|levels?|sites?)")
-_YEAR = re.compile(r"\b((?:19|20)\d\d)\)?:(?!\d)")
+_NOW = re.compile(r"(?i)\b(?:today|current|now)\b[^.:\n]{0,20}:")
+_YEAR = re.compile(r"(?i)\b(?:(?:cmr|mri?|scan|study|exam\w*) )?\(?((?:19|20)\d\d)\)?:(?!\d)")
 _BULLET = re.compile(r"^\s*(?:[-*>+]|\(?\d{1,2}[.)])\s+(?=\S)")
 _LABEL = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["labels"].items())
 _LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
@@ -69,8 +70,11 @@ def clean(text: str) -> str:
     text = "\n".join(_ticked(line) if _BOX.search(line) else line for line in text.split("\n"))
     for rule, word in _REWRITES:
         text = rule.sub(word, text)
-    years = _YEAR.findall(text)
-    return text.replace(max(years) + ":", "Today:") if years else text
+    years = set(_YEAR.findall(text))
+    if len(years) < 2 and not (years and _NOW.search(text)):
+        return text
+    latest = max(years) if len(years) > 1 else ""
+    return _YEAR.sub(lambda found: "\nToday:" if found[1] == latest else "\nPrior study:", text)
 
 
 def _ticked(line: str) -> str:
@@ -118,7 +122,8 @@ def _cells(line: str) -> list[str]:
         return [cell.strip() for cell in bare.split("|")]
     if ";" in bare and ":" not in bare and max(map(len, bare.split(";"))) < 30:
         return [cell.strip() for cell in bare.split(";")]
-    return [cell.strip() for cell in re.split(r"\t+|(?<=\S) {3,}", bare)]
+    columns = r"\t+" if ":" in bare else r"\t+|(?<=\S) {2,}"
+    return [cell.strip() for cell in re.split(columns, bare)]
 
 
 def _tables(paragraph: list[str]) -> Iterator[tuple[bool, list[str]]]:
