@@ -587,8 +587,7 @@ class _Reading:
             if kinds & {"other", "mapping"} and "cue" not in kinds and not (context and "depth" in kinds):
                 continue
             strong = strong_clause and (
-                "cue" in kinds
-                or "yes" in kinds
+                bool(kinds & {"cue", "yes"} or (context and "depth" in kinds))
                 or (place and (context or "depth" in kinds or index == 0))
             )
             region = _region(
