@@ -34,7 +34,10 @@ def _rewriting(table: str) -> list[tuple[str, str]]:
     return [(rule, word.strip()) for rule, word in lines]
 
 
-_AETIOLOGY, _RULES = _rules(_TABLES["aetiology"]), SimpleNamespace(**_rules(_TABLES["rules"]))
+_CAUSES = list(_TABLES["aetiology"])
+_CAUSE = re.compile("|".join(f"({'|'.join(rules)})" for rules in _TABLES["aetiology"].values()))
+_FOREIGN = re.compile(_TABLES["foreign"])
+_RULES = SimpleNamespace(**_rules(_TABLES["rules"]))
 _EVENT = re.compile(
     r"(?:(?<!\w)|(?=\W))(?:"
     + "|".join(
@@ -71,6 +74,11 @@ def _word(word: str) -> str:
         return " ".join(map(_word, word.split("-")))
     right = _corrected(word)
     return word if right == word else _word(right)
+
+
+@lru_cache(maxsize=20_000)
+def _foreign(word: str) -> bool:
+    return bool(_FOREIGN.fullmatch(word))
 
 
 def _corrected(word: str) -> str:
@@ -122,6 +130,10 @@ def _with_label(label: str, value: str) -> str:
 
 
 _FAR = 40  # words of the rules; no phrase reaches further
+
+
+def _rooted(text: str) -> bool:
+    return any(root in text for root in _ROOTS)
 
 
 def _kinds(events: list[re.Match]) -> set[str]:
@@ -336,7 +348,7 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
         plain = re.sub(r"(rior|al|apex) [1-4](?= ?(?:[,;)]|$))", r"\1 yes", plain)
     if not _RULES.today.search(plain) and not plain.startswith(("apart", "except", "other than")):
         plain = _RULES.history.sub(" ", plain)
-    if _RULES.foreign.search(plain):
+    if any(map(_foreign, re.findall(r"[^\W\d_]+", plain))):
         return (), None
     if _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain):
         return (), None
@@ -476,7 +488,8 @@ def _percentage(clause: str, event: re.Match, sure: bool) -> dict[str, int]:
 
 
 def _aetiology(text: str) -> str | None:
-    return next((name for name, rule in _AETIOLOGY.items() if rule.search(text)), None)
+    found = [cause.lastindex or 0 for cause in _CAUSE.finditer(text)]
+    return _CAUSES[min(found) - 1] if found else None
 
 
 def _region(clause: str, events: list[re.Match], text: str, sure: bool) -> _Region:
@@ -528,7 +541,7 @@ class _Reading:
         if sentence.kind == "lge" or (sentence.label and sentence.kind not in ("lesion", "place")):
             self.about = sentence.kind not in ("organ", "outside")
         needed = self.follows or sentence.kind in ("lge", "lesion", "place", "conclusion")
-        if not needed and not any(root in sentence.text.lower() for root in _ROOTS):
+        if not needed and not _rooted(sentence.text.lower()):
             return
         text, default = sentence.text, sentence.kind not in ("organ", "outside")
         if sentence.label:
