@@ -343,7 +343,11 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
 def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...], str | None]:
     """Return what the clauses of a sentence say of late enhancement of the left ventricle, and the
     cause that it names."""
-    plain = _RULES.corrected.sub("", _RULES.comparison.sub(" ", _plain(text)))
+    plain = _plain(text)
+    if "compar" in plain or " than " in plain:
+        plain = _RULES.comparison.sub(" ", plain)
+    if "correction" in plain or "that" in plain:
+        plain = _RULES.corrected.sub("", plain)
     if context:  # scores: "anterior 0, inferior 3"
         plain = re.sub(r"(rior|al|apex) [1-4](?= ?(?:[,;)]|$))", r"\1 yes", plain)
     if not _RULES.today.search(plain) and not plain.startswith(("apart", "except", "other than")):
@@ -353,8 +357,11 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     if _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain):
         return (), None
     clauses, claims = _clauses(plain), []
-    causes = re.split(r"[;,]|\b(?:but|and|with)\b", plain)
-    cause = _aetiology(",".join(each for each in causes if not (_RULES.denied.search(each) or _ORGAN.search(each))))
+    cause = _aetiology(plain)
+    if cause:
+        parts = re.split(r"[;,]|\b(?:but|and|with)\b", plain)
+        own = [each for each in parts if not (_RULES.denied.search(each) or _ORGAN.search(each))]
+        cause = _aetiology(",".join(own))
     for number, (events, exception) in enumerate(clauses):
         implied = context
         if exception:  # the opposite of what it is an exception from

@@ -41,6 +41,7 @@ _OPEN_END = re.compile(rf"(?i)(?:[,(/&]|\b(?:{'|'.join(_TABLES['open_end'])}))$"
 _SENTENCE_END = re.compile("|".join(_TABLES["sentence_end"]))
 _NUMBERING = re.compile(r"(?:^|(?<=[.;:]\s))\(?\d{1,2}[.)]\s+(?=[^\W\d])")
 _RULE = set("|:+- ")
+_CODED = "\\<~¶[=%*#_"  # one of these is in every encoded line end and mark
 _SECTIONS = ("ignore", "conclusion", "organ", "outside")
 _WORD_PART = re.compile(r"(?i)\b(?:" + "|".join(_TABLES["kept_hyphens"]) + ")-$")
 
@@ -64,9 +65,11 @@ def clean(text: str) -> str:
             pass
     text = html.unescape(text).translate(_CHARACTERS)
     text = _PLAIN_END.sub("\n", text)
-    if len(ends := _ENCODED.findall(text)) > 1 and sum(end[-1:] == "\n" for end in ends) < 2:
-        text = re.sub(r"\n(?!\n)", " ", text)  # they are only where an export wrapped its lines
-    text = _MARKUP.sub("", _ENCODED.sub("\n", text))
+    if any(sign in text for sign in _CODED):
+        ends = _ENCODED.findall(text)
+        if len(ends) > 1 and sum(end[-1:] == "\n" for end in ends) < 2:
+            text = re.sub(r"\n(?!\n)", " ", text)  # only where an export wrapped its lines
+        text = _MARKUP.sub("", _ENCODED.sub("\n", text))
     text = "\n".join(_ticked(line) if _BOX.search(line) else line for line in text.split("\n"))
     for rule, word in _REWRITES:
         text = rule.sub(word, text)
@@ -232,22 +235,24 @@ def sentences(text: str) -> Iterator[Sentence]:
                     if label and kind not in ("lesion", "place"):
                         section, alone = kind, not value
                     content = content or bool(value)
-                    for part in _divided(label, kind or section, value):
-                        if section == "ignore" and not part.label and _TODAY.search(part.text):
+                    rest = "" if section == "lge" and not alone else section
+                    for part in _divided(label, kind or section, rest, value):
+                        if part.kind == "ignore" and not part.label and _TODAY.search(part.text):
                             section = ""  # no line end tells where a history ends
-                        ended = not section or (section == "lge" and not alone)
-                        yield replace(part, kind="") if ended and not part.label else part
+                        yield part if section or part.label else replace(part, kind="")
         if content and section != "conclusion":
             section, alone = "", False
 
 
-def _divided(label: str, kind: str, value: str) -> Iterator[Sentence]:
+def _divided(label: str, kind: str, rest: str, value: str) -> Iterator[Sentence]:
+    """Yield the sentences of a value; its first is of one kind, the others of another."""
     start = 0
+    kind = kind if label else rest
     for end in [*(found.end() for found in _SENTENCE_END.finditer(value)), len(value)]:
         part, start = value[start:end].strip(), end
         if part.strip(" .-*") or label:
             yield Sentence(f"{label}: {part}".strip() if label else part, label, kind, part)
-            label = ""
+            label, kind = "", rest
 
 
 def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
