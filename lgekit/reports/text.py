@@ -149,20 +149,20 @@ def _joined(lines: list[str]) -> Iterator[str]:
     width, whole, last = max(map(len, lines)), "", ""
     for line in lines:
         bare = line.strip()
-        open_end = bool(_OPEN_END.search(whole[-20:])) or whole[-1:] in (";", ":")
         listed = whole[-1:] in (",", ";")
+        open_end = listed or whole[-1:] == ":" or bool(_OPEN_END.search(whole[-20:]))
+        fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
+        item = bool(_BULLET.match(line)) or _starts_field(bare, fits)
         if not whole:
             whole = bare
-        elif (_BULLET.match(line) or _starts_field(bare)) and not listed or "|" in line + last:
+        elif (item and not listed) or "|" in line + last:
             yield whole
             whole = bare
         elif whole[-1] == "-" and whole[-2:-1].isalpha() and bare[0].isalpha():
             whole = (whole if _WORD_PART.search(whole[-12:]) else whole[:-1]) + bare
         else:
-            fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
             new = fits if whole[-1] == "." else bare[1:2].islower() or (fits and not bare.isupper())
-            begins = bare[0].isupper() and new
-            if begins and not open_end:
+            if bare[0].isupper() and new and not open_end:
                 yield whole
                 whole = bare
             else:
@@ -172,11 +172,11 @@ def _joined(lines: list[str]) -> Iterator[str]:
     yield whole
 
 
-def _starts_field(line: str) -> bool:
-    """Tell whether a line begins with a label, or is a section head."""
+def _starts_field(line: str, fits: bool) -> bool:
+    """Tell whether a line begins with a label, or is a section head (never where a line wraps)."""
     head, colon, _ = line[:80].partition(":")
     if not colon:
-        return len(line) < 50 and _label(line)[0] == len(line) and not line[0].islower()
+        return fits and len(line) < 50 and _label(line)[0] == len(line) and not line[0].islower()
     return bool(_label(head)[0] == len(head)) or (
         line[0].isupper() and len(head.split()) <= 5 and bool(_ANY_LABEL.fullmatch(head))
     )
