@@ -100,8 +100,8 @@ _CODES = {"a": "anterior", "i": "inferior", "l": "lateral", "s": "septal"}
 _CODES |= {"se": "subendocardial", "transmurality": "transmural"}
 _CODES |= {"al": "anterolateral", "il": "inferolateral", "as": "anteroseptal", "is": "inferoseptal"}
 _CODED = re.compile(
-    rf"(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
-    rf"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))|\b[ai][ls](?= ?[/+&])"
+    r"(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
+    r"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))|\b[ai][ls](?= ?[/+&])"
     r"|(?<=[a-z] )se(?= ?[,;.)]|$)|(?<=[a-z,] )transmurality(?= ?[,;.)]|$)"
 )
 
@@ -240,13 +240,17 @@ def _statuses(events: list[re.Match]) -> list[str]:
     return statuses
 
 
-_ATTRIBUTE = re.compile(r"\W?(?:(?!(?:and|with|without|of|in|or|is|are|on|no|shows?|but|for|from|to|by|as)\b)\w+ ){0,3}")
+_ATTRIBUTE = re.compile(
+    r"\W?(?:(?!(?:and|with|without|of|in|or|is|are|on|no|shows?|but|for|from|to|by|as)\b)\w+ ){0,3}"
+)
 _COMPLEMENT = re.compile(
     r"[ :](?:(?!(?:and|with|but|or|no)\b)[\w-]+ ){0,4}?"
     r"(?:of|in|along|at|within|involving|affecting|over|throughout|around)(?: [\w-]+){0,4} ?"
 )
 _ADJECTIVE = re.compile(r"(?:al|ic|ary|ar|ous)$")  # names an organ as an attribute
-_LINK = re.compile(r"[^,]*\b(?:with|shows?|showing|which|that|is|are|has|does)(?!.* (?:and|or) )\b.*")
+_LINK = re.compile(
+    r"[^,]*\b(?:with|shows?|showing|which|that|is|are|has|does)(?!.* (?:and|or) )\b.*"
+)
 _GENERAL = re.compile(r"^(?:enhanc|uptake|fibro|scarring)")  # said of any organ
 _LV = _PLACES | {"depth", "lv"}
 
@@ -604,7 +608,11 @@ class _Reading:
             end = parts[index + 1][0].start() if index + 1 < len(parts) else part[-1].end()
             kinds = _kinds(part)
             place = bool(kinds & _PLACES)
-            if kinds & {"other", "mapping"} and "cue" not in kinds and not (context and "depth" in kinds):
+            if (
+                kinds & {"other", "mapping"}
+                and "cue" not in kinds
+                and not (context and "depth" in kinds)
+            ):
                 continue
             strong = strong_clause and (
                 bool(kinds & {"cue", "yes"} or (context and "depth" in kinds))

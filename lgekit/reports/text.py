@@ -149,7 +149,7 @@ def _joined(lines: list[str]) -> Iterator[str]:
     width, whole, last = max(map(len, lines)), "", ""
     for line in lines:
         bare = line.strip()
-        listed = whole[-1:] in (",", ";")
+        listed = whole.lower().endswith((",", ";", " and", " or", " to", " segment", " segments"))
         open_end = listed or whole[-1:] == ":" or bool(_OPEN_END.search(whole[-20:]))
         fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
         item = bool(_BULLET.match(line)) or _starts_field(bare, fits)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lgekit.findings import Scar, draw_findings
-from lgekit.reports.reader import read, read_report
+from lgekit.reports.reader import read
 from lgekit.reports.table import COLUMNS, findings_row
 from lgekit.reports.writer import write_report
 
@@ -31,6 +31,7 @@ ELSEWHERE = [
     "Sternotomy scar.", "Hepatic haemangioma with late enhancement.", "Renal scarring on the left.",
     "The aortic wall enhances mildly.", "Mitral regurgitation, no thrombus.",
 ]  # fmt: skip
+GAPS = [" ", "\n", "\n\n"]
 SECTIONS = [
     "Indication: Previous inferior infarct. Assess for scar.",
     "Technique: Cine imaging, late gadolinium enhancement 10 minutes after 0.15 mmol/kg.",
@@ -67,7 +68,7 @@ def wrapped(report: str, rnd: random.Random) -> str:
     [
         wrapped,
         lambda report, rnd: report.replace("\n", rnd.choice(ENDS)),
-        lambda report, rnd: f"{report}{rnd.choice(' _')}{rnd.choice(ELSEWHERE)}".replace("_", "\n"),
+        lambda report, rnd: f"{report.rstrip('.')}.{rnd.choice(GAPS)}{rnd.choice(ELSEWHERE)}",
         lambda report, _: report.upper(),
     ],
     ids=["wrapped lines", "encoded line ends", "a sentence on another organ", "upper case"],
@@ -83,7 +84,6 @@ def test_the_order_of_sections_changes_nothing():
         gap = rnd.choice(["\n", "\n\n"])
         sections = [f"Late enhancement:\n{statement}\n", *SECTIONS]
         first = read(gap.join(sections))
-        assert first.findings == read_report(statement), statement
         rnd.shuffle(sections)
         shuffled = read(gap.join(sections))
         assert (shuffled.states, shuffled.findings) == (first.states, first.findings), sections
