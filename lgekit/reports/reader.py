@@ -12,7 +12,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -101,13 +101,18 @@ _CODES |= {"se": "subendocardial", "transmurality": "transmural"}
 _CODES |= {"al": "anterolateral", "il": "inferolateral", "as": "anteroseptal", "is": "inferoseptal"}
 _CODED = re.compile(
     r"(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
-    r"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))|\b[ai][ls](?= ?[/+&])"
+    r"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))"
+    r"|\b[ai][ls](?= ?[/+&])"
     r"|(?<=[a-z] )se(?= ?[,;.)]|$)|(?<=[a-z,] )transmurality(?= ?[,;.)]|$)"
 )
 
 
 def _decoded(found: re.Match) -> str:
     return re.sub(r"\b(?:[ai][ls]|se|transmurality)\b", lambda code: _CODES[code[0]], found[0])
+
+
+def _reworded(words: list[str], found: re.Match) -> str:
+    return words[int((found.lastgroup or "r0")[1:])]
 
 
 @lru_cache(maxsize=20_000)
@@ -117,7 +122,7 @@ def _plain(text: str) -> str:
     text = re.sub(r"\bw/o\b", "without", re.sub(r"per ?cent\b", "%", re.sub(r"\s+", " ", text)))
     text = re.sub(r"\bs(1[0-7]|[1-9])\b", r"segment \1", _CODED.sub(_decoded, text))
     for rule, words in _PHRASES:
-        text = rule.sub(lambda found: words[int(found.lastgroup[1:])], text)
+        text = rule.sub(partial(_reworded, words), text)
     return text.strip(" .")
 
 
@@ -217,7 +222,8 @@ _BACKWARD = {"absent": "no", "fine": "no", "doubted": "doubt"}
 
 def _statuses(events: list[re.Match]) -> list[str]:
     """Return yes, no or doubt for each event of a clause, by the words of denial around it."""
-    reach, statuses, done, chunk = "yes", [], 0, 0
+    statuses: list[str] = []
+    reach, done, chunk = "yes", 0, 0
     before: set[str] = set()
     for index, event in enumerate(events):
         kind = event.lastgroup or ""
@@ -284,7 +290,7 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
 
 @dataclass(frozen=True)
 class _Claim:
-    """What a clause says: ``yes``, ``no``, ``doubt``, ``undone``, ``undiagnostic`` or ``detail``."""
+    """What a clause says: yes, no, doubt, undone, undiagnostic, or detail or mvo of a scar."""
 
     says: str
     events: tuple[re.Match, ...] = ()  # those affirmed
@@ -360,7 +366,8 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
         return (), None
     if _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain):
         return (), None
-    clauses, claims = _clauses(plain), []
+    clauses = _clauses(plain)
+    claims: list[_Claim | None] = []
     cause = _aetiology(plain)
     if cause:
         parts = re.split(r"[;,]|\b(?:but|and|with)\b", plain)
@@ -369,7 +376,7 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     for number, (events, exception) in enumerate(clauses):
         implied = context
         if exception:  # the opposite of what it is an exception from
-            whole = [claim for claim in claims if claim]
+            whole: list[_Claim | None] = [claim for claim in claims if claim]
             if not whole and number + 1 < len(clauses):
                 whole = [_claim(plain, clauses[number + 1][0], context, default)]
             if not whole or not whole[-1] or whole[-1].says != "no":

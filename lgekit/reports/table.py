@@ -21,7 +21,7 @@ def findings_row(study_id: str, report: str) -> dict[str, str]:
     """
     reading = read(report)
     found, scars = reading.findings, reading.findings.scars
-    stated = {
+    stated: dict[str, list] = {
         "walls": [wall for wall in WALLS if wall in found.walls],
         "segments": sorted(found.segments),
         "levels": [level for level in LEVELS if any(level in scar.levels for scar in scars)],
@@ -39,7 +39,7 @@ def findings_row(study_id: str, report: str) -> dict[str, str]:
 def summary(reports: Iterable[tuple[str, str]], shown: int = 3) -> str:
     """Count what reports, (study_id, report), say; show some findings with their sentences."""
     readings = [(study_id, read(report)) for study_id, report in reports]
-    counts = Counter(reading.states for _, reading in readings)
+    counts: Counter[str] = Counter(reading.states for _, reading in readings)
     lines = [f"{len(readings)} reports; late enhancement of the left ventricle:"]
     for states, title in (("yes", "stated"), ("no", "denied"), ("unsaid", "not stated")):
         some = [entry for entry in readings if entry[1].states == states][:shown]

@@ -176,7 +176,8 @@ def _starts_field(line: str, fits: bool) -> bool:
     """Tell whether a line begins with a label, or is a section head (never where a line wraps)."""
     head, colon, _ = line[:80].partition(":")
     if not colon:
-        return fits and len(line) < 50 and _label(line)[0] == len(line) and not line[0].islower()
+        title = fits or (line[1:2].islower() and " of " not in line)
+        return title and len(line) < 50 and _label(line)[0] == len(line) and not line[0].islower()
     return bool(_label(head)[0] == len(head)) or (
         line[0].isupper() and len(head.split()) <= 5 and bool(_ANY_LABEL.fullmatch(head))
     )
