@@ -139,7 +139,7 @@ def _tables(paragraph: list[str]) -> Iterator[tuple[bool, list[str]]]:
 
 def _paragraphs(text: str) -> Iterator[list[str]]:
     """Yield the lines between empty lines and between rules of dashes."""
-    for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip(" \t=_-*#"))):
+    for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip().strip(" =_-*#"))):
         if filled:
             yield [line for line in lines if not ("--" in line and set(line) <= _RULE)]
 
