@@ -32,6 +32,8 @@ Pixels = Annotated[int, option(min=16, help="Side of the square frame in pixels.
 AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold from inner folds.")]
 PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set patience=10.")]
+Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
+OutFindings = Annotated[Path | None, argument(help="Table to write.", metavar="[OUT.csv]")]
 OutCsv = Annotated[Path, argument(help="Table to write.")]
 Beams = Annotated[int, option(min=1, help="Width of the captions' beam search; 1 is greedy.")]
 Predictions = Annotated[Path, argument(help="Table of `lgekit predict`, or held_out.csv.")]
@@ -85,13 +87,13 @@ def refuse_full(target: Path) -> None:
         raise InputError(target, "exists and is not an empty folder", remedy)
 
 
-def refuse_other_file(target: Path) -> None:
-    """Raise InputError before long work if a table of predictions would replace another file."""
+def refuse_other_file(target: Path, kind: str, start: str) -> None:
+    """Raise InputError before long work if a table would replace a file of another kind."""
     refuse_unwritable(target)
     if target.exists():
-        start = target.open("rb").read(14) if target.is_file() else b""
-        if start != b"study_id,p_lge" or target.resolve().name == "held_out.csv":
-            problem = "exists and is not a table of predictions that may be replaced"
+        found = target.open("rb").read(len(start)) if target.is_file() else b""
+        if found != start.encode() or target.resolve().name == "held_out.csv":
+            problem = f"exists and is not a table of {kind} that may be replaced"
             raise InputError(target, problem, "Name another file")
 
 
@@ -143,6 +145,37 @@ def check(spec: Spec) -> None:
         typer.echo(counts.rename_axis(index=None, columns=None).to_string())
         for word, names in table.loc[table["disagree"] > "", "disagree"].items():
             typer.echo(f"report says {word}, mask shows the opposite: {names}")
+
+
+@app.command()
+def reports(source: Source, out_csv: OutFindings = None) -> None:
+    """Read what reports say of late enhancement: a table of findings with their sentences.
+
+    Columns: study_id, states (yes, no or unsaid), walls, segments, levels, depth, transmurality,
+    no_reflow, aetiology, evidence. Without OUT.csv: counts, and some findings.
+    Example: lgekit reports my_reports.csv findings.csv
+    """
+    import pandas as pd
+
+    from lgekit.data.manifest import read_table
+    from lgekit.reports.table import COLUMNS, findings_row, summary
+
+    if out_csv is not None:
+        refuse_other_file(out_csv, "findings", "study_id,states")
+    if Path(source).is_file() or (source.lower().endswith(".csv") and ":" not in source):
+        rows = enumerate(read_table(Path(source), ("report",)), 1)
+        texts = [(row.get("study_id") or str(number), row["report"]) for number, row in rows]
+    else:
+        studies = lk.read_cohort(source).studies
+        texts = [(study["study_id"], study["report"]) for study in studies]
+    if out_csv is None:
+        typer.echo(summary(texts))
+        return
+    table = pd.DataFrame([findings_row(*text) for text in texts], columns=COLUMNS)
+    with replacing(out_csv) as part:
+        table.to_csv(part, index=False)
+    counts = ", ".join(f"{sum(table['states'] == word)} {word}" for word in ("yes", "no", "unsaid"))
+    typer.echo(f"{len(table)} reports in {out_csv}: {counts}")
 
 
 @app.command()
@@ -222,7 +255,7 @@ def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 
     unseen. The decision is p_lge > 0.5.
     Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
-    refuse_other_file(out_csv)
+    refuse_other_file(out_csv, "predictions", "study_id,p_lge")
     memory()
     model = lk.Detector.load(model_dir)
     if model.settings.masks == "true" and model.settings.orientation != "none":
