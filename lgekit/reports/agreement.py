@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from lgekit.reports.reader import read_report, states_enhancement
+from lgekit.reports.reader import read
 from lgekit.study import SCARRED, Cohort
 
 
@@ -17,11 +17,9 @@ def report_states(cohort: Cohort) -> pd.DataFrame:
     """
     rows = []
     for study in (one for one in cohort.studies if one["report"].strip()):
-        said, mask = "unsaid", study.label_map
-        if states_enhancement(study["report"]):
-            said = "yes" if read_report(study["report"]).present else "no"
+        mask = study.label_map
         shown = None if mask is None else bool(np.isin(mask, SCARRED).any())
-        rows.append((study["study_id"], said, shown))
+        rows.append((study["study_id"], read(study["report"]).states, shown))
     table = pd.DataFrame(rows, columns=["study_id", "report", "mask"])
     words = {True: "yes", False: "no"} if table["mask"].eq(True).any() else {}
     return table.assign(mask=table["mask"].map(words))
