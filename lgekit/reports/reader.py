@@ -306,7 +306,8 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
         if kind in kinds:
             return _Claim(kind)
     first = next((event for event in events if event.lastgroup != "soft"), events[0])
-    start = max(text.rfind(sign, 0, first.start()) for sign in ";,") + 1
+    near = max(0, first.start() - 300)
+    start = max(near, *(text.rfind(sign, near, first.start()) + 1 for sign in ";,"))
     clause = text[start : events[-1].end()]
     if _RULES.earlier.search(clause) and not _RULES.today.search(clause):
         return None
