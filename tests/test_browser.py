@@ -56,7 +56,7 @@ NOTEBOOKS = {
     "00_start_here": (2, []),
     "01_data_exploration": (2, []),
     "02_orientation_standardization": (14, []),
-    "03_synthetic_scar_generation": (6, [[("checkbox", "show the answer", "Space")], PAINT]),
+    "03_synthetic_scar_generation": (16, []),
     "04_pretraining": (2, []),
     "05_clip_captioning": (6, [ASK]),
     "06_ablations": (2, [[("button", "plain_clip", "Space")]]),

@@ -27,13 +27,23 @@ WRONG = {
         ({10: 80, 20: 60, 40: 50}, "from 0 to 1"),
         ({10: 0.5, 20: 0.6, 40: 0.7}, "more names"),
     ],
+    "check_template": [
+        (lambda scar: "Normal heart.", "No late gadolinium"),
+        (lambda scar: f"Transmural scar of the basal {scar.walls[0]} wall.", "wall"),
+    ],
+    "check_edge": [
+        (lambda distance, width: 0.5 - distance / 100, "inside"),
+        (lambda distance, width: 0.7 + distance / 100, "border"),
+        (lambda distance, width: 0.5 + distance / 100, "half a width"),
+    ],
+    "check_inferior": [(90, "anterior"), (0, "240°")],
 }
 
 
 @pytest.mark.parametrize("name", CHECKS)
 def test_a_check_says_what_is_wrong(name):
     check = getattr(exercises, name)
-    for mine, words in [(lambda *given: None, "no answer|stops"), *WRONG[name]]:
+    for mine, words in [(lambda *given: ..., "no answer|stops"), *WRONG[name]]:
         verdict = check(mine)
         assert not verdict and re.search(words, repr(verdict)), repr(verdict)
 
