@@ -48,7 +48,6 @@ BYTES = """async picture => {
 LAB = """jupyterlab --no-browser --allow-root --port={port} --IdentityProvider.token=
     --ServerApp.disable_check_xsrf=True --LabApp.news_url=None
     --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --ServerApp.root_dir="""
-TURN = [("spinbutton", "turn (deg)", "ArrowUp"), ("checkbox", "treat as mirrored", "Space")]
 PAINT = [("button", name, "Space") for name in ("inferoseptal", "basal", "transmural")]
 PAINT.append(("checkbox", "no-reflow", "Space"))
 ASK = [("textbox", "sentence", "x"), ("spinbutton", "study", "ArrowUp")]
@@ -56,8 +55,8 @@ ASK = [("textbox", "sentence", "x"), ("spinbutton", "study", "ArrowUp")]
 NOTEBOOKS = {
     "00_start_here": (2, []),
     "01_data_exploration": (2, []),
-    "02_orientation_standardization": (8, [TURN]),
-    "03_synthetic_scar_generation": (6, [[("checkbox", "show the answer", "Space")], PAINT]),
+    "02_orientation_standardization": (14, []),
+    "03_synthetic_scar_generation": (16, []),
     "04_pretraining": (2, []),
     "05_clip_captioning": (6, [ASK]),
     "06_ablations": (2, [[("button", "plain_clip", "Space")]]),
@@ -246,7 +245,6 @@ def use(widget, controls):
     for control in controls:
         shown.append(widget.press(*control))
     assert len(set(shown)) == len(shown)
-    return shown[0]
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -255,10 +253,11 @@ def test_a_notebook_runs_and_its_widgets_answer(browser, lab, name):
     with notebook(browser, lab, name) as opened:
         before = opened.outputs()
         assert before[0] >= pictures
-        first = [use(opened.widget(n), controls) for n, controls in enumerate(widgets)]
+        for number, controls in enumerate(widgets):
+            use(opened.widget(number), controls)
         if name.startswith("02"):  # a restart leaves nothing behind
             opened.run("Kernel", "Restart Kernel and Run All Cells")
-            assert opened.widget().shown() == first[0] and opened.outputs() == before
+            assert opened.outputs() == before
 
 
 def test_the_apps_answer_without_code(browser, tmp_path):

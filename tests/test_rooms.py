@@ -13,7 +13,7 @@ PACKAGE = Path(lk.__file__).parent
 FLOORS = [  # from the top down; rooms on one floor do not import each other
     {"cli"},
     {"grid"},
-    {"workbook"},
+    {"workbook", "exercises"},
     {"viz"},
     {"evaluation"},
     {"clip"},

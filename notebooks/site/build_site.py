@@ -66,6 +66,7 @@ def notebook_page(
     heading = ""
     for cell in page.cells:
         if cell.cell_type == "markdown":
+            cell.source = cell.source.replace("](site/", "](../")  # where the pages are
             heading = "".join(re.findall(r"^#+ (.*)", cell.source, re.MULTILINE)[-1:]) or heading
             continue
         words = re.sub(r"[*`]", "", heading).rstrip(".?!:") + f". {drawn_by(cell.source, captions)}"

@@ -30,8 +30,9 @@ nitpicky = True
 nitpick_ignore_regex = [(r"py:.*", r"(?!lgekit\.).*")]
 suppress_warnings = ["mystnb.unknown_mime_type", "config.cache"]
 
-myst_enable_extensions = ["deflist", "colon_fence", "attrs_block"]
+myst_enable_extensions = ["deflist", "colon_fence", "attrs_block", "dollarmath"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"  # of crossrefs: MathJax would come from the network
 nb_execution_mode = "off"  # the workbook was run by `make workbook`
 nb_ipywidgets_js = {}  # no scripts from the network: widgets are shown as still pictures
 nb_mime_priority_overrides = [

@@ -1,4 +1,4 @@
-"""Link names in code to the library's pages, and the first use of a term to the glossary."""
+"""Link names in code to the library's pages and terms to the glossary; draw formulae as MathML."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ import re
 
 from docutils import nodes
 from docutils.nodes import caption, literal, literal_block, reference, title
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.util.nodes import make_refnode
 
 import lgekit
 
 CALL = re.compile(r"(?:lgekit\.|lk\.)?([A-Za-z_][\w.]*)(\(.*\))?$")
-QUIET = (title, reference, literal, literal_block, nodes.term, caption)
+QUIET = (
+    title,
+    reference,
+    literal,
+    literal_block,
+    nodes.term,
+    caption,
+    nodes.math,
+    nodes.math_block,
+)
 Target = tuple[str, str]  # page and anchor
 
 
@@ -83,6 +93,15 @@ def is_quiet(node: nodes.Node) -> bool:
     return bool(parent)
 
 
+def draw_formula(translator, node: nodes.math | nodes.math_block) -> None:
+    """Write a formula in the browser's own language, which needs no script."""
+    block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), as_block=block)
+    translator.body.append(f"<p>{formula}</p>" if block else formula)
+    raise nodes.SkipNode
+
+
 def setup(app: Sphinx) -> dict:
+    app.add_html_math_renderer("mathml", (draw_formula, None), (draw_formula, None))
     app.connect("doctree-resolved", add_links)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,90 @@
+"""Check the notebooks' exercises: a check says in a sentence what is wrong, and raises nothing."""
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+
+import numpy as np
+
+from lgekit.findings import Findings, Scar
+from lgekit.reports.reader import read_report
+from lgekit.reports.writer import canonical_text
+from lgekit.study import Landmarks
+
+
+class Verdict(str):
+    """What is wrong with an answer; true if nothing is."""
+
+    def __bool__(self) -> bool:
+        return not len(self)
+
+    def __repr__(self) -> str:
+        return "Right." if self else f"Not yet: {self:s}."
+
+
+def check(faults: Callable[..., Iterator[tuple[bool, str]]]) -> Callable[..., Verdict]:
+    """Make a check of a function that yields possible faults of an answer: present?, sentence."""
+
+    @wraps(faults)
+    def checked(mine) -> Verdict:
+        try:
+            return Verdict(next((words for wrong, words in faults(mine) if wrong), ""))
+        except Exception as error:
+            if "ellipsis" in str(error):
+                return Verdict("there is no answer in place of `...`")
+            return Verdict(f"your answer stops the check with {type(error).__name__}: {error}")
+
+    return checked
+
+
+@check
+def check_angle(mine):
+    """Notebook 02: ``mine(x, y, centre, spacing)`` is in degrees, and measured in mm."""
+    oblique, down = mine(3, 2, (1, 4), (1, 2)), mine(1, 6, (1, 4), (1, 2))
+    yield down < 0, "angles run from 0 to 360°, and yours can be negative"
+    yield abs(down - 90) < 1, "a larger y is further down on the screen, not further up"
+    yield abs(oblique - 45) < 1, "it measures in pixels; multiply by the spacing first"
+    words = f"a pixel 2 mm to the right and 4 mm up is at 63.4°, not {oblique:.1f}°"
+    yield not np.allclose((oblique, down), (63.435, 270), atol=0.01), words
+
+
+@check
+def check_mirror(mine):
+    """Notebook 02: ``mine(landmarks)`` are those of the picture mirrored left to right."""
+    after = mine(Landmarks(70, 200))
+    yield not after.mirrored, "a mirror image changes the handedness, and yours keeps it"
+    found = np.round((after.anterior_rvip_deg, after.inferior_rvip_deg)) % 360
+    yield (found != (110, 340)).any(), f"70° and 200° move to 110° and 340°, not to {found} degrees"
+
+
+@check
+def check_shares(mine):
+    """Notebook 02: the share of studies whose walls keep their names, by error in degrees."""
+    yield set(mine) != {10, 20, 40}, "it needs the errors 10, 20 and 40"
+    yield not all(0 <= share <= 1 for share in mine.values()), "a share is a number from 0 to 1"
+    yield mine[40] > mine[10], "a larger error cannot keep more names right than a smaller one"
+
+
+@check
+def check_template(mine):
+    """Notebook 03: ``mine(scar)`` is a sentence that the library's reader reads back."""
+    for wall, level, depth in (("anterior", "basal", "transmural"), ("septal", "mid", "mid-wall")):
+        asked = Findings((Scar((wall,), (level,), depth),))
+        found = read_report(mine(asked.scars[0]).strip())
+        words = f"of {canonical_text(asked)!r} the reader understands {canonical_text(found)!r}"
+        yield found != asked, words
+
+
+@check
+def check_edge(mine):
+    """Notebook 03: ``mine(distance, width)`` falls from 75 % to 25 % within ``width`` mm."""
+    inside, border, outside = (mine(distance, 3.0) for distance in (1.5, 0.0, -1.5))
+    yield inside < outside, "the share must grow towards the inside, where distances are positive"
+    yield abs(border - 0.5) > 1e-3, f"the share at the border is {border:.2f}, not 0.5"
+    yield abs(inside - 0.75) > 1e-3, f"half a width inside, the share is {inside:.2f}, not 0.75"
+
+
+@check
+def check_inferior(mine):
+    """Notebook 03: the angle of the mean inferior scar, in degrees."""
+    yield 60 < mine < 120, "that is the anterior wall; y runs down the picture"
+    yield not 240 < mine < 300, f"the inferior wall is at 240° to 300°, and {mine:.0f}° is not"

@@ -1,0 +1,64 @@
+"""The checks of exercises: right answers pass, wrong ones get a sentence, nothing is raised."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import lgekit as lk
+from lgekit import exercises
+
+CHECKS = [name for name in vars(exercises) if name.startswith("check_")]
+NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
+# Check → wrong answers, each with a word of the sentence that says what is wrong.
+WRONG = {
+    "check_angle": [
+        (lambda x, y, centre, spacing: 1 / 0, "ZeroDivisionError"),
+        (lambda x, y, centre, spacing: -90.0, "negative"),
+    ],
+    "check_mirror": [
+        (lambda marks: marks, "handedness"),
+        (lambda marks: lk.Landmarks(200.0, 70.0), "move to 110°"),
+    ],
+    "check_shares": [
+        ({10: 1.0, 20: 0.8}, "40"),
+        ({10: 80, 20: 60, 40: 50}, "from 0 to 1"),
+        ({10: 0.5, 20: 0.6, 40: 0.7}, "more names"),
+    ],
+    "check_template": [
+        (lambda scar: "Normal heart.", "No late gadolinium"),
+        (lambda scar: f"Transmural scar of the basal {scar.walls[0]} wall.", "wall"),
+    ],
+    "check_edge": [
+        (lambda distance, width: 0.5 - distance / 100, "inside"),
+        (lambda distance, width: 0.7 + distance / 100, "border"),
+        (lambda distance, width: 0.5 + distance / 100, "half a width"),
+    ],
+    "check_inferior": [(90, "anterior"), (0, "240°")],
+}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_check_says_what_is_wrong(name):
+    check = getattr(exercises, name)
+    for mine, words in [(lambda *given: ..., "no answer|stops"), *WRONG[name]]:
+        verdict = check(mine)
+        assert not verdict and re.search(words, repr(verdict)), repr(verdict)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_notebook_asks_and_its_folded_solution_asserts(name):
+    """The smoke run of the notebooks executes the assertion."""
+    call = f"lk.exercises.{name}("
+    for path in NOTEBOOKS.glob("*.ipynb"):
+        cells = [cell for cell in json.loads(path.read_text())["cells"] if "outputs" in cell]
+        asked = {"".join(c["source"]): c["metadata"] for c in cells if call in "".join(c["source"])}
+        if asked:
+            stub, solution = asked
+            assert "..." in stub and ast.parse(stub)
+            assert f"assert {call}" in solution and asked[solution]["tags"] == ["solution"]
+            assert asked[solution]["jupyter"] == {"outputs_hidden": True, "source_hidden": True}
+            return
+    raise AssertionError(f"no notebook uses {name}")
