@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import copy
 import html
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import ipywidgets
@@ -19,7 +17,6 @@ import traitlets
 from matplotlib.figure import Figure
 
 from lgekit.anatomy.frame import StandardizeShortAxis
-from lgekit.anatomy.segments import findings_from_labels, segment_map
 from lgekit.cache import FIT_ROOMS, code_version, compute_once, memory
 from lgekit.clip.detector import Detector
 from lgekit.clip.fit import fit_detector
@@ -28,7 +25,6 @@ from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import read_cohort
 from lgekit.evaluation.metrics import PRESENCE_STATISTICS, title_of
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Scar
-from lgekit.reports.writer import canonical_text
 from lgekit.scars.transforms import AddScar
 from lgekit.study import Cohort, Study
 from lgekit.viz import plots
@@ -114,29 +110,6 @@ class Explorer:
         return self.box._repr_mimebundle_(**options) | still
 
 
-def orientation_explorer(study: Study) -> Explorer:
-    """Turn the anterior insertion point of a labelled study and watch frame and findings change."""
-    marks = study["landmarks"]
-    between = marks.inferior_rvip_deg - marks.anterior_rvip_deg
-
-    def draw(error: float, mirrored: bool) -> Drawing:
-        anterior = (marks.anterior_rvip_deg + error) % 360
-        inferior = (anterior + (-between if mirrored else between)) % 360
-        moved = copy.copy(study)
-        moved["landmarks"] = replace(marks, anterior_rvip_deg=anterior, inferior_rvip_deg=inferior)
-        turned = FRAME(moved)
-        index = plots.slice_with_most_scar(turned)
-        segments = segment_map(turned.label_map, turned.spacing_mm, turned["landmarks"])
-        figure = plots.show_segments(turned, segments, index)
-        return figure, f"Words: {canonical_text(findings_from_labels(moved))}"
-
-    controls = {
-        "error": _number(0, -180, 180, 5, "turn (deg)"),
-        "mirrored": ipywidgets.Checkbox(False, description="treat as mirrored"),
-    }
-    return Explorer(controls, draw, "A slice in the standard frame, and its AHA segments")
-
-
 def scar_painter(study: Study) -> Explorer:
     """Choose walls, levels, depth, transmurality and no-reflow; image, mask and report follow."""
     before = FRAME(study)
@@ -169,27 +142,6 @@ def scar_painter(study: Study) -> Explorer:
     }
     alt = "A slice before and after the scar is painted, and the scar's outline"
     return Explorer(controls, draw, alt)
-
-
-def which_is_real(cohort: Cohort, random_scar: Callable[[Study], Study], seed: int = 0) -> Explorer:
-    """Show real scars and those of a ``RandomScar(p=1)`` in random order, with a hidden answer."""
-    known = [study for study in cohort.studies if study["findings"] and study.get("landmarks")]
-    real = [study for study in known if study["findings"].present][:4]
-    painted = [random_scar(study) for study in known if not study["findings"].present][:4]
-    scars = [(FRAME(study), "cohort") for study in real]
-    scars += [(FRAME(study), "painted") for study in painted]
-    order = np.random.default_rng(seed).permutation(len(scars))
-
-    def draw(answer: bool) -> Drawing:
-        shown = {}
-        for number, index in enumerate(order, 1):
-            study, origin = scars[index]
-            shown[f"{number}: {origin}" if answer else str(number)] = study
-        figure = plots.show_studies(shown, contours=answer, columns=4)
-        return figure, "" if answer else "Which are painted? Tick the box for the answer."
-
-    controls = {"answer": ipywidgets.Checkbox(False, description="show the answer")}
-    return Explorer(controls, draw, "Slices with scar, some of the cohort and some painted")
 
 
 def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
