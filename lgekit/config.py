@@ -34,6 +34,9 @@ class FitSettings(BaseModel):
     encoder_init: Literal["segmentation", "random"] = "segmentation"  # [S] slice encoder's start
     targets: Literal["same_text", "identity"] = "same_text"  # [O] same text: positive pair
     text: Literal["report", "lge_statement", "findings"] = "findings"  # [O] see `report_texts`
+    # [O] taught: reports and sentences are read by a text tower that has learned their language
+    # from the report writer (`lgekit.clip.language`). random: it learns from image-text pairs alone
+    text_init: Literal["taught", "random"] = "taught"
     shuffle_text: bool = False  # control: reports of other studies; must fall to chance
     masks: Literal["predicted", "true"] = "predicted"  # heart contours; true: reference only
     # Least confidence of landmarks to rotate by: a poor guess is better than none
@@ -68,6 +71,7 @@ class FitSettings(BaseModel):
     decoder_layers: int = Field(default=1, ge=1)
     context_length: int | None = Field(default=None, ge=8)  # longest text; None: see `CONTEXT`
     vocabulary: int = Field(default=600, ge=100)  # most tokens that the tokenizer may learn
+    text_steps: int = Field(default=1500, ge=2)  # of teaching language to the text tower
     caption_queries: int = Field(default=8, ge=1)  # image tokens that the decoder reads
 
     # Training
@@ -105,6 +109,17 @@ class FitSettings(BaseModel):
         oriented = self.orientation != "none"
         pretrained = self.encoder_init == "segmentation"
         return self.masks != "true" and (oriented or pretrained or self.synthetic_per_real > 0)
+
+    @property
+    def taught(self) -> bool:
+        """Whether the text tower is taught language before it sees an image."""
+        taught = self.text_init == "taught" and self.text_encoder == "scratch"
+        return taught and self.text != "findings"
+
+    @property
+    def prompts(self) -> str:
+        """The words that a detector with these settings is asked in: a mode of `prompt_sets`."""
+        return "findings" if self.taught else self.text
 
     @property
     def longest_text(self) -> int:
@@ -160,6 +175,7 @@ PLAIN_CLIP: dict[str, Any] = {
     "encoder_init": "random",
     "targets": "identity",
     "text": "report",
+    "text_init": "random",
 }
 SIZES = {
     "smoke": FitSettings(
@@ -170,6 +186,7 @@ SIZES = {
         depths=16,
         angles=48,
         polar_pretraining=2,
+        text_steps=20,
         heart_size="smoke",
         heart_phantom=16,
         heart_base_steps=20,

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from lgekit import cache
 from lgekit.clip.data import ImageTextPairs, TrainingData, augment, epoch_batches, shuffle_texts
+from lgekit.clip.language import Language
 from lgekit.clip.model import CoCa, ReportTokenizer
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
@@ -97,7 +98,7 @@ def train_epoch(
         studies, text, text_of, caption_of = inputs
         studies = augment(studies, settings, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            out = model(studies, text, text_of, caption_of)
+            out = model(studies, text, text_of, caption_of, data.embedded)
         losses = both_losses(out, text_of, settings, model.text.pad_id)
         (losses[0] + settings.caption_weight * losses[1]).backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -205,6 +206,7 @@ def fit(
     synthetic: ImageTextPairs | None = None,
     validation: ImageTextPairs | None = None,
     encoder_state: Mapping[str, Tensor] | None = None,
+    language: Language | None = None,
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> FitResult:
@@ -212,7 +214,8 @@ def fit(
 
     ``synthetic`` is a pool of which each epoch draws a part. The contrastive loss of ``validation``
     selects the epoch to keep (unless weights are averaged) and stops early. ``encoder_state`` are
-    weights of a segmentation encoder. Training resumes from the file ``checkpoint`` if it exists.
+    weights of a segmentation encoder, and ``language`` is the text tower to use as it is. Training
+    resumes from the file ``checkpoint`` if it exists.
     """
     if len(pairs) < 2:
         problem = f"{len(pairs)} found"
@@ -232,7 +235,9 @@ def fit(
             (validation,) = shuffle_texts(np.random.default_rng([settings.seed, 78]), validation)
     texts = [options for group in groups for options in group.texts]
     distinct = sorted({text for options in texts for text in options})
-    if settings.text_encoder == "scratch":
+    if language is not None:
+        tokenizer = language.tokenizer
+    elif settings.text_encoder == "scratch":
         tokenizer = ReportTokenizer.train(distinct, settings.vocabulary, settings.longest_text)
     else:
         tokenizer = ReportTokenizer.from_hugging_face(settings.text_encoder, settings.longest_text)
@@ -245,9 +250,12 @@ def fit(
         model = CoCa(settings, tokenizer)
         if encoder_state is not None:
             model.visual.load_segmentation(encoder_state)
+        if language is not None:
+            model.text.load_state_dict(language.model.text.state_dict())
+            model.text.requires_grad_(False)
         model.to(device)
         optimizer, state = adamw(model, settings), TrainingState()
-        data = TrainingData.of(tokenizer, device, groups)
+        data = TrainingData.of(tokenizer, device, groups, language)
         if checkpoint:
             about = settings.model_dump(exclude={"workers"}), texts, validation and validation.texts
             images = [part.cpu().numpy() for part in data.studies]
