@@ -82,7 +82,6 @@ class FitSettings(BaseModel):
     weight_decay: float = Field(default=0.05, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     augment: float = Field(default=1.0, ge=0)  # strength of the image augmentation; 0: none
-    average: float = Field(default=0.0, ge=0, lt=1)  # decay of the weights' average; 0: none
     patience: int = Field(default=0, ge=0)  # epochs to wait for a better validation loss; 0: off
     models: int = Field(default=1, ge=1)  # networks from different seeds; their scores are averaged
     folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies

@@ -128,16 +128,16 @@ class TrainingData:
         self, index: np.ndarray, chosen: np.ndarray, captions: bool
     ) -> tuple[StudyBatch, Tensor, Tensor, Tensor | None]:
         """The inputs of `lgekit.clip.model.CoCa` for a step of `epoch_batches`."""
-        first = np.array([self.texts[study][0] for study in index])
-        read = [*(chosen if self.embedded is None else []), *(first if captions else [])]
-        distinct, where = np.unique(np.array(read, int), return_inverse=True)
+        first = [self.texts[study][0] for study in index]
+        read = chosen if self.embedded is None else first
+        distinct, where = np.unique([*read, *first] if captions else read, return_inverse=True)
         device = self.tokens.device
-        rows, studies, texts, known = (
-            torch.from_numpy(part).to(device) for part in (where, index, distinct, chosen)
-        )
-        caption_of = rows[-len(index) :] if captions else None
-        text_of = rows[: len(index)] if self.embedded is None else known
-        return self.studies.rows(studies), self.tokens[texts], text_of, caption_of
+        rows, studies, texts = (torch.from_numpy(a).to(device) for a in (where, index, distinct))
+        caption_of = rows[len(index) :] if captions else None
+        text = self.tokens[texts]
+        if self.embedded is not None:  # captions are far shorter than reports
+            text = text[:, : int(text.any(0).sum())]
+        return self.studies.rows(studies), text, rows[: len(index)], caption_of
 
 
 def epoch_batches(

@@ -141,7 +141,7 @@ def without_scar(studies: Sequence[Study], language: Language | None = None) -> 
     """The studies whose reports state no scar, which can take a synthetic one."""
     if language is None or not studies:
         return [study for study in studies if not stated_findings(study).present]
-    denied = language.deny([study["report"] for study in studies])
+    denied = language.said([study["report"] for study in studies])[:, 0]
     none = canonical_text(Findings())  # what else the report says is not read
     return [Study(**{**study, "report": none}) for study in compress(studies, denied)]
 

@@ -410,20 +410,12 @@ class CoCa(nn.Module):
         return self.text_and_tokens(text)[0]
 
     def forward(
-        self,
-        studies: StudyBatch,
-        text: Tensor,
-        text_of: Tensor,
-        caption_of: Tensor | None = None,
-        text_features: Tensor | None = None,
+        self, studies: StudyBatch, text: Tensor, text_of: Tensor, caption_of: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The outputs of open_clip's ``CoCa``; ``text_of`` and ``caption_of`` are the rows of each
-        study's text and caption in the token ids ``text``. If texts are embedded already,
-        ``text_of`` are rows of ``text_features``."""
+        study's text and caption in the token ids ``text``."""
         embedded, image_tokens = self.visual(studies)
-        if text_features is None or caption_of is not None:
-            features, text_tokens = self.text_and_tokens(text)
-            text_features = features if text_features is None else text_features
+        text_features, text_tokens = self.text_and_tokens(text)
         out = {"image_features": F.normalize(embedded, dim=-1)}
         out |= {"text_features": text_features[text_of], "logit_scale": self.logit_scale.exp()}
         if caption_of is not None:

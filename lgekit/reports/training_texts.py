@@ -10,7 +10,12 @@ from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
 from lgekit.reports.reader import lge_statement, read_report
 from lgekit.reports.writer import PHRASES, canonical_text, upper_first
 
-_SENTENCE_END = re.compile(r"(?<=[.;!?])\s+(?=[A-Z\d+-])|\n+")
+# Line ends of hospital systems, empty lines, and line ends before bullets and fields
+_LINE_END = (
+    r"\\\.br\\|(?:\\X0[DA]\\)+|<br ?/?>|_x000D_|\\n|\n\s*\n|"
+    r"\n(?=\s*(?:[-*•]|o )|[A-Z][^.:=\n]{0,40}[:=])"
+)
+_SENTENCE_END = re.compile(rf"{_LINE_END}|(?<=[.;!?])\s+(?=[A-Z\d+-])")
 KINDS = ("presence", "wall", "level", "depth")
 
 
