@@ -141,9 +141,9 @@ def without_scar(studies: Sequence[Study], language: Language | None = None) -> 
     """The studies whose reports state no scar, which can take a synthetic one."""
     if language is None or not studies:
         return [study for study in studies if not stated_findings(study).present]
-    denied = language.said([study["report"] for study in studies])[:, 0]
-    none = canonical_text(Findings())  # what else the report says is not read
-    return [Study(**{**study, "report": none}) for study in compress(studies, denied)]
+    placed = language.said([study["report"] for study in studies])[:, 1:].amax(1)
+    none = canonical_text(Findings())  # instead of the report, which is not read again
+    return [Study(**{**study, "report": none}) for study in compress(studies, placed < 0.5)]
 
 
 STRIDE = 4  # of the polar encoder's body

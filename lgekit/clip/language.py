@@ -79,16 +79,17 @@ class Language:
         parts = [texts[first : first + BATCH] for first in range(0, len(texts), BATCH)]
         return torch.cat([self.model.encode_text(self.tokenizer(part)) for part in parts])
 
-    def said(self, reports: Sequence[str]) -> np.ndarray:
-        """Which of the `statements` each report says, `(reports, statements)`."""
+    def said(self, reports: Sequence[str]) -> Tensor:
+        """Probability that each report says each of the `statements`."""
         similar = self.embed([one_line(one) for one in reports]) @ self.embed(statements()).T
-        return (self.model.logit_scale.exp() * similar + self.offset > 0).numpy()
+        return (self.model.logit_scale.exp() * similar + self.offset).sigmoid().detach()
 
     def texts_of(self, report: str) -> tuple[str, ...]:
-        """The training texts of a report: its own sentence nearest to the whole, and the whole."""
-        whole, parts = one_line(report), sentences(report)
-        nearest = (self.embed(parts) @ self.embed([whole])[0]).argmax()
-        return tuple(dict.fromkeys([parts[nearest], whole]))
+        """The training texts of a report: the sentence that says most of what it says, and all."""
+        parts = sentences(report) or [report]
+        *each, whole = self.said([*parts, report])
+        most = int((torch.stack(each) @ whole).argmax())
+        return tuple(dict.fromkeys([parts[most], one_line(report)]))
 
 
 def taught_language(settings: FitSettings) -> Language:
@@ -134,4 +135,4 @@ def teach(settings: FitSettings, key: object = None) -> Language:
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()
             schedule.step()
-    return Language(model.cpu().eval(), tokenizer, float(offset))
+    return Language(model.cpu().eval(), tokenizer, offset.item())
