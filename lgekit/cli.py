@@ -31,6 +31,8 @@ Pixels = Annotated[int, option(min=16, help="Side of the square frame in pixels.
 AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold from inner folds.")]
 PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set patience=10.")]
+Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
+OutFindings = Annotated[Path | None, argument(help="Table to write.", metavar="[OUT.csv]")]
 OutCsv = Annotated[Path, argument(help="Table to write.")]
 Beams = Annotated[int, option(min=1, help="Width of the captions' beam search; 1 is greedy.")]
 Predictions = Annotated[Path, argument(help="Table of `lgekit predict`, or held_out.csv.")]
@@ -92,10 +94,10 @@ def refuse_full(target: Path) -> None:
         raise InputError(target, "exists and is not an empty folder", remedy)
 
 
-def refuse_other_table(target: Path, model_dir: Path) -> None:
-    """Raise InputError before long work if predictions cannot be written or would replace a file.
+def refuse_other_table(target: Path, kind: str, columns: set[str], own: Path | None = None) -> None:
+    """Raise InputError before long work if a table cannot be written or would replace a file.
 
-    They may replace only another table of predictions, and never that of a model.
+    It may replace only another table of its kind, which has these columns, and never ``own``.
     """
     refuse_unwritable(target)
     if target.exists():
@@ -103,9 +105,9 @@ def refuse_other_table(target: Path, model_dir: Path) -> None:
             raise InputError(target, "is not a file", "Name a file, such as predictions.csv")
         with target.open(encoding="utf-8-sig", errors="replace") as stream:
             header = stream.readline(100_000).strip()
-        own = target.resolve() == (model_dir / "held_out.csv").resolve()
-        if own or (header and not {"study_id", "p_lge"} <= set(header.split(","))):
-            problem = "exists and is not a table of predictions that may be replaced"
+        kept = own is not None and target.resolve() == own.resolve()
+        if kept or (header and not columns <= set(header.split(","))):
+            problem = f"exists and is not a table of {kind} that may be replaced"
             raise InputError(target, problem, "Name another file")
 
 
@@ -141,6 +143,37 @@ def check(spec: Spec) -> None:
         typer.echo(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
         raise typer.Exit(1)
     typer.echo(f"no faults; {lk.describe.cohort_summary(lk.read_cohort(spec))}")
+
+
+@app.command()
+def reports(source: Source, out_csv: OutFindings = None) -> None:
+    """Read what reports say of late enhancement: a table of findings with their sentences.
+
+    Columns: study_id, states (yes, no or unsaid), walls, segments, levels, depth, transmurality,
+    no_reflow, aetiology, evidence. Without OUT.csv: counts, and some findings.
+    Example: lgekit reports my_reports.csv findings.csv
+    """
+    import pandas as pd
+
+    from lgekit.data.manifest import read_table
+    from lgekit.reports.table import COLUMNS, findings_row, summary
+
+    if out_csv is not None:
+        refuse_other_table(out_csv, "findings", set(COLUMNS))
+    if Path(source).is_file() or (source.lower().endswith(".csv") and ":" not in source):
+        rows = enumerate(read_table(Path(source), ("report",)), 1)
+        texts = [(row.get("study_id") or str(number), row["report"]) for number, row in rows]
+    else:
+        studies = lk.read_cohort(source).studies
+        texts = [(study["study_id"], study["report"]) for study in studies]
+    if out_csv is None:
+        typer.echo(summary(texts))
+        return
+    table = pd.DataFrame([findings_row(*text) for text in texts], columns=COLUMNS)
+    with replacing(out_csv) as part:
+        table.to_csv(part, index=False)
+    counts = ", ".join(f"{sum(table['states'] == word)} {word}" for word in ("yes", "no", "unsaid"))
+    typer.echo(f"{len(table)} reports in {out_csv}: {counts}")
 
 
 @app.command()
@@ -227,7 +260,7 @@ def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 
     unseen. The decision is p_lge > 0.5.
     Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
-    refuse_other_table(out_csv, model_dir)
+    refuse_other_table(out_csv, "predictions", {"study_id", "p_lge"}, model_dir / "held_out.csv")
     memory()
     model = lk.Detector.load(model_dir)
     if model.settings.masks == "true" and model.settings.orientation != "none":

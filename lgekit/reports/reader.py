@@ -1,4 +1,10 @@
-"""Read findings from a report."""
+"""Read findings from a report.
+
+A report is divided into sentences (`lgekit.reports.text`); each sentence is put in one wording
+(`_plain`), cut into clauses where a negation's reach ends (`_clauses`), and each clause is judged:
+does it speak of late enhancement of the left ventricle, of today, and does it affirm or deny it?
+What affirmed clauses say of walls, depth and cause becomes scars.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +12,76 @@ import re
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import groupby
+from functools import lru_cache, partial
+from itertools import groupby, pairwise
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from lgekit.findings import ISCHAEMIC, LEVELS, WALL_WORDS, WALLS, Findings, Scar
+from lgekit.reports.text import Sentence, sentences
 
 _TABLES = tomllib.loads(Path(__file__).with_name("reading_rules.toml").read_text(encoding="utf-8"))
 
 
-def _one_of(table: dict[str, list[str]]) -> re.Pattern:
-    """Return a pattern whose named groups are the table's entries."""
-    text = "|".join(f"(?P<{name}>{'|'.join(options)})" for name, options in table.items())
-    return re.compile(text.replace("{walls}", "|".join(sorted(WALL_WORDS, key=len, reverse=True))))
-
-
-def _patterns(table: dict[str, list[str]]) -> dict[str, re.Pattern]:
+def _rules(table: dict[str, list[str]]) -> dict[str, re.Pattern]:
     return {name: re.compile("|".join(options)) for name, options in table.items()}
 
 
-_EVENT, _HEADING = _one_of(_TABLES["events"]), _one_of(_TABLES["headings"])
-_AETIOLOGY = _patterns(_TABLES["aetiology"])
-_RULES = SimpleNamespace(**_patterns(_TABLES["rules"]))
-_SPELLINGS = [
-    (re.compile(rule), word.strip().replace("_", " "))
-    for rule, word in (line.split(" =>") for line in _TABLES["spellings"].strip().splitlines())
-]
+def _rewriting(table: str) -> list[tuple[str, str]]:
+    lines = [line.split(" =>") for line in table.strip().splitlines()]
+    return [(rule, word.strip()) for rule, word in lines]
+
+
+_CAUSES = list(_TABLES["aetiology"])
+_CAUSE = re.compile("|".join(f"({'|'.join(rules)})" for rules in _TABLES["aetiology"].values()))
+_FOREIGN = re.compile(_TABLES["foreign"])
+_RULES = SimpleNamespace(**_rules(_TABLES["rules"]))
+_EVENT = re.compile(
+    r"(?:(?<!\w)|(?=\W))(?:"
+    + "|".join(
+        f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["events"].items()
+    ).replace("{walls}", "|".join(sorted(WALL_WORDS, key=len, reverse=True)))
+    + ")"
+)
+_ORGAN = re.compile(rf"\b(?:{'|'.join(_TABLES['events']['organ'])})")
+_WORDS = [(re.compile(rule), word) for rule, word in _rewriting(_TABLES["words"])]
+_PHRASES = []
+for _table in _TABLES["phrases"]:
+    _pairs = _rewriting(_table)
+    _any = "|".join(f"(?P<r{number}>{rule})" for number, (rule, _) in enumerate(_pairs))
+    _PHRASES.append((re.compile(rf"(?<!\w)(?:{_any})(?:(?<=\W)|(?!\w))"), [w for _, w in _pairs]))
+_ROOTS = _TABLES["roots"].split()
 _VOCABULARY = (*WALL_WORDS, *_TABLES["vocabulary"].split())
-_LONGEST = 1000  # characters; longer sentences are cut, so that no rule takes long
+_YES, _NO = (set(_TABLES["values"][name].split()) for name in ("yes", "no"))
+_SAID = {"cue", "depth", "imaging", "denial"}
+_THINGS = {"cue", "depth", "other", "organ", "mvo"}
+_DENYING = re.compile(r"(?i)\b(?:absent|negative|no(?![ -]reflow))\b")
+_PLACES = {"wall", "segments", "levels", "everywhere"}
+_TARGETS = _PLACES | {"cue", "depth", "other", "organ", "mvo", "imaging"}
+_DETAILS = {"depth", "pattern", "percent"} | _PLACES
 _Group = tuple[tuple[str, ...], tuple[str, ...]]  # (walls, levels)
 
 
 @lru_cache(maxsize=20_000)
-def _spelt(word: str) -> str:
+def _word(word: str) -> str:
+    """Return the one spelling of a word: typing errors, compounds, abbreviations."""
+    for rule, plain in _WORDS:
+        if found := rule.fullmatch(word):
+            return found.expand(plain)
+    if "-" in word:
+        return " ".join(map(_word, word.split("-")))
+    right = _corrected(word)
+    return word if right == word else _word(right)
+
+
+@lru_cache(maxsize=20_000)
+def _foreign(word: str) -> bool:
+    return bool(_FOREIGN.fullmatch(word))
+
+
+def _corrected(word: str) -> str:
     """Correct one edit (two in words of ten letters) towards the vocabulary."""
     if not 6 <= len(word) <= 20 or word in _VOCABULARY:
         return word
@@ -49,46 +89,301 @@ def _spelt(word: str) -> str:
 
     for right in _VOCABULARY:
         allowed = 2 if min(len(word), len(right)) >= 10 else 1
-        longer = right.startswith(word) or word.startswith(right)
+        longer = word != right + right[-1] and (right.startswith(word) or word.startswith(right))
         if word[0] == right[0] and not longer and abs(len(word) - len(right)) <= allowed:
             if OSA.distance(word, right) <= allowed:
                 return right
     return word
 
 
-def _normal(sentence: str) -> str:
-    """Return a sentence in lower case with one spelling for each thing."""
-    text = re.sub(r"[a-z]{6,}", lambda found: _spelt(found[0]), sentence.lower())
-    for rule, word in _SPELLINGS:
-        text = rule.sub(word, text)
-    return text.rstrip(" .").lstrip(" .•*-\t")
+_CODES = {"a": "anterior", "i": "inferior", "l": "lateral", "s": "septal"}
+_CODES |= {"se": "subendocardial", "transmurality": "transmural"}
+_CODES |= {"al": "anterolateral", "il": "inferolateral", "as": "anteroseptal", "is": "inferoseptal"}
+_CODED = re.compile(
+    r"(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
+    r"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))"
+    r"|\b[ai][ls](?= ?[/+&])"
+    r"|(?<=[a-z] )se(?= ?[,;.)]|$)|(?<=[a-z,] )transmurality(?= ?[,;.)]|$)"
+)
 
 
-def _sentences(text: str) -> Iterator[tuple[str, str, str]]:
-    """Yield a report's sentences as (sentence, section, heading).
+def _decoded(found: re.Match) -> str:
+    return re.sub(r"\b(?:[ai][ls]|se|transmurality)\b", lambda code: _CODES[code[0]], found[0])
 
-    Sections are ``ignore`` (history, technique), ``lge``, ``impression`` and ``body``. A heading is
-    one of these, ``lesion`` ("Location: …"), or "".
-    """
-    section = "body"
-    block = started = False  # an ignored heading on its own line lasts until an empty line
-    for line in text.splitlines():
-        start, heads = 0, False
-        for end in [*(found.end() for found in _RULES.sentence_end.finditer(line)), len(line)]:
-            sentence, start = line[start:end].strip(), end
-            head, colon, rest = sentence.lstrip("-*•# \t0123456789.)").partition(":")
-            heading, alone = "", not rest.strip() and len(sentence) == len(line.strip())
-            if (colon or alone) and (found := _HEADING.fullmatch(head.strip().lower())):
-                heading = found.lastgroup or ""
-                section = section if heading == "lesion" else heading
-                block, started, heads = alone, False, heads or alone
-            for cut in range(0, len(sentence), _LONGEST):
-                if sentence[cut : cut + _LONGEST].strip(" .-*•"):
-                    yield sentence[cut : cut + _LONGEST], section, heading if cut == 0 else ""
-        if section == "ignore" and not heads:
-            if not block or (started and not line.strip()):
-                section = "body"
-            started = started or bool(line.strip())
+
+def _reworded(words: list[str], found: re.Match) -> str:
+    return words[int((found.lastgroup or "r0")[1:])]
+
+
+@lru_cache(maxsize=20_000)
+def _plain(text: str) -> str:
+    """Return a sentence in lower case with one wording for each thing."""
+    text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text.lower())
+    text = re.sub(r"\bw/o\b", "without", re.sub(r"per ?cent\b", "%", re.sub(r"\s+", " ", text)))
+    text = re.sub(r"\bs(1[0-7]|[1-9])\b", r"segment \1", _CODED.sub(_decoded, text))
+    for rule, words in _PHRASES:
+        text = rule.sub(partial(_reworded, words), text)
+    return text.strip(" .")
+
+
+def _with_label(label: str, value: str) -> str:
+    """Return the value of a field on enhancement with what its label adds."""
+    if not _kinds(list(_EVENT.finditer(_plain(value)))) & (_PLACES | _SAID):
+        return f"{label}: {value}"
+    details = [e[0] for e in _EVENT.finditer(_plain(label)) if e.lastgroup in _DETAILS]
+    return " ".join([*details, value])
+
+
+_FAR = 40  # words of the rules; no phrase reaches further
+
+
+def _rooted(text: str) -> bool:
+    return any(root in text for root in _ROOTS)
+
+
+def _kinds(events: list[re.Match]) -> set[str]:
+    return {str(event.lastgroup) for event in events}
+
+
+def _reach(events: list[re.Match], start: int, ends: tuple[str, ...]) -> list[re.Match]:
+    """Return the events from ``start`` to the first of these kinds."""
+    for index in range(start, min(start + _FAR, len(events))):
+        if events[index].lastgroup in ends:
+            return events[start:index]
+    return events[start : start + _FAR]
+
+
+def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], start: int) -> bool:
+    """Tell whether what follows a comma, "and" or "with" has a polarity of its own."""
+    right, left = _reach(events, start, ("soft", "hard", "except")), left[-_FAR:]
+    before, after = _kinds(left) - {"soft"}, _kinds(right)
+    first = next((event.lastgroup for event in right if event.lastgroup != "present"), "")
+    thing = after & (_PLACES | {"cue", "other", "mvo", "organ", "lv", "imaging"})
+    if not before or not right:
+        return False
+    if first == "no":
+        return True
+    if (
+        after & {"absent", "fine"}
+        and thing
+        and before & {"absent", "yes", "no", "cue", "depth", "percent", "mvo", "pattern"}
+    ):
+        return len(sign) < 6 and (sign != "and" or "cue" not in after)
+    if "yes" in after and thing and before & {"absent", "yes", "no"}:
+        return True
+    claim = "cue" in after and len(after & (_DETAILS | {"present"})) > 0
+    claim = claim or ("depth" in after and bool(after & _PLACES))
+    if not claim:
+        return False
+    if "no" in before:
+        negated = _kinds(_reach(left, _index(left, "no"), ()))
+        rest = _reach(events, start, ("hard", "except"))
+        named = [event.lastgroup for event in rest if event.lastgroup not in ("present", "lv")]
+        listed = any(pair[0] == "or" and pair[1] in _THINGS for pair in pairwise(named))
+        things = {"other", "mvo", "organ"} | ({"cue", "imaging"} if len(sign) < 6 else set())
+        return bool(negated & things) and not listed
+    return bool(before & {"absent", "fine", "doubted", "doubt"})
+
+
+def _index(events: list[re.Match], kind: str) -> int:
+    return next(n for n, event in enumerate(events) if event.lastgroup == kind)
+
+
+def _clauses(text: str) -> list[tuple[list[re.Match], bool]]:
+    """Cut a sentence where a negation's reach ends: (events, whether it is an exception)."""
+    events = list(_EVENT.finditer(text))
+    clauses: list[tuple[list[re.Match], bool]] = [([], False)]
+    for index, event in enumerate(events):
+        clause, exception = clauses[-1]
+        if event.lastgroup in ("hard", "except"):
+            clauses.append(([], event.lastgroup == "except"))
+        elif exception and len(clauses) == 2 and not clauses[0][0] and _main(events, index):
+            clauses.append(([] if event.lastgroup == "soft" else [event], False))
+        elif event.lastgroup == "soft":
+            if _parts_company(clause, event[0], events, index + 1):
+                clauses.append(([], False))
+            else:
+                clause.append(event)
+        else:
+            clause.append(event)
+    return clauses
+
+
+def _main(events: list[re.Match], index: int) -> bool:
+    """Tell whether the main clause begins here, after "Apart from …"."""
+    if events[index].lastgroup == "soft":
+        follows = _kinds(_reach(events, index + 1, ("soft", "hard")))
+        return events[index][0] == "," and bool(follows & {"no", "absent", "present", "yes", "cue"})
+    return events[index].lastgroup in ("no", "denial") or events[index][0].startswith("there ")
+
+
+_BACKWARD = {"absent": "no", "fine": "no", "doubted": "doubt"}
+
+
+def _statuses(events: list[re.Match]) -> list[str]:
+    """Return yes, no or doubt for each event of a clause, by the words of denial around it."""
+    statuses: list[str] = []
+    reach, done, chunk = "yes", 0, 0
+    before: set[str] = set()
+    for index, event in enumerate(events):
+        kind = event.lastgroup or ""
+        if kind == "nil":
+            named = before & {"cue", "imaging", "mvo", "depth", *_PLACES}
+            ahead = _kinds(events[index + 1 : index + 2]) & {"cue", "imaging", "mvo"}
+            kind = "absent" if named and not ahead else "no"
+        if kind == "no" and before & {"cue"} and not _kinds(events[index + 1 :]) & _TARGETS:
+            kind = "absent" if event.string[: event.start()].rstrip().endswith(":") else "no"
+        if kind in _BACKWARD:
+            for n in range(max(done, chunk if kind == "fine" else 0), index):
+                statuses[n] = _BACKWARD[kind] if statuses[n] == "yes" else statuses[n]
+            done = index
+        elif kind == "soft":
+            chunk = index
+        elif kind == "no" or (kind == "doubt" and reach == "yes"):
+            reach = kind
+        statuses.append(reach)
+        before.add(kind)
+    return statuses
+
+
+_ATTRIBUTE = re.compile(
+    r"\W?(?:(?!(?:and|with|without|of|in|or|is|are|on|no|shows?|but|for|from|to|by|as)\b)\w+ ){0,3}"
+)
+_COMPLEMENT = re.compile(
+    r"[ :](?:(?!(?:and|with|but|or|no)\b)[\w-]+ ){0,4}?"
+    r"(?:of|in|along|at|within|involving|affecting|over|throughout|around)(?: [\w-]+){0,4} ?"
+)
+_ADJECTIVE = re.compile(r"(?:al|ic|ary|ar|ous)$")  # names an organ as an attribute
+_LINK = re.compile(
+    r"[^,]*\b(?:with|shows?|showing|which|that|is|are|has|does)(?!.* (?:and|or) )\b.*"
+)
+_GENERAL = re.compile(r"^(?:enhanc|uptake|fibro|scarring)")  # said of any organ
+_LV = _PLACES | {"depth", "lv"}
+
+
+def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -> bool:
+    """Tell whether an enhancement is the left ventricle's: asked of its attribute, then of what
+    it is an enhancement of, then of the subject before it."""
+    cue = events[index]
+    near = events[max(0, index - _FAR) : index + _FAR]
+    kinds = _LV | {"organ"} | ({"mapping"} if cue[0].endswith("fibrosis") else set())
+    organs = [event for event in near if event.lastgroup in kinds]
+    before = [event for event in organs if event.end() <= cue.start()]
+    after = [event for event in organs if event.start() >= cue.end()]
+    gap = text[before[-1].end() : cue.start()] if before else ""
+    if before and before[-1].lastgroup == "organ" and _ATTRIBUTE.fullmatch(gap.strip() + " "):
+        return False
+    if after:
+        ahead = text[cue.end() : after[0].start()]
+        if after[0].lastgroup == "organ" and cue[0].endswith("ing") and ahead.count(" ") < 3:
+            return False
+        if _COMPLEMENT.fullmatch(ahead):
+            return after[0].lastgroup != "organ"
+    if before and before[-1].lastgroup == "mapping":
+        return bool(re.search(r"[,;]|\b(?:no|without)\b", gap))
+    if not before or "myocardial" in cue[0]:
+        return default or bool(before)
+    adjective = bool(_ADJECTIVE.search(before[-1][0])) and not _LINK.fullmatch(gap)
+    apart = "," in gap and not _GENERAL.search(cue[0])
+    return before[-1].lastgroup != "organ" or (default and (adjective or apart))
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a clause says: yes, no, doubt, undone, undiagnostic, or detail or mvo of a scar."""
+
+    says: str
+    events: tuple[re.Match, ...] = ()  # those affirmed
+    cue: bool = False
+
+
+def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _Claim | None:
+    """Judge a clause. ``context``: it is known to be about late enhancement."""
+    kinds = _kinds(events)
+    if not events or "template" in kinds:
+        return None
+    for kind in ("undone", "undiagnostic"):
+        if kind in kinds:
+            return _Claim(kind)
+    first = next((event for event in events if event.lastgroup != "soft"), events[0])
+    start = max(text.rfind(sign, 0, first.start()) for sign in ";,") + 1
+    clause = text[start : events[-1].end()]
+    if _RULES.earlier.search(clause) and not _RULES.today.search(clause):
+        return None
+    statuses = _statuses(events)
+    cues = [
+        index
+        for index, event in enumerate(events)
+        if event.lastgroup == "cue" and _ventricular(text, events, index, default)
+    ]
+    if "cue" in kinds and not cues and "denial" not in kinds:
+        return None
+    affirmed = tuple(e for e, s in zip(events, statuses, strict=True) if s == "yes")
+    stated = _kinds(list(affirmed))
+    says = {statuses[index] for index in cues}
+    context = context or "imaging" in kinds
+    if "organ" in kinds and not cues and not stated & {"depth"}:
+        return None
+    if "yes" in says:
+        if stated & (_DETAILS | {"present", "yes", "mvo", "territory"}):
+            return _Claim("yes", affirmed, True)
+        return None
+    if "denial" in kinds:
+        return _Claim("no")
+    if says == {"doubt"} and "?" in clause:
+        return None
+    if says:
+        return _Claim("doubt" if "doubt" in says else "no")
+    denied = {s for e, s in zip(events, statuses, strict=True) if e.lastgroup != "organ"} - {"yes"}
+    if stated & {"other", "mapping"} and not (context and "depth" in stated):
+        return None
+    if context:
+        if stated & (_PLACES | {"depth"}) or "yes" in stated:
+            return _Claim("yes", affirmed)
+        if denied or kinds & {"absent", "fine", "nil"}:
+            return _Claim("no")
+    elif "depth" in stated and stated & _PLACES:
+        return _Claim("yes", affirmed)
+    if stated & (_DETAILS | {"mvo"}):
+        return _Claim("detail", affirmed)
+    return _Claim("mvo") if "mvo" in kinds else None
+
+
+@lru_cache(maxsize=20_000)
+def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...], str | None]:
+    """Return what the clauses of a sentence say of late enhancement of the left ventricle, and the
+    cause that it names."""
+    plain = _plain(text)
+    if "compar" in plain or " than " in plain:
+        plain = _RULES.comparison.sub(" ", plain)
+    if "correction" in plain or "that" in plain:
+        plain = _RULES.corrected.sub("", plain)
+    if context:  # scores: "anterior 0, inferior 3"
+        plain = re.sub(r"(rior|al|apex) [1-4](?= ?(?:[,;)]|$))", r"\1 yes", plain)
+    if not _RULES.today.search(plain) and not plain.startswith(("apart", "except", "other than")):
+        plain = _RULES.history.sub(" ", plain)
+    if any(map(_foreign, re.findall(r"[^\W\d_]+", plain))):
+        return (), None
+    if _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain):
+        return (), None
+    clauses = _clauses(plain)
+    claims: list[_Claim | None] = []
+    cause = _aetiology(plain)
+    if cause:
+        parts = re.split(r"[;,]|\b(?:but|and|with)\b", plain)
+        own = [each for each in parts if not (_RULES.denied.search(each) or _ORGAN.search(each))]
+        cause = _aetiology(",".join(own))
+    for number, (events, exception) in enumerate(clauses):
+        implied = context
+        if exception:  # the opposite of what it is an exception from
+            whole: list[_Claim | None] = [claim for claim in claims if claim]
+            if not whole and number + 1 < len(clauses):
+                whole = [_claim(plain, clauses[number + 1][0], context, default)]
+            if not whole or not whole[-1] or whole[-1].says != "no":
+                continue
+            implied = True
+        claims.append(_claim(plain, events, implied, default))
+    return tuple(claim for claim in claims if claim), cause
 
 
 @dataclass
@@ -98,6 +393,7 @@ class _Region:
     segments: set[int] = field(default_factory=set)
     groups: list[_Group] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)  # the other fields of Scar
+    sentences: list[str] = field(default_factory=list)  # that it was read from
 
     @property
     def placed(self) -> bool:
@@ -114,9 +410,10 @@ class _Region:
 
     def scars(self) -> Iterator[Scar]:
         """Yield the scars of this region: one, unless its walls and levels do not multiply."""
-        exact = [group for group in self.groups if all(group) or group[1] == ("apex",)]
+        groups = list(dict.fromkeys(self.groups))
+        exact = [group for group in groups if all(group) or group[1] == ("apex",)]
         segments = self.segments.union(*(Scar(*group).segments for group in exact))
-        vague = [group for group in self.groups if group not in exact]
+        vague = [group for group in groups if group not in exact]
         if segments:  # then "global" adds nothing
             vague = [group for group in vague if group != (WALLS, ())]
             yield from Findings.from_segments(segments, **self.details).scars
@@ -176,21 +473,23 @@ def _locate(events: list[re.Match]) -> list[_Group]:
 def _parts(events: list[re.Match]) -> list[list[re.Match]]:
     """Split a clause's events where another depth, cue or matter with its own place begins."""
     parts: list[list[re.Match]] = [[]]
+    last = max((n for n, e in enumerate(events) if e.lastgroup in ("wall", "segments")), default=0)
+    kinds: set[str] = set()
     for index, event in enumerate(events):
-        kinds = {earlier.lastgroup for earlier in parts[-1]}
         begins = event.lastgroup in ("cue", "depth", "other", "pattern")
         full = kinds & {"wall", "levels", "segments"} and kinds & {"cue", "depth", "other"}
-        later = {following.lastgroup for following in events[index + 1 :]}
-        if begins and full and later & {"wall", "segments"}:
+        if begins and full and index < last:
             parts.append([])
+            kinds = set()
         parts[-1].append(event)
+        kinds.add(str(event.lastgroup))
     return parts
 
 
 def _percentage(clause: str, event: re.Match, sure: bool) -> dict[str, int]:
     """Read {"transmurality": 38} or {"circumference": 25}; nothing if it is neither."""
-    before = re.split(r"[\d%]", clause[: event.start()])[-1][-45:]
-    after = re.split(r"\d", clause[event.end() :])[0][:45]
+    before = re.split(r"[\d%]", clause[max(0, event.start() - 45) : event.start()])[-1]
+    after = re.split(r"\d", clause[event.end() : event.end() + 45])[0]
     value, bound, kind = int(event["low"]), (event["bound"] or "").strip(), "transmurality"
     if re.search(r"circumf", after) or re.search(r"circumf\w+( extent)?:? ?$", before):
         bound, kind = "", "circumference"
@@ -207,7 +506,8 @@ def _percentage(clause: str, event: re.Match, sure: bool) -> dict[str, int]:
 
 
 def _aetiology(text: str) -> str | None:
-    return next((name for name, rule in _AETIOLOGY.items() if rule.search(text)), None)
+    found = [cause.lastindex or 0 for cause in _CAUSE.finditer(text)]
+    return _CAUSES[min(found) - 1] if found else None
 
 
 def _region(clause: str, events: list[re.Match], text: str, sure: bool) -> _Region:
@@ -226,7 +526,7 @@ def _region(clause: str, events: list[re.Match], text: str, sure: bool) -> _Regi
             stated = {"pattern": pattern} | stated
         elif event.lastgroup == "percent":
             stated = _percentage(clause, event, sure) | stated
-    if "mvo" in text:
+    if "mvo" in kinds:
         stated["no_reflow"] = True
     if aetiology := _aetiology(text):
         stated["aetiology"] = aetiology
@@ -241,124 +541,172 @@ class _Reading:
     body: list[_Region] = field(default_factory=list)
     impression: list[_Region] = field(default_factory=list)
     causes: set[str] = field(default_factory=set)  # aetiologies in the conclusion
-    kept: list[str] = field(default_factory=list)  # the sentences about enhancement
+    kept: list[tuple[str, str]] = field(default_factory=list)  # (what it says, sentence)
     new_scar: bool = False  # the next place starts a new scar
+    about: bool = True  # the last field was about late enhancement
+    follows: bool = False  # the last sentence was
 
-    def take(self, sentence: str, section: str, heading: str, follows: bool) -> bool:
-        """Read a sentence; tell whether it is about enhancement. ``follows``: the last one was."""
-        context, concludes = section == "lge" or heading == "lesion", section == "impression"
-        if not (context or follows or concludes or _RULES.roots.search(sentence.lower())):
-            return False
-        text = _normal(sentence)
-        if re.fullmatch(r"(?:scar|lesion|region)s? \d+:?", text):
+    def take(self, sentence: Sentence) -> None:
+        """Read a sentence."""
+        if sentence.kind == "outside" or (sentence.label and not sentence.value.strip(" -.")):
+            if sentence.label and sentence.kind not in ("lesion", "place"):
+                self.about = sentence.kind not in ("organ", "outside")
+            return
+        if re.fullmatch(r"(?i)\W*(?:scar|lesion|region)s? \d+\W*", sentence.text):
             self.new_scar = True
-            return True
-        if heading in ("lge", "impression", "body") and "segment" not in text.partition(":")[0]:
-            text = text.partition(":")[2].strip()
-        about = bool(_RULES.no_mvo.search(text)) or (section == "lge" and bool(heading))
-        text = _RULES.not_meant.sub(" ", _RULES.no_mvo.sub(" ", text))
-        if _RULES.hypothetical.search(text) and not _RULES.asserted.search(text):
-            return False
-        if _RULES.modality.search(text):
-            text, context, about = _RULES.modality.sub("imaging", text), True, True
-        text = _RULES.history.sub(" ", text)
+            self.kept.append(("", sentence.text))
+            return
+        if sentence.kind == "lge" or (sentence.label and sentence.kind not in ("lesion", "place")):
+            self.about = sentence.kind not in ("organ", "outside")
+        needed = self.follows or sentence.kind in ("lge", "lesion", "place", "conclusion")
+        if not needed and not _rooted(sentence.text.lower()):
+            return
+        text, default = sentence.text, sentence.kind not in ("organ", "outside")
+        if sentence.label:
+            value = sentence.value.strip(" .").lower()
+            denied = value in _NO or (value in _YES and bool(_DENYING.search(sentence.label)))
+            word = "absent" if denied else "present" if value in _YES else sentence.value
+            label = _DENYING.sub("", sentence.label) if denied else sentence.label
+            label = f"segment {sentence.label}" if sentence.label.isdigit() else label
+            if sentence.kind == "place" and word == sentence.value and "," in word:
+                word = f", {label} ".join(word.split(","))
+            keep = sentence.kind in ("lesion", "place", "")
+            text = f"{label}: {word}" if keep else word
+            if sentence.kind == "lge":
+                text = _with_label(label, word)
+        elif sentence.kind == "organ":
+            default = True
+        context = default and self.about and sentence.kind in ("lge", "lesion", "place")
+        claims, cause = _claims(text, context, default)
+        concludes, says = sentence.kind == "conclusion", ""
         regions = self.impression if concludes else self.body
-        negated, implied, skip, start = False, False, False, 0
-        for found in [*_RULES.clause_end.finditer(text), None]:
-            clause = text[start : found.start() if found else len(text)]
-            start = found.end() if found else len(text)
-            kinds = {event.lastgroup for event in _EVENT.finditer(clause)}
-            bare = not kinds & {"cue", "depth", "percent"}  # "all 17 segments | without LGE"
-            if _RULES.negative.search(clause):
-                about |= "cue" in kinds or context
-                negated |= "cue" in kinds or context
-            elif skip or (bare and _RULES.negated_next.match(text, start)):
-                about |= context
-            elif clause.strip():
-                if concludes and (cause := _aetiology(clause)):
-                    self.causes.add(cause)
-                    about |= bool(self.body)
-                about |= self._assert(clause, regions, context or implied, follows or about)
-            implied = skip = False
-            if found and found["except"]:  # the opposite of what is before it, or of what follows
-                later = found.start() == 0 and bool(_RULES.negative.search(text[start:]))
-                implied = negated or later or "limited" in found[0] or "only" in found[0]
-                skip = not implied
-        return about
+        for claim in claims:
+            if claim.says in ("yes", "detail"):
+                taken = self._assert(claim, _plain(text), regions, context)
+                for region in taken:
+                    region.sentences.append(sentence.text)
+                    if cause and "aetiology" not in region.details:
+                        region.details["aetiology"] = cause
+                if taken:
+                    says, self.follows = "yes", True
+            else:
+                says = says or claim.says
+        if cause and not says and (self.follows or concludes):
+            if concludes:
+                self.causes.add(cause)
+            if self.follows and regions:
+                regions[-1].absorb(_Region(details={"aetiology": cause}))
+            says = "cause" if self.body else ""
+        elif cause and concludes and "no" not in {claim.says for claim in claims}:
+            self.causes.add(cause)
+        self.follows = bool(says) if says != "mvo" else bool(regions)
+        if self.follows:
+            self.kept.append((says, sentence.text))
 
-    def _assert(self, clause: str, regions: list[_Region], context: bool, follows: bool) -> bool:
-        """Read a clause without negation: its parts become scars, or details of the last one."""
-        parts, taken = _parts(list(_EVENT.finditer(clause))), False
-        refers = bool(_RULES.refers.match(clause.strip()))
-        yes = context and bool(re.search(r"\b(?:positive|present|yes)\b|\+ve", clause))
+    def _assert(
+        self, claim: _Claim, text: str, regions: list[_Region], context: bool
+    ) -> list[_Region]:
+        """Make scars of an affirming clause, or details of the last one; return them."""
+        parts: list = _parts(list(claim.events))
+        taken: list[_Region] = []
+        strong_clause = claim.says == "yes"
+        refers = bool(_RULES.refers.match(text))
         for index, part in enumerate(parts):
-            start = part[0].start() if index else 0
-            end = parts[index + 1][0].start() if index + 1 < len(parts) else len(clause)
-            kinds = {event.lastgroup for event in part}
-            place = bool(kinds & {"wall", "segments", "levels", "everywhere"})
-            if "other" in kinds and "cue" not in kinds and not (context and "depth" in kinds):
+            end = parts[index + 1][0].start() if index + 1 < len(parts) else part[-1].end()
+            kinds = _kinds(part)
+            place = bool(kinds & _PLACES)
+            if (
+                kinds & {"other", "mapping"}
+                and "cue" not in kinds
+                and not (context and "depth" in kinds)
+            ):
                 continue
-            strong = "cue" in kinds or yes or (place and (context or "depth" in kinds))
-            region = _region(clause, part, clause[start:end], sure=strong or context)
+            strong = strong_clause and (
+                bool(kinds & {"cue", "yes"} or (context and "depth" in kinds))
+                or (place and (context or "depth" in kinds or index == 0))
+            )
+            region = _region(
+                part[0].string, part, part[0].string[part[0].start() : end], strong or context
+            )
             last = regions[-1] if regions and not self.new_scar else None
             if strong and (last is None or (region.placed and last.placed and not refers)):
                 regions.append(region)
-                self.new_scar, taken = False, True
-            elif last is not None and (strong or follows or context):
+                self.new_scar = False
+                taken.append(region)
+            elif last is not None and (strong or self.follows or context or taken):
                 if not (strong or refers or context):
                     region.segments, region.groups = set(), []
                 if region.placed or region.details:
                     last.absorb(region)
-                    taken = True
+                    taken.append(last)
         return taken
 
 
-def _read(text: str) -> _Reading:
-    reading, follows = _Reading(), False
-    for sentence, section, heading in _sentences(text):
-        if section == "ignore":
-            continue
-        follows = reading.take(sentence, section, heading, follows)
-        if follows:
-            reading.kept.append(sentence)
-    return reading
+@dataclass(frozen=True)
+class ReportReading:
+    """What a report says of late enhancement of the left ventricle."""
+
+    states: Literal["yes", "no", "unsaid"]
+    findings: Findings
+    evidence: tuple[tuple[Scar | None, str], ...]  # each scar, or None for a denial, and a sentence
+    statement: str  # all sentences on enhancement, one a line
 
 
-def read_report(text: str) -> Findings:
-    """Return the findings that a report asserts about late enhancement of the left ventricle.
-
-    A conclusion adds an aetiology to the scars in the body of the report, or replaces the body if
-    that states no scar. Never raises; what is not understood is left out.
-    """
-    reading = _read(str(text))
+@lru_cache(maxsize=20_000)
+def _read(text: str) -> ReportReading:
+    reading = _Reading()
+    for sentence in sentences(text):
+        if sentence.kind != "ignore":
+            reading.take(sentence)
+    says = {said for said, _ in reading.kept}
     regions = reading.body or reading.impression
     causes = reading.causes - {"ischaemic", "non-ischaemic"} or reading.causes
     if len(causes) == 1 and not any("aetiology" in region.details for region in regions):
         for region in regions:
             region.details["aetiology"] = next(iter(causes))
-    return Findings(tuple(scar for region in regions for scar in region.scars()))
+    depths = {region.details["depth"] for region in reading.impression if "depth" in region.details}
+    if len(depths) == 1 and not any("depth" in region.details for region in regions):
+        for region in regions:
+            region.details["depth"] = next(iter(depths))
+    found = [
+        (scar, each) for region in regions for scar in region.scars() for each in region.sentences
+    ]
+    states: Literal["yes", "no", "unsaid"] = "unsaid"
+    if found:
+        states = "yes"
+    elif (
+        "undone" not in says
+        and says & {"no", "doubt"}
+        and not (says >= {"undiagnostic"} and "no" not in says)
+    ):
+        states = "no"
+    denials = [(None, each) for said, each in reading.kept if said in ("no", "doubt")]
+    evidence = tuple(found or (denials if states == "no" else []))
+    statement = "\n".join(each for _, each in reading.kept)
+    return ReportReading(states, Findings(tuple(scar for scar, _ in found)), evidence, statement)
+
+
+def read(text: str) -> ReportReading:
+    """Return all that a report says of late enhancement of the left ventricle. Never raises.
+
+    ``states`` is ``unsaid`` if no sentence is about it, it was not done or not diagnostic, or the
+    sentences are in another language than English. A scar that is only possible counts as none.
+    A conclusion adds an aetiology to the scars in the body of the report, or replaces the body if
+    that states no scar.
+    """
+    return _read(str(text))
+
+
+def read_report(text: str) -> Findings:
+    """Return the findings that a report asserts about late enhancement of the left ventricle."""
+    return read(text).findings
 
 
 def states_enhancement(text: str) -> bool:
-    """Tell whether a report says if there is late enhancement; a possible scar counts as none.
-
-    False if no sentence is about it, no contrast was given, the images show nothing, or it is
-    denied in another language ("kein LGE"). `read_report` finds no scar, or a wrong one, in these.
-    """
-    reading = _read(str(text))
-    kept = [_normal(sentence) for sentence in reading.kept]
-    if any(map(_RULES.foreign.search, kept)):
-        return False
-    if reading.body or reading.impression:
-        return True
-    if any(map(_RULES.not_assessed.search, kept)):
-        return False
-    if any(_RULES.negative.search(each) or _RULES.normal.search(each) for each in kept):
-        return True
-    said = [sentence for sentence, section, _ in _sentences(str(text)) if section != "ignore"]
-    return any(_RULES.normal_enhancement.search(_normal(sentence)) for sentence in said)
+    """Tell whether a report says if there is late enhancement; a possible scar counts as none."""
+    return read(text).states != "unsaid"
 
 
 def lge_statement(text: str) -> str:
     """Return the sentences of a report about late enhancement, joined; empty if there are none."""
-    return "\n".join(_read(str(text)).kept)
+    return read(text).statement

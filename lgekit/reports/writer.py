@@ -374,14 +374,27 @@ def check_privacy(text: str) -> list[tuple[str, str]]:
         the excerpt is masked (letters x, digits 0, except the first character). An empty list does
         not prove that the text is anonymous.
     """
-    found: list[tuple[int, int, str, str]] = []
+    return [
+        (kind, text[start] + re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "0", text[start + 1 : end])))
+        for start, end, kind in _identifiers(text)
+    ]
+
+
+def _identifiers(text: str) -> list[tuple[int, int, str]]:
+    """Return (start, end, kind) of suspected identifiers, in the order of the text."""
+    found: list[tuple[int, int, str]] = []
     for kind, rule in _IDENTIFIERS:
-        for match in rule.finditer(str(text)):
-            start, end = match.span()
-            if all(end <= first or start >= last for first, last, _, _ in found):
-                masked = re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "0", match[0][1:]))
-                found.append((start, end, kind, match[0][0] + masked))
-    return [(kind, excerpt) for _, _, kind, excerpt in sorted(found) if kind != "segments"]
+        for start, end in (match.span() for match in rule.finditer(text)):
+            if all(end <= first or start >= last for first, last, _ in found):
+                found.append((start, end, kind))
+    return [identifier for identifier in sorted(found) if identifier[2] != "segments"]
+
+
+def without_identifiers(text: str) -> str:
+    """Replace suspected identifiers by their kind: "[name]"."""
+    for start, end, kind in reversed(_identifiers(text)):
+        text = f"{text[:start]}[{kind}]{text[end:]}"
+    return text
 
 
 def require_privacy(reports: Mapping[str, str]) -> None:

@@ -1,0 +1,58 @@
+"""Findings of many reports as a table, with the sentences that they were read from."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from lgekit.findings import AETIOLOGIES, DEPTHS, LEVELS, WALLS, Findings
+from lgekit.reports.reader import ReportReading, read
+from lgekit.reports.writer import canonical_text, without_identifiers
+
+COLUMNS = """study_id states walls segments levels depth transmurality no_reflow aetiology
+    evidence""".split()
+
+
+def findings_row(study_id: str, report: str) -> dict[str, str]:
+    """Return what `lgekit reports` writes of a report: `COLUMNS`, lists separated by spaces.
+
+    ``no_reflow`` is yes or no, and empty where no scar is stated. ``evidence`` is the sentences,
+    separated by " | ", with suspected identifiers replaced by their kind ("[name]").
+    """
+    reading = read(report)
+    found, scars = reading.findings, reading.findings.scars
+    stated: dict[str, list] = {
+        "walls": [wall for wall in WALLS if wall in found.walls],
+        "segments": sorted(found.segments),
+        "levels": [level for level in LEVELS if any(level in scar.levels for scar in scars)],
+        "depth": [depth for depth in DEPTHS if any(depth == scar.depth for scar in scars)],
+        "transmurality": sorted({scar.transmurality for scar in scars if scar.transmurality}),
+        "no_reflow": ["yes" if any(scar.no_reflow for scar in scars) else "no"] if scars else [],
+        "aetiology": [cause for cause in AETIOLOGIES if any(cause == s.aetiology for s in scars)],
+    }
+    row = {name: " ".join(map(str, values)) for name, values in stated.items()}
+    sentences = dict.fromkeys(sentence for _, sentence in reading.evidence)
+    evidence = without_identifiers(" | ".join(sentences))
+    return {"study_id": study_id, "states": reading.states, **row, "evidence": evidence}
+
+
+def summary(reports: Iterable[tuple[str, str]], shown: int = 3) -> str:
+    """Count what reports, (study_id, report), say; show some findings with their sentences."""
+    readings = [(study_id, read(report)) for study_id, report in reports]
+    counts: Counter[str] = Counter(reading.states for _, reading in readings)
+    lines = [f"{len(readings)} reports; late enhancement of the left ventricle:"]
+    for states, title in (("yes", "stated"), ("no", "denied"), ("unsaid", "not stated")):
+        some = [entry for entry in readings if entry[1].states == states][:shown]
+        lines.append(f"{states}: {counts[states]} ({title})")
+        lines += [line for study_id, reading in some for line in _shown(study_id, reading)]
+    return "\n".join(lines)
+
+
+def _shown(study_id: str, reading: ReportReading) -> list[str]:
+    if not reading.evidence:
+        return [f"  {study_id}: no sentence on late enhancement"]
+    lines = []
+    for scar, sentence in reading.evidence:
+        finding = canonical_text(Findings((scar,))) if scar else ""
+        lines += [f"  {study_id}: {finding}".rstrip(), f"    {without_identifiers(sentence)!r}"]
+    return list(dict.fromkeys(lines))

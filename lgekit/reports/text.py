@@ -1,0 +1,281 @@
+"""Divide a report into its sentences, whatever layout and line ends it came in.
+
+Steps: one kind of line end, plain characters and tick boxes (`clean`); wrapped lines joined; tables
+read by cell; fields ("Label: value") and section heads; sentences.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+
+_TABLES = tomllib.loads(Path(__file__).with_name("layout.toml").read_text(encoding="utf-8"))
+_ENCODED = re.compile(f"(?:{'|'.join(_TABLES['line_ends'])})\n?")
+_PLAIN_END = re.compile(r"\r\n?|[\v\f\x85\u2028\u2029]")
+_MARKUP = re.compile("|".join(_TABLES["markup"]))
+_CHARACTERS = str.maketrans(
+    {old: new for new, olds in _TABLES["characters"].items() for old in olds}
+)
+_TICKED, _UNTICKED = ("|".join(_TABLES["boxes"][name]) for name in ("ticked", "unticked"))
+_BOX = re.compile(f"(?P<ticked>{_TICKED})|{_UNTICKED}")
+_REWRITES = [
+    (re.compile(rule), word.replace("\\n", "\n"))
+    for rule, word in (line.split(" => ") for line in _TABLES["rewrites"].strip("\n").split("\n"))
+]
+_ABOUT, _TODAY = re.compile(_TABLES["about"]), re.compile(_TABLES["today"])
+_ROW_HEAD = re.compile(r"(?i)(?:aha |lv )?(?:segments?|walls?|regions?|territor\w+|levels?|sites?)")
+_NOW = re.compile(r"(?i)\b(?:today|current|now)\b[^.:\n]{0,20}:")
+_YEAR = re.compile(r"(?i)\b(?:(?:cmr|mri?|scan|study|exam\w*) )?\(?((?:19|20)\d\d)\)?:(?!\d)")
+_BULLET = re.compile(r"^\s*(?:[-*>+]|\(?\d{1,2}[.)])\s+(?=\S)")
+_LABEL = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["labels"].items())
+_LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
+_ANY_LABEL = re.compile(r"[A-Za-z][^:.;?!|]{0,58}\??$")
+_OPEN_END = re.compile(rf"(?i)(?:[,(/&]|\b(?:{'|'.join(_TABLES['open_end'])}))$")
+_SENTENCE_END = re.compile("|".join(_TABLES["sentence_end"]))
+_NUMBERING = re.compile(r"(?:^|(?<=[.;:]\s))\(?\d{1,2}[.)]\s+(?=[^\W\d])")
+_RULE = set("|:+- ")
+_CODED = "\\<~¶[=%*#_"  # one of these is in every encoded line end and mark
+_SECTIONS = ("ignore", "conclusion", "organ", "outside")
+_WORD_PART = re.compile(r"(?i)\b(?:" + "|".join(_TABLES["kept_hyphens"]) + ")-$")
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A sentence or field of a report."""
+
+    text: str  # as it stands, on one line, with its label
+    label: str = ""  # of the field or section that it begins, as it stands
+    kind: str = ""  # of its section: a key of `labels` in layout.toml, or "" if there is none
+    value: str = ""  # without label
+
+
+def clean(text: str) -> str:
+    """Return text with ``\\n`` as its only line end, plain signs, and only ticked options."""
+    if any(sign in text for sign in "âÂÃ"):  # UTF-8 that was read as Windows-1252
+        try:
+            text = text.encode("cp1252").decode("utf-8")
+        except UnicodeError:
+            pass
+    text = html.unescape(text).translate(_CHARACTERS)
+    text = _PLAIN_END.sub("\n", text)
+    if any(sign in text for sign in _CODED):
+        ends = _ENCODED.findall(text)
+        if len(ends) > 1 and sum(end[-1:] == "\n" for end in ends) < 2:
+            text = re.sub(r"\n(?!\n)", " ", text)  # only where an export wrapped its lines
+        text = _MARKUP.sub("", _ENCODED.sub("\n", text))
+    text = "\n".join(_ticked(line) if _BOX.search(line) else line for line in text.split("\n"))
+    for rule, word in _REWRITES:
+        text = rule.sub(word, text)
+    years = set(_YEAR.findall(text))
+    if len(years) < 2 and not (years and _NOW.search(text)):
+        return text
+    latest = max(years) if len(years) > 1 else ""
+    return _YEAR.sub(lambda found: "\nToday:" if found[1] == latest else "\nPrior study:", text)
+
+
+def _ticked(line: str) -> str:
+    """Keep the options of a line whose box is ticked; boxes precede options, or all follow."""
+    boxes = list(_BOX.finditer(line))
+    start = line.rfind(":", 0, boxes[0].start()) + 1
+    follow = (
+        bool(line[start : boxes[0].start()].strip(" -")) and not line[boxes[-1].end() :].strip()
+    )
+    kept = []
+    if not follow and not start:
+        line, start = (
+            f"{line[: boxes[0].start()]}: {line[boxes[0].start() :]}",
+            boxes[0].start() + 1,
+        )
+        boxes = list(_BOX.finditer(line))
+    for number, box in enumerate(boxes):
+        if follow:
+            option = line[boxes[number - 1].end() if number else start : box.start()]
+        else:
+            last = number + 1 == len(boxes)
+            option = line[box.end() : len(line) if last else boxes[number + 1].start()]
+        kept += [option.strip(" |\t") or "yes"] if box["ticked"] else []
+    return line[:start] + " " + ", ".join(kept)
+
+
+@lru_cache(maxsize=10_000)
+def _label(head: str, after: bool = False) -> tuple[int, str]:
+    """Return (length, kind) of the known label at the end of some words; (0, "") if none.
+
+    ``after``: the words follow another label, so that "no" may be its value.
+    """
+    found = _LABEL_END.search(head)
+    before = head[: found.start()] if found else ""
+    alone = before.endswith("  ") or (after and before.strip().lower() == "no")
+    if not found or (not alone and _OPEN_END.search(before.rstrip()[-20:] or ".")):
+        return 0, ""
+    return len(head) - found.start(), next(k for k, words in found.groupdict().items() if words)
+
+
+def _cells(line: str) -> list[str]:
+    """Return the cells of a line of a table; at most one if it is none."""
+    bare = line.strip(" |;")
+    if "|" in bare:
+        return [cell.strip() for cell in bare.split("|")]
+    if ";" in bare and ":" not in bare and max(map(len, bare.split(";"))) < 30:
+        return [cell.strip() for cell in bare.split(";")]
+    columns = r"\t+" if ":" in bare else r"\t+|(?<=\S) {2,}"
+    return [cell.strip() for cell in re.split(columns, bare)]
+
+
+def _tables(paragraph: list[str]) -> Iterator[tuple[bool, list[str]]]:
+    """Divide the lines of a paragraph into tables and others."""
+    runs = [list(run) for _, run in groupby(paragraph, lambda line: len(_cells(line)))]
+    kinds = [len(_cells(run[0])) > 1 and (len(run) > 2 or "|" in run[0]) for run in runs]
+    for is_table, group in groupby(zip(kinds, runs, strict=True), itemgetter(0)):
+        yield is_table, [line for _, run in group for line in run]
+
+
+def _paragraphs(text: str) -> Iterator[list[str]]:
+    """Yield the lines between empty lines and between rules of dashes."""
+    for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip().strip(" =_-*#"))):
+        if filled:
+            yield [line for line in lines if not ("--" in line and set(line) <= _RULE)]
+
+
+def _joined(lines: list[str]) -> Iterator[str]:
+    """Yield the lines of a paragraph with those joined that were wrapped."""
+    width, whole, last = max(map(len, lines)), "", ""
+    for line in lines:
+        bare = line.strip()
+        listed = whole.lower().endswith((",", ";", " and", " or", " to", " segment", " segments"))
+        open_end = listed or whole[-1:] == ":" or bool(_OPEN_END.search(whole[-20:]))
+        fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
+        item = bool(_BULLET.match(line)) or _starts_field(bare, fits)
+        if not whole:
+            whole = bare
+        elif (item and not listed) or "|" in line + last:
+            yield whole
+            whole = bare
+        elif whole[-1] == "-" and whole[-2:-1].isalpha() and bare[0].isalpha():
+            whole = (whole if _WORD_PART.search(whole[-12:]) else whole[:-1]) + bare
+        else:
+            new = fits if whole[-1] == "." else bare[1:2].islower() or (fits and not bare.isupper())
+            if bare[0].isupper() and new and not open_end:
+                yield whole
+                whole = bare
+            else:
+                apart = fits and not open_end and whole[-1] != "."
+                whole += (", " if apart else " ") + bare
+        last = line
+    yield whole
+
+
+def _starts_field(line: str, fits: bool) -> bool:
+    """Tell whether a line begins with a label, or is a section head (never where a line wraps)."""
+    head, colon, _ = line[:80].partition(":")
+    if not colon:
+        title = fits or (line[1:2].islower() and " of " not in line)
+        return title and len(line) < 50 and _label(line)[0] == len(line) and not line[0].islower()
+    return bool(_label(head)[0] == len(head)) or (
+        line[0].isupper() and len(head.split()) <= 5 and bool(_ANY_LABEL.fullmatch(head))
+    )
+
+
+def _fields(line: str) -> Iterator[tuple[str, str, str]]:
+    """Yield the (label, kind, value) in a line; known labels may stand anywhere in it."""
+    bare = _NUMBERING.sub("", _BULLET.sub("", line, count=1))
+    dash = re.match(r"([^:;.|]{2,60}?) - (?=\S)", bare)
+    if dash and _label(dash[1])[0] == len(dash[1]):
+        bare = f"{dash[1]}: {bare[dash.end() :]}"
+    label = kind = ""
+    start = value = 0
+    for colon in re.finditer(r":(?!\d)", bare):
+        head = bare[max(start, colon.start() - 70) : colon.start()]
+        length, found = _label(head, bool(label))
+        whole = (
+            value == 0
+            and len(head) == colon.start()
+            and bool(_ANY_LABEL.fullmatch(bare[: colon.start()]))
+        )
+        if whole and (not length or (len(head.split()) < 4 and found not in _SECTIONS)):
+            if length != colon.start():
+                found = "lge" if _ABOUT.search(bare[: colon.start()]) else ""
+            length = colon.start()
+        if length and colon.start() - length >= value:
+            before = bare[value : colon.start() - length].strip(" -;,(|")
+            if label or before:
+                yield label, kind, before
+            label, kind = bare[colon.start() - length : colon.start()].strip(), found
+            start = value = colon.end()
+    if not label and len(bare) < 50 and _label(bare)[0] == len(bare) and not bare[:1].islower():
+        yield bare.strip(), _label(bare)[1], ""
+    else:
+        yield label, kind, bare[value:].strip()
+
+
+def sentences(text: str) -> Iterator[Sentence]:
+    """Yield the sentences of a report.
+
+    A section head on a line of its own reaches to the next label, or to the first empty line after
+    its content; a label with a value to the end of its line. Conclusions reach to the next label.
+    """
+    section, alone, line = "", False, ""
+    for paragraph in _paragraphs(clean(text)):
+        content = False
+        for is_table, rows in _tables(paragraph):
+            if is_table:
+                yield from _table(rows, "lge" if _ABOUT.search(line) else section)
+                line = ""
+                continue
+            for line in _joined(rows):
+                if not alone and section != "conclusion":
+                    section = ""
+                for label, kind, value in _fields(line):
+                    if label and kind not in ("lesion", "place"):
+                        section, alone = kind, not value
+                    content = content or bool(value)
+                    rest = "" if section == "lge" and not alone else section
+                    for part in _divided(label, kind or section, rest, value):
+                        if part.kind == "ignore" and not part.label and _TODAY.search(part.text):
+                            section = ""  # no line end tells where a history ends
+                        yield part if section or part.label else replace(part, kind="")
+        if content and section != "conclusion":
+            section, alone = "", False
+
+
+def _divided(label: str, kind: str, rest: str, value: str) -> Iterator[Sentence]:
+    """Yield the sentences of a value; its first is of one kind, the others of another."""
+    start = 0
+    kind = kind if label else rest
+    for end in [*(found.end() for found in _SENTENCE_END.finditer(value)), len(value)]:
+        part, start = value[start:end].strip(), end
+        if part.strip(" .-*") or label:
+            yield Sentence(f"{label}: {part}".strip() if label else part, label, kind, part)
+            label, kind = "", rest
+
+
+def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
+    """Yield one field for each cell of a table; rows or columns are named by its first ones."""
+    cells = [_cells(row) for row in rows]
+    head, kinds = cells[0], [_label(cell)[1] for cell in cells[0]]
+    named = sum(kind == "place" for kind in kinds[1:]) > 1
+    column = next((n for n, cell in enumerate(head) if n and _ABOUT.search(cell)), 0)
+    has_head = named or column or bool(_ROW_HEAD.fullmatch(head[0]))
+    if has_head:
+        text = " | ".join(head)
+        yield Sentence(text, "", "lge" if column else section, text)
+    for row in cells[1 if has_head else 0 :]:
+        text = " | ".join(row)
+        row[0] = re.sub(r"^\d+ (?=\D)", "", row[0])
+        if named:
+            for name, cell in zip(head[1:], row[1:], strict=False):
+                yield Sentence(text, f"{row[0]} {name}", "place", cell)
+        elif column:
+            cell = row[column] if column < len(row) else ""
+            unit = "%" if "%" in head[column] and cell.strip("0") else ""
+            yield Sentence(text, row[0], "place", cell + unit)
+        else:
+            kind = _label(row[0])[1]
+            yield Sentence(text, row[0], kind or section, ", ".join(row[1:]))

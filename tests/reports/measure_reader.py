@@ -1,0 +1,72 @@
+"""Measure the reader on labelled reports: presence, inverted, walls, depth and other fields.
+
+    python tests/reports/measure_reader.py FILE.csv… [--errors]
+
+FILE has columns report, present (yes, no, unsaid, not yes, not no), walls, depth (empty: not
+checked) and, if there, other: JSON with segs, pct, pattern, mvo, aet.
+"""
+
+import csv
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from lgekit.reports.reader import read
+
+OPPOSITE = {"yes": "no", "no": "yes"}
+DETAILS = {"pct": "transmurality", "pattern": "pattern", "aet": "aetiology", "mvo": "no_reflow"}
+
+
+def faults(row: dict[str, str]) -> dict[str, str]:
+    """Return what is wrong in the reading of one row, by kind; a right check is ""."""
+    reading, wanted = read(row["report"]), row["present"]
+    scars, checks = reading.findings.scars, {}
+    wrong = reading.states == wanted[4:] if wanted.startswith("not ") else reading.states != wanted
+    checks["presence"] = f"{reading.states}, not {wanted}" if wrong else ""
+    if wrong and (wanted == "unsaid" or reading.states != "unsaid"):
+        checks["inverted"] = checks["presence"]
+    if wanted == "no" and scars or wanted != "yes":
+        return checks
+    found = " ".join(sorted(reading.findings.walls))
+    if row["walls"]:
+        checks["walls"] = (
+            "" if set(found.split()) == set(row["walls"].split()) else f"walls {found}"
+        )
+    if row["depth"]:
+        depths = {scar.depth for scar in scars}
+        checks["depth"] = "" if depths == {row["depth"]} else f"depth {depths}"
+    for name, value in json.loads(row.get("other") or "{}").items():
+        if name == "segs":
+            right = reading.findings.segments == set(value)
+        else:
+            stated = (
+                {getattr(scar, DETAILS[name]) for scar in scars} if name in DETAILS else {value}
+            )
+            right = stated == {value}
+        checks["other"] = checks.get("other", "") + ("" if right else f"{name} not {value} ")
+    return checks
+
+
+def measure(path: Path) -> tuple[dict[str, float], list[str]]:
+    """Return the share right (of ``inverted``: wrong) by kind, and a line for each error."""
+    right, total, errors = Counter(), Counter(), []
+    rows = list(csv.DictReader(path.open(encoding="utf-8", newline="")))
+    for number, row in enumerate(rows, 1):
+        checks = faults(row)
+        for kind, fault in checks.items():
+            total[kind] += 1
+            right[kind] += not fault
+        if problems := sorted({fault for fault in checks.values() if fault}):
+            kind = row.get("kind") or row.get("style") or ""
+            errors.append(f"{number} [{kind}] {'; '.join(problems)}\n    {row['report']!r}")
+    shares = {kind: right[kind] / total[kind] for kind in total if kind != "inverted"}
+    return shares | {"inverted": total["inverted"] / len(rows)}, errors
+
+
+if __name__ == "__main__":
+    for name in [argument for argument in sys.argv[1:] if argument != "--errors"]:
+        shares, errors = measure(Path(name))
+        print(name, ", ".join(f"{kind} {share:.3f}" for kind, share in shares.items()))
+        if "--errors" in sys.argv:
+            print("\n".join(errors))

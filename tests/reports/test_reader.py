@@ -1,0 +1,168 @@
+"""The reader on reports as hospitals write them: constructions, layouts, speed, the command."""
+
+import csv
+import random
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lgekit.findings import Scar, draw_findings
+from lgekit.reports.reader import read
+from lgekit.reports.table import COLUMNS, findings_row
+from lgekit.reports.writer import write_report
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from command_line import lgekit, refused  # noqa: E402
+from measure_reader import measure  # noqa: E402
+
+SHARED = HERE.parents[2] / "shared" / "data" / "reports"
+CASES = 1000
+ENDS = r"""\.br\ <br> <br/> <BR> ~ _x000D_ \X0D\ \X0D\\X0A\ \n \r\n &#10;""".split()
+ENDS += ["\r\n", "\r", "\v", "\f", "\x85", "\u2028", "\u2029", "_x000D_\n", "<br>\n", "&#13;&#10;"]
+ELSEWHERE = [
+    "Bibasal pulmonary fibrosis.", "The pericardium shows late enhancement.",
+    "Enhancing nodule of the right breast.", "Old splenic infarct.", "Left atrial fibrosis.",
+    "Sternotomy scar.", "Hepatic haemangioma with late enhancement.", "Renal scarring on the left.",
+    "The aortic wall enhances mildly.", "Mitral regurgitation, no thrombus.",
+]  # fmt: skip
+GAPS = [" ", "\n", "\n\n"]
+SECTIONS = [
+    "Indication: Previous inferior infarct. Assess for scar.",
+    "Technique: Cine imaging, late gadolinium enhancement 10 minutes after 0.15 mmol/kg.",
+    "Left ventricle: EF 45 %. Hypokinesia of the basal anterior wall.",
+    "Pericardium: mild enhancement, no effusion.",
+    "Extracardiac: scarring of both lung apices.",
+]
+
+
+@pytest.fixture(scope="module")
+def reports() -> list[str]:
+    """A thousand reports of every style, positive and negative."""
+    rng = np.random.default_rng(7)
+    return [write_report(draw_findings(rng, positive=0.7), rng) for _ in range(CASES)]
+
+
+def unchanged(reports: list[str], change) -> None:
+    """Assert that a change of the text changes nothing in what is read."""
+    rnd = random.Random(0)
+    for report in reports:
+        changed, before = change(report, rnd), read(report)
+        after = read(changed)
+        assert (after.states, after.findings) == (before.states, before.findings), changed
+
+
+def wrapped(report: str, rnd: random.Random) -> str:
+    width, hyphens = rnd.randint(25, 110), rnd.random() < 0.5
+    lines = [textwrap.wrap(line, width, break_on_hyphens=hyphens) for line in report.split("\n")]
+    return "\n".join("\n".join(line) for line in lines)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        wrapped,
+        lambda report, rnd: report.replace("\n", rnd.choice(ENDS)),
+        lambda report, rnd: f"{report.rstrip('.')}.{rnd.choice(GAPS)}{rnd.choice(ELSEWHERE)}",
+        lambda report, _: report.upper(),
+    ],
+    ids=["wrapped lines", "encoded line ends", "a sentence on another organ", "upper case"],
+)
+def test_layout_changes_nothing(reports, change):
+    unchanged(reports, change)
+
+
+def test_the_order_of_sections_changes_nothing():
+    rng, rnd = np.random.default_rng(8), random.Random(8)
+    for _ in range(CASES):
+        statement = write_report(draw_findings(rng, positive=0.7), rng, whole=False)
+        gap = rnd.choice(["\n", "\n\n"])
+        sections = [f"Late enhancement:\n{statement}\n", *SECTIONS]
+        first = read(gap.join(sections))
+        rnd.shuffle(sections)
+        shuffled = read(gap.join(sections))
+        assert (shuffled.states, shuffled.findings) == (first.states, first.findings), sections
+
+
+def test_constructions_are_read():
+    shares, errors = measure(HERE / "constructions.csv")
+    assert not errors and shares["inverted"] == 0
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data/reports")
+@pytest.mark.parametrize(
+    ("name", "presence", "inverted", "walls", "depth"),
+    [("hospital.csv", 0.98, 0.01, 0.95, 0.95), ("sentences.csv", 0.93, 0.03, 0.85, 0.85)],
+)
+def test_reports_of_other_writers_are_read(name, presence, inverted, walls, depth):
+    shares, errors = measure(SHARED / name)
+    listed = "\n".join(errors)
+    assert shares["presence"] >= presence and shares["inverted"] <= inverted, listed
+    assert shares["walls"] >= walls and shares["depth"] >= depth, listed
+
+
+def test_a_finding_stands_with_its_sentence():
+    reading = read("LV: normal.\\.br\\LGE: subendocardial, inferior.\\.br\\Lungs: fibrosis.")
+    assert reading.states == "yes"
+    assert reading.evidence == (
+        (Scar("inferior", depth="subendocardial"), "LGE: subendocardial, inferior."),
+    )
+    denied = read("Dyspnoea.\nThe myocardium shows no\nlate enhancement.")
+    assert denied.evidence == ((None, "The myocardium shows no late enhancement."),)
+    assert read("Normal LV function.").evidence == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "LGE: none. Mid-wall scar of the septum in 2019. " * 21_000,
+        "No oedema, " * 90_000,
+        "Late enhancement: [ ] no [x] yes\n" * 30_000,
+        "anterior | none\n" * 60_000,
+        "a" * 10**6,
+        " " * 10**6,
+        "\n" * 10**6,
+        "- " * 500_000,
+        "LGE: " * 200_000,
+        "not " * 250_000,
+        "1;1;0\n" * 160_000,
+        "basal inferior 50 %, " * 48_000,
+    ],
+    ids=lambda text: text[:12],
+)
+def test_a_report_of_a_million_characters_takes_seconds(text):
+    start = time.process_time()
+    read(text)
+    assert time.process_time() - start < 20
+
+
+def test_a_row_has_lists_and_no_identifiers():
+    row = findings_row("7", "Seen by Dr Smith: transmural LGE of the mid inferior wall with MVO.")
+    assert list(row) and set(row) == set(COLUMNS)
+    assert row["states"] == "yes" and row["segments"] == "10" and row["no_reflow"] == "yes"
+    assert "Smith" not in row["evidence"] and "transmural LGE" in row["evidence"]
+    assert findings_row("8", "Non-contrast study.")["states"] == "unsaid"
+
+
+def test_the_command_writes_a_table(tmp_path):
+    reports, table = tmp_path / "reports.csv", tmp_path / "findings.csv"
+    reports.write_text('study_id,report\n007,"LGE: septal, mid-wall"\n007,No scar.\n', "utf-8")
+    done = lgekit("reports", reports, table)
+    assert done.returncode == 0 and "2 reports" in done.stdout and "1 yes, 1 no" in done.stdout
+    with table.open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert list(rows[0]) == COLUMNS and [row["study_id"] for row in rows] == ["007", "007"]
+    assert rows[0]["walls"] == "anteroseptal inferoseptal" and rows[1]["states"] == "no"
+    shown = lgekit("reports", reports)
+    assert "yes: 1" in shown.stdout and "'LGE: septal, mid-wall'" in shown.stdout
+    assert lgekit("reports", reports, table).returncode == 0  # a table of findings is replaced
+    refused("reports", reports, reports, mentions="exists and is not a table of findings")
+    refused("reports", tmp_path / "none.csv", mentions="no such file")
+    (tmp_path / "other.csv").write_text("text\nLGE\n", "utf-8")
+    refused("reports", tmp_path / "other.csv", mentions="column 'report' is missing")
+    assert "3 reports" in lgekit("reports", "phantom:studies=3,seed=1").stdout
