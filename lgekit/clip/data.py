@@ -121,7 +121,7 @@ class TrainingData:
         )
         rows = np.split(row_of, np.cumsum([len(options) for options in texts])[:-1])
         tokens = tokenizer(distinct.tolist()).to(device)
-        embedded = language and language.embed(distinct.tolist()).to(device)
+        embedded = language.embed(distinct.tolist()).to(device) if language else None
         return cls(studies, len(groups[0]), rows, tokens, embedded)
 
     def select(
