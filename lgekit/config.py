@@ -35,6 +35,9 @@ class FitSettings(BaseModel):
     encoder_init: Literal["segmentation", "random"] = "segmentation"  # [S] slice encoder's start
     targets: Literal["same_text", "identity"] = "same_text"  # [O] same text: positive pair
     text: Literal["report", "lge_statement", "findings"] = "findings"  # [O] see `report_texts`
+    # [O] taught: reports and sentences are read by a text tower that has learned their language
+    # from the report writer (`lgekit.clip.language`). random: it learns from image-text pairs alone
+    text_init: Literal["taught", "random"] = "taught"
     shuffle_text: bool = False  # control: reports of other studies; must fall to chance
     masks: Literal["predicted", "true"] = "predicted"  # heart contours; true: reference only
     # Least confidence of landmarks to rotate by: a poor guess is better than none
@@ -69,6 +72,7 @@ class FitSettings(BaseModel):
     decoder_layers: int = Field(default=1, ge=1)
     context_length: int | None = Field(default=None, ge=8)  # longest text; None: see `CONTEXT`
     vocabulary: int = Field(default=600, ge=100)  # most tokens that the tokenizer may learn
+    text_steps: int = Field(default=1500, ge=2)  # of teaching language to the text tower
     caption_queries: int = Field(default=8, ge=1)  # image tokens that the decoder reads
 
     # Training
@@ -79,7 +83,6 @@ class FitSettings(BaseModel):
     weight_decay: float = Field(default=0.05, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     augment: float = Field(default=1.0, ge=0)  # strength of the image augmentation; 0: none
-    average: float = Field(default=0.0, ge=0, lt=1)  # decay of the weights' average; 0: none
     patience: int = Field(default=0, ge=0)  # epochs to wait for a better validation loss; 0: off
     models: int = Field(default=1, ge=1)  # networks from different seeds; their scores are averaged
     folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies
@@ -106,6 +109,17 @@ class FitSettings(BaseModel):
         oriented = self.orientation != "none"
         pretrained = self.encoder_init == "segmentation"
         return self.masks != "true" and (oriented or pretrained or self.synthetic_per_real > 0)
+
+    @property
+    def taught(self) -> bool:
+        """Whether the text tower is taught language before it sees an image."""
+        taught = self.text_init == "taught" and self.text_encoder == "scratch"
+        return taught and self.text != "findings"
+
+    @property
+    def prompts(self) -> str:
+        """The words that a detector with these settings is asked in: a mode of `prompt_sets`."""
+        return "findings" if self.taught else self.text
 
     @property
     def longest_text(self) -> int:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lgekit.anatomy.polar import PolarGrid, View, image_view, polar_grid
+from lgekit.clip.language import Language
 from lgekit.clip.model import ReportTokenizer, StudyBatch, join, pad_studies
 from lgekit.config import FitSettings
 from lgekit.study import Study
@@ -100,10 +101,15 @@ class TrainingData:
     real: int  # number of real studies
     texts: list[np.ndarray]  # of each study, as rows of `tokens`
     tokens: Tensor  # (texts, length)
+    embedded: Tensor | None  # (texts, embed_dim) by a taught text tower, which stays as it is
 
     @classmethod
     def of(
-        cls, tokenizer: ReportTokenizer, device: torch.device, groups: Sequence[ImageTextPairs]
+        cls,
+        tokenizer: ReportTokenizer,
+        device: torch.device,
+        groups: Sequence[ImageTextPairs],
+        language: Language | None = None,
     ) -> TrainingData:
         """Move the real and any synthetic studies, and their tokens, to a device."""
         studies, *synthetic = [group.batch.to(device) for group in groups]
@@ -114,18 +120,24 @@ class TrainingData:
             [text for options in texts for text in options], return_inverse=True
         )
         rows = np.split(row_of, np.cumsum([len(options) for options in texts])[:-1])
-        return cls(studies, len(groups[0]), rows, tokenizer(distinct.tolist()).to(device))
+        tokens = tokenizer(distinct.tolist()).to(device)
+        embedded = language.embed(distinct.tolist()).to(device) if language else None
+        return cls(studies, len(groups[0]), rows, tokens, embedded)
 
     def select(
         self, index: np.ndarray, chosen: np.ndarray, captions: bool
     ) -> tuple[StudyBatch, Tensor, Tensor, Tensor | None]:
         """The inputs of `lgekit.clip.model.CoCa` for a step of `epoch_batches`."""
-        first = [self.texts[study][0] for study in index] if captions else []
-        distinct, where = np.unique([*chosen, *first], return_inverse=True)
+        first = [self.texts[study][0] for study in index]
+        read = chosen if self.embedded is None else first
+        distinct, where = np.unique([*read, *first] if captions else read, return_inverse=True)
         device = self.tokens.device
         rows, studies, texts = (torch.from_numpy(a).to(device) for a in (where, index, distinct))
         caption_of = rows[len(index) :] if captions else None
-        return self.studies.rows(studies), self.tokens[texts], rows[: len(index)], caption_of
+        text = self.tokens[texts]
+        if self.embedded is not None:  # captions are far shorter than reports
+            text = text[:, : int(text.any(0).sum())]
+        return self.studies.rows(studies), text, rows[: len(index)], caption_of
 
 
 def epoch_batches(

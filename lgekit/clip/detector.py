@@ -172,7 +172,7 @@ class Detector:
 
     def read(self, batch: StudyBatch, features: Tensor | None = None) -> Reading:
         """The mean reading of all networks; ``features`` are the first one's, if known."""
-        prompts = prompt_sets(self.settings.text)
+        prompts = prompt_sets(self.settings.prompts)
         readings = [zeroshot.read_studies(*self.networks[0], batch, prompts, features)]
         readings += [zeroshot.read_studies(*each, batch, prompts) for each in self.networks[1:]]
         return Reading.merge(lambda parts: np.mean(parts, axis=0), readings)
@@ -242,7 +242,7 @@ class Detector:
     @property
     def denials(self) -> list[str]:
         """The training texts that deny scar."""
-        return prompt_sets(self.settings.text)["presence"]["negative"]
+        return prompt_sets(self.settings.prompts)["presence"]["negative"]
 
     def occlusion_map(
         self, view: View, own_slice: int, sentence: str

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,16 @@ from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
 from lgekit.anatomy.segments import known_landmarks
 from lgekit.clip.data import ImageTextPairs, View, batch_of, make_view, view_grid
 from lgekit.clip.detector import Detector
+from lgekit.clip.language import Language, taught_language
 from lgekit.clip.model import CoCa, PolarEncoder, ReportTokenizer, StudyBatch, in_parts, join
 from lgekit.clip.train import fit
 from lgekit.clip.zeroshot import Calibration, Reading
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
+from lgekit.findings import Findings
 from lgekit.reports.reader import states_enhancement
 from lgekit.reports.training_texts import report_texts
+from lgekit.reports.writer import canonical_text
 from lgekit.scars.transforms import ScarPainter, stated_findings
 from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import base_network, heart_network, locate
@@ -46,13 +50,13 @@ class SyntheticScar:
 
 
 def paint_pool(
-    cohort: Cohort, count: int, settings: FitSettings, key: object = None
+    free: Sequence[Study], count: int, settings: FitSettings, key: object = None
 ) -> list[SyntheticScar]:
-    """Paint scars into the located studies of a cohort whose reports state no scar, in turn.
+    """Paint scars into located studies whose reports state no scar, in turn.
 
     Fewer than ``count`` are returned if some studies cannot take one. ``key`` is for the cache.
     """
-    free, made = without_scar(cohort.studies), dict[int, SyntheticScar]()
+    made: dict[int, SyntheticScar] = {}
     for first, study in enumerate(free[:count]):
         try:
             painter = ScarPainter(study)  # measured once for all its scars
@@ -69,8 +73,13 @@ def paint_pool(
     return [made[number] for number in sorted(made)]
 
 
-def synthetic_pool(located: Cohort, settings: FitSettings) -> list[SyntheticScar]:
-    """Paint (or take from the cache) ``synthetic_pool`` times as many scars as an epoch draws."""
+def synthetic_pool(
+    located: Cohort, settings: FitSettings, language: Language | None = None
+) -> list[SyntheticScar]:
+    """Paint (or take from the cache) ``synthetic_pool`` times as many scars as an epoch draws.
+
+    ``language`` says whose reports deny scar; without it the report reader does.
+    """
     count = round(settings.synthetic_per_real * len(located) * settings.synthetic_pool)
     if not count:
         return []
@@ -78,9 +87,10 @@ def synthetic_pool(located: Cohort, settings: FitSettings) -> list[SyntheticScar
     marks = [repr(known_landmarks(study)) for study in located.studies]
     about = settings.model_dump_json(include=names)
     code = cache.code_version(*cache.FIT_ROOMS)
-    cached = cache.memory().cache(paint_pool, ignore=["cohort", "settings"])
-    key = located.fingerprint, marks, about, code
-    painted = cache.compute_once(cached, located, count, settings, key)
+    cached = cache.memory().cache(paint_pool, ignore=["free", "settings"])
+    free = without_scar(located.studies, language)
+    key = located.fingerprint, [study["study_id"] for study in free], marks, about, code
+    painted = cache.compute_once(cached, free, count, settings, key)
     if len(painted) < count / 2:
         message = f"{len(painted)} of {count} synthetic scars could be painted"
         warnings.warn(f"{message}: no wall was found in the other hearts", stacklevel=2)
@@ -127,9 +137,13 @@ def usable_studies(
     return Cohort(train, where), Cohort(valid, "validation")
 
 
-def without_scar(studies: Sequence[Study]) -> list[Study]:
+def without_scar(studies: Sequence[Study], language: Language | None = None) -> list[Study]:
     """The studies whose reports state no scar, which can take a synthetic one."""
-    return [study for study in studies if not stated_findings(study).present]
+    if language is None or not studies:
+        return [study for study in studies if not stated_findings(study).present]
+    placed = language.said([study["report"] for study in studies])[:, 1:].amax(1)
+    none = canonical_text(Findings())  # instead of the report, which is not read again
+    return [Study(**{**study, "report": none}) for study in compress(studies, placed < 0.5)]
 
 
 STRIDE = 4  # of the polar encoder's body
@@ -220,13 +234,15 @@ def fit_detector(
     if settings.masks == "true":
         _starting_weights(None, settings)  # refuse before a long run: no heart network is trained
     train, valid = usable_studies(cohort, settings, all_studies)
+    language = taught_language(settings) if settings.taught else None
+    options: dict[str, Any] = {"checkpoints": checkpoints, "language": language}
     if all_studies:
-        return _cross_fit(train, settings, progress, pretrain_on, checkpoints)
+        return _cross_fit(train, settings, progress, pretrain_on, options)
     heart = heart_network(train, pretrain_on, settings, progress) if settings.needs_heart else None
     train, valid = (locate(part, heart) if heart and len(part) else part for part in (train, valid))
-    pool, start = synthetic_pool(train, settings), _starting_weights(heart, settings)
-    options: dict[str, Any] = {"checkpoints": checkpoints, "progress": progress}
-    networks, histories = train_networks(train, settings, pool, start, validation=valid, **options)
+    pool, start = synthetic_pool(train, settings, language), _starting_weights(heart, settings)
+    options |= {"validation": valid, "progress": progress}
+    networks, histories = train_networks(train, settings, pool, start, **options)
     detector = Detector(settings, networks, heart, Calibration(), histories)
     if len(valid):
         views, patients = detector.views(valid), valid.manifest["patient_id"].to_numpy()
@@ -239,7 +255,7 @@ def _cross_fit(
     settings: FitSettings,
     progress: bool,
     pretrain_on: Sequence[Cohort],
-    checkpoints: Path | None,
+    options: dict[str, Any],
 ) -> Detector:
     patients = cohort.manifest["patient_id"].nunique()
     if patients < max(settings.folds, settings.heart_folds):
@@ -258,11 +274,11 @@ def _cross_fit(
         hearts = [heart for heart, _ in found]
         by_id = {study["study_id"]: study for _, own in found for study in own.studies}
         located = Cohort([by_id[name] for name in ids], cohort.name)
-    pool = synthetic_pool(located, settings)
+    pool = synthetic_pool(located, settings, options["language"])
     fold, jobs = _inner_folds(cohort, settings.folds, settings.seed), []
     for k in range(1 + max(fold)):
-        train, options = located.subset(ids[fold != k]), {"checkpoints": checkpoints, "fold": k}
-        jobs.append(delayed(train_networks)(train, settings, pool, start, **options))
+        train = located.subset(ids[fold != k])
+        jobs.append(delayed(train_networks)(train, settings, pool, start, fold=k, **options))
     heart = HeartNetwork.mean(hearts) if hearts else None
     detector, readings = Detector(settings, [], heart, Calibration()), []
     views = detector.views(located)
@@ -330,16 +346,13 @@ def _starting_weights(
     return heart.encoder_state()
 
 
-def _pairs(views: Sequence[View], reports: Sequence[str], settings: FitSettings) -> ImageTextPairs:
-    return ImageTextPairs(batch_of(views), [report_texts(one, settings.text) for one in reports])
-
-
 def train_networks(
     train: Cohort,
     settings: FitSettings,
     pool: Sequence[SyntheticScar],
     encoder_state: dict[str, Tensor] | None = None,
     *,
+    language: Language | None = None,
     validation: Cohort | None = None,
     checkpoints: Path | None = None,
     fold: int = 0,
@@ -350,13 +363,19 @@ def train_networks(
     The number of the inner ``fold`` sets the seeds. Returns the networks and their histories.
     """
 
+    def pairs_of(views: Sequence[View], reports: Sequence[str]) -> ImageTextPairs:
+        texts = [report_texts(report, settings.text) for report in reports]
+        if language is not None:
+            texts = [language.texts_of(whole) for whole, *_ in texts]
+        return ImageTextPairs(batch_of(views), texts)
+
     def of_cohort(cohort: Cohort) -> ImageTextPairs:
         views = [make_view(study, settings) for study in cohort.studies]
-        return _pairs(views, [study["report"] for study in cohort.studies], settings)
+        return pairs_of(views, [study["report"] for study in cohort.studies])
 
     pairs, ids, synthetic = of_cohort(train), set(train.manifest["study_id"]), None
     if scars := [scar for scar in pool if scar.source in ids]:
-        synthetic = _pairs([one.view for one in scars], [one.report for one in scars], settings)
+        synthetic = pairs_of([one.view for one in scars], [one.report for one in scars])
     valid = of_cohort(validation) if validation and len(validation) > 1 else None
     if settings.frame == "polar" and settings.encoder_init == "segmentation":
         every = join(pairs.batch, synthetic.batch) if synthetic else pairs.batch
@@ -364,6 +383,7 @@ def train_networks(
         encoder_state = pretrain_polar(every.to(cache.accelerator()), seeded, progress)
     networks, histories = [], []
     options: dict[str, Any] = {"synthetic": synthetic, "validation": valid, "progress": progress}
+    options["language"] = language
     for number in range(settings.models):
         own = settings.override(seed=settings.seed + 1000 * number + 100 * fold)
         file = checkpoints / f"fold{fold}_{number}.pt" if checkpoints else None

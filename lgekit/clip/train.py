@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from lgekit import cache
 from lgekit.clip.data import ImageTextPairs, TrainingData, augment, epoch_batches, shuffle_texts
+from lgekit.clip.language import Language
 from lgekit.clip.model import CoCa, ReportTokenizer
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
@@ -98,6 +99,9 @@ def train_epoch(
         studies = augment(studies, settings, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
             out = model(studies, text, text_of, caption_of)
+        if data.embedded is not None:
+            text_of = torch.from_numpy(chosen).to(device)
+            out["text_features"] = data.embedded[text_of]
         losses = both_losses(out, text_of, settings, model.text.pad_id)
         (losses[0] + settings.caption_weight * losses[1]).backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
@@ -147,20 +151,13 @@ class TrainingState:
     fingerprint: str = ""  # identifies settings, texts and images
     history: list[dict[str, float]] = field(default_factory=list)  # one row for each epoch
     best: dict[str, Tensor] = field(default_factory=dict)  # weights with the best validation loss
-    average: dict[str, Tensor] = field(default_factory=dict)  # running average of the weights
 
-    def add(self, row: dict[str, float], model: nn.Module, decay: float) -> None:
-        """Add an epoch: average its weights (Polyak averaging), and keep them if they are best."""
+    def add(self, row: dict[str, float], model: nn.Module) -> None:
+        """Add an epoch, and keep its weights if they are best."""
         self.history.append(row)
-        now = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        if decay:
-            old = self.average or now
-            self.average = {
-                name: torch.lerp(value, old[name], decay) if value.is_floating_point() else value
-                for name, value in now.items()
-            }
         if self.epochs_since_best() == 0:
-            self.best = now
+            now = model.state_dict().items()
+            self.best = {name: value.detach().clone() for name, value in now}
 
     def epochs_since_best(self) -> int | None:
         """Epochs since the lowest validation loss; None without validation."""
@@ -205,14 +202,16 @@ def fit(
     synthetic: ImageTextPairs | None = None,
     validation: ImageTextPairs | None = None,
     encoder_state: Mapping[str, Tensor] | None = None,
+    language: Language | None = None,
     checkpoint: Path | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Train a `CoCa` on studies and texts. It returns in eval mode on the CPU.
 
     ``synthetic`` is a pool of which each epoch draws a part. The contrastive loss of ``validation``
-    selects the epoch to keep (unless weights are averaged) and stops early. ``encoder_state`` are
-    weights of a segmentation encoder. Training resumes from the file ``checkpoint`` if it exists.
+    selects the epoch to keep and stops early. ``encoder_state`` are weights of a segmentation
+    encoder, and ``language`` is the text tower to use as it is. Training resumes from the file
+    ``checkpoint`` if it exists.
     """
     if len(pairs) < 2:
         problem = f"{len(pairs)} found"
@@ -232,7 +231,9 @@ def fit(
             (validation,) = shuffle_texts(np.random.default_rng([settings.seed, 78]), validation)
     texts = [options for group in groups for options in group.texts]
     distinct = sorted({text for options in texts for text in options})
-    if settings.text_encoder == "scratch":
+    if language is not None:
+        tokenizer = language.tokenizer
+    elif settings.text_encoder == "scratch":
         tokenizer = ReportTokenizer.train(distinct, settings.vocabulary, settings.longest_text)
     else:
         tokenizer = ReportTokenizer.from_hugging_face(settings.text_encoder, settings.longest_text)
@@ -245,9 +246,12 @@ def fit(
         model = CoCa(settings, tokenizer)
         if encoder_state is not None:
             model.visual.load_segmentation(encoder_state)
+        if language is not None:
+            model.text.load_state_dict(language.model.text.state_dict())
+            model.text.requires_grad_(False)
         model.to(device)
         optimizer, state = adamw(model, settings), TrainingState()
-        data = TrainingData.of(tokenizer, device, groups)
+        data = TrainingData.of(tokenizer, device, groups, language)
         if checkpoint:
             about = settings.model_dump(exclude={"workers"}), texts, validation and validation.texts
             images = [part.cpu().numpy() for part in data.studies]
@@ -265,11 +269,11 @@ def fit(
             if validation is not None:
                 row[VALIDATION] = validation_loss(model, tokenizer, validation, settings)
             row["seconds"] = time.perf_counter() - started
-            state.add(row, model, settings.average)
+            state.add(row, model)
             bar.set_postfix({name: f"{row[name]:.3f}" for name in ("contrastive", "caption")})
             if checkpoint:
                 state.save(checkpoint, model, optimizer)
-        model.load_state_dict(state.average or state.best or model.state_dict())
+        model.load_state_dict(state.best or model.state_dict())
     return FitResult(model.cpu().eval(), tokenizer, pd.DataFrame(state.history))
 
 

@@ -429,7 +429,7 @@ def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
     alone, settings = Cohort([study], "one study"), detector.settings
     located = detector.locate(alone).studies[0]
     view = make_view(located, settings)
-    prompts = prompt_sets(settings.text)["presence"]
+    prompts = prompt_sets(settings.prompts)["presence"]
     classes = prompts["positive"], prompts["negative"]
     evidence = occlusion_map(*detector.networks[0], batch_of([view]), *classes)
     strongest = int(evidence.reshape(len(evidence), -1).max(1).argmax())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,12 @@ from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
 from lgekit.reports.reader import lge_statement, read_report
 from lgekit.reports.writer import PHRASES, canonical_text, upper_first
 
+# Line ends of hospital systems, empty lines, and line ends before bullets and fields
+_LINE_END = (
+    r"\\\.br\\|(?:\\X0[DA]\\)+|<br ?/?>|_x000D_|\\n|\n\s*\n|"
+    r"\n(?=\s*(?:[-*•]|o )|[A-Z][^.:=\n]{0,40}[:=])"
+)
+_SENTENCE_END = re.compile(rf"{_LINE_END}|(?<=[.;!?])\s+(?=[A-Z\d+-])")
 KINDS = ("presence", "wall", "level", "depth")
 
 
@@ -39,6 +46,16 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     parts += [{"depth": scar.depth} for scar in found.scars if scar.depth]
     texts = [canonical_text(plain), *(_one_scar(**part) for part in parts)]
     return tuple(dict.fromkeys(texts))
+
+
+def one_line(text: str) -> str:
+    """Text with single spaces in place of its line ends."""
+    return " ".join(text.split())
+
+
+def sentences(report: str) -> list[str]:
+    """Divide a report at full stops and line ends, without any knowledge of what it says."""
+    return [one_line(part) for part in _SENTENCE_END.split(report) if part.strip()]
 
 
 def _one_scar(**fields) -> str:

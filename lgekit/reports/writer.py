@@ -239,6 +239,9 @@ def _lay_out(findings: Findings, rng: np.random.Generator, style: str, statement
     topics = [name for name in rng.permutation(topics) if rng.random() < chance.get(name, 0.55)]
     if "statement" not in order:
         topics.insert(int(rng.integers(len(topics) + 1)), "statement")
+    if not statement:
+        silent = {"statement", "conclusion", "summary"}
+        order, topics = ([one for one in names if one not in silent] for names in (order, topics))
     parts = [part for part in ("section", "topic", "statement") if part in layout]
     frames = {part: _pick(rng, layout[part]) for part in parts}
     letters = _pick(rng, (str, str, str.upper))
@@ -272,11 +275,15 @@ def _lay_out(findings: Findings, rng: np.random.Generator, style: str, statement
 
 
 def write_report(
-    findings: Findings, rng: np.random.Generator, style: str | None = None, whole: bool = True
+    findings: Findings | None,
+    rng: np.random.Generator,
+    style: str | None = None,
+    whole: bool = True,
 ) -> str:
     """Write a report that states these findings, in random words; `read_report` returns them.
 
     Args:
+        findings: None for a report that does not say whether there is enhancement.
         style: one of `STYLES` (kinds of writers), or None for a random one.
         whole: True for a full CMR report, False for its statement on enhancement alone.
     """
@@ -287,8 +294,8 @@ def write_report(
     if bases := PHRASES["styles"][style].get("bases"):
         text = write_report(findings, rng, _pick(rng, bases), whole)
         return text.replace("\n", _pick(rng, PHRASES["styles"][style]["line_ends"]))
-    statement = _statement(findings, rng, style)
-    return _lay_out(findings, rng, style, statement) if whole else statement
+    statement = _statement(findings, rng, style) if findings else ""
+    return _lay_out(findings or Findings(), rng, style, statement) if whole else statement
 
 
 def canonical_text(findings: Findings) -> str:

@@ -62,7 +62,7 @@ def used(monkeypatch):
 
     watch("heart_network", lambda _, train, *rest: ids(train))
     watch("locate", lambda _, located, *rest: ids(located))
-    watch("synthetic_pool", lambda pool, located, _: ids(located) | {one.source for one in pool})
+    watch("synthetic_pool", lambda pool, located, *_: ids(located) | {one.source for one in pool})
     watch("make_view", lambda _, study, settings: {study["study_id"]})
     watch("train_networks", lambda _, train, *rest: ids(train))
     watch("pretrain_polar", lambda _, batch, *rest: slices_of(batch))

@@ -139,7 +139,7 @@ def killed(monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("extra", [{}, {"average": 0.5}, {"view": "image", "pixels": 32}])
+@pytest.mark.parametrize("extra", [{}, {"view": "image", "pixels": 32}])
 def test_a_killed_run_resumes_to_the_same_result(tmp_path, killed, extra):
     own, file = settings(epochs=4, dropout=0.1, synthetic_per_real=0.5, **extra), tmp_path / "a.pt"
     options = {"synthetic": toy(8, seed=5), "validation": None if extra else toy(6, seed=7)}
@@ -212,15 +212,13 @@ def test_a_loss_that_is_not_a_number_ends_the_training():
         fit(pairs, settings(epochs=2), progress=False)
 
 
-def test_early_stopping_keeps_the_best_epoch_and_averaging_the_average():
+def test_early_stopping_keeps_the_best_epoch():
     own, held = settings(epochs=60, patience=3, learning_rate=0.05), toy(6, seed=2)
     result = fit(toy(8), own, validation=held, progress=False)
     losses = result.history["validation_contrastive"]
     assert len(losses) < 60 and len(losses) - 1 - int(losses.argmin()) == 3
     kept = training.validation_loss(result.model, result.tokenizer, held, own)
     assert kept == pytest.approx(losses.min())
-    averaged = fit(toy(8), own.override(average=0.9), validation=held, progress=False)
-    assert not same_weights(averaged, result)
 
 
 def test_the_shuffled_control_selects_its_epoch_by_shuffled_texts(monkeypatch):
