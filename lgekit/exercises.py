@@ -6,7 +6,7 @@ from functools import wraps
 import numpy as np
 
 from lgekit.findings import Findings, Scar
-from lgekit.reports.reader import read_report
+from lgekit.reports.reader import read, read_report
 from lgekit.reports.writer import canonical_text
 from lgekit.study import Landmarks
 
@@ -34,6 +34,14 @@ def check(faults: Callable[..., Iterator[tuple[bool, str]]]) -> Callable[..., Ve
             return Verdict(f"your answer stops the check with {type(error).__name__}: {error}")
 
     return checked
+
+
+@check
+def check_misread(mine):
+    """Notebook 01: ``(report, yes|no|unsaid)``; the reader takes something else from the report."""
+    report, says = mine
+    yield says not in ("yes", "no", "unsaid"), "a report says 'yes', 'no' or 'unsaid'"
+    yield read(report).states == says, f"the reader reads {says!r} as you do"
 
 
 @check

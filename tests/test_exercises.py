@@ -14,6 +14,10 @@ CHECKS = [name for name in vars(exercises) if name.startswith("check_")]
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # Check → wrong answers, each with a word of the sentence that says what is wrong.
 WRONG = {
+    "check_misread": [
+        (("No scar.", "maybe"), "'yes', 'no' or 'unsaid'"),
+        (("Transmural scar of the lateral wall.", "yes"), "as you do"),
+    ],
     "check_angle": [
         (lambda x, y, centre, spacing: 1 / 0, "ZeroDivisionError"),
         (lambda x, y, centre, spacing: -90.0, "negative"),
