@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -49,7 +49,7 @@ _ORGAN = re.compile(rf"\b(?:{'|'.join(_TABLES['events']['organ'])})")
 _WORDS = [(re.compile(rule), word) for rule, word in _rewriting(_TABLES["words"])]
 _PHRASES = []
 for _table in _TABLES["phrases"]:
-    _pairs = _rewriting(_table)
+    _pairs = _rewriting(_table.replace("{layer}", _TABLES["layer"]))
     _any = "|".join(f"(?P<r{number}>{rule})" for number, (rule, _) in enumerate(_pairs))
     _PHRASES.append((re.compile(rf"(?<!\w)(?:{_any})(?:(?<=\W)|(?!\w))"), [w for _, w in _pairs]))
 _ROOTS = _TABLES["roots"].split()
@@ -107,20 +107,39 @@ _CODED = re.compile(
 )
 
 
+_SEGMENT = re.compile(  # "s7", "7 yes"
+    r"\bs(1[0-7]|[1-9])\b|(?:(?<=[:;,] )|^)(1[0-7]|[1-9])(?=[ =:]+(?:yes|no|positive|negative)\b)"
+)
+_NAMED = "|".join(sorted(WALL_WORDS, key=len, reverse=True))
+_LEFT_OUT = re.compile(
+    rf"(?:all walls|circumferential|global)(?P<between>[^.;:,]{{0,30}}?),? (?:but|other than|not|without"
+    r"|(?:apart|aside) from|(?:except|sav|spar|barr|exclud)\w*|with the exception)(?: (?:for|of|in))?"
+    rf"(?P<walls>(?:,?(?: (?:and|or|both|the|basal|mid|apical|walls?))* (?:{_NAMED})\b)+)(?: walls?)?"
+)
+_OTHERS = re.compile(r"\b(?:(?:all|every|the) )*(?:other|remaining) (?:walls?|segments?)")
+
+
+def _complement(walls: str) -> str:
+    """Return the walls that are not among those named."""
+    named = {wall for word in re.findall(_NAMED, walls) for wall in WALL_WORDS[word]}
+    return ", ".join(wall for wall in WALLS if wall not in named)
+
+
 def _decoded(found: re.Match) -> str:
     return re.sub(r"\b(?:[ai][ls]|se|transmurality)\b", lambda code: _CODES[code[0]], found[0])
 
 
 def _reworded(words: list[str], found: re.Match) -> str:
-    return words[int((found.lastgroup or "r0")[1:])]
+    return found.expand(words[int((found.lastgroup or "r0")[1:])])
 
 
 @lru_cache(maxsize=20_000)
 def _plain(text: str) -> str:
     """Return a sentence in lower case with one wording for each thing."""
-    text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text.lower())
+    text = re.sub(r"\b(antero|infero|postero|sub|epi|endo|trans|intra) (?=[a-z])", r"\1-", text.lower())
+    text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text)
     text = re.sub(r"\bw/o\b", "without", re.sub(r"per ?cent\b", "%", re.sub(r"\s+", " ", text)))
-    text = re.sub(r"\bs(1[0-7]|[1-9])\b", r"segment \1", _CODED.sub(_decoded, text))
+    text = _SEGMENT.sub(r"segment \1\2", _CODED.sub(_decoded, text))
     for rule, words in _PHRASES:
         text = rule.sub(partial(_reworded, words), text)
     return text.strip(" .")
@@ -166,7 +185,7 @@ def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], star
     if (
         after & {"absent", "fine"}
         and thing
-        and before & {"absent", "yes", "no", "cue", "depth", "percent", "mvo", "pattern"}
+        and before - {"wall", "levels", "lv", "present", "segments", "everywhere", "imaging"}
     ):
         return len(sign) < 6 and (sign != "and" or "cue" not in after)
     if "yes" in after and thing and before & {"absent", "yes", "no"}:
@@ -233,6 +252,8 @@ def _statuses(events: list[re.Match]) -> list[str]:
             kind = "absent" if named and not ahead else "no"
         if kind == "no" and before & {"cue"} and not _kinds(events[index + 1 :]) & _TARGETS:
             kind = "absent" if event.string[: event.start()].rstrip().endswith(":") else "no"
+        if kind == "absent" and not before - {"soft", "present", "yes"}:
+            kind = "no"
         if kind in _BACKWARD:
             for n in range(max(done, chunk if kind == "fine" else 0), index):
                 statuses[n] = _BACKWARD[kind] if statuses[n] == "yes" else statuses[n]
@@ -358,6 +379,9 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
         plain = _RULES.comparison.sub(" ", plain)
     if "correction" in plain or "that" in plain:
         plain = _RULES.corrected.sub("", plain)
+    plain = _LEFT_OUT.sub(lambda found: _complement(found["walls"]) + found["between"], plain)
+    if " other " in plain or "remaining" in plain:
+        plain = _OTHERS.sub(lambda found: _complement(found.string[: found.start()]), plain)
     if context:  # scores: "anterior 0, inferior 3"
         plain = re.sub(r"(rior|al|apex) [1-4](?= ?(?:[,;)]|$))", r"\1 yes", plain)
     if not _RULES.today.search(plain) and not plain.startswith(("apart", "except", "other than")):
@@ -365,6 +389,8 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     if any(map(_foreign, re.findall(r"[^\W\d_]+", plain))):
         return (), None
     if _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain):
+        return (), None
+    if _RULES.irrelevant.search(plain):
         return (), None
     clauses = _clauses(plain)
     claims: list[_Claim | None] = []
@@ -399,10 +425,19 @@ class _Region:
     def placed(self) -> bool:
         return bool(self.segments or self.groups)
 
+    def completes(self, other: _Region) -> bool:
+        """Tell whether one names walls alone, and the other levels alone."""
+        sides = [[any(group[side] for group in each.groups) for side in (0, 1)] for each in (self, other)]
+        return sorted(sides) == [[False, True], [True, False]] and not other.segments
+
     def absorb(self, other: _Region) -> None:
         """Take over what only the other one states."""
         self.segments |= other.segments
-        self.groups += other.groups
+        if self.completes(other):
+            both = [sum((group[side] for group in self.groups + other.groups), ()) for side in (0, 1)]
+            self.groups = [(both[0], both[1])]
+        else:
+            self.groups += other.groups
         mine, cause = self.details.get("aetiology"), other.details.get("aetiology")
         self.details = other.details | self.details
         if mine == "ischaemic" and cause in ISCHAEMIC:
@@ -544,7 +579,8 @@ class _Reading:
     kept: list[tuple[str, str]] = field(default_factory=list)  # (what it says, sentence)
     new_scar: bool = False  # the next place starts a new scar
     about: bool = True  # the last field was about late enhancement
-    follows: bool = False  # the last sentence was
+    listed: bool = False  # the last field was a property of a scar
+    follows: bool = False  # the last sentence was about it
 
     def take(self, sentence: Sentence) -> None:
         """Read a sentence."""
@@ -556,6 +592,11 @@ class _Reading:
             self.new_scar = True
             self.kept.append(("", sentence.text))
             return
+        if sentence.label and not sentence.kind and self.listed:
+            events = _kinds(list(_EVENT.finditer(_plain(sentence.text))))
+            if events & _DETAILS and not events & {"other", "organ", "mapping"}:
+                sentence = replace(sentence, kind="lesion")
+        self.listed = sentence.kind in ("lge", "lesion", "place")
         if sentence.kind == "lge" or (sentence.label and sentence.kind not in ("lesion", "place")):
             self.about = sentence.kind not in ("organ", "outside")
         needed = self.follows or sentence.kind in ("lge", "lesion", "place", "conclusion")
@@ -629,7 +670,8 @@ class _Reading:
                 part[0].string, part, part[0].string[part[0].start() : end], strong or context
             )
             last = regions[-1] if regions and not self.new_scar else None
-            if strong and (last is None or (region.placed and last.placed and not refers)):
+            another = bool(last and region.placed and last.placed and not refers)
+            if strong and (last is None or (another and not (context and region.completes(last)))):
                 regions.append(region)
                 self.new_scar = False
                 taken.append(region)
