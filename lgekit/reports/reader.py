@@ -100,7 +100,7 @@ _CODES = {"a": "anterior", "i": "inferior", "l": "lateral", "s": "septal"}
 _CODES |= {"se": "subendocardial", "transmurality": "transmural"}
 _CODES |= {"al": "anterolateral", "il": "inferolateral", "as": "anteroseptal", "is": "inferoseptal"}
 _CODED = re.compile(
-    r"(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
+    r"\b[ai][ls](?= (?:walls?|segments?)\b(?! (?:motion|thick|stress)))|(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
     r"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))"
     r"|\b[ai][ls](?= ?[/+&])"
     r"|(?<=[a-z] )se(?= ?[,;.)]|$)|(?<=[a-z,] )transmurality(?= ?[,;.)]|$)"
@@ -183,7 +183,7 @@ def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], star
     if first == "no":
         return True
     if (
-        after & {"absent", "fine"}
+        after & {"absent", "fine", "denial"}
         and thing
         and before - {"wall", "levels", "lv", "present", "segments", "everywhere", "imaging"}
     ):
@@ -255,7 +255,8 @@ def _statuses(events: list[re.Match]) -> list[str]:
         if kind == "absent" and not before - {"soft", "present", "yes"}:
             kind = "no"
         if kind in _BACKWARD:
-            for n in range(max(done, chunk if kind == "fine" else 0), index):
+            near = kind == "fine" or _kinds(events[chunk:index]) - {"soft"} == {"mvo"}
+            for n in range(max(done, chunk if near else 0), index):
                 statuses[n] = _BACKWARD[kind] if statuses[n] == "yes" else statuses[n]
             done = index
         elif kind == "soft":
@@ -278,6 +279,7 @@ _ADJECTIVE = re.compile(r"(?:al|ic|ary|ar|ous)$")  # names an organ as an attrib
 _LINK = re.compile(
     r"[^,]*\b(?:with|shows?|showing|which|that|is|are|has|does)(?!.* (?:and|or) )\b.*"
 )
+_APPOSED = re.compile(r".*, (?:(?:most|very|an?|the|old|likely|probabl[ey]|presumabl[ey]|perhaps) ?)+")
 _GENERAL = re.compile(r"^(?:enhanc|uptake|fibro|scarring)")  # said of any organ
 _LV = _PLACES | {"depth", "lv"}
 
@@ -305,7 +307,7 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
     if not before or "myocardial" in cue[0]:
         return default or bool(before)
     adjective = bool(_ADJECTIVE.search(before[-1][0])) and not _LINK.fullmatch(gap)
-    apart = "," in gap and not _GENERAL.search(cue[0])
+    apart = "," in gap and not _APPOSED.fullmatch(gap) and not _GENERAL.search(cue[0])
     return before[-1].lastgroup != "organ" or (default and (adjective or apart))
 
 
@@ -588,7 +590,7 @@ class _Reading:
             if sentence.label and sentence.kind not in ("lesion", "place"):
                 self.about = sentence.kind not in ("organ", "outside")
             return
-        if re.fullmatch(r"(?i)\W*(?:scar|lesion|region)s? \d+\W*", sentence.text):
+        if re.fullmatch(r"(?i)\W*(?!segm|grade|aha)[a-z]+ #?(?:\d|[a-d]|i{1,3})\W*", sentence.text):
             self.new_scar = True
             self.kept.append(("", sentence.text))
             return
