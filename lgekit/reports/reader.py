@@ -100,7 +100,7 @@ _CODES = {"a": "anterior", "i": "inferior", "l": "lateral", "s": "septal"}
 _CODES |= {"se": "subendocardial", "transmurality": "transmural"}
 _CODES |= {"al": "anterolateral", "il": "inferolateral", "as": "anteroseptal", "is": "inferoseptal"}
 _CODED = re.compile(
-    r"\b[ai][ls](?= (?:walls?|segments?)\b(?! (?:motion|thick|stress)))|(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
+    r"\b[ai][ls](?= and \w+ walls?\b)|(?<= - )[ai][ls](?= and)|\b[ai][ls](?= (?:walls?|segments?)\b(?! (?:motion|thick|stress)))|(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
     r"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))"
     r"|\b[ai][ls](?= ?[/+&])"
     r"|(?<=[a-z] )se(?= ?[,;.)]|$)|(?<=[a-z,] )transmurality(?= ?[,;.)]|$)"
@@ -147,10 +147,9 @@ def _plain(text: str) -> str:
 
 def _with_label(label: str, value: str) -> str:
     """Return the value of a field on enhancement with what its label adds."""
-    if not _kinds(list(_EVENT.finditer(_plain(value)))) & (_PLACES | _SAID):
-        return f"{label}: {value}"
-    details = [e[0] for e in _EVENT.finditer(_plain(label)) if e.lastgroup in _DETAILS]
-    return " ".join([*details, value])
+    named, said = (_kinds(list(_EVENT.finditer(_plain(part)))) for part in (label, value))
+    kept = bool(named & _DETAILS or _aetiology(_plain(label)))
+    return value if said & (_PLACES | _SAID) and not kept else f"{label}: {value}"
 
 
 _FAR = 40  # words of the rules; no phrase reaches further
@@ -252,7 +251,7 @@ def _statuses(events: list[re.Match]) -> list[str]:
             kind = "absent" if named and not ahead else "no"
         if kind == "no" and before & {"cue"} and not _kinds(events[index + 1 :]) & _TARGETS:
             kind = "absent" if event.string[: event.start()].rstrip().endswith(":") else "no"
-        if kind == "absent" and not before - {"soft", "present", "yes"}:
+        if kind == "absent" and not before - {"soft", "present"}:
             kind = "no"
         if kind in _BACKWARD:
             near = kind == "fine" or _kinds(events[chunk:index]) - {"soft"} == {"mvo"}
@@ -304,10 +303,12 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
             return after[0].lastgroup != "organ"
     if before and before[-1].lastgroup == "mapping":
         return bool(re.search(r"[,;]|\b(?:no|without)\b", gap))
+    if before and before[-1].lastgroup == "organ" and _APPOSED.fullmatch(gap):
+        return False
     if not before or "myocardial" in cue[0]:
         return default or bool(before)
     adjective = bool(_ADJECTIVE.search(before[-1][0])) and not _LINK.fullmatch(gap)
-    apart = "," in gap and not _APPOSED.fullmatch(gap) and not _GENERAL.search(cue[0])
+    apart = "," in gap and not _GENERAL.search(cue[0])
     return before[-1].lastgroup != "organ" or (default and (adjective or apart))
 
 
@@ -379,8 +380,10 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     plain = _plain(text)
     if "compar" in plain or " than " in plain:
         plain = _RULES.comparison.sub(" ", plain)
-    if "correction" in plain or "that" in plain:
+    if any(word in plain for word in ("correct", "that", "read", "amended", "replaced")):
         plain = _RULES.corrected.sub("", plain)
+    if not _RULES.today.search(plain.partition(";")[0]):
+        plain = _RULES.then.sub("", plain)
     plain = _LEFT_OUT.sub(lambda found: _complement(found["walls"]) + found["between"], plain)
     if " other " in plain or "remaining" in plain:
         plain = _OTHERS.sub(lambda found: _complement(found.string[: found.start()]), plain)
@@ -432,6 +435,15 @@ class _Region:
         sides = [[any(group[side] for group in each.groups) for side in (0, 1)] for each in (self, other)]
         return sorted(sides) == [[False, True], [True, False]] and not other.segments
 
+    def said_better_by(self, other: _Region) -> bool:
+        """Tell whether this names no more than walls, all of which the other one has."""
+        walls, theirs = (
+            {wall for scar in each.scars() for wall in scar.walls} for each in (self, other)
+        )
+        bare = walls and not self.segments and not any(group[1] for group in self.groups)
+        better = "depth" in other.details or other.segments or any(group[1] for group in other.groups)
+        return bool(bare and "depth" not in self.details and better and walls <= theirs)
+
     def absorb(self, other: _Region) -> None:
         """Take over what only the other one states."""
         self.segments |= other.segments
@@ -453,7 +465,11 @@ class _Region:
         vague = [group for group in groups if group not in exact]
         if segments:  # then "global" adds nothing
             vague = [group for group in vague if group != (WALLS, ())]
-            yield from Findings.from_segments(segments, **self.details).scars
+            whole = Scar(*exact[0], **self.details) if len(exact) == 1 else None
+            if whole and whole.segments == segments:
+                yield whole
+            else:
+                yield from Findings.from_segments(segments, **self.details).scars
         walls, levels = ({word for group in vague for word in group[side]} for side in (0, 1))
         if walls:
             yield Scar(tuple(walls), (), **self.details)
@@ -515,7 +531,7 @@ def _parts(events: list[re.Match]) -> list[list[re.Match]]:
     for index, event in enumerate(events):
         begins = event.lastgroup in ("cue", "depth", "other", "pattern")
         full = kinds & {"wall", "levels", "segments"} and kinds & {"cue", "depth", "other"}
-        if begins and full and index < last:
+        if begins and full and index < last and event.string[event.start() - 1] != "(":
             parts.append([])
             kinds = set()
         parts[-1].append(event)
@@ -528,7 +544,7 @@ def _percentage(clause: str, event: re.Match, sure: bool) -> dict[str, int]:
     before = re.split(r"[\d%]", clause[max(0, event.start() - 45) : event.start()])[-1]
     after = re.split(r"\d", clause[event.end() : event.end() + 45])[0]
     value, bound, kind = int(event["low"]), (event["bound"] or "").strip(), "transmurality"
-    if re.search(r"circumf", after) or re.search(r"circumf\w+( extent)?:? ?$", before):
+    if re.search(r"circumf", after) or re.search(r"circumf[^,;]{0,30}$", before):
         bound, kind = "", "circumference"
     elif _RULES.share_of_mass.search(after):
         return {}
@@ -586,19 +602,20 @@ class _Reading:
 
     def take(self, sentence: Sentence) -> None:
         """Read a sentence."""
+        if re.fullmatch(r"(?i)\W*(?!segm|grade|aha)[a-z]+ #?(?:\d|[a-d]|i{1,3})\W*", sentence.text):
+            self.new_scar = self.listed = True
+            self.kept.append(("", sentence.text))
+            return
         if sentence.kind == "outside" or (sentence.label and not sentence.value.strip(" -.")):
             if sentence.label and sentence.kind not in ("lesion", "place"):
                 self.about = sentence.kind not in ("organ", "outside")
-            return
-        if re.fullmatch(r"(?i)\W*(?!segm|grade|aha)[a-z]+ #?(?:\d|[a-d]|i{1,3})\W*", sentence.text):
-            self.new_scar = True
-            self.kept.append(("", sentence.text))
             return
         if sentence.label and not sentence.kind and self.listed:
             events = _kinds(list(_EVENT.finditer(_plain(sentence.text))))
             if events & _DETAILS and not events & {"other", "organ", "mapping"}:
                 sentence = replace(sentence, kind="lesion")
-        self.listed = sentence.kind in ("lge", "lesion", "place")
+        if sentence.kind:
+            self.listed = sentence.kind in ("lge", "lesion", "place")
         if sentence.kind == "lge" or (sentence.label and sentence.kind not in ("lesion", "place")):
             self.about = sentence.kind not in ("organ", "outside")
         needed = self.follows or sentence.kind in ("lge", "lesion", "place", "conclusion")
@@ -614,6 +631,9 @@ class _Reading:
             if sentence.kind == "place" and word == sentence.value and "," in word:
                 word = f", {label} ".join(word.split(","))
             keep = sentence.kind in ("lesion", "place", "")
+            both = [_kinds(list(_EVENT.finditer(_plain(part)))) for part in (label, word)]
+            if sentence.kind == "lesion" and "depth" in both[0] & both[1]:
+                keep = False
             text = f"{label}: {word}" if keep else word
             if sentence.kind == "lge":
                 text = _with_label(label, word)
@@ -671,7 +691,9 @@ class _Reading:
             region = _region(
                 part[0].string, part, part[0].string[part[0].start() : end], strong or context
             )
-            last = regions[-1] if regions and not self.new_scar else None
+            last = regions[-1] if regions else None
+            if last and self.new_scar and (last.placed or "depth" in last.details):
+                last = None
             another = bool(last and region.placed and last.placed and not refers)
             if strong and (last is None or (another and not (context and region.completes(last)))):
                 regions.append(region)
@@ -708,6 +730,11 @@ def _read(text: str) -> ReportReading:
     if len(causes) == 1 and not any("aetiology" in region.details for region in regions):
         for region in regions:
             region.details["aetiology"] = next(iter(causes))
+    regions[:] = [
+        region
+        for region in regions
+        if not any(region.said_better_by(other) for other in regions if other is not region)
+    ]
     depths = {region.details["depth"] for region in reading.impression if "depth" in region.details}
     if len(depths) == 1 and not any("depth" in region.details for region in regions):
         for region in regions:
