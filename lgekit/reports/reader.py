@@ -122,7 +122,7 @@ _OTHERS = re.compile(r"\b(?:(?:all|every|the) )*(?:other|remaining) (?:walls?|se
 def _complement(walls: str) -> str:
     """Return the walls that are not among those named."""
     named = {wall for word in re.findall(_NAMED, walls) for wall in WALL_WORDS[word]}
-    return ", ".join(wall for wall in WALLS if wall not in named)
+    return " ".join(wall for wall in WALLS if wall not in named)
 
 
 def _decoded(found: re.Match) -> str:
@@ -279,6 +279,13 @@ _LINK = re.compile(
     r"[^,]*\b(?:with|shows?|showing|which|that|is|are|has|does)(?!.* (?:and|or) )\b.*"
 )
 _APPOSED = re.compile(r".*, (?:(?:most|very|an?|the|old|likely|probabl[ey]|presumabl[ey]|perhaps) ?)+")
+_ELSEWHERE = re.compile(  # "of the …", where … has no name of the heart
+    r" (?:\w+ )?(?:of|in|within|along) (?:the|an?|both) (?:left |right |upper |lower )?(?!(?:\w+ )?"
+    r"(?:mid|middle|inner|outer|area|region|zone|territor|distribut|same|late|lge|heart|cardiac|remain|other"
+    r"|rest|known|affected|involved|infarct|scar|setting|context|absence|presence|form|shape|pattern"
+    r"|first|second|third|\d|usual|typical|core|centre|cent|patient|study|scan|image|short|long|above"
+    r"|described|previous|prior|old|extent|size|order|vicinity|wall))\w"
+)
 _GENERAL = re.compile(r"^(?:enhanc|uptake|fibro|scarring)")  # said of any organ
 _LV = _PLACES | {"depth", "lv"}
 
@@ -304,6 +311,8 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
     if before and before[-1].lastgroup == "mapping":
         return bool(re.search(r"[,;]|\b(?:no|without)\b", gap))
     if before and before[-1].lastgroup == "organ" and _APPOSED.fullmatch(gap):
+        return False
+    if not organs and _ELSEWHERE.match(text, cue.end()):
         return False
     if not before or "myocardial" in cue[0]:
         return default or bool(before)
@@ -380,7 +389,7 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     plain = _plain(text)
     if "compar" in plain or " than " in plain:
         plain = _RULES.comparison.sub(" ", plain)
-    if any(word in plain for word in ("correct", "that", "read", "amended", "replaced")):
+    if any(word in plain for word in ("correct", "that", "read", "amended")):
         plain = _RULES.corrected.sub("", plain)
     if not _RULES.today.search(plain.partition(";")[0]):
         plain = _RULES.then.sub("", plain)
@@ -603,12 +612,14 @@ class _Reading:
     def take(self, sentence: Sentence) -> None:
         """Read a sentence."""
         if re.fullmatch(r"(?i)\W*(?!segm|grade|aha)[a-z]+ #?(?:\d|[a-d]|i{1,3})\W*", sentence.text):
-            self.new_scar = self.listed = True
+            self.new_scar = not self.body or self.body[-1].placed
+            self.listed = True
             self.kept.append(("", sentence.text))
             return
         if sentence.kind == "outside" or (sentence.label and not sentence.value.strip(" -.")):
             if sentence.label and sentence.kind not in ("lesion", "place"):
                 self.about = sentence.kind not in ("organ", "outside")
+                self.listed = sentence.kind == "lge"
             return
         if sentence.label and not sentence.kind and self.listed:
             events = _kinds(list(_EVENT.finditer(_plain(sentence.text))))
@@ -627,7 +638,7 @@ class _Reading:
             denied = value in _NO or (value in _YES and bool(_DENYING.search(sentence.label)))
             word = "absent" if denied else "present" if value in _YES else sentence.value
             label = _DENYING.sub("", sentence.label) if denied else sentence.label
-            label = f"segment {sentence.label}" if sentence.label.isdigit() else label
+            label = f"segment {label}" if label.isdigit() else label.rstrip(" ?")
             if sentence.kind == "place" and word == sentence.value and "," in word:
                 word = f", {label} ".join(word.split(","))
             keep = sentence.kind in ("lesion", "place", "")
@@ -691,9 +702,7 @@ class _Reading:
             region = _region(
                 part[0].string, part, part[0].string[part[0].start() : end], strong or context
             )
-            last = regions[-1] if regions else None
-            if last and self.new_scar and (last.placed or "depth" in last.details):
-                last = None
+            last = regions[-1] if regions and not self.new_scar else None
             another = bool(last and region.placed and last.placed and not refers)
             if strong and (last is None or (another and not (context and region.completes(last)))):
                 regions.append(region)

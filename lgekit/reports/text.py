@@ -153,7 +153,8 @@ def _joined(lines: list[str]) -> Iterator[str]:
     width, whole, last = max(map(len, lines)), "", ""
     for line in lines:
         bare = line.strip()
-        listed = whole.lower().endswith((",", ";", " and", " or", " to", " segment", " segments"))
+        listed = whole.lower().endswith((",", ";", " and", " or", " to"))
+        listed |= bare[:1].isdigit() and whole.lower().endswith((" segment", " segments"))
         open_end = listed or whole[-1:] == ":" or bool(_OPEN_END.search(whole[-20:]))
         fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
         item = bool(_BULLET.match(line)) or _starts_field(bare, fits)
@@ -203,7 +204,8 @@ def _fields(line: str) -> Iterator[tuple[str, str, str]]:
             and len(head) == colon.start()
             and bool(_ANY_LABEL.fullmatch(bare[: colon.start()]))
         )
-        if whole and (not length or (len(head.split()) < 4 and found not in _SECTIONS)):
+        named = found in ("place", "lesion") and bool(_ABOUT.search(head))
+        if whole and (not length or named or (len(head.split()) < 4 and found not in _SECTIONS)):
             if length != colon.start():
                 found = "lge" if _ABOUT.search(bare[: colon.start()]) else found
             length = colon.start()
