@@ -444,14 +444,15 @@ class _Region:
         sides = [[any(group[side] for group in each.groups) for side in (0, 1)] for each in (self, other)]
         return sorted(sides) == [[False, True], [True, False]] and not other.segments
 
-    def said_better_by(self, other: _Region) -> bool:
-        """Tell whether this names no more than walls, all of which the other one has."""
-        walls, theirs = (
-            {wall for scar in each.scars() for wall in scar.walls} for each in (self, other)
-        )
-        bare = walls and not self.segments and not any(group[1] for group in self.groups)
-        better = "depth" in other.details or other.segments or any(group[1] for group in other.groups)
-        return bool(bare and "depth" not in self.details and better and walls <= theirs)
+    @property
+    def walls(self) -> frozenset[str]:
+        return frozenset(wall for scar in self.scars() for wall in scar.walls)
+
+    @property
+    def bare(self) -> bool:
+        """Tell whether it names nothing but walls."""
+        located = self.segments or any(group[1] for group in self.groups)
+        return self.placed and not located and "depth" not in self.details
 
     def absorb(self, other: _Region) -> None:
         """Take over what only the other one states."""
@@ -739,10 +740,11 @@ def _read(text: str) -> ReportReading:
     if len(causes) == 1 and not any("aetiology" in region.details for region in regions):
         for region in regions:
             region.details["aetiology"] = next(iter(causes))
-    regions[:] = [
+    stated = {region.walls for region in regions if not region.bare}
+    regions = [  # without those that another one states more exactly
         region
         for region in regions
-        if not any(region.said_better_by(other) for other in regions if other is not region)
+        if not (region.bare and any(region.walls <= walls for walls in stated))
     ]
     depths = {region.details["depth"] for region in reading.impression if "depth" in region.details}
     if len(depths) == 1 and not any("depth" in region.details for region in regions):

@@ -34,7 +34,7 @@ _ROW_HEAD = re.compile(r"(?i)(?:aha |lv )?(?:segments?|walls?|regions?|territor\
 _NOW = re.compile(r"(?i)\b(?:today|current|now)\b[^.:\n]{0,20}:")
 _YEAR = re.compile(r"(?i)\b(?:(?:cmr|mri?|scan|study|exam\w*) )?\(?((?:19|20)\d\d)\)?:(?!\d)")
 _BULLET = re.compile(
-    r"^\s*(?:[-*>+.#=]{1,3}(?:\s+|(?=[A-Z]))|o\s+(?=[A-Z])|\(?(?:\d{1,2}|[a-z])[.)]\s+)(?=\S)"
+    r"^\s*(?:[-*>+.#=]{1,3}(?:\s+|(?=[A-Z]))|[oO]\s+(?=[A-Z])|\(?(?:\d{1,2}|[a-z])[.)]\s+)(?=\S)"
 )
 _LABEL = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["labels"].items())
 _LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
