@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -49,7 +49,7 @@ _ORGAN = re.compile(rf"\b(?:{'|'.join(_TABLES['events']['organ'])})")
 _WORDS = [(re.compile(rule), word) for rule, word in _rewriting(_TABLES["words"])]
 _PHRASES = []
 for _table in _TABLES["phrases"]:
-    _pairs = _rewriting(_table)
+    _pairs = _rewriting(_table.replace("{layer}", _TABLES["layer"]))
     _any = "|".join(f"(?P<r{number}>{rule})" for number, (rule, _) in enumerate(_pairs))
     _PHRASES.append((re.compile(rf"(?<!\w)(?:{_any})(?:(?<=\W)|(?!\w))"), [w for _, w in _pairs]))
 _ROOTS = _TABLES["roots"].split()
@@ -100,11 +100,29 @@ _CODES = {"a": "anterior", "i": "inferior", "l": "lateral", "s": "septal"}
 _CODES |= {"se": "subendocardial", "transmurality": "transmural"}
 _CODES |= {"al": "anterolateral", "il": "inferolateral", "as": "anteroseptal", "is": "inferoseptal"}
 _CODED = re.compile(
-    r"(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
+    r"\b[ai][ls](?= and \w+ walls?\b)|(?<= - )[ai][ls](?= and)|\b[ai][ls](?= (?:walls?|segments?)\b(?! (?:motion|thick|stress)))|(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
     r"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))"
     r"|\b[ai][ls](?= ?[/+&])"
     r"|(?<=[a-z] )se(?= ?[,;.)]|$)|(?<=[a-z,] )transmurality(?= ?[,;.)]|$)"
 )
+
+
+_SEGMENT = re.compile(  # "s7", "7 yes"
+    r"\bs(1[0-7]|[1-9])\b|(?:(?<=[:;,] )|^)(1[0-7]|[1-9])(?=[ =:]+(?:yes|no|positive|negative)\b)"
+)
+_NAMED = "|".join(sorted(WALL_WORDS, key=len, reverse=True))
+_LEFT_OUT = re.compile(
+    rf"(?:all walls|circumferential|global)(?P<between>[^.;:,]{{0,30}}?),? (?:but|other than|not|without"
+    r"|(?:apart|aside) from|(?:except|sav|spar|barr|exclud)\w*|with the exception)(?: (?:for|of|in))?"
+    rf"(?P<walls>(?:,?(?: (?:and|or|both|the|basal|mid|apical|walls?))* (?:{_NAMED})\b)+)(?: walls?)?"
+)
+_OTHERS = re.compile(r"\b(?:(?:all|every|the) )*(?:other|remaining) (?:walls?|segments?)")
+
+
+def _complement(walls: str) -> str:
+    """Return the walls that are not among those named."""
+    named = {wall for word in re.findall(_NAMED, walls) for wall in WALL_WORDS[word]}
+    return " ".join(wall for wall in WALLS if wall not in named)
 
 
 def _decoded(found: re.Match) -> str:
@@ -112,15 +130,16 @@ def _decoded(found: re.Match) -> str:
 
 
 def _reworded(words: list[str], found: re.Match) -> str:
-    return words[int((found.lastgroup or "r0")[1:])]
+    return found.expand(words[int((found.lastgroup or "r0")[1:])])
 
 
 @lru_cache(maxsize=20_000)
 def _plain(text: str) -> str:
     """Return a sentence in lower case with one wording for each thing."""
-    text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text.lower())
+    text = re.sub(r"\b(antero|infero|postero|sub|epi|endo|trans|intra) (?=[a-z])", r"\1-", text.lower())
+    text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text)
     text = re.sub(r"\bw/o\b", "without", re.sub(r"per ?cent\b", "%", re.sub(r"\s+", " ", text)))
-    text = re.sub(r"\bs(1[0-7]|[1-9])\b", r"segment \1", _CODED.sub(_decoded, text))
+    text = _SEGMENT.sub(r"segment \1\2", _CODED.sub(_decoded, text))
     for rule, words in _PHRASES:
         text = rule.sub(partial(_reworded, words), text)
     return text.strip(" .")
@@ -128,10 +147,9 @@ def _plain(text: str) -> str:
 
 def _with_label(label: str, value: str) -> str:
     """Return the value of a field on enhancement with what its label adds."""
-    if not _kinds(list(_EVENT.finditer(_plain(value)))) & (_PLACES | _SAID):
-        return f"{label}: {value}"
-    details = [e[0] for e in _EVENT.finditer(_plain(label)) if e.lastgroup in _DETAILS]
-    return " ".join([*details, value])
+    named, said = (_kinds(list(_EVENT.finditer(_plain(part)))) for part in (label, value))
+    kept = bool(named & _DETAILS or _aetiology(_plain(label)))
+    return value if said & (_PLACES | _SAID) and not kept else f"{label}: {value}"
 
 
 _FAR = 40  # words of the rules; no phrase reaches further
@@ -164,9 +182,9 @@ def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], star
     if first == "no":
         return True
     if (
-        after & {"absent", "fine"}
+        after & {"absent", "fine", "denial"}
         and thing
-        and before & {"absent", "yes", "no", "cue", "depth", "percent", "mvo", "pattern"}
+        and before - {"wall", "levels", "lv", "present", "segments", "everywhere", "imaging"}
     ):
         return len(sign) < 6 and (sign != "and" or "cue" not in after)
     if "yes" in after and thing and before & {"absent", "yes", "no"}:
@@ -233,8 +251,11 @@ def _statuses(events: list[re.Match]) -> list[str]:
             kind = "absent" if named and not ahead else "no"
         if kind == "no" and before & {"cue"} and not _kinds(events[index + 1 :]) & _TARGETS:
             kind = "absent" if event.string[: event.start()].rstrip().endswith(":") else "no"
+        if kind == "absent" and not before - {"soft", "present"}:
+            kind = "no"
         if kind in _BACKWARD:
-            for n in range(max(done, chunk if kind == "fine" else 0), index):
+            near = kind == "fine" or _kinds(events[chunk:index]) - {"soft"} == {"mvo"}
+            for n in range(max(done, chunk if near else 0), index):
                 statuses[n] = _BACKWARD[kind] if statuses[n] == "yes" else statuses[n]
             done = index
         elif kind == "soft":
@@ -256,6 +277,14 @@ _COMPLEMENT = re.compile(
 _ADJECTIVE = re.compile(r"(?:al|ic|ary|ar|ous)$")  # names an organ as an attribute
 _LINK = re.compile(
     r"[^,]*\b(?:with|shows?|showing|which|that|is|are|has|does)(?!.* (?:and|or) )\b.*"
+)
+_APPOSED = re.compile(r".*, (?:(?:most|very|an?|the|old|likely|probabl[ey]|presumabl[ey]|perhaps) ?)+")
+_ELSEWHERE = re.compile(  # "of the …", where … has no name of the heart
+    r" (?:\w+ )?(?:of|in|within|along) (?:the|an?|both) (?:left |right |upper |lower )?(?!(?:\w+ )?"
+    r"(?:mid|middle|inner|outer|area|region|zone|territor|distribut|same|late|lge|heart|cardiac|remain|other"
+    r"|rest|known|affected|involved|infarct|scar|setting|context|absence|presence|form|shape|pattern"
+    r"|first|second|third|\d|usual|typical|core|centre|cent|patient|study|scan|image|short|long|above"
+    r"|described|previous|prior|old|extent|size|order|vicinity|wall))\w"
 )
 _GENERAL = re.compile(r"^(?:enhanc|uptake|fibro|scarring)")  # said of any organ
 _LV = _PLACES | {"depth", "lv"}
@@ -281,6 +310,10 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
             return after[0].lastgroup != "organ"
     if before and before[-1].lastgroup == "mapping":
         return bool(re.search(r"[,;]|\b(?:no|without)\b", gap))
+    if before and before[-1].lastgroup == "organ" and _APPOSED.fullmatch(gap):
+        return False
+    if not organs and _ELSEWHERE.match(text, cue.end()):
+        return False
     if not before or "myocardial" in cue[0]:
         return default or bool(before)
     adjective = bool(_ADJECTIVE.search(before[-1][0])) and not _LINK.fullmatch(gap)
@@ -357,8 +390,13 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     plain = _plain(text)
     if "compar" in plain or " than " in plain:
         plain = _RULES.comparison.sub(" ", plain)
-    if "correction" in plain or "that" in plain:
+    if any(word in plain for word in ("correct", "that", "read", "amended")):
         plain = _RULES.corrected.sub("", plain)
+    if not _RULES.today.search(plain.partition(";")[0]):
+        plain = _RULES.then.sub("", plain)
+    plain = _LEFT_OUT.sub(lambda found: _complement(found["walls"]) + found["between"], plain)
+    if " other " in plain or "remaining" in plain:
+        plain = _OTHERS.sub(lambda found: _complement(found.string[: found.start()]), plain)
     if context:  # scores: "anterior 0, inferior 3"
         plain = re.sub(r"(rior|al|apex) [1-4](?= ?(?:[,;)]|$))", r"\1 yes", plain)
     if not _RULES.today.search(plain) and not plain.startswith(("apart", "except", "other than")):
@@ -366,6 +404,8 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     if any(map(_foreign, re.findall(r"[^\W\d_]+", plain))):
         return (), None
     if _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain):
+        return (), None
+    if _RULES.irrelevant.search(plain):
         return (), None
     clauses = _clauses(plain)
     claims: list[_Claim | None] = []
@@ -400,10 +440,29 @@ class _Region:
     def placed(self) -> bool:
         return bool(self.segments or self.groups)
 
+    def completes(self, other: _Region) -> bool:
+        """Tell whether one names walls alone, and the other levels alone."""
+        sides = [[any(group[side] for group in each.groups) for side in (0, 1)] for each in (self, other)]
+        return sorted(sides) == [[False, True], [True, False]] and not other.segments
+
+    @property
+    def walls(self) -> frozenset[str]:
+        return frozenset(wall for scar in self.scars() for wall in scar.walls)
+
+    @property
+    def bare(self) -> bool:
+        """Tell whether it names nothing but walls."""
+        located = self.segments or any(group[1] for group in self.groups)
+        return self.placed and not located and "depth" not in self.details
+
     def absorb(self, other: _Region) -> None:
         """Take over what only the other one states."""
         self.segments |= other.segments
-        self.groups += other.groups
+        if self.completes(other):
+            both = [sum((group[side] for group in self.groups + other.groups), ()) for side in (0, 1)]
+            self.groups = [(both[0], both[1])]
+        else:
+            self.groups += other.groups
         mine, cause = self.details.get("aetiology"), other.details.get("aetiology")
         self.details = other.details | self.details
         if mine == "ischaemic" and cause in ISCHAEMIC:
@@ -417,7 +476,11 @@ class _Region:
         vague = [group for group in groups if group not in exact]
         if segments:  # then "global" adds nothing
             vague = [group for group in vague if group != (WALLS, ())]
-            yield from Findings.from_segments(segments, **self.details).scars
+            whole = Scar(*exact[0], **self.details) if len(exact) == 1 else None
+            if whole and whole.segments == segments:
+                yield whole
+            else:
+                yield from Findings.from_segments(segments, **self.details).scars
         walls, levels = ({word for group in vague for word in group[side]} for side in (0, 1))
         if walls:
             yield Scar(tuple(walls), (), **self.details)
@@ -479,7 +542,7 @@ def _parts(events: list[re.Match]) -> list[list[re.Match]]:
     for index, event in enumerate(events):
         begins = event.lastgroup in ("cue", "depth", "other", "pattern")
         full = kinds & {"wall", "levels", "segments"} and kinds & {"cue", "depth", "other"}
-        if begins and full and index < last:
+        if begins and full and index < last and event.string[event.start() - 1] != "(":
             parts.append([])
             kinds = set()
         parts[-1].append(event)
@@ -492,7 +555,7 @@ def _percentage(clause: str, event: re.Match, sure: bool) -> dict[str, int]:
     before = re.split(r"[\d%]", clause[max(0, event.start() - 45) : event.start()])[-1]
     after = re.split(r"\d", clause[event.end() : event.end() + 45])[0]
     value, bound, kind = int(event["low"]), (event["bound"] or "").strip(), "transmurality"
-    if re.search(r"circumf", after) or re.search(r"circumf\w+( extent)?:? ?$", before):
+    if re.search(r"circumf", after) or re.search(r"circumf[^,;]{0,30}$", before):
         bound, kind = "", "circumference"
     elif _RULES.share_of_mass.search(after):
         return {}
@@ -545,18 +608,27 @@ class _Reading:
     kept: list[tuple[str, str]] = field(default_factory=list)  # (what it says, sentence)
     new_scar: bool = False  # the next place starts a new scar
     about: bool = True  # the last field was about late enhancement
-    follows: bool = False  # the last sentence was
+    listed: bool = False  # the last field was a property of a scar
+    follows: bool = False  # the last sentence was about it
 
     def take(self, sentence: Sentence) -> None:
         """Read a sentence."""
+        if re.fullmatch(r"(?i)\W*(?!segm|grade|aha)[a-z]+ #?(?:\d|[a-d]|i{1,3})\W*", sentence.text):
+            self.new_scar = not self.body or self.body[-1].placed
+            self.listed = True
+            self.kept.append(("", sentence.text))
+            return
         if sentence.kind == "outside" or (sentence.label and not sentence.value.strip(" -.")):
             if sentence.label and sentence.kind not in ("lesion", "place"):
                 self.about = sentence.kind not in ("organ", "outside")
+                self.listed = sentence.kind == "lge"
             return
-        if re.fullmatch(r"(?i)\W*(?:scar|lesion|region)s? \d+\W*", sentence.text):
-            self.new_scar = True
-            self.kept.append(("", sentence.text))
-            return
+        if sentence.label and not sentence.kind and self.listed:
+            events = _kinds(list(_EVENT.finditer(_plain(sentence.text))))
+            if events & _DETAILS and not events & {"other", "organ", "mapping"}:
+                sentence = replace(sentence, kind="lesion")
+        if sentence.kind:
+            self.listed = sentence.kind in ("lge", "lesion", "place")
         if sentence.kind == "lge" or (sentence.label and sentence.kind not in ("lesion", "place")):
             self.about = sentence.kind not in ("organ", "outside")
         needed = self.follows or sentence.kind in ("lge", "lesion", "place", "conclusion")
@@ -568,10 +640,13 @@ class _Reading:
             denied = value in _NO or (value in _YES and bool(_DENYING.search(sentence.label)))
             word = "absent" if denied else "present" if value in _YES else sentence.value
             label = _DENYING.sub("", sentence.label) if denied else sentence.label
-            label = f"segment {sentence.label}" if sentence.label.isdigit() else label
+            label = f"segment {label}" if label.isdigit() else label.rstrip(" ?")
             if sentence.kind == "place" and word == sentence.value and "," in word:
                 word = f", {label} ".join(word.split(","))
             keep = sentence.kind in ("lesion", "place", "")
+            both = [_kinds(list(_EVENT.finditer(_plain(part)))) for part in (label, word)]
+            if sentence.kind == "lesion" and "depth" in both[0] & both[1]:
+                keep = False
             text = f"{label}: {word}" if keep else word
             if sentence.kind == "lge":
                 text = _with_label(label, word)
@@ -630,7 +705,8 @@ class _Reading:
                 part[0].string, part, part[0].string[part[0].start() : end], strong or context
             )
             last = regions[-1] if regions and not self.new_scar else None
-            if strong and (last is None or (region.placed and last.placed and not refers)):
+            another = bool(last and region.placed and last.placed and not refers)
+            if strong and (last is None or (another and not (context and region.completes(last)))):
                 regions.append(region)
                 self.new_scar = False
                 taken.append(region)
@@ -665,6 +741,12 @@ def _read(text: str) -> ReportReading:
     if len(causes) == 1 and not any("aetiology" in region.details for region in regions):
         for region in regions:
             region.details["aetiology"] = next(iter(causes))
+    stated = {region.walls for region in regions if not region.bare}
+    regions = [  # without those that another one states more exactly
+        region
+        for region in regions
+        if not (region.bare and any(region.walls <= walls for walls in stated))
+    ]
     depths = {region.details["depth"] for region in reading.impression if "depth" in region.details}
     if len(depths) == 1 and not any("depth" in region.details for region in regions):
         for region in regions:

@@ -33,15 +33,19 @@ _ABOUT, _TODAY = re.compile(_TABLES["about"]), re.compile(_TABLES["today"])
 _ROW_HEAD = re.compile(r"(?i)(?:aha |lv )?(?:segments?|walls?|regions?|territor\w+|levels?|sites?)")
 _NOW = re.compile(r"(?i)\b(?:today|current|now)\b[^.:\n]{0,20}:")
 _YEAR = re.compile(r"(?i)\b(?:(?:cmr|mri?|scan|study|exam\w*) )?\(?((?:19|20)\d\d)\)?:(?!\d)")
-_BULLET = re.compile(r"^\s*(?:[-*>+]|\(?\d{1,2}[.)])\s+(?=\S)")
+_BULLET = re.compile(
+    r"^\s*(?:[-*>+.#=]{1,3}(?:\s+|(?=[A-Z]))|[oO]\s+(?=[A-Z])|\(?(?:\d{1,2}|[a-z])[.)]\s+)(?=\S)"
+)
 _LABEL = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["labels"].items())
 _LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
 _ANY_LABEL = re.compile(r"[A-Za-z][^:.;?!|]{0,58}\??$")
 _OPEN_END = re.compile(rf"(?i)(?:[,(/&]|\b(?:{'|'.join(_TABLES['open_end'])}))$")
 _SENTENCE_END = re.compile("|".join(_TABLES["sentence_end"]))
 _NUMBERING = re.compile(r"(?:^|(?<=[.;:]\s))\(?\d{1,2}[.)]\s+(?=[^\W\d])")
+_OPTIONS_END = re.compile(r"[;|]|\.(?=\s)")
 _RULE = set("|:+- ")
-_CODED = "\\<~¶[=%*#_"  # one of these is in every encoded line end and mark
+_NEXT_CELL = re.compile(r"(?i)</t[dh]>\s*<t[dh]\b[^<>]{0,80}>")
+_CODED = "\\<~¶[=%*#_/"  # one of these is in every encoded line end and mark
 _SECTIONS = ("ignore", "conclusion", "organ", "outside")
 _WORD_PART = re.compile(r"(?i)\b(?:" + "|".join(_TABLES["kept_hyphens"]) + ")-$")
 
@@ -69,7 +73,7 @@ def clean(text: str) -> str:
         ends = _ENCODED.findall(text)
         if len(ends) > 1 and sum(end[-1:] == "\n" for end in ends) < 2:
             text = re.sub(r"\n(?!\n)", " ", text)  # only where an export wrapped its lines
-        text = _MARKUP.sub("", _ENCODED.sub("\n", text))
+        text = _MARKUP.sub("", _ENCODED.sub("\n", _NEXT_CELL.sub(" | ", text)))
     text = "\n".join(_ticked(line) if _BOX.search(line) else line for line in text.split("\n"))
     for rule, word in _REWRITES:
         text = rule.sub(word, text)
@@ -89,19 +93,19 @@ def _ticked(line: str) -> str:
     )
     kept = []
     if not follow and not start:
-        line, start = (
-            f"{line[: boxes[0].start()]}: {line[boxes[0].start() :]}",
-            boxes[0].start() + 1,
-        )
+        head = line[: boxes[0].start()].rstrip(" ?")
+        line, start = f"{head}: {line[boxes[0].start() :]}", len(head) + 1
         boxes = list(_BOX.finditer(line))
     for number, box in enumerate(boxes):
         if follow:
             option = line[boxes[number - 1].end() if number else start : box.start()]
         else:
             last = number + 1 == len(boxes)
-            option = line[box.end() : len(line) if last else boxes[number + 1].start()]
+            end = _OPTIONS_END.search(line, box.end()) if last else boxes[number + 1]
+            end = end.start() if end else len(line)
+            option = line[box.end() : end]
         kept += [option.strip(" |\t") or "yes"] if box["ticked"] else []
-    return line[:start] + " " + ", ".join(kept)
+    return f"{line[:start]} {', '.join(kept)}{'' if follow else line[end:]}"
 
 
 @lru_cache(maxsize=10_000)
@@ -149,7 +153,8 @@ def _joined(lines: list[str]) -> Iterator[str]:
     width, whole, last = max(map(len, lines)), "", ""
     for line in lines:
         bare = line.strip()
-        listed = whole.lower().endswith((",", ";", " and", " or", " to", " segment", " segments"))
+        listed = whole.lower().endswith((",", ";", " and", " or", " to"))
+        listed |= bare[:1].isdigit() and whole.lower().endswith((" segment", " segments"))
         open_end = listed or whole[-1:] == ":" or bool(_OPEN_END.search(whole[-20:]))
         fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
         item = bool(_BULLET.match(line)) or _starts_field(bare, fits)
@@ -199,9 +204,10 @@ def _fields(line: str) -> Iterator[tuple[str, str, str]]:
             and len(head) == colon.start()
             and bool(_ANY_LABEL.fullmatch(bare[: colon.start()]))
         )
-        if whole and (not length or (len(head.split()) < 4 and found not in _SECTIONS)):
+        named = found in ("place", "lesion") and bool(_ABOUT.search(head))
+        if whole and (not length or named or (len(head.split()) < 4 and found not in _SECTIONS)):
             if length != colon.start():
-                found = "lge" if _ABOUT.search(bare[: colon.start()]) else ""
+                found = "lge" if _ABOUT.search(bare[: colon.start()]) else found
             length = colon.start()
         if length and colon.start() - length >= value:
             before = bare[value : colon.start() - length].strip(" -;,(|")
