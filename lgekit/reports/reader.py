@@ -100,7 +100,9 @@ _CODES = {"a": "anterior", "i": "inferior", "l": "lateral", "s": "septal"}
 _CODES |= {"se": "subendocardial", "transmurality": "transmural"}
 _CODES |= {"al": "anterolateral", "il": "inferolateral", "as": "anteroseptal", "is": "inferoseptal"}
 _CODED = re.compile(
-    r"\b[ai][ls](?= and \w+ walls?\b)|(?<= - )[ai][ls](?= and)|\b[ai][ls](?= (?:walls?|segments?)\b(?! (?:motion|thick|stress)))|(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
+    r"\b[ai][ls](?= and \w+ walls?\b)"
+    r"|(?<= - )[ai][ls](?= and)|\b[ai][ls](?= (?:walls?|segments?)\b(?! (?:motion|thick|stress)))"
+    r"|(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
     r"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))"
     r"|\b[ai][ls](?= ?[/+&])"
     r"|(?<=[a-z] )se(?= ?[,;.)]|$)|(?<=[a-z,] )transmurality(?= ?[,;.)]|$)"
@@ -112,9 +114,10 @@ _SEGMENT = re.compile(  # "s7", "7 yes"
 )
 _NAMED = "|".join(sorted(WALL_WORDS, key=len, reverse=True))
 _LEFT_OUT = re.compile(
-    rf"(?:all walls|circumferential|global)(?P<between>[^.;:,]{{0,30}}?),? (?:but|other than|not|without"
-    r"|(?:apart|aside) from|(?:except|sav|spar|barr|exclud)\w*|with the exception)(?: (?:for|of|in))?"
-    rf"(?P<walls>(?:,?(?: (?:and|or|both|the|basal|mid|apical|walls?))* (?:{_NAMED})\b)+)(?: walls?)?"
+    r"(?:all walls|circumferential|global)(?P<between>[^.;:,]{0,30}?),? "
+    r"(?:but|other than|not|without|(?:apart|aside) from|(?:except|sav|spar|barr|exclud)\w*"
+    r"|with the exception)(?: (?:for|of|in))?(?P<walls>(?:,?"
+    rf"(?: (?:and|or|both|the|basal|mid|apical|walls?))* (?:{_NAMED})\b)+)(?: walls?)?"
 )
 _OTHERS = re.compile(r"\b(?:(?:all|every|the) )*(?:other|remaining) (?:walls?|segments?)")
 

@@ -94,7 +94,7 @@ def _ticked(line: str) -> str:
     follow = (
         bool(line[start : boxes[0].start()].strip(" -")) and not line[boxes[-1].end() :].strip()
     )
-    kept = []
+    kept, end = [], len(line)
     if not follow and not start:
         head = line[: boxes[0].start()].rstrip(" ?")
         line, start = f"{head}: {line[boxes[0].start() :]}", len(head) + 1
@@ -104,8 +104,8 @@ def _ticked(line: str) -> str:
             option = line[boxes[number - 1].end() if number else start : box.start()]
         else:
             last = number + 1 == len(boxes)
-            end = _OPTIONS_END.search(line, box.end()) if last else boxes[number + 1]
-            end = end.start() if end else len(line)
+            after = _OPTIONS_END.search(line, box.end()) if last else boxes[number + 1]
+            end = after.start() if after else len(line)
             option = line[box.end() : end]
         kept += [option.strip(" |\t") or "yes"] if box["ticked"] else []
     return f"{line[:start]} {', '.join(kept)}{'' if follow else line[end:]}"
