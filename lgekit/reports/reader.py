@@ -567,7 +567,9 @@ def _percentage(clause: str, event: re.Match, sure: bool) -> dict[str, int]:
     before = re.split(r"[\d%]", clause[max(0, event.start() - 45) : event.start()])[-1]
     after = re.split(r"\d", clause[event.end() : event.end() + 45])[0]
     value, bound, kind = int(event["low"]), (event["bound"] or "").strip(), "transmurality"
-    if re.search(r"circumf", after) or re.search(r"circumf(?!.*transm)[^;.]{0,30}$", before):
+    if re.search(r"circumf", after) or re.search(
+        r"circumferential(?!.*transm)[^;.]{0,30}$|circumference:? ?$", before
+    ):
         bound, kind = "", "circumference"
     elif _RULES.share_of_mass.search(after):
         return {}
