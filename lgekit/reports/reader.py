@@ -100,7 +100,9 @@ _CODES = {"a": "anterior", "i": "inferior", "l": "lateral", "s": "septal"}
 _CODES |= {"se": "subendocardial", "transmurality": "transmural"}
 _CODES |= {"al": "anterolateral", "il": "inferolateral", "as": "anteroseptal", "is": "inferoseptal"}
 _CODED = re.compile(
-    r"\b[ai][ls](?= and \w+ walls?\b)|(?<= - )[ai][ls](?= and)|\b[ai][ls](?= (?:walls?|segments?)\b(?! (?:motion|thick|stress)))|(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
+    r"\b[ai][ls](?= and \w+ walls?\b)"
+    r"|(?<= - )[ai][ls](?= and)|\b[ai][ls](?= (?:walls?|segments?)\b(?! (?:motion|thick|stress)))"
+    r"|(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
     r"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))"
     r"|\b[ai][ls](?= ?[/+&])"
     r"|(?<=[a-z] )se(?= ?[,;.)]|$)|(?<=[a-z,] )transmurality(?= ?[,;.)]|$)"
@@ -112,9 +114,10 @@ _SEGMENT = re.compile(  # "s7", "7 yes"
 )
 _NAMED = "|".join(sorted(WALL_WORDS, key=len, reverse=True))
 _LEFT_OUT = re.compile(
-    rf"(?:all walls|circumferential|global)(?P<between>[^.;:,]{{0,30}}?),? (?:but|other than|not|without"
-    r"|(?:apart|aside) from|(?:except|sav|spar|barr|exclud)\w*|with the exception)(?: (?:for|of|in))?"
-    rf"(?P<walls>(?:,?(?: (?:and|or|both|the|basal|mid|apical|walls?))* (?:{_NAMED})\b)+)(?: walls?)?"
+    r"(?:all walls|circumferential|global)(?P<between>[^.;:,]{0,30}?),? "
+    r"(?:but|other than|not|without|(?:apart|aside) from|(?:except|sav|spar|barr|exclud)\w*"
+    r"|with the exception)(?: (?:for|of|in))?(?P<walls>(?:,?"
+    rf"(?: (?:and|or|both|the|basal|mid|apical|walls?))* (?:{_NAMED})\b)+)(?: walls?)?"
 )
 _OTHERS = re.compile(r"\b(?:(?:all|every|the) )*(?:other|remaining) (?:walls?|segments?)")
 
@@ -136,7 +139,9 @@ def _reworded(words: list[str], found: re.Match) -> str:
 @lru_cache(maxsize=20_000)
 def _plain(text: str) -> str:
     """Return a sentence in lower case with one wording for each thing."""
-    text = re.sub(r"\b(antero|infero|postero|sub|epi|endo|trans|intra) (?=[a-z])", r"\1-", text.lower())
+    text = re.sub(
+        r"\b(antero|infero|postero|sub|epi|endo|trans|intra) (?=[a-z])", r"\1-", text.lower()
+    )
     text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text)
     text = re.sub(r"\bw/o\b", "without", re.sub(r"per ?cent\b", "%", re.sub(r"\s+", " ", text)))
     text = _SEGMENT.sub(r"segment \1\2", _CODED.sub(_decoded, text))
@@ -278,7 +283,9 @@ _ADJECTIVE = re.compile(r"(?:al|ic|ary|ar|ous)$")  # names an organ as an attrib
 _LINK = re.compile(
     r"[^,]*\b(?:with|shows?|showing|which|that|is|are|has|does)(?!.* (?:and|or) )\b.*"
 )
-_APPOSED = re.compile(r".*, (?:(?:most|very|an?|the|old|likely|probabl[ey]|presumabl[ey]|perhaps) ?)+")
+_APPOSED = re.compile(
+    r".*, (?:(?:most|very|an?|the|old|likely|probabl[ey]|presumabl[ey]|perhaps) ?)+"
+)
 _ELSEWHERE = re.compile(  # "of the …", where … has no name of the heart
     r" (?:\w+ )?(?:of|in|within|along) (?:the|an?|both) (?:left |right |upper |lower )?(?!(?:\w+ )?"
     r"(?:mid|middle|inner|outer|area|region|zone|territor|distribut|same|late|lge|heart|cardiac|remain|other"
@@ -300,6 +307,8 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
     before = [event for event in organs if event.end() <= cue.start()]
     after = [event for event in organs if event.start() >= cue.end()]
     gap = text[before[-1].end() : cue.start()] if before else ""
+    if cue[0] in ("enhance", "enhances"):
+        gap = gap.replace(",", "")
     if before and before[-1].lastgroup == "organ" and _ATTRIBUTE.fullmatch(gap.strip() + " "):
         return False
     if after:
@@ -411,7 +420,7 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     claims: list[_Claim | None] = []
     cause = _aetiology(plain)
     if cause:
-        parts = re.split(r"[;,]|\b(?:but|and|with)\b", plain)
+        parts = re.split(r"[;,]|->|\b(?:but|and|with)\b", plain)
         own = [each for each in parts if not (_RULES.denied.search(each) or _ORGAN.search(each))]
         cause = _aetiology(",".join(own))
     for number, (events, exception) in enumerate(clauses):
@@ -442,7 +451,9 @@ class _Region:
 
     def completes(self, other: _Region) -> bool:
         """Tell whether one names walls alone, and the other levels alone."""
-        sides = [[any(group[side] for group in each.groups) for side in (0, 1)] for each in (self, other)]
+        sides = [
+            [any(group[side] for group in each.groups) for side in (0, 1)] for each in (self, other)
+        ]
         return sorted(sides) == [[False, True], [True, False]] and not other.segments
 
     @property
@@ -459,7 +470,9 @@ class _Region:
         """Take over what only the other one states."""
         self.segments |= other.segments
         if self.completes(other):
-            both = [sum((group[side] for group in self.groups + other.groups), ()) for side in (0, 1)]
+            both = [
+                sum((group[side] for group in self.groups + other.groups), ()) for side in (0, 1)
+            ]
             self.groups = [(both[0], both[1])]
         else:
             self.groups += other.groups
@@ -555,7 +568,9 @@ def _percentage(clause: str, event: re.Match, sure: bool) -> dict[str, int]:
     before = re.split(r"[\d%]", clause[max(0, event.start() - 45) : event.start()])[-1]
     after = re.split(r"\d", clause[event.end() : event.end() + 45])[0]
     value, bound, kind = int(event["low"]), (event["bound"] or "").strip(), "transmurality"
-    if re.search(r"circumf", after) or re.search(r"circumf[^,;]{0,30}$", before):
+    if re.search(r"circumf", after) or re.search(
+        r"circumferential(?!.*transm)[^;.]{0,30}$|circumference:? ?$", before
+    ):
         bound, kind = "", "circumference"
     elif _RULES.share_of_mass.search(after):
         return {}

@@ -34,7 +34,7 @@ _ROW_HEAD = re.compile(r"(?i)(?:aha |lv )?(?:segments?|walls?|regions?|territor\
 _NOW = re.compile(r"(?i)\b(?:today|current|now)\b[^.:\n]{0,20}:")
 _YEAR = re.compile(r"(?i)\b(?:(?:cmr|mri?|scan|study|exam\w*) )?\(?((?:19|20)\d\d)\)?:(?!\d)")
 _BULLET = re.compile(
-    r"^\s*(?:[-*>+.#=]{1,3}(?:\s+|(?=[A-Z]))|[oO]\s+(?=[A-Z])|\(?(?:\d{1,2}|[a-z])[.)]\s+)(?=\S)"
+    r"^\s*(?:(?!->)[-*>+.#=]{1,3}(?:\s+|(?=[A-Z]))|[oO]\s+(?=[A-Z])|\(?\d{1,2}[.)]\s+)(?=\S)"
 )
 _LABEL = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["labels"].items())
 _LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
@@ -43,6 +43,8 @@ _OPEN_END = re.compile(rf"(?i)(?:[,(/&]|\b(?:{'|'.join(_TABLES['open_end'])}))$"
 _SENTENCE_END = re.compile("|".join(_TABLES["sentence_end"]))
 _NUMBERING = re.compile(r"(?:^|(?<=[.;:]\s))\(?\d{1,2}[.)]\s+(?=[^\W\d])")
 _OPTIONS_END = re.compile(r"[;|]|\.(?=\s)")
+_DASHED = re.compile(r"([^:;.|]{2,60}?) - (?=\S)")
+_GOES_ON = re.compile(r"(?:to|of|in|at|by|on|for|from|with|is|are|was|were|as|that|than)\b")
 _RULE = set("|:+- ")
 _NEXT_CELL = re.compile(r"(?i)</t[dh]>\s*<t[dh]\b[^<>]{0,80}>")
 _CODED = "\\<~¶[=%*#_/"  # one of these is in every encoded line end and mark
@@ -72,6 +74,7 @@ def clean(text: str) -> str:
     if any(sign in text for sign in _CODED):
         ends = _ENCODED.findall(text)
         if len(ends) > 1 and sum(end[-1:] == "\n" for end in ends) < 2:
+            text = re.sub(r"(?<=\w-)\n(?=\w)", "", text)
             text = re.sub(r"\n(?!\n)", " ", text)  # only where an export wrapped its lines
         text = _MARKUP.sub("", _ENCODED.sub("\n", _NEXT_CELL.sub(" | ", text)))
     text = "\n".join(_ticked(line) if _BOX.search(line) else line for line in text.split("\n"))
@@ -91,7 +94,7 @@ def _ticked(line: str) -> str:
     follow = (
         bool(line[start : boxes[0].start()].strip(" -")) and not line[boxes[-1].end() :].strip()
     )
-    kept = []
+    kept, end = [], len(line)
     if not follow and not start:
         head = line[: boxes[0].start()].rstrip(" ?")
         line, start = f"{head}: {line[boxes[0].start() :]}", len(head) + 1
@@ -101,8 +104,8 @@ def _ticked(line: str) -> str:
             option = line[boxes[number - 1].end() if number else start : box.start()]
         else:
             last = number + 1 == len(boxes)
-            end = _OPTIONS_END.search(line, box.end()) if last else boxes[number + 1]
-            end = end.start() if end else len(line)
+            after = _OPTIONS_END.search(line, box.end()) if last else boxes[number + 1]
+            end = after.start() if after else len(line)
             option = line[box.end() : end]
         kept += [option.strip(" |\t") or "yes"] if box["ticked"] else []
     return f"{line[:start]} {', '.join(kept)}{'' if follow else line[end:]}"
@@ -124,7 +127,7 @@ def _label(head: str, after: bool = False) -> tuple[int, str]:
 
 def _cells(line: str) -> list[str]:
     """Return the cells of a line of a table; at most one if it is none."""
-    bare = line.strip(" |;")
+    bare = line.strip(" |;\t")
     if "|" in bare:
         return [cell.strip() for cell in bare.split("|")]
     if ";" in bare and ":" not in bare and max(map(len, bare.split(";"))) < 30:
@@ -163,6 +166,9 @@ def _joined(lines: list[str]) -> Iterator[str]:
         elif (item and not listed) or "|" in line + last:
             yield whole
             whole = bare
+        elif fits and whole == last.strip() and bare[0].isupper() and _starts_field(whole, True):
+            yield whole
+            whole = bare
         elif whole[-1] == "-" and whole[-2:-1].isalpha() and bare[0].isalpha():
             whole = (whole if _WORD_PART.search(whole[-12:]) else whole[:-1]) + bare
         else:
@@ -171,7 +177,8 @@ def _joined(lines: list[str]) -> Iterator[str]:
                 yield whole
                 whole = bare
             else:
-                apart = fits and not open_end and whole[-1] != "."
+                apart = fits and not open_end and whole[-1] != "." and not _GOES_ON.match(bare)
+                apart &= not (whole[-1].isdigit() and bare[0].islower())
                 whole += (", " if apart else " ") + bare
         last = line
     yield whole
@@ -180,6 +187,8 @@ def _joined(lines: list[str]) -> Iterator[str]:
 def _starts_field(line: str, fits: bool) -> bool:
     """Tell whether a line begins with a label, or is a section head (never where a line wraps)."""
     head, colon, _ = line[:80].partition(":")
+    if (dash := _DASHED.match(line)) and _label(dash[1])[0] == len(dash[1]):
+        return True
     if not colon:
         title = fits or (line[1:2].islower() and " of " not in line)
         return title and len(line) < 50 and _label(line)[0] == len(line) and not line[0].islower()
@@ -191,7 +200,7 @@ def _starts_field(line: str, fits: bool) -> bool:
 def _fields(line: str) -> Iterator[tuple[str, str, str]]:
     """Yield the (label, kind, value) in a line; known labels may stand anywhere in it."""
     bare = _NUMBERING.sub("", _BULLET.sub("", line, count=1))
-    dash = re.match(r"([^:;.|]{2,60}?) - (?=\S)", bare)
+    dash = _DASHED.match(bare)
     if dash and _label(dash[1])[0] == len(dash[1]):
         bare = f"{dash[1]}: {bare[dash.end() :]}"
     label = kind = ""
