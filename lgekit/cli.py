@@ -123,7 +123,7 @@ def check(spec: Spec) -> None:
     Also counts what the reports say about late enhancement, and compares them with the masks.
     Example: lgekit check manifest:my_cohort/manifest.csv
     """
-    from lgekit.reports.agreement import agreement_table, report_states
+    from lgekit.reports.tables import agreement_table, report_states
 
     faults = lk.check_cohort(spec)
     for fault in faults:
@@ -158,7 +158,7 @@ def reports(source: Source, out_csv: OutFindings = None) -> None:
     import pandas as pd
 
     from lgekit.data.manifest import read_table
-    from lgekit.reports.table import COLUMNS, findings_row, summary
+    from lgekit.reports.tables import COLUMNS, findings_row, summary
 
     if out_csv is not None:
         refuse_other_file(out_csv, "findings", "study_id,states")

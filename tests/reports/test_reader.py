@@ -12,7 +12,7 @@ import pytest
 
 from lgekit.findings import Scar, draw_findings
 from lgekit.reports.reader import read
-from lgekit.reports.table import COLUMNS, findings_row
+from lgekit.reports.tables import COLUMNS, findings_row
 from lgekit.reports.writer import write_report
 
 HERE = Path(__file__).parent
