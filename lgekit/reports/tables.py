@@ -57,8 +57,8 @@ def _shown(study_id: str, reading: ReportReading) -> list[str]:
         return [f"  {study_id}: no sentence on late enhancement"]
     lines = []
     for scar, sentence in reading.evidence:
-        finding = canonical_text(Findings((scar,))) if scar else ""
-        lines += [f"  {study_id}: {finding}".rstrip(), f"    {without_identifiers(sentence)!r}"]
+        finding = canonical_text(Findings((scar,) if scar else ()))
+        lines += [f"  {study_id}: {finding}", f"    {without_identifiers(sentence)!r}"]
     return list(dict.fromkeys(lines))
 
 
