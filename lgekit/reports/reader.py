@@ -659,9 +659,9 @@ class _Reading:
             if sentence.kind == "place" and word == sentence.value and "," in word:
                 word = f", {label} ".join(word.split(","))
             keep = sentence.kind in ("lesion", "place", "")
-            both = [_kinds(list(_EVENT.finditer(_plain(part)))) for part in (label, word)]
-            if sentence.kind == "lesion" and "depth" in both[0] & both[1]:
-                keep = False
+            if sentence.kind == "lesion":  # a depth in the label and one in the value
+                both = [_kinds(list(_EVENT.finditer(_plain(part)))) for part in (label, word)]
+                keep = "depth" not in both[0] & both[1]
             text = f"{label}: {word}" if keep else word
             if sentence.kind == "lge":
                 text = _with_label(label, word)
