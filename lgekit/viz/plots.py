@@ -397,7 +397,8 @@ def legend_of_tissues() -> Figure:
     """The colours of the outlines."""
     names = dict(enumerate(LABEL_NAMES)) | {MYOCARDIUM: "epicardium"}
     lines = [Line2D([], [], color=c, label=names[label]) for label, c in TISSUE_COLOURS.items()]
-    figure = plt.figure(figsize=(6, 0.5))
+    figure, axis = plt.subplots(figsize=(6, 0.5))  # Jupyter shows no figure without axes
+    axis.axis("off")
     figure.legend(handles=lines, ncols=5, loc="center", frameon=False, fontsize=8)
     return closed(figure)
 
