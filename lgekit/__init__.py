@@ -13,7 +13,7 @@ _NAMES = {
     "errors": "InputError",
     "study": "Study Cohort Landmarks",
     "findings": "Scar Findings WALLS LEVELS DEPTHS draw_scar",
-    "config": "FitSettings size_settings PLAIN_CLIP",
+    "config": "FitSettings size_settings read_changes PLAIN_CLIP",
     "anatomy.frame": "StandardizeShortAxis frame_to_scanner",
     "anatomy.labels": "wall_depth",
     "anatomy.segments": "segment_map segment_share findings_from_labels",

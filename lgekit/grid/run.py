@@ -29,6 +29,7 @@ from lgekit.errors import InputError, RunError
 BYTES_PER_RUN = 3e9  # memory that a run needs: torch, a cohort and a small model
 DASK = {"distributed.scheduler.worker-saturation": 1.0}  # no run waits behind a long one
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+CHANGES = "changes"  # parameter of a notebook for settings: "NAME=VALUE NAME=VALUE"
 TABLE, PREDICTIONS, REFERENCES = "table.csv", "predictions.csv", "reference_predictions.csv"
 
 Scalar = pyd.StrictBool | pyd.StrictInt | pyd.StrictFloat | pyd.StrictStr
@@ -126,46 +127,56 @@ def _expand(file: Path, spec: GridFile, root: Path, folder: Path) -> list[Run]:
         common, axes["fold"] = {**common, "folds": spec.folds}, list(range(spec.folds))
     rows = {f"row {name}": changes for name, changes in spec.rows.items()}
     for place, part in {"parameters": spec.parameters, **rows}.items():
-        for name in ({"out", *axes} | ({"folds"} if spec.folds else set())) & part.keys():
-            remedy = "Remove it here: `seeds`, `folds` and `axes` set what varies"
+        for name in ({"out", CHANGES, *axes} | ({"folds"} if spec.folds else set())) & part.keys():
+            remedy = "Remove it here: `seeds`, `folds`, `axes` and the names of settings set it"
             raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
     defaults = workbook.read_parameters(root / spec.notebook)
-    base = defaults | workbook.check_parameters(defaults, common, f"{file}, parameters")
+    known = FitSettings().model_dump() | defaults if CHANGES in defaults else defaults
+    base = workbook.check_parameters(known, common, f"{file}, parameters")
     version, runs = notebook_version(root / spec.notebook), []
     files_of = functools.cache(cohort_files)
     for row, changes in spec.rows.items():
         where = f"{file}, row {row}"
-        own = base | workbook.check_parameters(defaults, changes, where)
+        own = base | workbook.check_parameters(known, changes, where)
         for point in itertools.product(*[dict.fromkeys(values) for values in axes.values()]):
             given = dict(zip(axes, point, strict=True))
-            at = workbook.check_parameters(defaults, given, f"{file}, axes")
-            params = {name: value for name, value in (own | at).items() if name != "out"}
-            cohorts = _check_run(params, defaults, root, where)
+            at = workbook.check_parameters(known, given, f"{file}, axes")
+            params, cohorts = _checked_run(own | at, defaults, root, where)
             known_by = [version, params, [files_of(cohort, root) for cohort in cohorts]]
             name = _digest(known_by)[:16]
             runs.append(Run(name, row, at, params, folder / name))
     return runs
 
 
-def _check_run(params: dict, defaults: dict, root: Path, where: str) -> list[str]:
-    """Refuse SPECs, sizes and settings that a run would fail on; return its cohorts' SPECs.
+def _checked_run(
+    given: dict, defaults: dict, root: Path, where: str
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the parameters of a run and its cohorts' SPECs; refuse what it would fail on.
 
-    Values that are the notebook's own defaults always pass.
+    Settings that are no parameters of the notebook become words of its parameter ``changes``.
     """
     from lgekit.data.readers import parse_spec, pretraining_specs
 
-    given = {name: value for name, value in params.items() if value != defaults[name]}
+    params = {name: given.get(name, default) for name, default in defaults.items() if name != "out"}
+    changed = {name: given[name] for name in sorted(given.keys() - defaults.keys())}
+    own = {name: value for name, value in params.items() if value != defaults[name]}
     cohorts = [str(params.get("cohort", ""))]
     try:
         cohorts += pretraining_specs(cohorts[0], params.get("pretrain_on", "none"), root)
         for spec in filter(None, cohorts):
             parse_spec(spec)
         if defaults.get("size") in SIZES:  # as in the workbook's notebooks
-            settings = FitSettings.model_fields.keys() & given.keys()
-            size_settings(params["size"], **{name: given[name] for name in settings})
+            preset = size_settings(params["size"])
+            named = {name: own[name] for name in FitSettings.model_fields.keys() & own.keys()}
+            preset.override(**named, **changed)
     except InputError as error:
         raise InputError(where, f"{error.where}: {error.problem}", error.remedy) from error
-    return cohorts
+    if changed:  # rows that say the same share a run
+        words = [
+            f"{name}={value}" for name, value in changed.items() if value != getattr(preset, name)
+        ]
+        params[CHANGES] = " ".join(words)
+    return params, cohorts
 
 
 def _digest(content: Any) -> str:

@@ -165,7 +165,7 @@ def test_unknown_rows_seeds_and_cohorts_are_refused(project):
         ("{pretrain_on: 'acdk:data/acdc'}", "SPEC: 'acdk:data/acdc' names no kind"),
         ("{epochs: -3}", "setting epochs: .*greater than or equal to 1"),
         ("{}\naxes: {text: [findings, repport]}", "setting text"),
-        ("{epochs: 0, pixels: 0, synthetic_per_real: -1, pretrain_on: none}", None),  # defaults
+        ("{epochs: 60, pretrain_on: none}", None),  # defaults
     ],
 )
 def test_specs_sizes_and_settings_are_checked_before_anything_runs(tmp_path, changes, problem):
@@ -176,6 +176,20 @@ def test_specs_sizes_and_settings_are_checked_before_anything_runs(tmp_path, cha
     else:
         with pytest.raises(InputError, match=f"row one: {problem}"):
             run_grid(file, dry_run=True)
+
+
+def test_settings_of_a_row_become_changes_of_the_notebook(tmp_path):
+    shutil.copy(ROOT / "notebooks" / "05_clip_captioning.ipynb", tmp_path / "nb.ipynb")
+    rows = "{full: {}, same: {epochs: 60}, less: {text: report, synthetic_per_real: 0}}"
+    full, same, less = load_grid(grid_file(tmp_path, f"notebook: nb.ipynb\nrows: {rows}\n")).runs
+    assert full.id == same.id and full.params["changes"] == ""
+    assert less.params["changes"] == "synthetic_per_real=0.0 text=report"
+    rows = "{full: {size: paper}, default: {size: paper, synthetic_per_real: 1}}"
+    _, default = load_grid(grid_file(tmp_path, f"notebook: nb.ipynb\nrows: {rows}\n")).runs
+    assert default.params["changes"] == "synthetic_per_real=1.0"  # the preset's is 2
+    given = grid_file(tmp_path, "notebook: nb.ipynb\nrows: {full: {changes: text=report}}\n")
+    with pytest.raises(InputError, match="'changes' is set by the grid"):
+        load_grid(given)
 
 
 @pytest.mark.parametrize("file", KEPT, ids=lambda path: path.stem)
