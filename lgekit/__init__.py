@@ -16,7 +16,7 @@ _NAMES = {
     "config": "FitSettings size_settings read_changes PLAIN_CLIP",
     "anatomy.frame": "StandardizeShortAxis frame_to_scanner",
     "anatomy.labels": "wall_depth",
-    "anatomy.segments": "segment_map segment_share findings_from_labels",
+    "anatomy.segments": "segment_map findings_from_labels",
     "reports.reader": "read_report lge_statement",
     "reports.writer": "write_report canonical_text STYLES",
     "reports.training_texts": "prompt_sets",

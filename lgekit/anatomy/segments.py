@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import cast
 
 import numpy as np
-import pandas as pd
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
@@ -152,16 +151,6 @@ def known_landmarks(study: Study) -> Landmarks | None:
     if landmarks is None and labels is not None and (labels == RV).any():
         landmarks = insertion_points(labels, study.spacing_mm)
     return landmarks if landmarks is not None and _both_known(landmarks) else None
-
-
-def segment_share(study: Study) -> pd.DataFrame:
-    """Measure the share of scar in each AHA segment: column ``scar``, 0–1, NaN without voxels."""
-    labels = np.asarray(study.label_map)
-    segments = segment_map(labels, study.spacing_mm, known_landmarks(study))
-    wall = np.bincount(segments.ravel(), minlength=18)[1:]
-    scar = np.bincount(segments[np.isin(labels, SCARRED)], minlength=18)[1:]
-    share = scar / np.where(wall > 0, wall, np.nan)
-    return pd.DataFrame({"scar": share}, index=pd.RangeIndex(1, 18, name="segment"))
 
 
 def findings_from_labels(study: Study) -> Findings:

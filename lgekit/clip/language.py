@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -79,9 +80,14 @@ class Language:
         parts = [texts[first : first + BATCH] for first in range(0, len(texts), BATCH)]
         return torch.cat([self.model.encode_text(self.tokenizer(part)) for part in parts])
 
+    @cached_property
+    def stated(self) -> Tensor:
+        """Embeddings of the `statements`."""
+        return self.embed(statements())
+
     def said(self, reports: Sequence[str]) -> Tensor:
         """Probability that each report says each of the `statements`."""
-        similar = self.embed([one_line(one) for one in reports]) @ self.embed(statements()).T
+        similar = self.embed([one_line(one) for one in reports]) @ self.stated.T
         return (self.model.logit_scale.exp() * similar + self.offset).sigmoid().detach()
 
     def texts_of(self, report: str) -> tuple[str, ...]:

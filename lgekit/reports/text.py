@@ -17,7 +17,7 @@ from operator import itemgetter
 from pathlib import Path
 
 _TABLES = tomllib.loads(Path(__file__).with_name("layout.toml").read_text(encoding="utf-8"))
-_ENCODED = re.compile(f"(?:{'|'.join(_TABLES['line_ends'])})\n?")
+ENCODED_LINE_END = re.compile(f"(?:{'|'.join(_TABLES['line_ends'])})\n?")
 _PLAIN_END = re.compile(r"\r\n?|[\v\f\x85\u2028\u2029]")
 _MARKUP = re.compile("|".join(_TABLES["markup"]))
 _CHARACTERS = str.maketrans(
@@ -72,11 +72,11 @@ def clean(text: str) -> str:
     text = html.unescape(text).translate(_CHARACTERS)
     text = _PLAIN_END.sub("\n", text)
     if any(sign in text for sign in _CODED):
-        ends = _ENCODED.findall(text)
+        ends = ENCODED_LINE_END.findall(text)
         if len(ends) > 1 and sum(end[-1:] == "\n" for end in ends) < 2:
             text = re.sub(r"(?<=\w-)\n(?=\w)", "", text)
             text = re.sub(r"\n(?!\n)", " ", text)  # only where an export wrapped its lines
-        text = _MARKUP.sub("", _ENCODED.sub("\n", _NEXT_CELL.sub(" | ", text)))
+        text = _MARKUP.sub("", ENCODED_LINE_END.sub("\n", _NEXT_CELL.sub(" | ", text)))
     text = "\n".join(_ticked(line) if _BOX.search(line) else line for line in text.split("\n"))
     for rule, word in _REWRITES:
         text = rule.sub(word, text)

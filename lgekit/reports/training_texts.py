@@ -8,14 +8,14 @@ from typing import Any
 
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar
 from lgekit.reports.reader import lge_statement, read_report
+from lgekit.reports.text import ENCODED_LINE_END
 from lgekit.reports.writer import PHRASES, canonical_text, upper_first
 
-# Line ends of hospital systems, empty lines, and line ends before bullets and fields
-_LINE_END = (
-    r"\\\.br\\|(?:\\X0[DA]\\)+|<br ?/?>|_x000D_|\\n|\n\s*\n|"
-    r"\n(?=\s*(?:[-*•]|o )|[A-Z][^.:=\n]{0,40}[:=])"
+# Encoded line ends, empty lines, line ends before bullets and fields, and full stops
+_SENTENCE_END = re.compile(
+    rf"{ENCODED_LINE_END.pattern}|\n\s*\n|\n(?=\s*(?:[-*•]|o )|[A-Z][^.:=\n]{{0,40}}[:=])"
+    r"|(?<=[.;!?])\s+(?=[A-Z\d+-])"
 )
-_SENTENCE_END = re.compile(rf"{_LINE_END}|(?<=[.;!?])\s+(?=[A-Z\d+-])")
 KINDS = ("presence", "wall", "level", "depth")
 
 

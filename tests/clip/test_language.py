@@ -1,5 +1,7 @@
 """The text tower that is taught language from written reports, and its use in a fit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -82,7 +84,8 @@ def test_synthetic_scars_go_into_studies_whose_reports_deny_scar_by_the_tower(la
 
     image = torch.zeros(4, 4, 2).numpy()
     studies = [Study.from_arrays(f"s{n}", image, (1, 1, 8), report=REPORT) for n in range(3)]
-    denied = bool((language.said([REPORT])[0, 1:] < 0.5).all())
-    free = without_scar(Cohort(studies).studies, language)
-    assert len(free) == 3 * denied
-    assert all(study["report"] == "No late gadolinium enhancement." for study in free)
+    says_nothing, says_all = (replace(language, offset=offset) for offset in (-1e4, 1e4))
+    free = without_scar(Cohort(studies).studies, says_nothing)
+    assert [study["study_id"] for study in free] == ["s0", "s1", "s2"]
+    assert {study["report"] for study in free} == {"No late gadolinium enhancement."}
+    assert without_scar(Cohort(studies).studies, says_all) == []
