@@ -62,8 +62,8 @@ def from_session(name: str, session: Any, folder: Path) -> Figure:
             runs, predictions = (session.table(ABLATIONS, n) for n in ("runs", "predictions"))
             source = f"Grid {grid}: {provenance(runs, predictions)}."
         else:
-            epochs = WORKBOOK_EPOCHS[session.size] or "the size's own"
-            run = f"epochs: {epochs}, seeds: {WORKBOOK_SEEDS[session.size]}"
+            size = session.size
+            run = f"epochs: {WORKBOOK_EPOCHS[size]}, seeds: {WORKBOOK_SEEDS[size]}"
             source = f"The workbook's own small grid, {run}. {source}"
     if name == "pipeline":
         captions = session.table(DETECTION, "captions")
