@@ -250,9 +250,8 @@ def test_whole_reports_fit_into_the_context():
     reports = [write_report(findings, rng) for findings in drawn]
     own = make_settings(**PLAIN_CLIP)
     tokenizer = ReportTokenizer.train(reports, own.vocabulary, own.longest_text)
-    decoded = [tokenizer.decode(tokenizer(report)[0]) for report in reports]
-    read = [read_report(report).present for report in reports]
-    assert [read_report(report).present for report in decoded] == read
+    read = [read_report(tokenizer.decode(tokenizer(report)[0])).present for report in reports]
+    assert read == [findings.present for findings in drawn]
     assert tokenizer.share_cut(reports) == 0
     with pytest.warns(UserWarning, match="longer than 24 tokens"):
         pairs = ImageTextPairs(toy(6).batch, [(report,) for report in reports[:6]])

@@ -126,6 +126,7 @@ def test_a_finding_stands_with_its_sentence():
 @pytest.mark.parametrize(
     "text",
     [
+        "likely scar in the inferior wall artefact " * 25_000,
         "LGE: none. Mid-wall scar of the septum in 2019. " * 21_000,
         "No oedema, " * 90_000,
         "Late enhancement: [ ] no [x] yes\n" * 30_000,

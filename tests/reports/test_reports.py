@@ -2,7 +2,6 @@
 
 import csv
 import io
-import time
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -19,7 +18,7 @@ from lgekit.reports.reader import lge_statement, read_report, states_enhancement
 from lgekit.reports.training_texts import prompt_sets
 from lgekit.reports.writer import STYLES, canonical_text, write_report
 
-EXACT = STYLES[:6]  # the styles that are read back exactly; for the others see test_writer
+EXACT = STYLES[:6]  # read back exactly; see `test_hospital_styles_are_read_back`
 HERE = Path(__file__).parent
 TEXTS = tomllib.loads((HERE / "texts.toml").read_text(encoding="utf-8"))
 SENTENCES = list(csv.DictReader(io.StringIO((HERE / "report_sentences.csv").read_text("utf-8"))))
@@ -46,6 +45,16 @@ def test_what_is_written_is_read_back(written):
         assert read_report(canonical_text(findings)) == findings, canonical_text(findings)
         if whole:
             assert states_enhancement(report) and len(lge_statement(report)) < len(report), report
+
+
+@pytest.mark.parametrize("style", STYLES[6:])
+def test_hospital_styles_are_read_back(style):
+    rng = np.random.default_rng(1)
+    found = [draw_findings(rng, positive=0.6) for _ in range(300)]
+    read = [read_report(write_report(findings, rng, style)) for findings in found]
+    pairs = list(zip(found, read, strict=True))
+    assert np.mean([a.present == b.present for a, b in pairs]) >= 0.99
+    assert np.mean([a.walls == b.walls for a, b in pairs]) >= 0.99
 
 
 @pytest.mark.parametrize("style", EXACT)
@@ -122,13 +131,9 @@ def test_no_text_makes_the_reader_fail(words):
     assert read_report(" ".join(words)).segments <= set(range(1, 18))
 
 
-def test_strange_input_is_read_as_nothing_and_long_input_is_fast():
+def test_strange_input_is_read_as_nothing():
     for text in ("", " \n\t ", "\x00\udcff", "%%%% 1.2.3 ???", None, 7):
         assert read_report(text) == Findings()
-    start = time.process_time()
-    read_report("likely scar in the inferior wall artefact " * 5000)
-    read_report("a" * 200_000)
-    assert time.process_time() - start < 10
 
 
 def test_a_report_that_does_not_mention_enhancement_is_not_negative():
