@@ -188,7 +188,7 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     import pandas as pd
     from tqdm import tqdm
 
-    from lgekit.segmentation.train import landmark_row, locate_hearts, ready
+    from lgekit.segmentation.train import locate_hearts, ready
 
     memory()  # fails now if the cache cannot be written
     refuse_full(out_dir)
@@ -199,8 +199,12 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     transform = lk.StandardizeShortAxis(pixels=pixels)
     bar = tqdm(located.studies, desc="standardizing", unit="study", disable=None)
     framed = lk.Cohort([transform(study) for study in bar], located.name)
-    pairs = zip(located.studies, framed.studies, strict=True)
-    rows = pd.DataFrame([landmark_row(before, after) for before, after in pairs])
+    rows = located.manifest[["study_id"]].join(
+        pd.DataFrame([vars(study["landmarks"]) for study in located.studies])
+    )
+    rows["mirrored"] = [study["landmarks"].mirrored for study in located.studies]
+    rows["turned"] = [study["orientation_confident"] for study in framed.studies]
+    rows["located_by"] = [study["located_by"] for study in located.studies]
     with replacing_folder(out_dir) as folder:
         lk.write_manifest(framed, folder)
         rows.to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")

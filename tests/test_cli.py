@@ -86,8 +86,8 @@ def test_standardize_writes_the_frame_and_the_landmarks(spec, tmp_path):
     done = lgekit("standardize", spec, frame)
     assert done.returncode == 0, done.stderr
     marks = pd.read_csv(frame / "landmarks.csv")
-    columns = ["study_id", "anterior_rvip_deg", "inferior_rvip_deg", "mirrored"]
-    assert list(marks)[:4] == columns and len(marks) == 12
+    columns = ["study_id", "anterior_rvip_deg", "inferior_rvip_deg", "confidence", "mirrored"]
+    assert list(marks)[:5] == columns and len(marks) == 12
     assert marks["anterior_rvip_deg"].between(0, 360).all()
     image = tio.ScalarImage(frame / pd.read_csv(frame / "manifest.csv")["image"][0])
     assert image.shape[1:3] == (96, 96)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
-from typing import NamedTuple, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -43,20 +44,12 @@ LAYERS = {
 BINS = 180  # angular bins of 2 degrees
 BIN_DEG = (np.arange(BINS) + 0.5) * 360 / BINS
 
-# Waves around the circle, scaled so that a random sum of them has variance 1.
-_WAVES = np.arange(1, 17)
-_ANGLES = np.radians(BIN_DEG)[:, None] * _WAVES
-_BASIS = np.concatenate([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1).astype(np.float32)
-_BASIS *= np.tile(1 / np.sqrt(1 + (_WAVES / 4) ** 2), 2)
-_BASIS /= np.sqrt((_BASIS**2).sum(1).mean())
-
 
 def random_fields(rng: np.random.Generator, count: int, slices: int) -> np.ndarray:
-    """Draw smooth fields of variance 1, continuous over slices: ``(count, bins, slices)``."""
-    waves = rng.standard_normal((count, 2 * len(_WAVES), slices)).astype(np.float32)
-    for s in range(1, slices):
-        waves[..., s] = 0.7 * waves[..., s - 1] + 0.714 * waves[..., s]
-    return _BASIS @ waves
+    """Draw smooth fields of variance 1 on the ring of bins: ``(count, bins, slices)``."""
+    noise = rng.standard_normal((count, BINS, slices), np.float32)
+    smooth = ndimage.gaussian_filter(noise, (0, 4, 0.8), mode=("nearest", "wrap", "nearest"))
+    return smooth / smooth.std()
 
 
 def _degrees_inside(scar: Scar, levels: tuple[str, ...]) -> np.ndarray:
@@ -81,14 +74,6 @@ def _degrees_inside(scar: Scar, levels: tuple[str, ...]) -> np.ndarray:
     return result
 
 
-class Region(NamedTuple):
-    """The shape of one scar; arrays over the wall's voxels in and near it."""
-
-    voxels: np.ndarray  # indices into the painter's arrays
-    depth_mm: np.ndarray  # distance inside the scar's border, mm; negative outside
-    core: np.ndarray  # distance inside the no-reflow core, mm; negative outside
-
-
 class ScarPainter:
     """A study that was measured once, to paint many scars into it.
 
@@ -105,9 +90,6 @@ class ScarPainter:
         stack, labels = study.get_image("image"), study.get_image("labels").data[0].numpy()
         self.spacing, self.labels = tuple(map(float, stack.spacing[:2])), labels
         self.image = np.ascontiguousarray(stack.data[0].numpy(), dtype=np.float32)
-        if stack.data.shape != (1, *labels.shape):
-            problem = f"image {tuple(stack.data.shape)}, labels {labels.shape}"
-            raise InputError(name, problem, "Give both the shape (1, X, Y, slices).")
         healthy = int((labels == MYOCARDIUM).sum())
         if healthy < MINIMUM_WALL_VOXELS:
             remedy = f"A scar needs {MINIMUM_WALL_VOXELS} or more (code 2)."
@@ -116,8 +98,6 @@ class ScarPainter:
         if landmarks is None and (labels == RV).any():
             landmarks = aha.insertion_points(labels, self.spacing)
         self._measure_wall(labels, landmarks)
-        if not np.isfinite(self.image[self.box]).all():
-            raise InputError(name, "NaN or infinite values around the heart", "Repair the image.")
         self._measure_intensities(self.image[self.box], labels[self.box])
 
     def _measure_wall(self, labels: np.ndarray, landmarks: Landmarks | None) -> None:
@@ -169,10 +149,12 @@ class ScarPainter:
                 kept.append(replace(scar, levels=levels))
         return Findings(tuple(kept))
 
-    def draw_region(self, scar: Scar, rng: np.random.Generator) -> Region:
+    def draw_region(self, scar: Scar, rng: np.random.Generator):
         """Draw the shape of a scar, until walls, levels, depth and extent measure as ``scar`` says.
 
-        Attributes that the scar leaves open are drawn.
+        Attributes that the scar leaves open are drawn. Returns the wall's voxels in and near the
+        scar (indices into the painter's arrays), and for each how far it is inside the scar and
+        inside its core of no-reflow (mm; negative outside).
         """
         levels = scar.levels or tuple(LEVELS[third] for third in range(3) if third in self.thirds)
         if not scar.segments:
@@ -187,7 +169,7 @@ class ScarPainter:
         problem = f"{scar} does not fit the {len(voxels)} healthy voxels there"
         raise InputError("findings", problem, "Choose other walls or levels, or a larger scar.")
 
-    def _draw_once(self, voxels, degrees, scar: Scar, rng: np.random.Generator) -> Region | None:
+    def _draw_once(self, voxels, degrees, scar: Scar, rng: np.random.Generator):
         """Draw one shape; None if it does not measure as the scar says."""
         plane, bins = self.plane[voxels], self.bin[voxels]
         depth, thickness = self.depth[voxels], self.thickness_mm[voxels]
@@ -245,7 +227,7 @@ class ScarPainter:
             spared = depth * thickness - rng.uniform(0.2, 1)  # a rim of scar towards the cavity
             core = np.minimum(np.minimum(inside, spared), 2.5) + 0.5 * patch
             core = np.where(mask, core - np.quantile(core[mask], 1 - rng.uniform(0.08, 0.3)), -9.0)
-        return Region(voxels, inside, core)
+        return voxels, inside, core
 
     def _agrees(self, scarred: np.ndarray, scar: Scar, layer: str) -> bool:
         """Whether the voxels measure as the scar: walls, levels, depth; percentages within 10."""
@@ -277,7 +259,7 @@ class ScarPainter:
             self._paint_region(region, rng, image[self.box], labels[self.box])
         return image, labels
 
-    def _paint_region(self, region: Region, rng, image: np.ndarray, labels: np.ndarray) -> None:
+    def _paint_region(self, region: tuple, rng, image: np.ndarray, labels: np.ndarray) -> None:
         """Paint one scar into the box, in place."""
         voxels, inside, core = region
         plane, place = (
@@ -313,16 +295,12 @@ class ScarPainter:
 
         Returns the findings, the seed with which :meth:`paint` paints them, image and labels.
         """
-        reason = InputError("findings", "no drawn findings fit the slices", "Give more slices.")
         for _ in range(FINDINGS_DRAWN):
-            found = self.fit(draw_findings(rng))
-            seed = int(rng.integers(2**31))
-            if found.present:
-                try:
+            found, seed = self.fit(draw_findings(rng)), int(rng.integers(2**31))
+            with suppress(InputError):
+                if found.present:
                     return found, seed, *self.paint(found, np.random.default_rng(seed))
-                except InputError as error:
-                    reason = error
-        raise reason
+        raise InputError("findings", "no drawn findings fit this heart", "Give more slices.")
 
 
 def _medians(values: np.ndarray, plane: np.ndarray, slices: int) -> np.ndarray:

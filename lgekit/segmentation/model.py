@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from math import asinh
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -74,13 +73,6 @@ HEART_SIZES = {
 }
 
 
-def build_encoder(name: str) -> nn.Module:
-    """Build the U-Net's encoder alone: its ``forward_features`` gives the deepest features."""
-    import timm
-
-    return timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool="")
-
-
 def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
     """Build a U-Net ``(B, 1, h, h)`` → ``(B, 8, h, h)``: class logits, then the angle field."""
     import segmentation_models_pytorch as smp
@@ -106,35 +98,27 @@ def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
     return unet.to(memory_format=torch.channels_last)
 
 
-class RingBlock(nn.Module):
+def ring_block(channels_in: int, channels_out: int) -> nn.Sequential:
     """Two 3 × 3 convolutions on ``(B, C, depth, angle)``, where the two ends of the angle meet."""
-
-    def __init__(self, channels_in: int, channels_out: int):
-        super().__init__()
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels, channels_out, 3, padding=(1, 0), bias=False)
-            for channels in (channels_in, channels_out)
-        )
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels_out) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            closed = torch.cat([x[..., -1:], x, x[..., :1]], dim=3)
-            x = norm(convolution(closed)).relu()
-        return x
+    layers: list[nn.Module] = []
+    for channels in (channels_in, channels_out):
+        convolution = nn.Conv2d(channels, channels_out, 3, bias=False)
+        layers += [nn.CircularPad2d((1, 1, 0, 0)), nn.ZeroPad2d((0, 0, 1, 1)), convolution]
+        layers += [nn.BatchNorm2d(channels_out), nn.ReLU()]
+    return nn.Sequential(*layers)
 
 
 class BorderNetwork(nn.Module):
-    """A U-Net on polar pictures ``(B, 3, 48, 64)`` of a slice and its neighbours.
+    """A U-Net on standardised polar pictures ``(B, 3, 48, 64)`` of a slice and its neighbours.
 
     The output ``(B, 8, 48, 64)`` holds the logits of the four classes, then the angle field.
     """
 
     def __init__(self, channels: Sequence[int]):
         super().__init__()
-        self.down = nn.ModuleList(map(RingBlock, (4, *channels[:-1]), channels))
+        self.down = nn.ModuleList(map(ring_block, (4, *channels[:-1]), channels))
         self.up = nn.ModuleList(
-            RingBlock(deep + shallow, shallow)
+            ring_block(deep + shallow, shallow)
             for deep, shallow in zip(channels[:0:-1], channels[-2::-1], strict=True)
         )
         self.head = nn.Conv2d(channels[0], CLASSES + ANGLE_CHANNELS, 1)
@@ -143,7 +127,7 @@ class BorderNetwork(nn.Module):
         count, _, height, width = pictures.shape
         depth = torch.linspace(-1, 1, height, device=pictures.device)[:, None]
         depth = depth.expand(count, 1, height, width)
-        x, skips = torch.cat([slices.standardise(pictures), depth], dim=1), []
+        x, skips = torch.cat([pictures, depth], dim=1), []
         for level, block in enumerate(self.down):
             x = block(functional.max_pool2d(x, 2) if level else x)
             skips.append(x)
@@ -193,7 +177,7 @@ def refine_borders(
 
     points = ring_points(centre + half_width * middle, half_width * radius)
     pictures = functional.grid_sample(triples, points, align_corners=False)
-    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    pictures = slices.standardise(pictures).contiguous(memory_format=torch.channels_last)
     with predicting(device):
         output = torch.stack([network(pictures).float() for network in networks])
     shares, field = output.split((CLASSES, ANGLE_CHANNELS), dim=2)
@@ -202,12 +186,11 @@ def refine_borders(
     column = COLUMN_ANGLES.to(device)
     arms = (SAMPLE_AREAS * SAMPLE_DEPTHS).to(device)  # area times distance
     weight = shares[present][:, LV_CLASSES].sum(1) * arms * radius[present][:, None, None].pow(3)
-    votes = slices.angle_votes(field[present], weight, column.cos(), column.sin(), over=(0, 1, 2))
-    votes = votes / votes[4].real.clamp(min=1e-6)
+    direction = torch.polar(torch.ones_like(column), -column)
+    votes = slices.angle_votes(field[present], weight, direction)
     # back from the polar pictures to the crops
-    axis = slices.pixel_axis(DRAWN, device)
-    screen = torch.stack([axis.expand(shape), axis[:, None].expand(shape)], dim=-1)  # (h, h, 2)
-    offset = (screen - middle[:, None, None]) / radius[:, None, None, None]
+    offset = slices.screen_grid(shape, device) - middle[:, None, None]
+    offset = offset / radius[:, None, None, None]
     distance = offset.norm(dim=-1)
     angle = torch.atan2(offset[..., 1], offset[..., 0]) % (2 * torch.pi)
     # asinh of the distance, five times as fast as torch.asinh
@@ -217,16 +200,6 @@ def refine_borders(
     back = functional.grid_sample(closed, place, padding_mode="border", align_corners=True)
     inside = (distance < OUTER)[:, None] & present[:, None, None, None]
     return torch.where(inside, back, maps).cpu(), votes.cpu()
-
-
-class Candidate(NamedTuple):
-    """The heart of a study as drawn in one crop."""
-
-    maps: Tensor  # (S, 4 or 8, h, h)
-    centre: Tensor  # (2,) of the crop
-    half_width: Tensor  # () of the crop
-    votes: Tensor  # (5,)
-    certainty: float  # the LV's probability, averaged with itself as weight
 
 
 class HeartNetwork(nn.Module):
@@ -257,7 +230,7 @@ class HeartNetwork(nn.Module):
         return cls(members[0].settings, networks, names, borders)
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """Weights of the first U-Net's encoder, for ``build_encoder(settings.encoder)``."""
+        """Weights of the first U-Net's encoder, with the names of timm."""
         state = self.networks[0].get_submodule("encoder").state_dict()
         return {name.removeprefix("model."): value for name, value in state.items()}
 
@@ -282,21 +255,18 @@ class HeartNetwork(nn.Module):
         """
         square = slices.square_slices(study)
         images = square.images.to(self.device)
-        spread = torch.linspace(0, len(images) - 1, min(WIDE_SLICES, len(images)) + 2)
-        some = images[spread[1:-1].round().long()]  # not the first and the last
-        wide = self._crop_maps(some, torch.zeros(2), torch.tensor(1.0))
-        first = self._draw(images, *find_heart(wide))
-        candidates = [first._replace(votes=first.votes + study_votes(wide))]
-        if first.certainty < MIN_CERTAINTY:  # look in the middle, then around what was found there
+        some = images[len(images) // 8 :: max(len(images) // WIDE_SLICES, 1)]
+        whole = torch.zeros(2), torch.tensor(1.0)
+        best = self._draw(images, *find_heart(self._crop_maps(some, *whole), *whole))
+        if best[0] < MIN_CERTAINTY:  # look in the middle, then around what was found there
             for diameter in MIDDLE_DIAMETERS:
-                last = self._draw(images, torch.zeros(2), torch.tensor(diameter))
-                moved, relative = find_heart(last.maps)
-                moved, size = last.centre + last.half_width * moved, last.half_width * relative
-                candidates += [last, self._draw(images, moved, size)]
-        best = max(candidates, key=lambda candidate: candidate.certainty)
-        labels = square.draw_labels(best.maps, best.centre, best.half_width)
+                middle = self._draw(images, torch.zeros(2), torch.tensor(diameter))
+                around = self._draw(images, *find_heart(*middle[1:4]))
+                best = max(best, middle, around, key=lambda drawing: drawing[0])
+        _, maps, centre, half_width, votes = best
+        labels = square.draw_labels(maps, centre, half_width)
         found = ((labels == CAVITY) | (labels == MYOCARDIUM)).any()
-        landmarks = slices.landmarks_from_votes(best.votes * found)
+        landmarks = slices.landmarks_from_votes(votes * found)
         landmarks = move_to_junctions(landmarks, labels.numpy(), study.spacing_mm)
         return with_labels(study, labels, landmarks)
 
@@ -312,8 +282,12 @@ class HeartNetwork(nn.Module):
             torch.set_num_threads(threads)  # of threads that are started from now on
         return Cohort(predicted, "predicted")
 
-    def _draw(self, images: Tensor, centre: Tensor, diameter: Tensor) -> Candidate:
-        """Draw the heart of a study in a crop around ``centre (2,)``."""
+    def _draw(self, images: Tensor, centre: Tensor, diameter: Tensor) -> tuple:
+        """Draw the heart of a study in a crop around ``centre (2,)``.
+
+        Returns the certainty (the LV's probability, averaged with itself as weight), the maps, the
+        centre and the half width of the crop, and the votes.
+        """
         width = diameter * self.settings.heart_view / 2
         maps = self._crop_maps(images, centre, width)
         votes = study_votes(maps)
@@ -322,14 +296,13 @@ class HeartNetwork(nn.Module):
             votes = votes + BORDER_VOTES * ring
         left = maps[:, LV_CLASSES].sum(1)
         certainty = float(left.square().sum() / left.sum().clamp(min=1e-6))
-        return Candidate(maps, centre, width, votes, certainty)
+        return certainty, maps, centre, width, votes
 
     def _crop_maps(self, images: Tensor, centre: Tensor, half_width: Tensor) -> Tensor:
         """Maps of one upright crop per slice, at ``centre (2,)``."""
-        shape, axes = (self.settings.pixels,) * 2, half_width * torch.eye(2)
-        place = axes[None].to(images.device), centre[None].to(images.device)
-        crops = slices.crop(images.transpose(0, 1), *place, shape)  # all slices share one grid
-        return self.maps(crops.transpose(0, 1)).cpu()
+        pixels = self.settings.pixels
+        crops = slices.resample(images, centre, half_width.expand(2), (pixels, pixels))
+        return self.maps(crops).cpu()
 
     def save(self, folder: str | Path) -> Path:
         """Write ``heart.safetensors`` and ``heart.json`` into a folder (made if absent)."""
@@ -348,7 +321,6 @@ class HeartNetwork(nn.Module):
         try:
             about = json.loads((Path(folder) / "heart.json").read_text())
             weights = load_file(Path(folder) / "heart.safetensors")
-            about["settings"].pop("poses", None)  # of older files
             for name in ("decoder", "border_channels"):
                 about["settings"][name] = tuple(about["settings"][name])
             settings = HeartSettings(**about["settings"])
@@ -364,29 +336,29 @@ class HeartNetwork(nn.Module):
             raise InputError(folder, f"not a heart network: {error}", remedy) from error
 
 
-def find_heart(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the LV's centre ``(2,)`` and diameter ``()`` in crop coordinates, from ``(S, C, h, h)``.
+def find_heart(maps: Tensor, centre: Tensor, half_width: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the LV's centre ``(2,)`` and diameter ``()`` in maps ``(S, C, h, h)`` of a crop.
 
     It is the connected part with the largest sum of probabilities; without any, the whole crop.
     """
     left = maps[:, LV_CLASSES].sum(1)  # (S, h, h)
     together, side = left.sum(0), left.shape[-1]
     if float(together.max()) < 0.5:
-        return torch.zeros(2), torch.tensor(1.0)
+        return centre, half_width
     part = slices.largest_part((together > 0.35 * together.max()).numpy(), together.numpy())
     heart = torch.from_numpy(ndimage.binary_dilation(part, iterations=3))
     inside, axis = together * heart, slices.pixel_axis(side)
-    centre = torch.stack([inside.sum(0) @ axis, inside.sum(1) @ axis]) / inside.sum()
+    middle = torch.stack([inside.sum(0) @ axis, inside.sum(1) @ axis]) / inside.sum()
     area = (left * heart).sum((1, 2)).max()
-    return centre, 2 * torch.sqrt(area / torch.pi) * 2 / side
+    return centre + half_width * middle, half_width * 2 * torch.sqrt(area / torch.pi) * 2 / side
 
 
 def study_votes(maps: Tensor) -> Tensor:
     """Normalized votes ``(5,)`` of a study's upright crops ``(S, 8, h, h)``."""
     left = maps[:, LV_CLASSES].sum(1)
-    unit, distance = slices.directions(maps.shape[-1], slices.lv_centres(left, smallest=1e-6)[0])
-    votes = slices.angle_votes(maps[:, CLASSES:], left * distance, unit[:, 0], unit[:, 1]).sum(0)
-    return votes / votes[4].real.clamp(min=1e-6)
+    centre, _ = slices.lv_centres(left, smallest=1e-6)
+    place = slices.as_complex(slices.screen_grid(left.shape[1:]) - centre[:, None, None])
+    return slices.angle_votes(maps[:, CLASSES:], left * place.abs(), place.sgn())
 
 
 def move_to_junctions(voted: Landmarks, labels: np.ndarray, spacing: Sequence) -> Landmarks:
@@ -397,13 +369,11 @@ def move_to_junctions(voted: Landmarks, labels: np.ndarray, spacing: Sequence) -
     if not np.isfinite(voted.anterior_rvip_deg):
         return voted
     drawn = insertion_points(labels, spacing, mirrored=voted.mirrored)
-
-    points = []
-    for name in ("anterior_rvip_deg", "inferior_rvip_deg"):
-        vote, junction = getattr(voted, name), getattr(drawn, name)
-        near = abs((junction - vote + 180) % 360 - 180) <= NEAR_VOTE  # False for NaN
-        points.append(junction if near else vote)
-    return Landmarks(points[0], points[1], voted.confidence)
+    vote, junction = (
+        np.array([one.anterior_rvip_deg, one.inferior_rvip_deg]) for one in (voted, drawn)
+    )
+    near = np.abs((junction - vote + 180) % 360 - 180) <= NEAR_VOTE  # False for NaN
+    return Landmarks(*np.where(near, junction, vote).tolist(), voted.confidence)
 
 
 def with_labels(study: Study, labels: Tensor | np.ndarray, landmarks: Landmarks) -> Study:

@@ -17,7 +17,6 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from lgekit.anatomy.frame import StandardizeShortAxis
-from lgekit.anatomy.labels import Ventricle
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, to_frame_deg
 from lgekit.cache import accelerator, code_version, compute_once, memory
 from lgekit.config import FitSettings, size_settings
@@ -30,8 +29,7 @@ from lgekit.segmentation.model import HEART_SIZES, HeartNetwork, HeartSettings, 
 from lgekit.segmentation.slices import CLASSES, SQUARE_PIXELS, UNKNOWN, Slices
 from lgekit.study import BACKGROUND, CAVITY, RV, WALL_CODES, Cohort, Landmarks, Study
 
-SMALLEST = 30  # LV pixels that a slice needs to train the border network
-LARGEST_AREA = 1.4  # limit on a polar sample's weight in the cross-entropy, so that the wall counts
+SMALLEST = 0.025  # LV radius that a slice needs to train the border network, square coordinates
 SYNTHETIC_SHARE = 0.5  # of the pictures, if a network learns from other cohorts [O]
 ROOMS = ("anatomy", "data", "segmentation")  # whose code decides what is cached
 
@@ -42,69 +40,59 @@ class Examples(NamedTuple):
     pictures: Tensor  # (B, C, h, w) input of the network
     classes: Tensor  # (B, h, w) int64, the network's codes
     angles: Tensor  # (B, 4, h, w) angle field
-    area: Tensor  # (h, 1) of each pixel
-    angle_weight: Tensor  # (h, 1) or (B, h, w), of the angle field in the left ventricle
-    slices: Slices  # that the pictures come from
-    smoothing: float  # added to both sides of a Dice coefficient
-    averaged: Tensor | int  # number of classes that the sum of the Dice losses is divided by
+    angle_weight: Tensor  # (B, h, w), adds up to the confidence of the landmarks
+    rv_known: Tensor  # (B,) bool
 
 
-def crop_examples(
-    slices: Slices, chosen: Tensor, settings: HeartSettings, rng: torch.Generator
-) -> Examples:
-    """Random crops of ``chosen (B,)`` slices for the U-Net."""
-    batch, shape = Slices(*(one[chosen] for one in slices)), (settings.pixels, settings.pixels)
-    number = torch.arange(len(chosen), device=chosen.device)
-    wide = number < round(len(chosen) * settings.wide_share)
-    half_width = torch.where(wide, 1.0, batch.diameter * settings.heart_view / 2)
-    middle = torch.where(wide[:, None], 0.0, batch.centre)
-    axes, centre = grids.random_crops(middle, half_width, rng)
-    pictures = grids.crop(batch.images[:, None].float() / 255, axes, centre, shape)
-    labels = grids.crop(batch.labels[:, None].float(), axes, centre, shape, "nearest")
-    pictures = grids.synthesize_from_labels(pictures, labels, settings.invented, rng)
-    pictures = grids.standardise(grids.random_contrast(pictures, rng))
-    # LV centre and insertion points in the crop's coordinates
-    lv_middle = torch.linalg.solve(axes, (batch.centre - centre)[:, :, None])[:, :, 0]
-    turned = torch.linalg.solve(axes, batch.insertions.transpose(1, 2)).transpose(1, 2)
-    insertions, size = functional.normalize(turned, dim=2), torch.linalg.det(axes)
-    unit, distance = grids.directions(settings.pixels, lv_middle)
-    hand = batch.handedness * size.sign()
-    angles = grids.angle_field(unit[:, 0], unit[:, 1], insertions, hand)
-    radii = distance * (size.abs().sqrt() / (batch.diameter / 2))[:, None, None]
-    weight, area = radii.clamp(max=1.2), torch.ones(1, 1, device=chosen.device)
-    pictures, classes = pictures.to(memory_format=torch.channels_last), labels[:, 0].long()
-    known = 2 + batch.rv_known.any()
-    return Examples(pictures, classes, angles, area, weight, batch, smoothing=5, averaged=known)
+def crop_points(batch: Slices, settings: HeartSettings, rng: torch.Generator) -> Tensor:
+    """Positions ``(B, h, h, 2)`` of crops that are turned, mirrored, stretched, scaled, shifted."""
+    count, shape = len(batch.centre), (settings.pixels, settings.pixels)
+    wide = torch.arange(count, device=rng.device) < round(count * settings.wide_share)
+    centre = torch.where(wide[:, None], 0.0, batch.centre)
+    width = torch.where(wide, 1.0, batch.diameter * settings.heart_view / 2)
+    width = width * torch.exp(grids.uniform(-0.22, 0.22, count, rng))
+    turn = torch.polar(width, grids.uniform(0, 2 * torch.pi, count, rng))[:, None, None]
+    screen = grids.as_complex(grids.screen_grid(shape, rng.device))
+    mirror = grids.uniform(0, 1, (count, 1, 1), rng) < 0.5
+    points = torch.view_as_real(turn * torch.where(mirror, screen.conj(), screen).resolve_conj())
+    # stretch along the storage axes, as a wrong pixel spacing would
+    stretch = grids.uniform(-0.12, 0.12, (count, 1), rng) * torch.tensor([1, -1], device=rng.device)
+    shift = grids.uniform(-0.15, 0.15, (count, 2), rng) * width[:, None]
+    return points * stretch.exp()[:, None, None] + (centre + shift)[:, None, None]
 
 
-def polar_examples(
-    slices: Slices, chosen: Tensor, settings: HeartSettings, rng: torch.Generator
-) -> Examples:
-    """Random polar pictures of ``chosen (B,)`` slices and their neighbours: border network."""
-    batch, count, device = Slices(*(one[chosen] for one in slices)), len(chosen), chosen.device
-    triples = chosen[:, None] + torch.tensor([-1, 0, 1], device=device)
-    triples = triples.clamp(0, len(slices.study) - 1)
-    same_study = slices.study[triples] == batch.study[:, None]
-    triples = torch.where(same_study, triples, chosen[:, None])  # (B, 3)
-    lv_radius = torch.sqrt(_lv(batch.labels).sum((1, 2)) / torch.pi) * 2 / SQUARE_PIXELS
-    centre = batch.centre + grids.uniform(-0.18, 0.18, (count, 2), rng) * lv_radius[:, None]
+def polar_points(batch: Slices, settings: HeartSettings, rng: torch.Generator) -> Tensor:
+    """Positions ``(B, depth, angle, 2)`` of polar pictures with a wrong centre and radius."""
+    count = len(batch.centre)
+    centre = batch.centre + grids.uniform(-0.18, 0.18, (count, 2), rng) * batch.radius[:, None]
     mirror = grids.uniform(0, 1, (count, 1), rng).lt(0.5).float() * 2 - 1
-    radius = lv_radius * torch.exp(grids.uniform(-0.25, 0.25, count, rng))
+    radius = batch.radius * torch.exp(grids.uniform(-0.25, 0.25, count, rng))
     start = grids.uniform(0, 2 * torch.pi, (count, 1), rng)
-    points = networks.ring_points(centre, radius, start, mirror)
-    images, labels = slices.images[triples].float() / 255, slices.labels[triples].float()
+    return networks.ring_points(centre, radius, start, mirror)
+
+
+def draw_examples(
+    slices: Slices, planes: Tensor, points: Tensor, invented: float, rng: torch.Generator
+) -> Examples:
+    """Training pictures of the slices ``planes (B, C)`` at ``points (B, h, w, 2)``.
+
+    The middle channel shows the slice that the network should draw.
+    """
+    middle = planes.shape[1] // 2
+    batch = Slices(*(one[planes[:, middle]] for one in slices))
+    images, labels = slices.images[planes].float() / 255, slices.labels[planes].float()
     pictures = functional.grid_sample(images, points, align_corners=False)
     labels = functional.grid_sample(labels, points, mode="nearest", align_corners=False)
-    pictures = grids.synthesize_from_labels(pictures, labels, settings.invented, rng, wrap=True)
-    unit = functional.normalize(points - batch.centre[:, None, None], dim=-1)
-    angles = grids.angle_field(unit[..., 0], unit[..., 1], batch.insertions, batch.handedness)
-    pictures = grids.random_contrast(pictures, rng).contiguous(memory_format=torch.channels_last)
-    area, classes = networks.SAMPLE_AREAS.to(device), labels[:, 1].long()
-    return Examples(pictures, classes, angles, area, area, batch, smoothing=2, averaged=2)
-
-
-def _lv(classes: Tensor) -> Tensor:
-    return (classes == 1) | (classes == 2)
+    pictures = grids.synthesize_from_labels(pictures, labels, invented, rng)
+    pictures = grids.standardise(grids.random_contrast(pictures, rng))
+    classes, offset = labels[:, middle].long(), points - batch.centre[:, None, None]
+    angles = grids.angle_field(offset, batch.insertions, batch.mirrored)
+    distance = offset.norm(dim=-1) / (batch.diameter / 2)[:, None, None]
+    weight = distance.clamp(max=1.2) * ((classes == 1) | (classes == 2))
+    weight = weight / weight.sum((1, 2), keepdim=True).clamp(min=20)
+    weight = weight * batch.landmark_weight[:, None, None]
+    pictures = pictures.contiguous(memory_format=torch.channels_last)
+    return Examples(pictures, classes, angles, weight, batch.rv_known)
 
 
 def heart_loss(output: Tensor, examples: Examples) -> Tensor:
@@ -112,26 +100,17 @@ def heart_loss(output: Tensor, examples: Examples) -> Tensor:
 
     Where a study's labels do not include the RV, background may be background or RV.
     """
-    target, area, rv_known = examples.classes, examples.area, examples.slices.rv_known
+    from segmentation_models_pytorch.losses import DiceLoss
+
     logs = output[:, :CLASSES].log_softmax(1)
-    either = torch.logaddexp(logs[:, 0], logs[:, 3])
-    background = torch.where(rv_known[:, None, None], logs[:, 0], either)
-    logs = torch.cat([background[:, None], logs[:, 1:]], dim=1)
-    entropy = functional.nll_loss(logs, target, reduction="none")
-    entropy = (entropy * area.clamp(max=LARGEST_AREA)).mean()
-    overlap = torch.zeros((), device=output.device)
-    for code in range(1, CLASSES):
-        used = rv_known if code == 3 else torch.ones_like(rv_known)
-        predicted, true = logs[:, code].exp() * area, (target == code) * area
-        both = (predicted * (target == code)).sum((1, 2))
-        total = predicted.sum((1, 2)) + true.sum((1, 2))
-        dice_loss = 1 - (2 * both + examples.smoothing) / (total + examples.smoothing)
-        overlap = overlap + (dice_loss * used).sum() / used.sum().clamp(min=1)
-    weight = _lv(target) * examples.angle_weight
-    weight = weight / weight.sum((1, 2), keepdim=True).clamp(min=20)
-    weight = weight * examples.slices.landmark_weight[:, None, None]
+    known, background, rv = examples.rv_known[:, None, None], logs[:, 0], logs[:, 3]
+    background = torch.where(known, background, torch.logaddexp(background, rv))
+    rv = torch.where(known, rv, -100.0)
+    logs = torch.cat([background[:, None], logs[:, 1:3], rv[:, None]], dim=1)
+    overlap = DiceLoss("multiclass", classes=[1, 2, 3])(logs, examples.classes)
     error = (output[:, CLASSES:] - examples.angles).square().sum(1)
-    return entropy + overlap / examples.averaged + 0.5 * (weight * error).sum() / len(target)
+    angle = (examples.angle_weight * error).sum() / len(error)
+    return functional.nll_loss(logs, examples.classes) + 2 * overlap + 0.5 * angle
 
 
 def fit_heart_network(
@@ -140,58 +119,55 @@ def fit_heart_network(
     seed: int = 0,
     init: HeartNetwork | None = None,
     progress: bool = True,
-    device: str | torch.device = "cpu",
+    key: object = None,
     **changes,
 ) -> HeartNetwork:
     """Train a heart network on all studies of some cohorts that have LV labels.
 
     Each cohort is drawn in proportion to the fourth root of its slices, so that small cohorts are
-    not swamped by the phantom. With ``init``, training starts from its first networks, and studies
-    without RV labels get the RV that ``init`` draws, so that it is not forgotten. ``changes`` are
-    fields of `HeartSettings`, e.g. ``steps=200``.
+    not swamped by the phantom. With ``init``, training starts from its first networks and its
+    settings, and studies without RV labels get the RV that ``init`` draws, so that it is not
+    forgotten. ``changes`` are fields of `HeartSettings`; ``key`` is for the cache.
     """
-    if init is not None:
-        kept = ("encoder", "decoder", "pixels", "heart_view", "border_channels")
-        changes = {name: getattr(init.settings, name) for name in kept} | changes
-    settings = replace(HEART_SIZES[size], **changes)
+    settings = replace(init.settings if init else HEART_SIZES[size], **changes)
+    device = accelerator()
     studies = [[with_drawn_rv(study, init) for study in one.studies] for one in cohorts]
     slices = Slices(*(tensor.to(device) for tensor in grids.collect_slices(studies)))
 
-    def train(network, make_examples, usable, batch, steps, learning_rate, weight_decay, name):
+    def train(network, points_of, planes, usable, batch, steps, name):
         counts = torch.bincount(slices.cohort[usable], minlength=len(cohorts)).clamp(min=1)
         chance = usable * counts[slices.cohort].float() ** -0.75
         rng = torch.Generator(device).manual_seed(seed)
         weights = list(network.parameters())
-        optimiser = torch.optim.AdamW(weights, learning_rate, weight_decay=weight_decay, fused=True)
+        optimiser = torch.optim.AdamW(weights, weight_decay=0.01, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, learning_rate, max(steps, 2), pct_start=0.15, cycle_momentum=False
+            optimiser, settings.learning_rate, max(steps, 2), pct_start=0.15, cycle_momentum=False
         )
-        for step in (bar := tqdm(range(steps), name, disable=not progress)):
+        for _ in tqdm(range(steps), name, disable=not progress):
             chosen = torch.multinomial(chance, batch, replacement=True, generator=rng)
-            examples = make_examples(slices, chosen, settings, rng)
+            points = points_of(Slices(*(one[chosen] for one in slices)), settings, rng)
+            examples = draw_examples(slices, planes[chosen], points, settings.invented, rng)
             loss = heart_loss(network(examples.pictures), examples)
             loss.backward()
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             schedule.step()
             optimiser.zero_grad()
-            if step % 20 == 0:
-                bar.set_postfix(loss=f"{loss.item():.3f}")
 
     unet, borders = networks.build_unet(settings, seed).to(device), []
     if init is not None:
         unet.load_state_dict(init.networks[0].state_dict())
-    every, rate = torch.ones_like(slices.rv_known), settings.learning_rate
-    train(unet, crop_examples, every, settings.batch, settings.steps, rate, 0.01, "heart network")
+    own, every = slices.neighbours[:, 1:2], slices.radius >= 0
+    train(unet, crop_points, own, every, settings.batch, settings.steps, "heart network")
     if settings.border_steps:
         border = networks.build_border_network(settings.border_channels, seed).to(device)
         if init is not None and len(init.borders):
             border.load_state_dict(init.borders[0].state_dict())
-        large = _lv(slices.labels).sum((1, 2)) > SMALLEST
-        steps = settings.border_steps
-        train(border, polar_examples, large, 16, steps, 3e-3, 0.02, "border network")
+        large, steps = slices.radius > SMALLEST, settings.border_steps
+        train(border, polar_points, slices.neighbours, large, 16, steps, "border network")
         borders.append(border)
-    return HeartNetwork(settings, [unet], [cohort.name for cohort in cohorts], borders)
+    names = [cohort.name for cohort in cohorts]
+    return HeartNetwork(settings, [unet], names, borders).to("cpu")
 
 
 def with_drawn_rv(study: Study, network: HeartNetwork | None) -> Study:
@@ -206,7 +182,7 @@ def with_drawn_rv(study: Study, network: HeartNetwork | None) -> Study:
 
 
 def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
-    """Turn a labelled study counter-clockwise about its middle, then mirror it or not.
+    """Turn a study with landmarks counter-clockwise about its middle, then mirror it or not.
 
     Image, labels and landmarks move together, to a larger isotropic square.
     """
@@ -217,10 +193,8 @@ def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
     frame = standard.find_frame(Study(**{**study, "landmarks": pose}))
     frame = replace(frame, centre=(np.array(study.spatial_shape[:2]) - 1) / 2)
     turned, known = StandardizeShortAxis(frame=frame)(study), study["landmarks"]
-    if known is not None:
-        points = np.array([known.anterior_rvip_deg, known.inferior_rvip_deg])
-        anterior, inferior = to_frame_deg(points, pose).tolist()
-        turned["landmarks"] = Landmarks(anterior, inferior, known.confidence)
+    points = np.array([known.anterior_rvip_deg, known.inferior_rvip_deg])
+    turned["landmarks"] = Landmarks(*to_frame_deg(points, pose).tolist(), known.confidence)
     return turned
 
 
@@ -289,36 +263,25 @@ def base_network(
     """The heart network of other cohorts and phantoms alone; None where there are none. Cached."""
     others = [one for one in pretrain_on if any(s.label_map is not None for s in one.studies)]
     if settings.heart_phantom:
-        others.append(phantom_cohort(settings.heart_phantom, seed=_heart_seed(settings) + 7919))
+        others.append(phantom_cohort(settings.heart_phantom, seed=7919))
     return _fitted(others, settings, settings.heart_base_steps, None, progress) if others else None
 
 
-def _heart_seed(settings: FitSettings) -> int:
-    return settings.seed if settings.heart_seed < 0 else settings.heart_seed
-
-
 def _fitted(
-    cohorts: list[Cohort], settings: FitSettings, steps: int, init: HeartNetwork | None, bar: bool
+    cohorts: list[Cohort], settings: FitSettings, steps: int, init: HeartNetwork | None, progress
 ) -> HeartNetwork:
     """Train on some cohorts, or take the weights from the cache."""
     landmarks = [repr(study["landmarks"]) for one in cohorts for study in one.studies]
     start = "" if init is None else weights_fingerprint(init)
     key = [one.fingerprint for one in cohorts], landmarks, start, code_version(*ROOMS)
-    size = HEART_SIZES[settings.heart_size]
-    changes: dict[str, Any] = {"steps": steps, "border_steps": min(steps, size.border_steps)}
-    if init is None:  # without a real study of its kind, learn shapes, not the look of phantoms
-        changes |= {"encoder": settings.encoder, "invented": SYNTHETIC_SHARE}
-    trained = memory().cache(_trained, ignore=["cohorts", "init", "progress"])
-    about = key, settings.heart_size, _heart_seed(settings), changes
-    network = compute_once(trained, *about, cohorts, init, bar)
-    network.trained_on = tuple(cohort.name for cohort in cohorts)
-    return network
-
-
-def _trained(key, size: str, seed: int, changes: dict, cohorts, init, progress) -> HeartNetwork:
-    device = accelerator()
-    start = copy.deepcopy(init).to(device) if init else None
-    return fit_heart_network(cohorts, size, seed, start, progress, device, **changes).to("cpu")
+    # without a real study of its kind, learn shapes, not the look of phantoms
+    invented = 0.0 if init else SYNTHETIC_SHARE
+    border_steps = min(steps, HEART_SIZES[settings.heart_size].border_steps)
+    changes: dict[str, Any] = {"steps": steps, "border_steps": border_steps, "invented": invented}
+    changes["encoder"] = settings.encoder
+    trained = memory().cache(fit_heart_network, ignore=["cohorts", "init", "progress"])
+    seed = settings.seed if settings.heart_seed < 0 else settings.heart_seed
+    return compute_once(trained, cohorts, settings.heart_size, seed, init, progress, key, **changes)
 
 
 def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
@@ -351,11 +314,9 @@ def locate_hearts(cohort: Cohort, model: Path | None = None) -> Cohort:
     """
     predicted = cohort
     if not all(map(ready, cohort.studies)):
-        if model is None:
-            network = heart_network(cohort, (), size_settings("laptop", seed=0))
-        else:
-            network = HeartNetwork.load(model / "heart")
-        predicted = locate(cohort, network)
+        trained = HeartNetwork.load(model / "heart") if model else None
+        laptop = size_settings("laptop", seed=0)
+        predicted = locate(cohort, trained or heart_network(cohort, (), laptop))
     studies = []
     for study, found in zip(cohort.studies, predicted.studies, strict=True):
         own = known_landmarks(study)
@@ -368,22 +329,3 @@ def locate_hearts(cohort: Cohort, model: Path | None = None) -> Cohort:
 def ready(study: Study) -> bool:
     """Whether a study has labels and insertion points of its own."""
     return study.label_map is not None and known_landmarks(study) is not None
-
-
-def landmark_row(stored: Study, framed: Study) -> dict[str, Any]:
-    """One row of landmarks.csv, from a located study as stored and in the standard frame."""
-    marks, labels = stored["landmarks"], stored.label_map
-    centre = Ventricle.of(labels).centre
-    return {
-        "study_id": stored["study_id"],
-        "anterior_rvip_deg": marks.anterior_rvip_deg,
-        "inferior_rvip_deg": marks.inferior_rvip_deg,
-        "mirrored": marks.mirrored,
-        "confidence": marks.confidence,
-        "turned": framed["orientation_confident"],
-        "base_first": Ventricle.of(labels).base_first,
-        "centre_x_voxel": centre[0],
-        "centre_y_voxel": centre[1],
-        "mm_per_pixel": framed["frame"].mm_per_pixel,
-        "located_by": stored["located_by"],
-    }
