@@ -373,7 +373,8 @@ def move_to_junctions(voted: Landmarks, labels: np.ndarray, spacing: Sequence) -
         np.array([one.anterior_rvip_deg, one.inferior_rvip_deg]) for one in (voted, drawn)
     )
     near = np.abs((junction - vote + 180) % 360 - 180) <= NEAR_VOTE  # False for NaN
-    return Landmarks(*np.where(near, junction, vote).tolist(), voted.confidence)
+    anterior, inferior = np.where(near, junction, vote).tolist()
+    return Landmarks(anterior, inferior, voted.confidence)
 
 
 def with_labels(study: Study, labels: Tensor | np.ndarray, landmarks: Landmarks) -> Study:

@@ -55,7 +55,7 @@ def largest_part(mask: np.ndarray, weight: np.ndarray | None = None) -> np.ndarr
     return mask & (parts == 1 + np.argmax(sums[1:]))
 
 
-def screen_grid(shape: tuple[int, int], device: torch.device | None = None) -> Tensor:
+def screen_grid(shape: Sequence[int], device: torch.device | None = None) -> Tensor:
     """Centres of pixels ``(h, w, 2)``, x right and y down, both from -1 to 1."""
     y, x = (pixel_axis(pixels, device) for pixels in shape)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)

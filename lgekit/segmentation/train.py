@@ -194,7 +194,8 @@ def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
     frame = replace(frame, centre=(np.array(study.spatial_shape[:2]) - 1) / 2)
     turned, known = StandardizeShortAxis(frame=frame)(study), study["landmarks"]
     points = np.array([known.anterior_rvip_deg, known.inferior_rvip_deg])
-    turned["landmarks"] = Landmarks(*to_frame_deg(points, pose).tolist(), known.confidence)
+    anterior, inferior = to_frame_deg(points, pose).tolist()
+    turned["landmarks"] = Landmarks(anterior, inferior, known.confidence)
     return turned
 
 
