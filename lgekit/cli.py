@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 import warnings
@@ -33,8 +32,8 @@ AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold fr
 PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set patience=10.")]
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
-OutFindings = Annotated[Path | None, argument(help="Table to write.", metavar="[OUT.csv]")]
-OutCsv = Annotated[Path, argument(help="Table to write.")]
+OutFindings = Annotated[Path | None, argument(help="New table.", metavar="[OUT.csv]")]
+OutCsv = Annotated[Path, argument(help="New table.")]
 Beams = Annotated[int, option(min=1, help="Width of the captions' beam search; 1 is greedy.")]
 Predictions = Annotated[Path, argument(help="Table of `lgekit predict`, or held_out.csv.")]
 Split = Annotated[str, option(help="Only this split: train, validation or test.")]
@@ -70,31 +69,15 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def refuse_unwritable(target: Path) -> None:
-    """Raise InputError if a file or folder cannot be written."""
+def refuse_existing(target: Path) -> None:
+    """Raise InputError before long work if an output exists or cannot be written."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(target, "exists already", "Name another place, or remove this first")
     try:
         tempfile.TemporaryFile(dir=target.resolve().parent).close()
     except OSError as error:
         remedy = "Make its folder first, or choose a place that you may write to"
         raise InputError(target, f"cannot be written ({error.strerror})", remedy) from error
-
-
-def refuse_full(target: Path) -> None:
-    """Raise InputError before long work if a new folder cannot be written or holds something."""
-    refuse_unwritable(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        remedy = "Name a new folder, or empty this one"
-        raise InputError(target, "exists and is not an empty folder", remedy)
-
-
-def refuse_other_file(target: Path, kind: str, start: str) -> None:
-    """Raise InputError before long work if a table would replace a file of another kind."""
-    refuse_unwritable(target)
-    if target.exists():
-        found = target.open("rb").read(len(start)) if target.is_file() else b""
-        if found != start.encode() or target.resolve().name == "held_out.csv":
-            problem = f"exists and is not a table of {kind} that may be replaced"
-            raise InputError(target, problem, "Name another file")
 
 
 @app.callback(invoke_without_command=True, help=ABOUT)
@@ -110,7 +93,7 @@ def cohort(spec: Spec, out_dir: NewFolder) -> None:
 
     Example: lgekit cohort phantom:studies=20,seed=1 my_cohort
     """
-    refuse_full(out_dir)
+    refuse_existing(out_dir)
     studies = lk.read_cohort(spec)
     lk.write_manifest(studies, out_dir)
     typer.echo(f"{len(studies)} studies; read them with manifest:{out_dir}/manifest.csv")
@@ -139,12 +122,9 @@ def check(spec: Spec) -> None:
     if names := states.loc[states["report"] == "unsaid", "study_id"].tolist():
         typer.echo(f"unsaid: {', '.join(names[:20])}{', …' * (len(names) > 20)}")
     if states["mask"].notna().any():
-        table = agreement_table(states)
-        typer.echo("report says (row) / mask shows (column):")
-        counts = table.drop(columns="disagree")
-        typer.echo(counts.rename_axis(index=None, columns=None).to_string())
-        for word, names in table.loc[table["disagree"] > "", "disagree"].items():
-            typer.echo(f"report says {word}, mask shows the opposite: {names}")
+        typer.echo("report says (row) / mask shows (column); studies that disagree:")
+        table = agreement_table(states).rename_axis(index=None, columns=None)
+        typer.echo(table.to_string())
 
 
 @app.command()
@@ -161,7 +141,7 @@ def reports(source: Source, out_csv: OutFindings = None) -> None:
     from lgekit.reports.tables import COLUMNS, findings_row, summary
 
     if out_csv is not None:
-        refuse_other_file(out_csv, "findings", "study_id,states")
+        refuse_existing(out_csv)
     if Path(source).is_file() or (source.lower().endswith(".csv") and ":" not in source):
         rows = enumerate(read_table(Path(source), ("report",)), 1)
         texts = [(row.get("study_id") or str(number), row["report"]) for number, row in rows]
@@ -191,7 +171,7 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     from lgekit.segmentation.train import landmark_row, locate_hearts, ready
 
     memory()  # fails now if the cache cannot be written
-    refuse_full(out_dir)
+    refuse_existing(out_dir)
     studies = lk.read_cohort(spec)
     if model is None and not all(map(ready, studies.studies)):
         typer.echo("Masks or insertion points are missing: training a heart network (see --model).")
@@ -228,7 +208,7 @@ def fit(
     settings = lk.size_settings(size, **{"seed": seed, **read_changes(changes or [])})
     memory()
     check_encoder(settings)
-    refuse_full(model_dir)
+    refuse_existing(model_dir)
     studies = lk.read_cohort(spec)
     further = lk.pretraining_cohorts(studies, spec, pretrain_on)
     typer.echo(lk.describe.report_sources(studies).capitalize() + ".")
@@ -255,7 +235,7 @@ def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 
     unseen. The decision is p_lge > 0.5.
     Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
-    refuse_other_file(out_csv, "predictions", "study_id,p_lge")
+    refuse_existing(out_csv)
     memory()
     model = lk.Detector.load(model_dir)
     if model.settings.masks == "true" and model.settings.orientation != "none":
@@ -280,15 +260,10 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
     """
     from lgekit.evaluation.scores import in_both
 
-    whole = lk.read_cohort(spec)
-    of_split = whole.split(split).manifest["study_id"] if split else None
-    table, studies = in_both(predictions, whole)
-    if of_split is not None:
-        table = table[table["study_id"].isin(set(of_split))]
-        if not len(table):
-            remedy = "Predict the studies of that split, or name another one"
-            raise InputError(predictions, f"contains no study of the split {split!r}", remedy)
-        studies = studies.subset(table["study_id"])
+    table, studies = in_both(predictions, lk.read_cohort(spec))
+    if split:
+        studies = studies.split(split)
+        table = table[table["study_id"].isin(studies.manifest["study_id"])]
     splits = set(studies.manifest["split"])
     if predictions.name != "held_out.csv" and len(splits) > 1 and "train" in splits:
         together = "studies of the splits train and test are scored together"
@@ -296,13 +271,9 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
         warnings.warn(f"{together}: {remedy}", stacklevel=1)
     typer.echo(f"{len(table)} predictions; {lk.describe.cohort_summary(studies)}")
     scores = lk.score_table(table, studies)
-    notes, shown = scores.attrs["notes"], scores.dropna(subset="value")
-    fixed = shown.index[shown["low"] == shown["high"]]
-    if len(fixed) or shown["low"].isna().any():
-        shown.loc[fixed, ["low", "high"]] = float("nan")
-        notes.append("no interval where all resamples agree: there are too few studies for one")
+    shown = scores.dropna(subset="value")
     typer.echo(shown.to_string(float_format="{:.2f}".format, na_rep=""))
-    for note in notes:
+    for note in scores.attrs["notes"]:
         typer.echo(note, err=True)
 
 
@@ -328,7 +299,7 @@ def pull(repo: Repo, model_dir: NewFolder) -> None:
     """
     from lgekit.clip import detector
 
-    refuse_full(model_dir)
+    refuse_existing(model_dir)
     with replacing_folder(model_dir) as folder:
         names = detector.pull(repo, folder)
     typer.echo(f"{len(names)} files; use them with: lgekit predict {model_dir} SPEC OUT.csv")
@@ -374,9 +345,9 @@ def grid_run(
     typer.echo(result.to_string(index=False))
     left = result[result["state"] != "done"]
     if dry_run:
-        seconds = left["expected_seconds"].sum(skipna=False)
-        known = f"{seconds:.0f} s if each runs alone" if seconds >= 0 else "their time is not known"
-        typer.echo(f"{len(left)} of {len(result)} runs to go: {known}")
+        seconds = result["seconds"].mean()
+        known = f"finished runs took {seconds:.0f} s each" if seconds >= 0 else "none is finished"
+        typer.echo(f"{len(left)} of {len(result)} runs to go; {known}")
     raise typer.Exit(int(not dry_run and len(left) > 0))
 
 
@@ -401,17 +372,6 @@ def grid_report(file: GridYaml, folder: ReportFolder = Path("figures")) -> None:
 
     for path in report_grid(file, folder):
         typer.echo(path)
-
-
-@grid_app.command("clean")
-def grid_clean(file: GridYaml) -> None:
-    """Remove failed runs, and runs of other code, parameters or data."""
-    from lgekit.grid.run import outdated
-
-    folders = outdated(file)
-    typer.confirm(f"Remove {len(folders)} folders of runs?", abort=True)
-    for folder in folders:
-        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

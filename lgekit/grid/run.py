@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,7 +46,7 @@ class GridFile(pyd.BaseModel):
     seeds: list[Annotated[int, pyd.Strict(), pyd.Field(ge=0)]] = pyd.Field([0], min_length=1)
     folds: int | None = pyd.Field(None, ge=2)  # of a cross-validation
     axes: dict[str, Values] = {}  # parameter → values, combined with all others
-    timeout: float | None = pyd.Field(None, gt=0)  # seconds for a run
+    timeout: float | None = pyd.Field(None, gt=0)  # seconds for a cell
 
 
 @dataclass(frozen=True)
@@ -88,21 +87,11 @@ class Grid:
     runs: list[Run] = field(repr=False)
 
 
-class _Loader(yaml.CSafeLoader):
-    """Refuse a key that is given twice; YAML itself would keep the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        for key, count in Counter(str(key.value) for key, _ in node.value).items():
-            if count > 1:
-                raise yaml.constructor.ConstructorError(problem=f"{key!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
 def load_grid(file: str | Path) -> Grid:
     """Read a grid file, check everything its runs could fail on, and list its runs row by row."""
     file = Path(file).absolute()
     try:
-        spec = GridFile.model_validate(yaml.load(file.read_text("utf-8"), _Loader))
+        spec = GridFile.model_validate(yaml.safe_load(file.read_text("utf-8")))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         remedy = "See papermill_runs/grids/ for examples"
         raise InputError(file, f"cannot be read as YAML ({error})", remedy) from error
@@ -125,9 +114,9 @@ def _expand(file: Path, spec: GridFile, root: Path, folder: Path) -> list[Run]:
     axes: dict[str, list[Any]] = {"seed": spec.seeds, **spec.axes}
     if spec.folds:
         common, axes["fold"] = {**common, "folds": spec.folds}, list(range(spec.folds))
-    rows = {f"row {name}": changes for name, changes in spec.rows.items()}
-    for place, part in {"parameters": spec.parameters, **rows}.items():
-        for name in ({"out", CHANGES, *axes} | ({"folds"} if spec.folds else set())) & part.keys():
+    reserved = {"out", CHANGES, *axes, *(["folds"] if spec.folds else [])}
+    for place, part in {"parameters": spec.parameters, **spec.rows}.items():
+        for name in reserved & part.keys():
             remedy = "Remove it here: `seeds`, `folds`, `axes` and the names of settings set it"
             raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
     defaults = workbook.read_parameters(root / spec.notebook)
@@ -211,12 +200,11 @@ def cohort_files(spec: str, root: Path) -> list[tuple[str, int, int]]:
 
 def gpus() -> list[str]:
     """List the GPUs to use, as in ``CUDA_VISIBLE_DEVICES``."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        names = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-        return [name for name in names if name not in ("", "-1")]
     import torch
 
-    return [str(number) for number in range(torch.cuda.device_count())]
+    found = ",".join(map(str, range(torch.cuda.device_count())))
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", found).split(",")
+    return [name for name in names if name not in ("", "-1")]
 
 
 def run_grid(
@@ -235,7 +223,7 @@ def run_grid(
         scheduler: address of a running Dask scheduler (``tcp://…``) whose workers see the files. A
             run has as many threads as ``OMP_NUM_THREADS`` of its worker says.
         only, seeds: the rows and seeds to run; None: all.
-        dry_run: run nothing. The table then has ``expected_seconds``, the mean of finished runs.
+        dry_run: run nothing.
 
     Returns:
         `grid_status` of the chosen runs.
@@ -258,13 +246,11 @@ def run_grid(
         if missing := missing_path(cohort, grid.root):
             where = f"{grid.file}, cohort {cohort!r}"
             raise InputError(where, f"{missing} does not exist", "Correct the path")
-    if dry_run:
-        table = grid_status(grid)
-        return table.assign(expected_seconds=round(table["seconds"].mean(), 1))
     # By seed first: a grid that is stopped early has complete seeds rather than complete rows.
     # Within a seed, runs side by side are of different folds, so none waits for a shared result.
     todo = {run.id: run for run in grid.runs if not run.done}
-    if in_order := sorted(todo.values(), key=lambda run: run.axes["seed"]):
+    in_order = sorted(todo.values(), key=lambda run: run.axes["seed"])
+    if in_order and not dry_run:
         _run_all(replace(grid, runs=in_order), workers, scheduler, progress)
     return grid_status(grid)
 
@@ -396,16 +382,3 @@ def collect_predictions(file: str | Path, of: str = PREDICTIONS) -> pd.DataFrame
     everything = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     everything.to_csv(grid.folder / of, index=False)
     return everything
-
-
-def outdated(file: str | Path) -> list[Path]:
-    """List folders of runs that failed, were interrupted, or are of other code, settings or data.
-
-    Raises InputError while the grid is running.
-    """
-    grid = load_grid(file)
-    if busy := [path.name for path in grid.folder.glob(".locks/*") if is_locked(path)]:
-        remedy = "Wait for them, or end them and try again"
-        raise InputError(grid.folder, f"runs are in progress: {', '.join(busy)}", remedy)
-    done = {run.folder for run in grid.runs if run.done}
-    return sorted(set(grid.folder.glob("[0-9a-f]" * 16)) - done)

@@ -167,8 +167,7 @@ def test_the_command_writes_a_table(tmp_path):
     assert rows[0]["walls"] == "anteroseptal inferoseptal" and rows[1]["states"] == "no"
     shown = lgekit("reports", reports)
     assert "yes: 1" in shown.stdout and "'LGE: septal, mid-wall'" in shown.stdout
-    assert lgekit("reports", reports, table).returncode == 0  # a table of findings is replaced
-    refused("reports", reports, reports, mentions="exists and is not a table of findings")
+    refused("reports", reports, table, mentions="exists already")
     refused("reports", tmp_path / "none.csv", mentions="No such file")
     (tmp_path / "other.csv").write_text("text\nLGE\n", "utf-8")
     refused("reports", tmp_path / "other.csv", mentions="column 'report' is missing")
