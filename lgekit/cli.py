@@ -32,7 +32,6 @@ AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold fr
 PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set patience=10.")]
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
-OutFindings = Annotated[Path | None, argument(help="New table.", metavar="[OUT.csv]")]
 OutCsv = Annotated[Path, argument(help="New table.")]
 Beams = Annotated[int, option(min=1, help="Width of the captions' beam search; 1 is greedy.")]
 Predictions = Annotated[Path, argument(help="Table of `lgekit predict`, or held_out.csv.")]
@@ -128,29 +127,25 @@ def check(spec: Spec) -> None:
 
 
 @app.command()
-def reports(source: Source, out_csv: OutFindings = None) -> None:
+def reports(source: Source, out_csv: OutCsv) -> None:
     """Read what reports say of late enhancement: a table of findings with their sentences.
 
     Columns: study_id, states (yes, no or unsaid), walls, segments, levels, depth, transmurality,
-    no_reflow, aetiology, evidence. Without OUT.csv: counts, and some findings.
+    no_reflow, aetiology, evidence.
     Example: lgekit reports my_reports.csv findings.csv
     """
     import pandas as pd
 
     from lgekit.data.manifest import read_table
-    from lgekit.reports.tables import COLUMNS, findings_row, summary
+    from lgekit.reports.tables import COLUMNS, findings_row
 
-    if out_csv is not None:
-        refuse_existing(out_csv)
+    refuse_existing(out_csv)
     if Path(source).is_file() or (source.lower().endswith(".csv") and ":" not in source):
         rows = enumerate(read_table(Path(source), ("report",)), 1)
         texts = [(row.get("study_id") or str(number), row["report"]) for number, row in rows]
     else:
         studies = lk.read_cohort(source).studies
         texts = [(study["study_id"], study["report"]) for study in studies]
-    if out_csv is None:
-        typer.echo(summary(texts))
-        return
     table = pd.DataFrame([findings_row(*text) for text in texts], columns=COLUMNS)
     with replacing(out_csv) as part:
         table.to_csv(part, index=False)
@@ -211,11 +206,10 @@ def fit(
     refuse_existing(model_dir)
     studies = lk.read_cohort(spec)
     further = lk.pretraining_cohorts(studies, spec, pretrain_on)
-    typer.echo(lk.describe.report_sources(studies).capitalize() + ".")
+    typer.echo(lk.describe.cohort_summary(studies))
     if set(studies.manifest["report_source"]) == {"masks"}:
         typer.echo("No clinical reports: these are written from the masks, which is easier.")
-    masks = sum(study.label_map is not None for study in studies.studies)
-    sources = [f"{masks} masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
+    sources = ["masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
     typer.echo(f"Heart network: {', '.join(sources)}.")
     with lk.resumable(studies, settings, all_studies, *further) as checkpoints:
         options: Any = {"pretrain_on": further, "checkpoints": checkpoints}

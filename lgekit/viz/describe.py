@@ -15,7 +15,8 @@ def cohort_summary(cohort: Cohort) -> str:
     own_table = cohort.name.startswith(("manifest", "dicom"))
     if own_table and (table["patient_id"] == table["study_id"]).all():
         counts += " (each study counts as a patient: the column patient_id can group them)"
-    parts = [counts, report_sources(cohort)]
+    sources = table["report_source"].value_counts(sort=False).items()
+    parts = [counts, f"reports: {', '.join(f'{count} {name}' for name, count in sources)}"]
     reports = [study["report"] for study in cohort.studies if study["report"].strip()]
     if silent := sum(not states_enhancement(report) for report in reports):
         words = "of them do not say, in English, whether there is late enhancement"
@@ -29,12 +30,6 @@ def cohort_summary(cohort: Cohort) -> str:
     parts.append(f"masks of {len(masks)}" + undrawn * bool(masks and present and not drawn))
     splits = table["split"].value_counts().items()
     return "; ".join([*parts, ", ".join(f"{count} {split}" for split, count in splits)])
-
-
-def report_sources(cohort: Cohort) -> str:
-    """Count a cohort's reports by source."""
-    sources = cohort.manifest["report_source"].value_counts(sort=False)
-    return f"reports: {', '.join(f'{count} {name}' for name, count in sources.items())}"
 
 
 def positive_example(cohort: Cohort) -> Study:

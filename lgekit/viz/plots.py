@@ -174,7 +174,7 @@ def forest(table: pd.DataFrame, *statistics: str) -> Figure:
     return closed(figure)
 
 
-def wall_auc(table: pd.DataFrame) -> Figure:
+def wall_bars(table: pd.DataFrame) -> Figure:
     """AUC of each wall with its 95 % interval: columns ``wall, value, low, high``."""
     return forest(table.rename(columns={"wall": "row"}).assign(statistic="auc"), "auc")
 
@@ -269,30 +269,29 @@ def show_studies(
 
 
 def show_images(
-    images: Mapping[str, np.ndarray], columns: int = 4, cmap: str = "gray", unit: str = ""
+    images: Mapping[str, np.ndarray] | pd.DataFrame,
+    columns: int = 4,
+    cmap: str = "gray",
+    unit: str = "",
+    down: bool = False,
 ) -> Figure:
-    """Several images: caption → image, each on its own grey scale or, with a unit, all on one."""
-    height = max(image.shape[1] / image.shape[0] for image in images.values())
-    figure, axes = captioned(images, columns, height)
-    everything = np.concatenate([np.ravel(image) for image in images.values()])
-    for axis, image in zip(axes, images.values(), strict=False):
-        limits = np.nanpercentile(everything, [0, 100]) if unit else None
+    """Several images: caption → image, or a `pixel_table`; ``down``: column by column.
+
+    Each has its own grey scale; with a unit, all have one.
+    """
+    shown = images_from_table(images) if isinstance(images, pd.DataFrame) else dict(images)
+    if down:
+        names, rows = list(shown), len(shown) // columns
+        shown = {name: shown[name] for row in range(rows) for name in names[row::rows]}
+    height = max(image.shape[1] / image.shape[0] for image in shown.values())
+    figure, axes = captioned(shown, columns, height)
+    everything = np.concatenate([np.ravel(image) for image in shown.values()])
+    limits = np.nanpercentile(everything, [0, 100]) if unit else None
+    for axis, image in zip(axes, shown.values(), strict=False):
         drawn = _show(axis, image, cmap, limits)
     if unit:
         figure.colorbar(drawn, ax=axes, label=unit, shrink=0.8)
     return closed(figure)
-
-
-def saved_images(
-    table: pd.DataFrame, columns: int, cmap: str = "gray", unit: str = "", down: bool = False
-) -> Figure:
-    """Images of a `pixel_table`, as `show_images` draws them; ``down``: column by column."""
-    images = images_from_table(table)
-    names = list(images)
-    if down:
-        rows = len(names) // columns
-        names = [name for row in range(rows) for name in names[row::rows]]
-    return show_images({name: images[name] for name in names}, columns, cmap, unit)
 
 
 def captioned(
@@ -338,22 +337,12 @@ def slice_with_most_scar(study: Study) -> int:
 
 
 def pipeline(table: pd.DataFrame) -> Figure:
-    """The steps of the method on one study, from a `pixel_table`; the last is an occlusion map.
-
-    Images of the unrolled wall, three times as wide as high, are below one another on the right.
-    """
+    """The steps of the method on one study, from a `pixel_table`; the last is an occlusion map."""
     steps = images_from_table(table)
-    wide = [name for name, image in steps.items() if image.shape[0] >= 2.5 * image.shape[1]]
-    square = [name for name in steps if name not in wide]
-    layout = [[*square, name] for name in wide] or [square]
-    widths = [1.0] * len(square) + [2.8] * bool(wide)
-    size = (PAGE, 1.9 * len(wide) + 0.5 if wide else PAGE / len(square) + 0.9)
-    figure, axes = plt.subplot_mosaic(layout, figsize=size, width_ratios=widths)  # type: ignore
-    for number, (name, image) in enumerate(steps.items(), 1):
-        axis = axes[name]
-        drawn = _show(axis, image, "gray" if number < len(steps) else "cividis")
-        axis.set_title(textwrap.fill(f"{number}. {name}", 80 if name in wide else 28), fontsize=7)
-        if name in wide:
+    figure, axes = captioned([f"{n}. {name}" for n, name in enumerate(steps, 1)], 2, height=0.6)
+    for axis, (name, image) in zip(axes, steps.items(), strict=True):
+        drawn = _show(axis, image, "cividis" if name == list(steps)[-1] else "gray")
+        if image.shape[0] >= 2.5 * image.shape[1]:  # the wall, unrolled
             name_walls(axis, image)
     bar = figure.colorbar(drawn, ax=axis, location="bottom", shrink=0.6, aspect=30)
     bar.set_label("drop in score when occluded (logits)", fontsize=6)
