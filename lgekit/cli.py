@@ -45,7 +45,6 @@ Scheduler = Annotated[str | None, option(help="Address of a running Dask schedul
 Seeds = Annotated[list[int] | None, option(help="Only this seed; repeatable.")]
 DryRun = Annotated[bool, option("--dry-run", help="List the runs, run nothing.")]
 ReportFolder = Annotated[Path, argument(help="For figures and tables.")]
-Version = Annotated[bool, option("--version", help="Show the version.")]
 
 ABOUT = """Text-supervised scar detection in cardiac LGE MRI. Research and teaching only: not a
 medical device."""
@@ -77,13 +76,6 @@ def refuse_existing(target: Path) -> None:
     except OSError as error:
         remedy = "Make its folder first, or choose a place that you may write to"
         raise InputError(target, f"cannot be written ({error.strerror})", remedy) from error
-
-
-@app.callback(invoke_without_command=True, help=ABOUT)
-def version(show: Version = False) -> None:
-    if show:
-        typer.echo(f"lgekit {lk.__version__}")
-        raise typer.Exit
 
 
 @app.command()
@@ -347,7 +339,7 @@ def grid_run(
 
 @grid_app.command("status")
 def grid_status(file: GridYaml) -> None:
-    """Show which runs are done, running, failed (and where) or waiting."""
+    """Show which runs are done, running, failed or waiting; RUN_ID names the folder of a run."""
     from lgekit.grid import run
 
     typer.echo(run.grid_status(file).to_string(index=False))

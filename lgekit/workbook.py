@@ -106,11 +106,8 @@ def save_run(
     """Save the results of a notebook, in its last cell.
 
     The same numbers give the same bytes: floats have 6 significant digits, keys are sorted, NaN
-    and infinity become null. A run is complete when its ``metrics.json`` exists.
-
-    Args:
-        metrics: names → numbers (NumPy and torch too), strings, bools, None, or lists and dicts.
-        tables, further: tables or lists of dicts, saved as ``<name>.csv``, without the index.
+    and infinity become null; NumPy and torch are understood. Tables, or lists of dicts, are saved
+    as ``<name>.csv``, without the index. A run is complete when its ``metrics.json`` exists.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -281,13 +278,9 @@ class Session:
         folder.parent.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def of(self, notebook: str) -> Path:
-        """Return the results folder of another notebook of the same run."""
-        return self.out.parent / notebook
-
     def table(self, notebook: str, name: str) -> pd.DataFrame:
         """Read a table that another notebook of the same run saved."""
-        path = self.of(notebook) / f"{name}.csv"
+        path = self.out.parent / notebook / f"{name}.csv"
         if not path.exists():
             remedy = f"Run notebook {notebook} first, or `make workbook` for all."
             raise InputError(path, "does not exist", remedy)

@@ -261,7 +261,8 @@ def test_a_notebook_runs_and_its_widgets_answer(browser, lab, name):
 
 
 def test_the_apps_answer_without_code(browser, tmp_path):
-    lk.widgets.small_detector().save(tmp_path / "model")
+    small = lk.fit_detector(lk.phantom_cohort(40, seed=0), lk.size_settings("smoke"))
+    small.save(tmp_path / "model")
     lk.write_manifest(lk.phantom_cohort(studies=3, seed=5), tmp_path / "mine")
     own = {"MODEL_DIR": str(tmp_path / "model"), "COHORT": f"manifest:{tmp_path}/mine/manifest.csv"}
     (recipe,) = re.findall(r"\$\(BIN\)/(voila .*)", (ROOT / "Makefile").read_text())

@@ -147,8 +147,7 @@ def _checked_run(
     from lgekit.data.readers import parse_spec, pretraining_specs
 
     params = {name: given.get(name, default) for name, default in defaults.items() if name != "out"}
-    changed = {name: given[name] for name in sorted(given.keys() - defaults.keys())}
-    own = {name: value for name, value in params.items() if value != defaults[name]}
+    changed = {name: given[name] for name in given.keys() - defaults.keys()}
     cohorts = [str(params.get("cohort", ""))]
     try:
         cohorts += pretraining_specs(cohorts[0], params.get("pretrain_on", "none"), root)
@@ -156,15 +155,12 @@ def _checked_run(
             parse_spec(spec)
         if defaults.get("size") in SIZES:  # as in the workbook's notebooks
             preset = size_settings(params["size"])
-            named = {name: own[name] for name in FitSettings.model_fields.keys() & own.keys()}
-            preset.override(**named, **changed)
+            preset.override(**changed)
+            # Without words that change nothing, rows that say the same share a run.
+            real = {name for name, value in changed.items() if value != getattr(preset, name)}
+            params[CHANGES] = " ".join(f"{name}={changed[name]}" for name in sorted(real))
     except InputError as error:
         raise InputError(where, f"{error.where}: {error.problem}", error.remedy) from error
-    if changed:  # rows that say the same share a run
-        words = [
-            f"{name}={value}" for name, value in changed.items() if value != getattr(preset, name)
-        ]
-        params[CHANGES] = " ".join(words)
     return params, cohorts
 
 
@@ -198,15 +194,6 @@ def cohort_files(spec: str, root: Path) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def gpus() -> list[str]:
-    """List the GPUs to use, as in ``CUDA_VISIBLE_DEVICES``."""
-    import torch
-
-    found = ",".join(map(str, range(torch.cuda.device_count())))
-    names = os.environ.get("CUDA_VISIBLE_DEVICES", found).split(",")
-    return [name for name in names if name not in ("", "-1")]
-
-
 def run_grid(
     file: str | Path,
     workers: int | None = None,
@@ -218,15 +205,12 @@ def run_grid(
 ) -> pd.DataFrame:
     """Run what is not yet done. A failed run is recorded, and the next call tries it again.
 
+    ``only`` and ``seeds`` choose rows and seeds. Returns `grid_status` of the chosen runs.
+
     Args:
         workers: local processes; None: one per GPU, or else one per core if memory allows.
         scheduler: address of a running Dask scheduler (``tcp://…``) whose workers see the files. A
             run has as many threads as ``OMP_NUM_THREADS`` of its worker says.
-        only, seeds: the rows and seeds to run; None: all.
-        dry_run: run nothing.
-
-    Returns:
-        `grid_status` of the chosen runs.
 
     Raises:
         InputError: the file is faulty, the cohort is missing, or the scheduler does not answer.
@@ -258,10 +242,13 @@ def run_grid(
 def _run_all(grid: Grid, workers: int | None, scheduler: str | None, progress: bool) -> None:
     import dask
     import psutil
+    import torch
     from distributed import Client, as_completed
     from tqdm.auto import tqdm
 
-    version, devices, threads = notebook_version(grid.notebook), gpus(), 0
+    version, threads = notebook_version(grid.notebook), 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [*map(str, range(torch.cuda.device_count()))]
     options: dict[str, Any] = {"address": scheduler, "timeout": 10}
     if scheduler is None:
         in_memory = max(1, int(psutil.virtual_memory().available / BYTES_PER_RUN))
@@ -323,21 +310,19 @@ def grid_status(file: str | Path | Grid) -> pd.DataFrame:
 
     Returns:
         One row per run: ``row``, ``seed`` and further axes, ``run_id``, ``state`` (done, failed,
-        running, to do), ``seconds``, ``error``, and ``where``: the notebook, as far as it ran.
+        running, to do), ``seconds`` and ``error``. The notebook, as far as it ran, is
+        ``run.ipynb`` in the run's folder.
     """
     grid = file if isinstance(file, Grid) else load_grid(file)
     lines = []
     for run in grid.runs:
-        notebook = run.folder / workbook.NOTEBOOK
-        line = {"run_id": run.id, "state": "to do", "seconds": None, "error": "", "where": ""}
+        line = {"run_id": run.id, "state": "to do", "seconds": None, "error": ""}
         if is_locked(grid.folder / ".locks" / run.id):
             line["state"] = "running"
         elif run.done:
             line |= {"state": "done", "seconds": run.read(workbook.ENVIRONMENT).get("wall_seconds")}
         elif failure := run.read(workbook.ERROR):
             line |= {"state": "failed", "error": failure["error"]}
-        if notebook.exists():
-            line["where"] = notebook.relative_to(grid.root).as_posix()
         lines.append({**run.place, **line})
     return pd.DataFrame(lines).astype({"seconds": float})
 
@@ -361,7 +346,7 @@ def collect(file: str | Path) -> pd.DataFrame:
             commit = record["commit"][:12] + "+" * record["dirty"]
             metrics = {"commit": commit, "device": record["device"], **metrics}
         lines.append(metrics or {})
-    table = grid_status(grid).drop(columns=["seconds", "error", "where"])
+    table = grid_status(grid).drop(columns=["seconds", "error"])
     table = table.join(pd.json_normalize(lines), rsuffix="_metric")
     table.to_csv(grid.folder / TABLE, index=False)
     return table

@@ -38,11 +38,6 @@ TISSUE_COLOURS = {CAVITY: SKY, MYOCARDIUM: GREEN, SCAR: ORANGE, NO_REFLOW: PINK,
 COLUMN, PAGE = 3.4, 7.0
 FINE = 200  # dots per inch on screen for figures with many small images
 
-CURVES = {  # axis of a grid → label
-    "synthetic_per_real": "synthetic scars for each real study",
-    "train_studies": "studies with reports to train on",
-}
-
 
 def use_style() -> None:
     """Set the workbook's style for all figures that follow."""
@@ -179,9 +174,8 @@ def wall_bars(table: pd.DataFrame) -> Figure:
     return forest(table.rename(columns={"wall": "row"}).assign(statistic="auc"), "auc")
 
 
-def interval_curve(table: pd.DataFrame) -> Figure:
+def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
     """Balanced accuracy and AUC over an axis: a line per row, or one if rows are points."""
-    (axis_name,) = CURVES.keys() & table.columns
     one_line = table.groupby("row")[axis_name].nunique().max() == 1
     values = sorted(table[axis_name].unique())
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.4), sharey=True)
@@ -193,7 +187,7 @@ def interval_curve(table: pd.DataFrame) -> Figure:
             errors, name = whiskers(line), title_of(row)
             axis.errorbar(x, line["value"], yerr=errors, marker="o", capsize=2, label=name)
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        axis.set(xlabel=CURVES[axis_name], ylabel=title_of(statistic))
+        axis.set(xlabel=label, ylabel=title_of(statistic))
     if not one_line:
         axes[1].legend(frameon=False)
     return closed(figure)

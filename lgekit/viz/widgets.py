@@ -14,11 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lgekit.anatomy.frame import StandardizeShortAxis
-from lgekit.cache import FIT_ROOMS, code_version, compute_once, memory
 from lgekit.clip.detector import Detector
-from lgekit.clip.fit import fit_detector
-from lgekit.config import size_settings
-from lgekit.data.phantom import phantom_cohort
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Scar
 from lgekit.scars.transforms import AddScar
 from lgekit.study import Cohort, Study
@@ -26,18 +22,6 @@ from lgekit.viz import plots
 
 FRAME = StandardizeShortAxis(pixels=96)
 Drawing = tuple[Figure, str]
-
-
-def small_detector() -> Detector:
-    """Fit a detector to 40 phantoms at smoke size, and keep it in the cache.
-
-    It shows how the method works, not how well.
-    """
-    return compute_once(memory().cache(_small_detector), code_version(*FIT_ROOMS))
-
-
-def _small_detector(version: str) -> Detector:
-    return fit_detector(phantom_cohort(40, seed=0), size_settings("smoke"), progress=False)
 
 
 def _buttons(names: Sequence[str], pressed: str) -> dict[str, ipywidgets.ToggleButton]:

@@ -216,8 +216,7 @@ def test_a_grid_is_run_once_and_collected(project):
     assert list(status["state"]) == ["done", "failed", "failed", "done"]
     assert "ValueError: no luck with seed 0 in cell In [" in status["error"]["broken"]
     assert "the kernel died" in status["error"]["dead"]
-    assert all((project / path).name == "run.ipynb" for path in status["where"])
-    assert all((project / path).is_file() for path in status["where"])
+    assert all((folder / name / "run.ipynb").is_file() for name in status["run_id"])
     made = {path: path.stat().st_mtime_ns for path in project.rglob("metrics.json")}
     (project / "mended").touch()  # now the mode `raise` works
     assert list(run_grid(file, only=["full", "broken"], progress=False)["state"]) == ["done"] * 2

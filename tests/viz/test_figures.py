@@ -100,7 +100,7 @@ def test_unknown_figures_and_missing_data_are_named(tmp_path):
 def test_a_figure_of_a_run_names_its_cohort_and_can_be_redrawn(session, tmp_path):
     slices = pd.DataFrame({"study_id": [*"aabb"], "slice": [1, 2] * 2, "weight": 0.5})
     slices = slices.assign(attention=0.25, scar=[True, True, True, False])
-    save_run(session.of("05_clip_captioning"), {}, tables={"slices": slices})
+    save_run(session.out.parent / "05_clip_captioning", {}, tables={"slices": slices})
     folder = tmp_path / "figures"
     axes = figures.from_session("slice_weights", session, folder).axes
     assert "slice of b" in axes[1].get_xlabel()  # the study with both kinds of slices
