@@ -199,8 +199,6 @@ def fit(
     studies = lk.read_cohort(spec)
     further = lk.pretraining_cohorts(studies, spec, pretrain_on)
     typer.echo(lk.describe.cohort_summary(studies))
-    if set(studies.manifest["report_source"]) == {"masks"}:
-        typer.echo("No clinical reports: these are written from the masks, which is easier.")
     sources = ["masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
     typer.echo(f"Heart network: {', '.join(sources)}.")
     with lk.resumable(studies, settings, all_studies, *further) as checkpoints:

@@ -140,7 +140,7 @@ def load_metrics(folder: str | Path) -> dict[str, Any] | None:
 
 def environment_record(**run: Any) -> dict[str, Any]:
     """Record versions, commit and device after the given entries; without host or user."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     folder = Path(__file__).parent
     commit = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip()
     torch = sys.modules.get("torch")  # a notebook that did not import it ran on the CPU
@@ -149,8 +149,7 @@ def environment_record(**run: Any) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({os.cpu_count()} cores)",
-        "commit": commit.rstrip("+"),
-        "dirty": commit.endswith("+"),
+        "commit": commit,  # with "+" for uncommitted changes
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
@@ -326,7 +325,6 @@ def run_workbook(
     """Run the notebooks in order, and return the folder of their results.
 
     Args:
-        cohort: a SPEC; empty: the phantom of that size.
         only: names or numbers of notebooks, such as ``["05"]``; None: all.
         folder: for ``NN_name.ipynb`` and ``NN_name/``; None: ``papermill_runs/workbook/``.
         figures: for notebook 07; None: ``figures/``, or ``figures/<kind>/`` for a real cohort.

@@ -25,12 +25,10 @@ CURVES = {fig["table"]: name for name, fig in figures.FIGURES.items() if not fig
 def report_grid(file: str | Path, folder: Path) -> list[Path]:
     """Write tables and figures of a grid's finished runs; no data of single patients.
 
-    Returns:
-        The files: in ``tables/`` ``<grid>_runs.csv`` (one line per run, with commit and device),
-        ``_comparison.csv``, ``_claims.csv``, ``_table.md``, ``_table.tex``; ``_references.csv`` if
-        runs trained references; ``_places.csv`` (`lgekit.evaluation.scores.grid_places`) if all
-        runs are of one cohort whose files exist; the figures ``ablation_forest_<grid>`` and
-        curves over axes with at least three values.
+    Returns the files: in ``tables/`` ``<grid>_runs.csv`` (a line per run, with commit and device),
+    ``_comparison.csv``, ``_claims.csv``, ``_table.md``, ``_table.tex``; ``_references.csv`` if runs
+    trained references; ``_places.csv`` (`lgekit.evaluation.scores.grid_places`) if all runs are of
+    one cohort that exists; ``ablation_forest_<grid>``, and curves over axes with three values.
     """
     use_style()
     grid, runs, name, tables = load_grid(file), collect(file), Path(file).stem, folder / "tables"

@@ -308,10 +308,8 @@ def run_one(grid: Grid, version: str, threads: int, devices: list[str]) -> None:
 def grid_status(file: str | Path | Grid) -> pd.DataFrame:
     """Return the state of each run of a grid.
 
-    Returns:
-        One row per run: ``row``, ``seed`` and further axes, ``run_id``, ``state`` (done, failed,
-        running, to do), ``seconds`` and ``error``. The notebook, as far as it ran, is
-        ``run.ipynb`` in the run's folder.
+    One row per run: ``row``, ``seed`` and further axes, ``run_id``, ``state`` (done, failed,
+    running, to do), ``seconds`` and ``error``. Its folder has ``run.ipynb``, as far as it ran.
     """
     grid = file if isinstance(file, Grid) else load_grid(file)
     lines = []
@@ -330,10 +328,8 @@ def grid_status(file: str | Path | Grid) -> pd.DataFrame:
 def collect(file: str | Path) -> pd.DataFrame:
     """Put the metrics of all runs into one table, and save it (``table.csv`` in the grid's folder).
 
-    Returns:
-        One row per run: the axes, ``run_id``, ``state``, ``commit`` (with ``+`` for uncommitted
-        changes), ``device`` and the metrics, names of nested ones joined by dots. Runs that are not
-        done have missing metrics.
+    One row per run: the axes, ``run_id``, ``state``, ``commit`` (with ``+`` for uncommitted
+    changes), ``device`` and the metrics, which are missing for runs that are not done.
     """
     grid, lines = load_grid(file), []
     if not any(run.done for run in grid.runs):
@@ -343,8 +339,7 @@ def collect(file: str | Path) -> pd.DataFrame:
         metrics = workbook.load_metrics(run.folder)
         if metrics is not None:
             record = run.read(workbook.ENVIRONMENT)
-            commit = record["commit"][:12] + "+" * record["dirty"]
-            metrics = {"commit": commit, "device": record["device"], **metrics}
+            metrics = {"commit": record["commit"], "device": record["device"], **metrics}
         lines.append(metrics or {})
     table = grid_status(grid).drop(columns=["seconds", "error"])
     table = table.join(pd.json_normalize(lines), rsuffix="_metric")

@@ -122,16 +122,8 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
 
 def similarity_matrix(table: pd.DataFrame) -> Figure:
-    """Cosine similarity of studies and their texts, as a `pixel_table` of "before" and "after"."""
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 3.3), sharey=True)
-    for axis, (when, matrix) in zip(axes, images_from_table(table).items(), strict=True):
-        drawn = axis.imshow(matrix, cmap="cividis", vmin=-1, vmax=1)
-        names = range(1, len(matrix) + 1)
-        axis.set(title=f"{when} training", xlabel="text of study", ylabel="study")
-        axis.set(xticks=range(len(matrix)), xticklabels=names)
-        axis.set(yticks=range(len(matrix)), yticklabels=names)
-    figure.colorbar(drawn, ax=axes, label="cosine similarity", shrink=0.8)
-    return closed(figure)
+    """Cosine similarity of studies (columns) and their texts (rows), before and after training."""
+    return show_images(table, 2, "cividis", "cosine similarity")
 
 
 def roc(curves: pd.DataFrame) -> Figure:
@@ -294,7 +286,7 @@ def captioned(
     """Make axes for images below captions, at most a page wide, so that captions do not touch."""
     names = list(captions)
     rows, columns = -(-len(names) // columns), min(columns, len(names))
-    side = min(2.4, PAGE / columns)
+    side = min(2.6, PAGE / columns)
     size = (side * columns, (side * height + 0.35) * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, dpi=FINE, squeeze=False)
     font_size = 7 if side > 1.5 else 6

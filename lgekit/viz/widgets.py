@@ -26,16 +26,13 @@ Drawing = tuple[Figure, str]
 
 def _buttons(names: Sequence[str], pressed: str) -> dict[str, ipywidgets.ToggleButton]:
     """A button for each name; any number may be pressed, with the keyboard, too."""
-    narrow = ipywidgets.Layout(width="auto")
-    return {
-        name: ipywidgets.ToggleButton(name == pressed, description=name, layout=narrow)
-        for name in names
-    }
+    button, narrow = ipywidgets.ToggleButton, {"width": "auto"}
+    return {name: button(name == pressed, description=name, layout=narrow) for name in names}
 
 
 def _number(value: int, low: int, high: int, step: int, name: str) -> ipywidgets.BoundedIntText:
     """A number that the arrow keys change; the slider of ipywidgets has no accessible name."""
-    narrow = ipywidgets.Layout(width="12em")
+    narrow = {"width": "12em"}
     return ipywidgets.BoundedIntText(value, low, high, step, description=name, layout=narrow)
 
 
@@ -53,8 +50,8 @@ class Explorer(ipywidgets.VBox):
         for control in controls.values():
             control.observe(self.update, names="value")
         self.update()
-        in_rows = ipywidgets.Layout(flex_flow="row wrap")
-        super().__init__([ipywidgets.Box([*controls.values()], layout=in_rows), self.shown])
+        panel = ipywidgets.Box([*controls.values()], layout={"flex_flow": "row wrap"})
+        super().__init__([panel, self.shown])
 
     def update(self, change=None) -> None:
         """Draw again with the present values of the controls."""
@@ -134,7 +131,7 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
         words = f"“{html.escape(sentence)}” and {html.escape(name)}: {studies[index]:+.2f}"
         return figure, f"<div>{words}</div>"
 
-    wide = ipywidgets.Layout(width="36em", max_width="100%")
+    wide = {"width": "36em", "max_width": "100%"}
     sentence = "Late gadolinium enhancement in the inferior wall."
     controls = {
         "sentence": ipywidgets.Text(sentence, description="sentence", layout=wide),
