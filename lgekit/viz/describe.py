@@ -24,10 +24,9 @@ def cohort_summary(cohort: Cohort) -> str:
     scar = table["scar"]
     parts.append(f"scar in {scar.eq(True).sum()}, none in {scar.eq(False).sum()}")
     masks = [study.label_map for study in cohort.studies if study.label_map is not None]
-    drawn = any(np.isin(mask, SCARRED).any() for mask in masks)
-    present = scar.eq(True).any()
-    undrawn = ", none with scar outlined: presence of scar comes from the reports"
-    parts.append(f"masks of {len(masks)}" + undrawn * bool(masks and present and not drawn))
+    parts.append(f"masks of {len(masks)}")
+    if masks and scar.eq(True).any() and not any(np.isin(mask, SCARRED).any() for mask in masks):
+        parts[-1] += ", none with scar outlined: presence of scar comes from the reports"
     splits = table["split"].value_counts().items()
     return "; ".join([*parts, ", ".join(f"{count} {split}" for split, count in splits)])
 

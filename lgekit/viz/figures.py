@@ -68,11 +68,9 @@ def redraw(folder: Path) -> list[Path]:
         for name, caption in json.loads(captions.read_text("utf-8")).items():
             file = captions.with_name(f"{name}.csv")
             if not file.exists():
-                remedy = "Run the workbook: make workbook"
-                raise InputError(file, "the figure's data are missing", remedy)
+                raise InputError(file, "the figure's data are missing", "Run make workbook")
             table = pd.read_csv(file)
-            figure = draw(name, table)
-            made.append(plots.save_figure(figure, captions.parent, name, table, caption))
+            made.append(plots.save_figure(draw(name, table), file.parent, name, table, caption))
     if not made:
         raise InputError(folder, "contains no figure", "Run the workbook first: make workbook")
     return made

@@ -66,10 +66,7 @@ def _show(
 
 
 def bulls_eye(
-    values: Mapping[int, float],
-    title: str = "",
-    unit: str = "",
-    limits: tuple[float, float] | None = None,
+    values: Mapping[int, float], title: str = "", unit: str = "", limits: Any = None
 ) -> Figure:
     """The 17 AHA segments as a bull's-eye: base outside, anterior up, septum left.
 
