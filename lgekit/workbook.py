@@ -144,11 +144,11 @@ def environment_record(**run: Any) -> dict[str, Any]:
     folder = Path(__file__).parent
     commit = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip()
     torch = sys.modules.get("torch")  # a notebook that did not import it ran on the CPU
-    on_gpu = torch is not None and torch.cuda.is_available()
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else ""
     return run | {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if on_gpu else f"CPU ({os.cpu_count()} cores)",
+        "device": gpu or f"CPU ({os.cpu_count()} cores)",
         "commit": commit,  # with "+" for uncommitted changes
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
