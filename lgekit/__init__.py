@@ -7,8 +7,7 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-# The public names and the module of each. They are imported at first use, so that
-# `import lgekit` stays fast.
+# Module → public names, imported at first use, so that `import lgekit` stays fast.
 _NAMES = {
     "errors": "InputError",
     "study": "Study Cohort Landmarks",

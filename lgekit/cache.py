@@ -104,16 +104,13 @@ def locked(path: str | Path) -> Iterator[None]:
 
 def is_locked(path: str | Path) -> bool:
     """Tell whether a living process holds ``locked(path)``."""
-    import fcntl
+    from filelock import FileLock, Timeout
 
     try:
-        with open(path) as file:  # shared and read-only, so that two checks can coincide
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
+        with FileLock(path, timeout=0) if os.path.exists(path) else contextlib.nullcontext():
+            return False
+    except Timeout:
         return True
-    except FileNotFoundError:
-        return False
-    return False
 
 
 def compute_once(cached: Any, *args: Any, **kwargs: Any) -> Any:

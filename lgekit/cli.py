@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import tempfile
 import warnings
@@ -33,8 +32,7 @@ AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold fr
 PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set patience=10.")]
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
-OutFindings = Annotated[Path | None, argument(help="Table to write.", metavar="[OUT.csv]")]
-OutCsv = Annotated[Path, argument(help="Table to write.")]
+OutCsv = Annotated[Path, argument(help="New table.")]
 Beams = Annotated[int, option(min=1, help="Width of the captions' beam search; 1 is greedy.")]
 Predictions = Annotated[Path, argument(help="Table of `lgekit predict`, or held_out.csv.")]
 Split = Annotated[str, option(help="Only this split: train, validation or test.")]
@@ -47,7 +45,6 @@ Scheduler = Annotated[str | None, option(help="Address of a running Dask schedul
 Seeds = Annotated[list[int] | None, option(help="Only this seed; repeatable.")]
 DryRun = Annotated[bool, option("--dry-run", help="List the runs, run nothing.")]
 ReportFolder = Annotated[Path, argument(help="For figures and tables.")]
-Version = Annotated[bool, option("--version", help="Show the version.")]
 
 ABOUT = """Text-supervised scar detection in cardiac LGE MRI. Research and teaching only: not a
 medical device."""
@@ -70,38 +67,15 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def refuse_unwritable(target: Path) -> None:
-    """Raise InputError if a file or folder cannot be written."""
+def refuse_existing(target: Path) -> None:
+    """Raise InputError before long work if an output exists or cannot be written."""
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(target, "exists already", "Name another place, or remove this first")
     try:
         tempfile.TemporaryFile(dir=target.resolve().parent).close()
     except OSError as error:
         remedy = "Make its folder first, or choose a place that you may write to"
         raise InputError(target, f"cannot be written ({error.strerror})", remedy) from error
-
-
-def refuse_full(target: Path) -> None:
-    """Raise InputError before long work if a new folder cannot be written or holds something."""
-    refuse_unwritable(target)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        remedy = "Name a new folder, or empty this one"
-        raise InputError(target, "exists and is not an empty folder", remedy)
-
-
-def refuse_other_file(target: Path, kind: str, start: str) -> None:
-    """Raise InputError before long work if a table would replace a file of another kind."""
-    refuse_unwritable(target)
-    if target.exists():
-        found = target.open("rb").read(len(start)) if target.is_file() else b""
-        if found != start.encode() or target.resolve().name == "held_out.csv":
-            problem = f"exists and is not a table of {kind} that may be replaced"
-            raise InputError(target, problem, "Name another file")
-
-
-@app.callback(invoke_without_command=True, help=ABOUT)
-def version(show: Version = False) -> None:
-    if show:
-        typer.echo(f"lgekit {lk.__version__}")
-        raise typer.Exit
 
 
 @app.command()
@@ -110,7 +84,7 @@ def cohort(spec: Spec, out_dir: NewFolder) -> None:
 
     Example: lgekit cohort phantom:studies=20,seed=1 my_cohort
     """
-    refuse_full(out_dir)
+    refuse_existing(out_dir)
     studies = lk.read_cohort(spec)
     lk.write_manifest(studies, out_dir)
     typer.echo(f"{len(studies)} studies; read them with manifest:{out_dir}/manifest.csv")
@@ -139,38 +113,31 @@ def check(spec: Spec) -> None:
     if names := states.loc[states["report"] == "unsaid", "study_id"].tolist():
         typer.echo(f"unsaid: {', '.join(names[:20])}{', …' * (len(names) > 20)}")
     if states["mask"].notna().any():
-        table = agreement_table(states)
-        typer.echo("report says (row) / mask shows (column):")
-        counts = table.drop(columns="disagree")
-        typer.echo(counts.rename_axis(index=None, columns=None).to_string())
-        for word, names in table.loc[table["disagree"] > "", "disagree"].items():
-            typer.echo(f"report says {word}, mask shows the opposite: {names}")
+        typer.echo("report says (row) / mask shows (column); studies that disagree:")
+        table = agreement_table(states).rename_axis(index=None, columns=None)
+        typer.echo(table.to_string())
 
 
 @app.command()
-def reports(source: Source, out_csv: OutFindings = None) -> None:
+def reports(source: Source, out_csv: OutCsv) -> None:
     """Read what reports say of late enhancement: a table of findings with their sentences.
 
     Columns: study_id, states (yes, no or unsaid), walls, segments, levels, depth, transmurality,
-    no_reflow, aetiology, evidence. Without OUT.csv: counts, and some findings.
+    no_reflow, aetiology, evidence.
     Example: lgekit reports my_reports.csv findings.csv
     """
     import pandas as pd
 
     from lgekit.data.manifest import read_table
-    from lgekit.reports.tables import COLUMNS, findings_row, summary
+    from lgekit.reports.tables import COLUMNS, findings_row
 
-    if out_csv is not None:
-        refuse_other_file(out_csv, "findings", "study_id,states")
+    refuse_existing(out_csv)
     if Path(source).is_file() or (source.lower().endswith(".csv") and ":" not in source):
         rows = enumerate(read_table(Path(source), ("report",)), 1)
         texts = [(row.get("study_id") or str(number), row["report"]) for number, row in rows]
     else:
         studies = lk.read_cohort(source).studies
         texts = [(study["study_id"], study["report"]) for study in studies]
-    if out_csv is None:
-        typer.echo(summary(texts))
-        return
     table = pd.DataFrame([findings_row(*text) for text in texts], columns=COLUMNS)
     with replacing(out_csv) as part:
         table.to_csv(part, index=False)
@@ -191,7 +158,7 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     from lgekit.segmentation.train import locate_hearts, ready
 
     memory()  # fails now if the cache cannot be written
-    refuse_full(out_dir)
+    refuse_existing(out_dir)
     studies = lk.read_cohort(spec)
     if model is None and not all(map(ready, studies.studies)):
         typer.echo("Masks or insertion points are missing: training a heart network (see --model).")
@@ -232,14 +199,11 @@ def fit(
     settings = lk.size_settings(size, **{"seed": seed, **read_changes(changes or [])})
     memory()
     check_encoder(settings)
-    refuse_full(model_dir)
+    refuse_existing(model_dir)
     studies = lk.read_cohort(spec)
     further = lk.pretraining_cohorts(studies, spec, pretrain_on)
-    typer.echo(lk.describe.report_sources(studies).capitalize() + ".")
-    if set(studies.manifest["report_source"]) == {"masks"}:
-        typer.echo("No clinical reports: these are written from the masks, which is easier.")
-    masks = sum(study.label_map is not None for study in studies.studies)
-    sources = [f"{masks} masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
+    typer.echo(lk.describe.cohort_summary(studies))
+    sources = ["masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
     typer.echo(f"Heart network: {', '.join(sources)}.")
     with lk.resumable(studies, settings, all_studies, *further) as checkpoints:
         options: Any = {"pretrain_on": further, "checkpoints": checkpoints}
@@ -259,7 +223,7 @@ def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 
     unseen. The decision is p_lge > 0.5.
     Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
-    refuse_other_file(out_csv, "predictions", "study_id,p_lge")
+    refuse_existing(out_csv)
     memory()
     model = lk.Detector.load(model_dir)
     if model.settings.masks == "true" and model.settings.orientation != "none":
@@ -284,15 +248,10 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
     """
     from lgekit.evaluation.scores import in_both
 
-    whole = lk.read_cohort(spec)
-    of_split = whole.split(split).manifest["study_id"] if split else None
-    table, studies = in_both(predictions, whole)
-    if of_split is not None:
-        table = table[table["study_id"].isin(set(of_split))]
-        if not len(table):
-            remedy = "Predict the studies of that split, or name another one"
-            raise InputError(predictions, f"contains no study of the split {split!r}", remedy)
-        studies = studies.subset(table["study_id"])
+    table, studies = in_both(predictions, lk.read_cohort(spec))
+    if split:
+        studies = studies.split(split)
+        table = table[table["study_id"].isin(studies.manifest["study_id"])]
     splits = set(studies.manifest["split"])
     if predictions.name != "held_out.csv" and len(splits) > 1 and "train" in splits:
         together = "studies of the splits train and test are scored together"
@@ -300,13 +259,9 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
         warnings.warn(f"{together}: {remedy}", stacklevel=1)
     typer.echo(f"{len(table)} predictions; {lk.describe.cohort_summary(studies)}")
     scores = lk.score_table(table, studies)
-    notes, shown = scores.attrs["notes"], scores.dropna(subset="value")
-    fixed = shown.index[shown["low"] == shown["high"]]
-    if len(fixed) or shown["low"].isna().any():
-        shown.loc[fixed, ["low", "high"]] = float("nan")
-        notes.append("no interval where all resamples agree: there are too few studies for one")
+    shown = scores.dropna(subset="value")
     typer.echo(shown.to_string(float_format="{:.2f}".format, na_rep=""))
-    for note in notes:
+    for note in scores.attrs["notes"]:
         typer.echo(note, err=True)
 
 
@@ -332,7 +287,7 @@ def pull(repo: Repo, model_dir: NewFolder) -> None:
     """
     from lgekit.clip import detector
 
-    refuse_full(model_dir)
+    refuse_existing(model_dir)
     with replacing_folder(model_dir) as folder:
         names = detector.pull(repo, folder)
     typer.echo(f"{len(names)} files; use them with: lgekit predict {model_dir} SPEC OUT.csv")
@@ -378,15 +333,15 @@ def grid_run(
     typer.echo(result.to_string(index=False))
     left = result[result["state"] != "done"]
     if dry_run:
-        seconds = left["expected_seconds"].sum(skipna=False)
-        known = f"{seconds:.0f} s if each runs alone" if seconds >= 0 else "their time is not known"
-        typer.echo(f"{len(left)} of {len(result)} runs to go: {known}")
+        seconds = result["seconds"].mean()
+        known = f"finished runs took {seconds:.0f} s each" if seconds >= 0 else "none is finished"
+        typer.echo(f"{len(left)} of {len(result)} runs to go; {known}")
     raise typer.Exit(int(not dry_run and len(left) > 0))
 
 
 @grid_app.command("status")
 def grid_status(file: GridYaml) -> None:
-    """Show which runs are done, running, failed (and where) or waiting."""
+    """Show which runs are done, running, failed or waiting; RUN_ID names the folder of a run."""
     from lgekit.grid import run
 
     typer.echo(run.grid_status(file).to_string(index=False))
@@ -405,17 +360,6 @@ def grid_report(file: GridYaml, folder: ReportFolder = Path("figures")) -> None:
 
     for path in report_grid(file, folder):
         typer.echo(path)
-
-
-@grid_app.command("clean")
-def grid_clean(file: GridYaml) -> None:
-    """Remove failed runs, and runs of other code, parameters or data."""
-    from lgekit.grid.run import outdated
-
-    folders = outdated(file)
-    typer.confirm(f"Remove {len(folders)} folders of runs?", abort=True)
-    for folder in folders:
-        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +40,6 @@ STUDIES = {"smoke": 40, "laptop": 300, "paper": 965}  # of the phantom; 965 as i
 
 METRICS, PARAMS, NOTEBOOK = "metrics.json", "params.json", "run.ipynb"
 ENVIRONMENT, ERROR = "environment.json", "error.json"
-LOG = "kernel.log"  # what the kernel itself printed, such as a segmentation fault
 PACKAGES = """lgekit numpy scipy pandas scikit-learn torch torchio timm open_clip_torch
     transformers tokenizers segmentation_models_pytorch papermill distributed""".split()
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
@@ -108,11 +106,8 @@ def save_run(
     """Save the results of a notebook, in its last cell.
 
     The same numbers give the same bytes: floats have 6 significant digits, keys are sorted, NaN
-    and infinity become null. A run is complete when its ``metrics.json`` exists.
-
-    Args:
-        metrics: names → numbers (NumPy and torch too), strings, bools, None, or lists and dicts.
-        tables, further: tables or lists of dicts, saved as ``<name>.csv``, without the index.
+    and infinity become null; NumPy and torch are understood. Tables, or lists of dicts, are saved
+    as ``<name>.csv``, without the index. A run is complete when its ``metrics.json`` exists.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,23 +140,16 @@ def load_metrics(folder: str | Path) -> dict[str, Any] | None:
 
 def environment_record(**run: Any) -> dict[str, Any]:
     """Record versions, commit and device after the given entries; without host or user."""
-    try:
-        command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+"]
-        folder = Path(__file__).parent
-        commit = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip()
-    except OSError:
-        commit = ""
+    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
+    folder = Path(__file__).parent
+    commit = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip()
     torch = sys.modules.get("torch")  # a notebook that did not import it ran on the CPU
-    device = f"CPU ({os.cpu_count()} cores)"
-    if torch is not None and torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else ""
     return run | {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": device,
-        "threads": os.environ.get("OMP_NUM_THREADS", ""),
-        "commit": commit.rstrip("+"),
-        "dirty": commit.endswith("+"),
+        "device": gpu or f"CPU ({os.cpu_count()} cores)",
+        "commit": commit,  # with "+" for uncommitted changes
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
@@ -179,13 +167,13 @@ def run_notebook(
     """Run a notebook with Papermill, and return its metrics.
 
     The notebook has a parameter ``out: str = ""``, and its last cell calls `save_run`. ``folder``
-    is emptied first; processes that run into the same folder wait for each other. The whole run may
+    is emptied first; processes that run into the same folder wait for each other. Each cell may
     take ``timeout`` seconds. ``root`` is the kernel's folder.
 
     Raises:
         InputError: unknown or mistyped parameters, or a folder with other files.
-        RunError: the notebook raised an error, its kernel died, or the time ran out. The folder
-            keeps the notebook, what its kernel printed (``kernel.log``), and ``error.json``.
+        RunError: the notebook raised an error, its kernel died, or a cell took too long. The folder
+            keeps the notebook and ``error.json``.
     """
     notebook, folder = Path(notebook), Path(folder).absolute()
     defaults = read_parameters(notebook)
@@ -198,19 +186,15 @@ def run_notebook(
             return done
         shutil.rmtree(folder, ignore_errors=True)
         _write_json(folder / PARAMS, {k: v for k, v in (defaults | params).items() if k != "out"})
-        started = datetime.now(UTC)
+        started = time.monotonic()
         try:
             _execute(notebook, folder, params, timeout, progress, root)
-            if not (folder / METRICS).is_file():
-                remedy = "let its last cell call save_run(out, metrics)"
-                raise RunError(f"the notebook wrote no {METRICS}: {remedy}")
         except Exception as error:
             kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
             record_failure(folder, f"{kind}{error}", traceback.format_exc())
             raise RunError(f"{notebook.name} in {folder.name}: {kind}{error}") from error
         record = json.loads((folder / ENVIRONMENT).read_text("utf-8"))
-        record["started"] = started.isoformat(timespec="seconds")
-        record["wall_seconds"] = round((datetime.now(UTC) - started).total_seconds(), 2)
+        record["wall_seconds"] = round(time.monotonic() - started, 2)
         _write_json(folder / ENVIRONMENT, record)
     return load_metrics(folder) or {}
 
@@ -223,58 +207,36 @@ def record_failure(folder: Path, message: str, trace: str = "") -> None:
 
 def _execute(notebook, folder, params, timeout, progress, root) -> None:
     import papermill
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # our errors repeat its messages
-    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-    quiet = {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # no warning about frozen modules
-    deadline = time.monotonic() + (timeout or 1e8)
-
-    class ThisInterpreter(AsyncKernelManager):
-        kernel_spec = KernelSpec(argv=command, language="python", env=quiet)
-
-        async def start_kernel(self, **options):
-            with (folder / LOG).open("wb") as log:
-                await super().start_kernel(stdout=log, stderr=log, **options)
-
-    output, problem = folder / NOTEBOOK, "the kernel died (out of memory?)"
     # Kernels that start together can choose the same network port, so they use files instead.
     with tempfile.TemporaryDirectory(prefix="lgekit-") as sockets:
         channels = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
+        paths = (str(path) for path in (notebook, folder / NOTEBOOK))
         try:
             papermill.execute_notebook(
-                *[str(path).replace("{", "{{").replace("}", "}}") for path in (notebook, output)],
+                *[path.replace("{", "{{").replace("}", "}}") for path in paths],
                 parameters=params,
                 kernel_name="python3",
                 language="python",
                 progress_bar={"desc": notebook.stem} if progress else False,
                 start_timeout=180,
-                kernel_manager_class=ThisInterpreter,
+                execution_timeout=timeout,
                 config=Config(ConnectionFileMixin=channels),
                 resources={"metadata": {"path": str(root)}},
-                timeout_func=lambda cell: max(0.1, deadline - time.monotonic()),
             )
-        except CellTimeoutError:
-            problem = f"longer than the {timeout:g} s allowed"
         except papermill.PapermillExecutionError as error:
-            problem = f"{error.ename}: {error.evalue}"
+            message = f"{error.ename}: {error.evalue} in cell In [{error.exec_count}]"
+            raise RunError(message) from error
+        except CellTimeoutError as error:
+            raise RunError(f"a cell took longer than the {timeout:g} s allowed") from error
         except DeadKernelError:
-            pass
-    # Papermill reports no error for some killed kernels.
-    if cell := _unfinished_cell(output):
-        raise RunError(f"{problem} in {cell}")
-
-
-def _unfinished_cell(notebook: Path) -> str:
-    """Name the first code cell that did not run to its end, such as ``cell In [3]``."""
-    for number, cell in enumerate(read_code(notebook) if notebook.exists() else [], 1):
-        raised = any(output["output_type"] == "error" for output in cell["outputs"])
-        if raised or "shell.execute_reply" not in cell["metadata"].get("execution", {}):
-            return f"cell In [{number}] (`{cell['source'].splitlines()[0]}`)"
-    return ""
+            pass  # Papermill does not notice every dead kernel
+    if not (folder / METRICS).is_file():
+        reasons = "the kernel died (out of memory?), or the last cell does not call save_run"
+        raise RunError(f"the notebook wrote no {METRICS}: {reasons}")
 
 
 def project_root() -> Path:
@@ -315,13 +277,9 @@ class Session:
         folder.parent.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def of(self, notebook: str) -> Path:
-        """Return the results folder of another notebook of the same run."""
-        return self.out.parent / notebook
-
     def table(self, notebook: str, name: str) -> pd.DataFrame:
         """Read a table that another notebook of the same run saved."""
-        path = self.of(notebook) / f"{name}.csv"
+        path = self.out.parent / notebook / f"{name}.csv"
         if not path.exists():
             remedy = f"Run notebook {notebook} first, or `make workbook` for all."
             raise InputError(path, "does not exist", remedy)
@@ -367,7 +325,6 @@ def run_workbook(
     """Run the notebooks in order, and return the folder of their results.
 
     Args:
-        cohort: a SPEC; empty: the phantom of that size.
         only: names or numbers of notebooks, such as ``["05"]``; None: all.
         folder: for ``NN_name.ipynb`` and ``NN_name/``; None: ``papermill_runs/workbook/``.
         figures: for notebook 07; None: ``figures/``, or ``figures/<kind>/`` for a real cohort.

@@ -139,7 +139,7 @@ def test_score_of_a_split_and_of_tables_that_do_not_fit(written, spec, model, tm
     assert "4 predictions" in done.stdout and "--split" not in done.stderr
     tested = lk.read_cohort(spec).split("test").manifest["study_id"]
     held_out[~held_out["study_id"].isin(tested)].to_csv(table, index=False)
-    refused("score", table, spec, "--split", "test", mentions="no study of the split 'test'")
+    refused("score", table, spec, "--split", "test", mentions="split 'test' has no studies")
     pd.concat([held_out, held_out]).to_csv(table, index=False)
     refused("score", table, spec, mentions="two rows")
     held_out.loc[0, "study_id"] = "elsewhere"
@@ -168,8 +168,8 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     refused("check", "mine/manifest.csv", mentions="manifest:mine/manifest.csv")
     refused("cohort", "phantom:stduies=3", out, mentions="stduies")
     refused("cohort", f"manifest:{tmp_path}/no.csv", out, mentions="no.csv")
-    refused("cohort", SMALL, written, mentions="not an empty folder")
-    refused("fit", SMALL, written, mentions="not an empty folder")
+    refused("cohort", SMALL, written, mentions="exists already")
+    refused("fit", SMALL, written, mentions="exists already")
     refused("fit", SMALL, out, "--size", "huge", mentions="huge")
     for setting in ("patience", "patiense=3", "patience=-3", "encoder=resnet999"):
         refused("fit", SMALL, out, "--set", setting, mentions=setting.split("=")[0])
@@ -180,16 +180,11 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_predictions_never_replace_what_is_not_a_table_of_predictions(tmp_path, monkeypatch):
+def test_a_table_replaces_no_file(tmp_path, monkeypatch):
     monkeypatch.setattr(Detector, "load", long_work)
-    files = {"manifest.csv": "study_id,image\n", "held_out.csv": "study_id,p_lge\n", "s0.nii": "\0"}
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    (tmp_path / "link.csv").symlink_to(tmp_path / "held_out.csv")
-    for name in (*files, "link.csv", "."):
-        problem = "exists and is not a table of predictions"
-        refused("predict", tmp_path, SMALL, tmp_path / name, mentions=problem)
-    assert {name: (tmp_path / name).read_text() for name in files} == files
+    (tmp_path / "manifest.csv").write_text("study_id,image\n")
+    for command in ("predict", tmp_path, SMALL), ("reports", tmp_path / "manifest.csv"):
+        refused(*command, tmp_path / "manifest.csv", mentions="manifest.csv: exists already")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="not even root can write in /proc")

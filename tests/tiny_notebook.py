@@ -15,7 +15,7 @@ out: str = ""  # folder of the results"""
 
 WORK = """import os, random, time
 if mode == "raise" and not os.path.exists("mended"): raise ValueError(f"no luck with seed {seed}")
-if mode == "exit": open(os.path.join(out, "metrics.json"), "w").write("{}"); os._exit(9)
+if mode == "exit": os._exit(9)
 if mode == "sleep": time.sleep(60)
 value = random.Random(f"{seed} {width} {shift} {fold}").random() + 10 * shift"""
 

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pandas as pd
+import yaml
 
 from lgekit.config import SIZES
 from lgekit.data.readers import missing_path, read_cohort
@@ -24,12 +25,10 @@ CURVES = {fig["table"]: name for name, fig in figures.FIGURES.items() if not fig
 def report_grid(file: str | Path, folder: Path) -> list[Path]:
     """Write tables and figures of a grid's finished runs; no data of single patients.
 
-    Returns:
-        The files: in ``tables/`` ``<grid>_runs.csv`` (one line per run, with commit and device),
-        ``_comparison.csv``, ``_claims.csv``, ``_table.md``, ``_table.tex``; ``_references.csv`` if
-        runs trained references; ``_places.csv`` (`lgekit.evaluation.scores.grid_places`) if all
-        runs are of one cohort whose files exist; the figures ``ablation_forest_<grid>`` and
-        curves over axes with at least three values.
+    Returns the files: in ``tables/`` ``<grid>_runs.csv`` (a line per run, with commit and device),
+    ``_comparison.csv``, ``_claims.csv``, ``_table.md``, ``_table.tex``; ``_references.csv`` if runs
+    trained references; ``_places.csv`` (`lgekit.evaluation.scores.grid_places`) if all runs are of
+    one cohort that exists; ``ablation_forest_<grid>``, and curves over axes with three values.
     """
     use_style()
     grid, runs, name, tables = load_grid(file), collect(file), Path(file).stem, folder / "tables"
@@ -60,14 +59,14 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
     source = f"Grid {name}: {figures.provenance(runs, last)}.{at}"
     made.append(figures.make_figure(f"ablation_forest_{name}", comparison, folder, source))
     for axis, figure in CURVES.items():
-        shown, ratios = last_point(predictions, but=axis), None
+        shown, of_runs = last_point(predictions, but=axis), runs
         if axis == "synthetic_per_real" and axis not in shown:
             ratios = synthetic_ratios(grid)
-            shown = shown[shown["row"].isin(ratios)]
+            of_runs, shown = (part[part["row"].isin(ratios)] for part in (runs, shown))
             shown = shown.assign(**{axis: shown["row"].map(ratios)})
         if axis in shown and shown[axis].nunique() > 2:
             curve = curve_table(shown, runs, axis)
-            source = f"Grid {name}: {figures.provenance(runs, shown, ratios)}."
+            source = f"Grid {name}: {figures.provenance(of_runs, shown)}."
             figure = figure if figure == name else f"{figure}_{name}"
             made.append(figures.make_figure(figure, curve, folder, source))
     return made
@@ -134,12 +133,12 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str) -> pd.
 
 
 def synthetic_ratios(grid: Grid) -> dict[str, float]:
-    """Map rows that differ from the reference only in synthetic scars per real study to it."""
-    of_row, ratios = {}, {}
-    for run in grid.runs:
-        others = {**run.params, "compare_with": ""}  # trains references only
-        ratio = others.pop("synthetic_per_real", 0)
-        ratios[run.row] = SIZES[others["size"]].synthetic_per_real if ratio < 0 else ratio
-        of_row[run.row] = others
-    reference = of_row[reference_row(of_row)]
-    return {row: ratio for row, ratio in ratios.items() if of_row[row] == reference}
+    """Map rows that change nothing, or only the synthetic scars per real study, to this number."""
+    content = yaml.safe_load(grid.file.read_text("utf-8"))
+    common = SIZES[grid.runs[0].params["size"]].model_dump() | content.get("parameters", {})
+    ratios = {}
+    for row, changes in content["rows"].items():
+        changed = (changes or {}).keys() - {"compare_with"}  # which trains references only
+        if changed <= {"synthetic_per_real"}:
+            ratios[str(row)] = {**common, **(changes or {})}["synthetic_per_real"]
+    return ratios

@@ -10,7 +10,6 @@ import itertools
 import json
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -47,7 +46,7 @@ class GridFile(pyd.BaseModel):
     seeds: list[Annotated[int, pyd.Strict(), pyd.Field(ge=0)]] = pyd.Field([0], min_length=1)
     folds: int | None = pyd.Field(None, ge=2)  # of a cross-validation
     axes: dict[str, Values] = {}  # parameter → values, combined with all others
-    timeout: float | None = pyd.Field(None, gt=0)  # seconds for a run
+    timeout: float | None = pyd.Field(None, gt=0)  # seconds for a cell
 
 
 @dataclass(frozen=True)
@@ -88,21 +87,11 @@ class Grid:
     runs: list[Run] = field(repr=False)
 
 
-class _Loader(yaml.CSafeLoader):
-    """Refuse a key that is given twice; YAML itself would keep the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        for key, count in Counter(str(key.value) for key, _ in node.value).items():
-            if count > 1:
-                raise yaml.constructor.ConstructorError(problem=f"{key!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
 def load_grid(file: str | Path) -> Grid:
     """Read a grid file, check everything its runs could fail on, and list its runs row by row."""
     file = Path(file).absolute()
     try:
-        spec = GridFile.model_validate(yaml.load(file.read_text("utf-8"), _Loader))
+        spec = GridFile.model_validate(yaml.safe_load(file.read_text("utf-8")))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         remedy = "See papermill_runs/grids/ for examples"
         raise InputError(file, f"cannot be read as YAML ({error})", remedy) from error
@@ -125,9 +114,9 @@ def _expand(file: Path, spec: GridFile, root: Path, folder: Path) -> list[Run]:
     axes: dict[str, list[Any]] = {"seed": spec.seeds, **spec.axes}
     if spec.folds:
         common, axes["fold"] = {**common, "folds": spec.folds}, list(range(spec.folds))
-    rows = {f"row {name}": changes for name, changes in spec.rows.items()}
-    for place, part in {"parameters": spec.parameters, **rows}.items():
-        for name in ({"out", CHANGES, *axes} | ({"folds"} if spec.folds else set())) & part.keys():
+    reserved = {"out", CHANGES, *axes, *(["folds"] if spec.folds else [])}
+    for place, part in {"parameters": spec.parameters, **spec.rows}.items():
+        for name in reserved & part.keys():
             remedy = "Remove it here: `seeds`, `folds`, `axes` and the names of settings set it"
             raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
     defaults = workbook.read_parameters(root / spec.notebook)
@@ -158,8 +147,7 @@ def _checked_run(
     from lgekit.data.readers import parse_spec, pretraining_specs
 
     params = {name: given.get(name, default) for name, default in defaults.items() if name != "out"}
-    changed = {name: given[name] for name in sorted(given.keys() - defaults.keys())}
-    own = {name: value for name, value in params.items() if value != defaults[name]}
+    changed = {name: given[name] for name in given.keys() - defaults.keys()}
     cohorts = [str(params.get("cohort", ""))]
     try:
         cohorts += pretraining_specs(cohorts[0], params.get("pretrain_on", "none"), root)
@@ -167,15 +155,12 @@ def _checked_run(
             parse_spec(spec)
         if defaults.get("size") in SIZES:  # as in the workbook's notebooks
             preset = size_settings(params["size"])
-            named = {name: own[name] for name in FitSettings.model_fields.keys() & own.keys()}
-            preset.override(**named, **changed)
+            preset.override(**changed)
+            # Without words that change nothing, rows that say the same share a run.
+            real = {name for name, value in changed.items() if value != getattr(preset, name)}
+            params[CHANGES] = " ".join(f"{name}={changed[name]}" for name in sorted(real))
     except InputError as error:
         raise InputError(where, f"{error.where}: {error.problem}", error.remedy) from error
-    if changed:  # rows that say the same share a run
-        words = [
-            f"{name}={value}" for name, value in changed.items() if value != getattr(preset, name)
-        ]
-        params[CHANGES] = " ".join(words)
     return params, cohorts
 
 
@@ -209,16 +194,6 @@ def cohort_files(spec: str, root: Path) -> list[tuple[str, int, int]]:
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 
-def gpus() -> list[str]:
-    """List the GPUs to use, as in ``CUDA_VISIBLE_DEVICES``."""
-    if "CUDA_VISIBLE_DEVICES" in os.environ:
-        names = os.environ["CUDA_VISIBLE_DEVICES"].split(",")
-        return [name for name in names if name not in ("", "-1")]
-    import torch
-
-    return [str(number) for number in range(torch.cuda.device_count())]
-
-
 def run_grid(
     file: str | Path,
     workers: int | None = None,
@@ -230,15 +205,12 @@ def run_grid(
 ) -> pd.DataFrame:
     """Run what is not yet done. A failed run is recorded, and the next call tries it again.
 
+    ``only`` and ``seeds`` choose rows and seeds. Returns `grid_status` of the chosen runs.
+
     Args:
         workers: local processes; None: one per GPU, or else one per core if memory allows.
         scheduler: address of a running Dask scheduler (``tcp://…``) whose workers see the files. A
             run has as many threads as ``OMP_NUM_THREADS`` of its worker says.
-        only, seeds: the rows and seeds to run; None: all.
-        dry_run: run nothing. The table then has ``expected_seconds``, the mean of finished runs.
-
-    Returns:
-        `grid_status` of the chosen runs.
 
     Raises:
         InputError: the file is faulty, the cohort is missing, or the scheduler does not answer.
@@ -258,13 +230,11 @@ def run_grid(
         if missing := missing_path(cohort, grid.root):
             where = f"{grid.file}, cohort {cohort!r}"
             raise InputError(where, f"{missing} does not exist", "Correct the path")
-    if dry_run:
-        table = grid_status(grid)
-        return table.assign(expected_seconds=round(table["seconds"].mean(), 1))
     # By seed first: a grid that is stopped early has complete seeds rather than complete rows.
     # Within a seed, runs side by side are of different folds, so none waits for a shared result.
     todo = {run.id: run for run in grid.runs if not run.done}
-    if in_order := sorted(todo.values(), key=lambda run: run.axes["seed"]):
+    in_order = sorted(todo.values(), key=lambda run: run.axes["seed"])
+    if in_order and not dry_run:
         _run_all(replace(grid, runs=in_order), workers, scheduler, progress)
     return grid_status(grid)
 
@@ -272,10 +242,13 @@ def run_grid(
 def _run_all(grid: Grid, workers: int | None, scheduler: str | None, progress: bool) -> None:
     import dask
     import psutil
+    import torch
     from distributed import Client, as_completed
     from tqdm.auto import tqdm
 
-    version, devices, threads = notebook_version(grid.notebook), gpus(), 0
+    version, threads = notebook_version(grid.notebook), 0
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [*map(str, range(torch.cuda.device_count()))]
     options: dict[str, Any] = {"address": scheduler, "timeout": 10}
     if scheduler is None:
         in_memory = max(1, int(psutil.virtual_memory().available / BYTES_PER_RUN))
@@ -335,23 +308,19 @@ def run_one(grid: Grid, version: str, threads: int, devices: list[str]) -> None:
 def grid_status(file: str | Path | Grid) -> pd.DataFrame:
     """Return the state of each run of a grid.
 
-    Returns:
-        One row per run: ``row``, ``seed`` and further axes, ``run_id``, ``state`` (done, failed,
-        running, to do), ``seconds``, ``error``, and ``where``: the notebook, as far as it ran.
+    One row per run: ``row``, ``seed`` and further axes, ``run_id``, ``state`` (done, failed,
+    running, to do), ``seconds`` and ``error``. Its folder has ``run.ipynb``, as far as it ran.
     """
     grid = file if isinstance(file, Grid) else load_grid(file)
     lines = []
     for run in grid.runs:
-        notebook = run.folder / workbook.NOTEBOOK
-        line = {"run_id": run.id, "state": "to do", "seconds": None, "error": "", "where": ""}
+        line = {"run_id": run.id, "state": "to do", "seconds": None, "error": ""}
         if is_locked(grid.folder / ".locks" / run.id):
             line["state"] = "running"
         elif run.done:
             line |= {"state": "done", "seconds": run.read(workbook.ENVIRONMENT).get("wall_seconds")}
         elif failure := run.read(workbook.ERROR):
             line |= {"state": "failed", "error": failure["error"]}
-        if notebook.exists():
-            line["where"] = notebook.relative_to(grid.root).as_posix()
         lines.append({**run.place, **line})
     return pd.DataFrame(lines).astype({"seconds": float})
 
@@ -359,10 +328,8 @@ def grid_status(file: str | Path | Grid) -> pd.DataFrame:
 def collect(file: str | Path) -> pd.DataFrame:
     """Put the metrics of all runs into one table, and save it (``table.csv`` in the grid's folder).
 
-    Returns:
-        One row per run: the axes, ``run_id``, ``state``, ``commit`` (with ``+`` for uncommitted
-        changes), ``device`` and the metrics, names of nested ones joined by dots. Runs that are not
-        done have missing metrics.
+    One row per run: the axes, ``run_id``, ``state``, ``commit`` (with ``+`` for uncommitted
+    changes), ``device`` and the metrics, which are missing for runs that are not done.
     """
     grid, lines = load_grid(file), []
     if not any(run.done for run in grid.runs):
@@ -372,10 +339,9 @@ def collect(file: str | Path) -> pd.DataFrame:
         metrics = workbook.load_metrics(run.folder)
         if metrics is not None:
             record = run.read(workbook.ENVIRONMENT)
-            commit = record["commit"][:12] + "+" * record["dirty"]
-            metrics = {"commit": commit, "device": record["device"], **metrics}
+            metrics = {"commit": record["commit"], "device": record["device"], **metrics}
         lines.append(metrics or {})
-    table = grid_status(grid).drop(columns=["seconds", "error", "where"])
+    table = grid_status(grid).drop(columns=["seconds", "error"])
     table = table.join(pd.json_normalize(lines), rsuffix="_metric")
     table.to_csv(grid.folder / TABLE, index=False)
     return table
@@ -396,16 +362,3 @@ def collect_predictions(file: str | Path, of: str = PREDICTIONS) -> pd.DataFrame
     everything = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
     everything.to_csv(grid.folder / of, index=False)
     return everything
-
-
-def outdated(file: str | Path) -> list[Path]:
-    """List folders of runs that failed, were interrupted, or are of other code, settings or data.
-
-    Raises InputError while the grid is running.
-    """
-    grid = load_grid(file)
-    if busy := [path.name for path in grid.folder.glob(".locks/*") if is_locked(path)]:
-        remedy = "Wait for them, or end them and try again"
-        raise InputError(grid.folder, f"runs are in progress: {', '.join(busy)}", remedy)
-    done = {run.folder for run in grid.runs if run.done}
-    return sorted(set(grid.folder.glob("[0-9a-f]" * 16)) - done)

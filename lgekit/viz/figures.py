@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lgekit.errors import InputError
-from lgekit.evaluation.compare import WORKBOOK_EPOCHS, WORKBOOK_SEEDS, uncompared
+from lgekit.evaluation.compare import WORKBOOK_EPOCHS, uncompared
 from lgekit.evaluation.metrics import PRESENCE_STATISTICS, title_of
 from lgekit.viz import plots
 
-DETECTION, ABLATIONS = "05_clip_captioning", "06_ablations"
 FIGURES: dict[str, dict[str, Any]] = tomllib.loads(
     Path(__file__).with_name("figures.toml").read_text("utf-8")
 )
@@ -25,10 +23,6 @@ STATISTICS = {name: title_of(name) for name in PRESENCE_STATISTICS}
 STATISTICS["auc_walls"] = "AUC, mean of walls"
 VALUE = "{value:.2f} ({low:.2f}–{high:.2f})"
 DIFFERENCE = "{difference:+.3f} ({difference_low:+.3f} to {difference_high:+.3f})"
-VERDICTS = {  # on the caption of the study in the figure `pipeline`
-    True: "The caption is right about scar and its walls.",
-    False: "The caption is wrong about scar or its walls.",
-}
 
 
 def figure_name(name: str) -> str:
@@ -56,19 +50,10 @@ def from_session(name: str, session: Any, folder: Path) -> Figure:
     about = FIGURES[figure_name(name)]
     table = session.table(about["notebook"], about["table"])
     source = f"Cohort: {session.spec}; size {session.size}."
-    if name == "ablation_forest":
-        metrics = json.loads((session.of(ABLATIONS) / "metrics.json").read_text("utf-8"))
-        if grid := metrics.get("grid"):
-            runs, predictions = (session.table(ABLATIONS, n) for n in ("runs", "predictions"))
-            source = f"Grid {grid}: {provenance(runs, predictions)}."
-        else:
-            size = session.size
-            run = f"epochs: {WORKBOOK_EPOCHS[size]}, seeds: {WORKBOOK_SEEDS[size]}"
-            source = f"The workbook's own small grid, {run}. {source}"
-    if name == "pipeline":
-        captions = session.table(DETECTION, "captions")
-        shown = captions[captions["study_id"] == table["study_id"].iloc[0]]
-        source = " ".join([*shown["right"].map(VERDICTS), source])
+    if name == "ablation_forest":  # of a grid that may have a cohort of its own
+        runs, predictions = (session.table(about["notebook"], n) for n in ("runs", "predictions"))
+        epochs = f"the workbook's own has {WORKBOOK_EPOCHS[session.size]} epochs"
+        source = f"Grid of notebook 06 ({epochs}): {provenance(runs, predictions)}."
     make_figure(name, table, folder, source)
     return draw(name, table)
 
@@ -83,11 +68,9 @@ def redraw(folder: Path) -> list[Path]:
         for name, caption in json.loads(captions.read_text("utf-8")).items():
             file = captions.with_name(f"{name}.csv")
             if not file.exists():
-                remedy = "Run the workbook: make workbook"
-                raise InputError(file, "the figure's data are missing", remedy)
+                raise InputError(file, "the figure's data are missing", "Run make workbook")
             table = pd.read_csv(file)
-            figure = draw(name, table)
-            made.append(plots.save_figure(figure, captions.parent, name, table, caption))
+            made.append(plots.save_figure(draw(name, table), file.parent, name, table, caption))
     if not made:
         raise InputError(folder, "contains no figure", "Run the workbook first: make workbook")
     return made
@@ -135,22 +118,15 @@ def further_axes(predictions: pd.DataFrame) -> list[str]:
     return [name for name in axes if name not in ("row", "seed", "fold")]
 
 
-def provenance(
-    runs: pd.DataFrame, predictions: pd.DataFrame, expected: Iterable[str] | None = None
-) -> str:
-    """Count runs, seeds and patients behind a figure; name commit, device and missing rows.
-
-    Missing are those rows of ``expected``, by default of the grid, that ``predictions`` lack.
-    """
-    axes = [name for name in ("row", "seed", "fold") if name in predictions]
-    axes += further_axes(predictions)
+def provenance(runs: pd.DataFrame, predictions: pd.DataFrame) -> str:
+    """Count runs, seeds and patients behind a figure; name commit, device and missing rows."""
+    axes = ["row", "seed", *further_axes(predictions), *({"fold"} & {*predictions})]
     used = predictions[axes].drop_duplicates()
     done = runs[runs["state"] == "done"].merge(used, on=axes).fillna("unknown").astype(str)
     commits, devices = ("/".join(sorted(done[name].unique())) for name in ("commit", "device"))
     patients = predictions.dropna(subset=["scar"])["patient_id"].nunique()
     seeds = predictions["seed"].nunique()
-    rows = runs["row"].unique() if expected is None else expected
-    missing = [title_of(row) for row in rows if row not in set(predictions["row"])]
+    missing = [title_of(row) for row in runs["row"].unique() if row not in set(used["row"])]
     without = f" (without {', '.join(missing)})" if missing else ""
     return (
         f"{len(used)} of the grid's {len(runs)} runs{without}, {seeds} seed{'s' * (seeds > 1)}, "

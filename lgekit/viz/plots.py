@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
 from lgekit.evaluation.metrics import title_of
 from lgekit.findings import WALLS
-from lgekit.study import CAVITY, LABEL_NAMES, MYOCARDIUM, NO_REFLOW, RV, SCAR, SCARRED, Study
+from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, SCARRED, Study
 
 STYLE = {
     "axes.spines.top": False,
@@ -40,11 +37,6 @@ TISSUE_COLOURS = {CAVITY: SKY, MYOCARDIUM: GREEN, SCAR: ORANGE, NO_REFLOW: PINK,
 # Column and page width of a two-column journal in inches; the smallest letters have 6 points.
 COLUMN, PAGE = 3.4, 7.0
 FINE = 200  # dots per inch on screen for figures with many small images
-
-CURVES = {  # axis of a grid → label
-    "synthetic_per_real": "synthetic scars for each real study",
-    "train_studies": "studies with reports to train on",
-}
 
 
 def use_style() -> None:
@@ -64,19 +56,17 @@ def whiskers(table: pd.DataFrame) -> np.ndarray:
 
 
 def _show(
-    axis: Axes, image: np.ndarray, cmap: str = "gray", limits: Any = (None, None), aspect: float = 1
+    axis: Axes, image: np.ndarray, cmap: str = "gray", limits: Any = None, aspect: float = 1
 ) -> AxesImage:
-    """Draw an image ``(X, Y)`` pixel by pixel."""
+    """Draw an image ``(X, Y)`` pixel by pixel; ``limits``: darkest and brightest value."""
+    low, high = np.nanpercentile(image, [1, 99.5]) if limits is None else limits
     axis.axis("off")
-    style = {"cmap": cmap, "vmin": limits[0], "vmax": limits[1], "aspect": aspect}
+    style = {"cmap": cmap, "vmin": low, "vmax": high, "aspect": aspect}
     return axis.imshow(image.T, interpolation="nearest", **style)
 
 
 def bulls_eye(
-    values: Mapping[int, float],
-    title: str = "",
-    unit: str = "",
-    limits: tuple[float, float] | None = None,
+    values: Mapping[int, float], title: str = "", unit: str = "", limits: Any = None
 ) -> Figure:
     """The 17 AHA segments as a bull's-eye: base outside, anterior up, septum left.
 
@@ -100,9 +90,7 @@ def bulls_eye(
         axis.text(start + width / 2, 0 if apex else radius + 0.5, str(segment), style)
     axis.set(xticks=[], yticks=[], ylim=(0, 4), title=title)
     axis.spines["polar"].set_visible(False)
-    extend = "min" if finite and min(finite) < low else "neither"
-    drawn = plt.cm.ScalarMappable(scale, colours)
-    figure.colorbar(drawn, ax=axis, shrink=0.7, label=unit, extend=extend)
+    figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=axis, shrink=0.7, label=unit)
     return closed(figure)
 
 
@@ -110,28 +98,6 @@ def segment_auc(table: pd.DataFrame) -> Figure:
     """AUC of each AHA segment: columns ``segment, value``."""
     values = table.set_index("segment")["value"].to_dict()
     return bulls_eye(values, "AUC by AHA segment", "AUC", limits=(0.5, 1))
-
-
-def tissue_histograms(tissues: pd.DataFrame) -> Figure:
-    """Signal by tissue: columns ``cohort``, ``tissue``, ``signal``."""
-    options = {"kind": "kde", "common_norm": False, "height": 2.4, "aspect": 1.3}
-    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has its own layout
-        grid = sns.displot(tissues, x="signal", hue="tissue", col="cohort", **options)
-    grid.set_axis_labels("normalized signal\n(0 = remote, 1 = blood)", "density")
-    grid.tight_layout()
-    return closed(grid.figure)
-
-
-def measurement_distributions(figures: pd.DataFrame, names: Mapping[str, str]) -> Figure:
-    """Distributions of `realism.cohort_figures` by ``cohort``; ``names``: column → axis label."""
-    rows = -(-len(names) // 3)
-    figure, axes = plt.subplots(rows, 3, figsize=(PAGE, 1.8 * rows), squeeze=False)
-    for axis, (column, label) in zip(axes.flat, names.items(), strict=False):
-        sns.boxplot(figures, x=column, y="cohort", hue="cohort", ax=axis, fliersize=2, legend=False)
-        axis.set(xlabel=textwrap.fill(label, 34), ylabel="")
-    for axis in axes.flat[len(names) :]:
-        axis.axis("off")
-    return closed(figure)
 
 
 def histogram(table: pd.DataFrame, column: str, xlabel: str) -> Figure:
@@ -146,30 +112,15 @@ def histogram(table: pd.DataFrame, column: str, xlabel: str) -> Figure:
 def training_curves(history: pd.DataFrame) -> Figure:
     """Losses over epochs: column ``epoch`` and one column for each loss."""
     losses = history.drop(columns=["learning_rate", "seconds"], errors="ignore")
-    curves = losses.rename(columns=title_of).melt("epoch", var_name="curve", value_name="loss")
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.2))
-    sns.lineplot(curves.dropna(), x="epoch", y="loss", hue="curve", style="curve", ax=axis)
-    axis.set(ylabel="loss (nats)")
+    losses = losses.set_index("epoch").rename(columns=title_of)
+    axis = losses.plot(figsize=(COLUMN, 2.2), ylabel="loss (nats)", style=["-", "--", ":", "-."])
     axis.legend(frameon=False)
-    return closed(figure)
+    return closed(axis.figure)
 
 
-def similarity_matrix(table: pd.DataFrame, texts: Sequence[str] = ()) -> Figure:
-    """Cosine similarity of studies and their texts, as a `pixel_table` of "before" and "after".
-
-    Rows are named by the studies' texts, if given.
-    """
-    matrices = images_from_table(table)
-    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 3.3), sharey=True)
-    for axis, (when, matrix) in zip(axes, matrices.items(), strict=True):
-        drawn = axis.imshow(matrix, cmap="cividis", vmin=-1, vmax=1)
-        axis.set(title=f"{when} training", xlabel="their texts", xticks=[])
-    names = [textwrap.shorten(text, 46, placeholder="…") for text in texts]
-    names = names or [f"study {number + 1}" for number in range(len(matrix))]
-    axes[0].set_yticks(range(len(names)), names, fontsize=6)
-    axes[0].set_ylabel("study, by what its report says" if texts else "study")
-    figure.colorbar(drawn, ax=axes, label="cosine similarity", shrink=0.8)
-    return closed(figure)
+def similarity_matrix(table: pd.DataFrame) -> Figure:
+    """Cosine similarity of studies (columns) and their texts (rows), before and after training."""
+    return show_images(table, 2, "cividis", "cosine similarity")
 
 
 def roc(curves: pd.DataFrame) -> Figure:
@@ -187,16 +138,19 @@ def roc(curves: pd.DataFrame) -> Figure:
 
 
 def forest(table: pd.DataFrame, *statistics: str) -> Figure:
-    """Ablation rows with 95 % intervals: columns ``row, statistic, value, low, high``."""
+    """Ablation rows with 95 % intervals: columns ``row, statistic, value, low, high``.
+
+    The dotted line is the row ``full``, or chance without one.
+    """
     statistics = statistics or ("balanced_accuracy", "auc")
     rows = list(dict.fromkeys(table["row"]))
-    size = (min(1.6 + 2.7 * len(statistics), PAGE), 0.24 * len(rows) + 0.8)
+    size = (COLUMN if len(statistics) == 1 else PAGE, 0.24 * len(rows) + 0.8)
     figure, axes = plt.subplots(1, len(statistics), figsize=size, sharey=True, squeeze=False)
     for axis, statistic in zip(axes[0], statistics, strict=True):
         chosen = table[table["statistic"] == statistic].set_index("row").loc[rows]
         values, errors = chosen["value"], whiskers(chosen)
         axis.errorbar(values, range(len(rows)), xerr=errors, fmt="o", capsize=2, color=BLUE)
-        axis.axvline(values.get("full", values.iloc[0]), color="gray", linestyle=":")
+        axis.axvline(values.get("full", 0.5), color="gray", linestyle=":")
         left = min(0.4, chosen["low"].min()) - 0.02
         axis.set(xlabel=f"{title_of(statistic)}, 95 % interval", xlim=(left, 1.02))
     axes[0, 0].set_yticks(range(len(rows)), map(title_of, rows))
@@ -206,18 +160,11 @@ def forest(table: pd.DataFrame, *statistics: str) -> Figure:
 
 def wall_bars(table: pd.DataFrame) -> Figure:
     """AUC of each wall with its 95 % interval: columns ``wall, value, low, high``."""
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.2))
-    errors = whiskers(table)
-    axis.errorbar(table["wall"], table["value"], yerr=errors, fmt="o", capsize=2, color=BLUE)
-    axis.axhline(0.5, color="gray", linestyle=":")
-    axis.set(ylabel="AUC, 95 % interval", ylim=(min(0.3, table["low"].min()), 1.02))
-    axis.tick_params(axis="x", rotation=30)
-    return closed(figure)
+    return forest(table.rename(columns={"wall": "row"}).assign(statistic="auc"), "auc")
 
 
-def interval_curve(table: pd.DataFrame) -> Figure:
+def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
     """Balanced accuracy and AUC over an axis: a line per row, or one if rows are points."""
-    (axis_name,) = CURVES.keys() & table.columns
     one_line = table.groupby("row")[axis_name].nunique().max() == 1
     values = sorted(table[axis_name].unique())
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 2.4), sharey=True)
@@ -229,7 +176,7 @@ def interval_curve(table: pd.DataFrame) -> Figure:
             errors, name = whiskers(line), title_of(row)
             axis.errorbar(x, line["value"], yerr=errors, marker="o", capsize=2, label=name)
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
-        axis.set(xlabel=CURVES[axis_name], ylabel=title_of(statistic))
+        axis.set(xlabel=label, ylabel=title_of(statistic))
     if not one_line:
         axes[1].legend(frameon=False)
     return closed(figure)
@@ -241,20 +188,20 @@ def slice_bars(slices: pd.DataFrame, study_id: str = "") -> Figure:
     Columns ``study_id, slice, weight, attention, scar``. Without ``study_id``, the study whose
     slices are most evenly divided between scar and no scar is drawn.
     """
-    scar = slices["scar"].astype(bool).groupby(slices["study_id"], sort=False).mean()
-    study_id = study_id or (scar - 0.5).abs().idxmin()
+    slices = slices.assign(scar=slices["scar"].astype(bool))
+    share = slices.groupby("study_id", sort=False)["scar"].mean()
+    study_id = study_id or (share - 0.5).abs().idxmin()
     chosen = slices[slices["study_id"] == study_id]
     figure, axes = plt.subplots(2, figsize=(COLUMN, 3.7), sharex=True)
-    names = {ORANGE: "holds scar", GREY: "holds none"}
-    colours = np.where(chosen["scar"].astype(bool), *names).tolist()
     for axis, column in zip(axes, ("weight", "attention"), strict=True):
-        axis.bar(chosen["slice"] + 1, chosen[column], color=colours)
+        for scar, label, colour in ((False, "holds none", GREY), (True, "holds scar", ORANGE)):
+            part = chosen[chosen["scar"] == scar]
+            axis.bar(part["slice"] + 1, part[column], color=colour, label=label)
         axis.locator_params(axis="x", integer=True)
     axes[0].set(ylim=(0, 1), ylabel="probability of scar,\neach slice alone")
     axes[1].set(xlabel=f"slice of {study_id} (stored order)")
     axes[1].set(ylabel="attention: share of\nthe study's embedding")
-    patches = [Patch(color=colour, label=name) for colour, name in names.items()]
-    legend = axes[0].legend(handles=patches, title="by the truth", ncols=2, frameon=False)
+    legend = axes[0].legend(title="by the truth", ncols=2, frameon=False)
     legend.set(loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.align_ylabels()
     return closed(figure)
@@ -305,30 +252,29 @@ def show_studies(
 
 
 def show_images(
-    images: Mapping[str, np.ndarray], columns: int = 4, cmap: str = "gray", unit: str = ""
+    images: Mapping[str, np.ndarray] | pd.DataFrame,
+    columns: int = 4,
+    cmap: str = "gray",
+    unit: str = "",
+    down: bool = False,
 ) -> Figure:
-    """Several images: caption → image, each on its own grey scale or, with a unit, all on one."""
-    height = max(image.shape[1] / image.shape[0] for image in images.values())
-    figure, axes = captioned(images, columns, height)
-    everything = np.concatenate([np.ravel(image) for image in images.values()])
-    for axis, image in zip(axes, images.values(), strict=False):
-        limits = np.nanpercentile(everything, [0, 100]) if unit else _grey_limits(image)
+    """Several images: caption → image, or a `pixel_table`; ``down``: column by column.
+
+    Each has its own grey scale; with a unit, all have one.
+    """
+    shown = images_from_table(images) if isinstance(images, pd.DataFrame) else dict(images)
+    if down:
+        names, rows = list(shown), len(shown) // columns
+        shown = {name: shown[name] for row in range(rows) for name in names[row::rows]}
+    height = max(image.shape[1] / image.shape[0] for image in shown.values())
+    figure, axes = captioned(shown, columns, height)
+    everything = np.concatenate([np.ravel(image) for image in shown.values()])
+    limits = np.nanpercentile(everything, [0, 100]) if unit else None
+    for axis, image in zip(axes, shown.values(), strict=False):
         drawn = _show(axis, image, cmap, limits)
     if unit:
         figure.colorbar(drawn, ax=axes, label=unit, shrink=0.8)
     return closed(figure)
-
-
-def saved_images(
-    table: pd.DataFrame, columns: int, cmap: str = "gray", unit: str = "", down: bool = False
-) -> Figure:
-    """Images of a `pixel_table`, as `show_images` draws them; ``down``: column by column."""
-    images = images_from_table(table)
-    names = list(images)
-    if down:
-        rows = len(names) // columns
-        names = [name for row in range(rows) for name in names[row::rows]]
-    return show_images({name: images[name] for name in names}, columns, cmap, unit)
 
 
 def captioned(
@@ -337,7 +283,7 @@ def captioned(
     """Make axes for images below captions, at most a page wide, so that captions do not touch."""
     names = list(captions)
     rows, columns = -(-len(names) // columns), min(columns, len(names))
-    side = min(2.4, PAGE / columns)
+    side = min(2.6, PAGE / columns)
     size = (side * columns, (side * height + 0.35) * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, dpi=FINE, squeeze=False)
     font_size = 7 if side > 1.5 else 6
@@ -350,22 +296,11 @@ def captioned(
     return figure, axes.ravel()
 
 
-def _grey_limits(image: np.ndarray) -> np.ndarray:
-    return np.nanpercentile(image, [1, 99.5])
-
-
-def show_segments(study: Study, segments: np.ndarray, index: int) -> Figure:
-    """A slice of a study and its AHA segments (`lgekit.anatomy.segments.segment_map`), numbered."""
-    figure, axes = captioned(["image", "AHA segments"], columns=2)
-    draw_slice(axes[0], study, index)
-    draw_segments(axes[1], segments[:, :, index], study.spacing_mm[1] / study.spacing_mm[0])
-    return closed(figure)
-
-
 def draw_slice(axis: Axes, study: Study, index: int, contours: bool = True) -> None:
     """Draw one slice, with the outlines of its labels if they are wanted and known."""
     aspect = study.spacing_mm[1] / study.spacing_mm[0]
-    _show(axis, study.pixels[:, :, index], "gray", _grey_limits(study.pixels), aspect)
+    limits = np.nanpercentile(study.pixels, [1, 99.5])
+    _show(axis, study.pixels[:, :, index], "gray", limits, aspect)
     if not contours or study.label_map is None:
         return
     inside = {MYOCARDIUM: (CAVITY, MYOCARDIUM, SCAR, NO_REFLOW), SCAR: SCARRED}
@@ -373,34 +308,6 @@ def draw_slice(axis: Axes, study: Study, index: int, contours: bool = True) -> N
         region = np.isin(study.label_map[:, :, index], inside.get(label, label))
         if region.any() and not region.all():
             axis.contour(region.T.astype(float), [0.5], colors=colour, linewidths=0.6)
-
-
-def draw_segments(axis: Axes, segments: np.ndarray, aspect: float = 1.0) -> None:
-    """Draw AHA segments ``(X, Y)``, 0 outside the wall, each with a colour and its number."""
-    _show(axis, np.ma.masked_equal(segments, 0), "tab20", (1, 20), aspect)
-    halo = [patheffects.withStroke(linewidth=2, foreground="white")]
-    for number in np.unique(segments[segments > 0]):
-        x, y = (float(places.mean()) for places in np.nonzero(segments == number))
-        axis.text(x, y, str(number), ha="center", va="center", fontsize=8, path_effects=halo)
-
-
-def draw_heat(axis: Axes, image: np.ndarray, heat: np.ndarray) -> None:
-    """Draw a slice and over it the positive part of an occlusion map, both ``(height, width)``."""
-    strength = np.clip(heat, 0, None) / max(float(heat.max()), 1e-6)
-    axis.imshow(image, cmap="gray")
-    axis.imshow(strength, cmap="inferno", vmin=0, vmax=1, alpha=0.8 * strength)
-    axis.set(xticks=[], yticks=[])
-    _name_walls(axis, image.T)
-
-
-def legend_of_tissues() -> Figure:
-    """The colours of the outlines."""
-    names = dict(enumerate(LABEL_NAMES)) | {MYOCARDIUM: "epicardium"}
-    lines = [Line2D([], [], color=c, label=names[label]) for label, c in TISSUE_COLOURS.items()]
-    figure, axis = plt.subplots(figsize=(6, 0.5))  # Jupyter shows no figure without axes
-    axis.axis("off")
-    figure.legend(handles=lines, ncols=5, loc="center", frameon=False, fontsize=8)
-    return closed(figure)
 
 
 def slice_with_most_scar(study: Study) -> int:
@@ -413,47 +320,28 @@ def slice_with_most_scar(study: Study) -> int:
 
 
 def pipeline(table: pd.DataFrame) -> Figure:
-    """The steps of the method on one study, from a `pixel_table`; the last is an occlusion map.
-
-    Images of the unrolled wall are placed below one another on the right.
-    """
+    """The steps of the method on one study, from a `pixel_table`; the last is an occlusion map."""
     steps = images_from_table(table)
-    wide = [name for name, image in steps.items() if _is_unrolled(image)]
-    square = [name for name in steps if name not in wide]
-    layout = [[*square, name] for name in wide] or [square]
-    widths = [1.0] * len(square) + [2.8] * bool(wide)
-    size = (PAGE, 1.9 * len(wide) + 0.5 if wide else PAGE / len(square) + 0.9)
-    figure, axes = plt.subplot_mosaic(layout, figsize=size, width_ratios=widths)  # type: ignore
-    for name, following in zip(steps, [*list(steps)[1:], ""], strict=True):
-        axis, cmap = axes[name], "gray" if following else "cividis"
-        drawn = _show(axis, steps[name], cmap, _grey_limits(steps[name]))
-        axis.set_title(textwrap.fill(name, 80 if name in wide else 28), fontsize=7)
-        _name_walls(axis, steps[name], rotation=0)
-        if following:
-            below = name in wide and following in wide
-            arrow, place = ("↓", (1.01, -0.1)) if below else ("→", (1.02, 0.5))
-            axis.text(*place, arrow, transform=axis.transAxes, fontsize=14, va="center")
+    figure, axes = captioned([f"{n}. {name}" for n, name in enumerate(steps, 1)], 2, height=0.6)
+    for axis, (name, image) in zip(axes, steps.items(), strict=True):
+        drawn = _show(axis, image, "cividis" if name == list(steps)[-1] else "gray")
+        if image.shape[0] >= 2.5 * image.shape[1]:  # the wall, unrolled
+            name_walls(axis, image)
     bar = figure.colorbar(drawn, ax=axis, location="bottom", shrink=0.6, aspect=30)
     bar.set_label("drop in score when occluded (logits)", fontsize=6)
     bar.ax.tick_params(labelsize=6)
     return closed(figure)
 
 
-def _is_unrolled(image: np.ndarray) -> bool:
-    """Tell an image of the unrolled wall, about three times as wide as high, from a square one."""
-    return image.shape[0] >= 2.5 * image.shape[1]
-
-
-def _name_walls(axis: Axes, image: np.ndarray, rotation: float = 25) -> None:
+def name_walls(axis: Axes, image: np.ndarray) -> None:
     """Label walls and sides of an unrolled wall, which starts at the anterior insertion point."""
-    if _is_unrolled(image):
-        width, height = image.shape
-        places = (np.arange(6) + 0.5) * width / 6 - 0.5
-        axis.axis("on")
-        axis.spines[:].set_visible(False)
-        axis.set_xticks(places, (*WALLS[1:], WALLS[0]), fontsize=6, rotation=rotation)
-        axis.set_yticks([0, height - 1], ["cavity", "outside"], fontsize=6)
-        axis.tick_params(length=0, pad=1)
+    width, height = image.shape
+    places = (np.arange(6) + 0.5) * width / 6 - 0.5
+    axis.axis("on")
+    axis.spines[:].set_visible(False)
+    axis.set_xticks(places, (*WALLS[1:], WALLS[0]), fontsize=6)
+    axis.set_yticks([0, height - 1], ["cavity", "outside"], fontsize=6)
+    axis.tick_params(length=0, pad=1)
 
 
 def pixel_table(images: Mapping[str, np.ndarray]) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +17,7 @@ from lgekit.grid import report
 from lgekit.viz import figures
 from lgekit.workbook import Session, save_run
 
-RATIOS = {"no_synthetic": 0.0, "full": -1.0, "synthetic_2": 2.0, "synthetic_4": 4.0}
+RATIOS = {"no_synthetic": 0, "synthetic_2": 2, "synthetic_4": 4}  # full: the preset's 1
 
 
 def predictions(rows: dict, seeds: int = 2, patients: int = 30, **axes) -> pd.DataFrame:
@@ -52,11 +51,13 @@ def report_of(tmp_path, monkeypatch):
     def make(table, references=None, runs=None, name="toy"):
         runs = runs_of(table) if runs is None else runs
         references = pd.DataFrame() if references is None else references
-        params = {"size": "laptop", "other": 0, "synthetic_per_real": -1.0}
-        own = {row: {"other": row} for row in set(runs["row"]) - {*RATIOS}}
-        own |= {row: {"synthetic_per_real": ratio} for row, ratio in RATIOS.items()}
-        of_rows = [SimpleNamespace(row=row, params=params | own[row]) for row in runs["row"]]
-        grid = SimpleNamespace(file=Path(f"{name}.yaml"), root=tmp_path, runs=of_rows)
+        rows = {row: {"text": "report"} for row in runs["row"]}
+        rows |= {row: {"synthetic_per_real": ratio} for row, ratio in RATIOS.items()}
+        rows |= {"full": {"compare_with": "supervised"}}
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(json.dumps({"rows": rows}))
+        of_rows = [SimpleNamespace(params={"size": "laptop"})]
+        grid = SimpleNamespace(file=file, root=tmp_path, runs=of_rows)
         monkeypatch.setattr(report, "load_grid", lambda file: grid)
         monkeypatch.setattr(report, "collect", lambda file: runs)
         read = lambda file, of="": references if of else table  # noqa: E731
@@ -138,9 +139,9 @@ def test_a_report_has_tables_and_figures_and_no_patient(report_of, tmp_path):
     assert made == wanted | {"ablation_forest_toy.png", "synthetic_ratio_toy.png"}
     claims = pd.read_csv(tmp_path / "tables/toy_claims.csv")
     assert len(claims) == 8 and set(claims["answer"]) <= {"yes", "no", "not shown"}
-    counts = "{} of the grid's 16 runs (without synthetic 4), 2 seeds, 40 test patients, commit abc"
-    assert counts.format(14) in captions(tmp_path)["ablation_forest_toy"]
-    assert counts.format(6) in captions(tmp_path)["synthetic_ratio_toy"]
+    counts = "{} of the grid's {} runs (without synthetic 4), 2 seeds, 40 test patients, commit abc"
+    assert counts.format(14, 16) in captions(tmp_path)["ablation_forest_toy"]
+    assert counts.format(6, 8) in captions(tmp_path)["synthetic_ratio_toy"]
     curve = pd.read_csv(tmp_path / "synthetic_ratio_toy.csv")
     auc = curve[curve["statistic"] == "auc"]
     assert auc["synthetic_per_real"].tolist() == [0, 1, 2] and auc["value"].is_monotonic_increasing
@@ -180,14 +181,13 @@ def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(rep
     assert references["value"].iloc[-1] == pytest.approx(last["value"].iloc[-2], abs=1e-4)
 
 
-def test_the_caption_says_which_grid_notebook_06_ran(tmp_path):
+def test_the_caption_counts_the_runs_of_notebook_06(tmp_path):
     table = predictions({"full": 2.0, "no_caption": 0.0})
     tables = {"ablations": compare_rows(table), "runs": runs_of(table), "predictions": table}
     session = Session("07_paper_figures", "phantom:studies=9", "smoke", 0, tmp_path / "07")
-    for grid, words in {"": "The workbook's own small grid", "emidec": "Grid emidec: 4 of"}.items():
-        save_run(session.of(figures.ABLATIONS), {"grid": grid}, tables=tables)
-        figures.from_session("ablation_forest", session, tmp_path)
-        assert words in captions(tmp_path)["ablation_forest"]
+    save_run(session.out.parent / "06_ablations", {}, tables=tables)
+    figures.from_session("ablation_forest", session, tmp_path)
+    assert "4 of the grid's 4 runs, 2 seeds" in captions(tmp_path)["ablation_forest"]
 
 
 def test_references_that_predicted_all_studies_are_compared_with_the_first_row():

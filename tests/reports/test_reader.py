@@ -165,11 +165,8 @@ def test_the_command_writes_a_table(tmp_path):
         rows = list(csv.DictReader(stream))
     assert list(rows[0]) == COLUMNS and [row["study_id"] for row in rows] == ["007", "007"]
     assert rows[0]["walls"] == "anteroseptal inferoseptal" and rows[1]["states"] == "no"
-    shown = lgekit("reports", reports)
-    assert "yes: 1" in shown.stdout and "'LGE: septal, mid-wall'" in shown.stdout
-    assert lgekit("reports", reports, table).returncode == 0  # a table of findings is replaced
-    refused("reports", reports, reports, mentions="exists and is not a table of findings")
-    refused("reports", tmp_path / "none.csv", mentions="No such file")
+    refused("reports", reports, table, mentions="exists already")
+    refused("reports", tmp_path / "none.csv", tmp_path / "new.csv", mentions="No such file")
     (tmp_path / "other.csv").write_text("text\nLGE\n", "utf-8")
-    refused("reports", tmp_path / "other.csv", mentions="column 'report' is missing")
-    assert "3 reports" in lgekit("reports", "phantom:studies=3,seed=1").stdout
+    refused("reports", tmp_path / "other.csv", tmp_path / "new.csv", mentions="'report' is missing")
+    assert "3 reports" in lgekit("reports", "phantom:studies=3,seed=1", tmp_path / "new.csv").stdout
