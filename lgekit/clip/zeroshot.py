@@ -23,43 +23,23 @@ def write_captions(
     model: CoCa,
     tokenizer: ReportTokenizer,
     batch: StudyBatch,
-    beams: int = 1,
     encoded: tuple[Tensor, Tensor] | None = None,
 ) -> list[str]:
-    """Write captions of studies by greedy (``beams=1``) or beam decoding, in eval mode.
+    """Write captions of studies, always the likeliest next token, with a model in eval mode.
 
-    Beams keep the largest mean log-probability per token; the sum would favour short captions.
     ``encoded`` is the result of `StudyEncoder.slice_features`, if it is known.
     """
     features, cells = encoded or model.visual.slice_features(batch)
     _, image_tokens = model.visual.embed(features, cells, batch.mask)
-    studies, device = len(image_tokens), image_tokens.device
-    text = torch.full((studies, 1, 1), tokenizer.start_id, device=device)  # (…, beams, length)
-    score = torch.zeros(studies, 1, device=device)
-    for _ in range(tokenizer.context_length - 1):
-        kept = text.shape[1]
-        flat = text.flatten(0, 1)
-        _, words = model.text_and_tokens(flat)
-        logits = model.text_decoder(image_tokens.repeat_interleave(kept, 0), words)[:, -1]
-        log_p = logits.log_softmax(-1)
-        log_p[:, [tokenizer.pad_id, tokenizer.start_id]] = -math.inf
-        ended = (flat == tokenizer.end_id).any(1)
-        log_p[ended] = -math.inf
-        log_p[ended, tokenizer.pad_id] = 0.0
-        total = (score[..., None] + log_p.unflatten(0, (studies, kept))).flatten(1)
-        lengths = (text != tokenizer.pad_id).sum(-1)  # the start token counts for the new one
-        lengths = lengths - ended.unflatten(0, (studies, kept)).int()
-        means = total / lengths.repeat_interleave(log_p.shape[1], 1)
-        best = means.topk(min(beams, total.shape[1]), 1).indices
-        score = total.gather(1, best)
-        parent, token = best // log_p.shape[1], best % log_p.shape[1]
-        before = text.gather(1, parent[..., None].expand(-1, -1, text.shape[2]))
-        text = torch.cat([before, token[..., None]], -1)
-        if ((text == tokenizer.end_id).any(-1)).all():
-            break
-    lengths = (text != tokenizer.pad_id).sum(-1) - 1
-    best = (score / lengths).argmax(1)
-    return [tokenizer.decode(text[study, best[study]]) for study in range(studies)]
+    text = torch.full((len(image_tokens), 1), tokenizer.start_id, device=image_tokens.device)
+    ended = torch.zeros_like(text[:, 0], dtype=torch.bool)
+    while text.shape[1] < tokenizer.context_length and not ended.all():
+        _, words = model.text_and_tokens(text)
+        logits = model.text_decoder(image_tokens, words)[:, -1]
+        logits[:, [tokenizer.pad_id, tokenizer.start_id]] = -math.inf
+        token = logits.argmax(-1).masked_fill(ended, tokenizer.pad_id)
+        text, ended = torch.cat([text, token[:, None]], -1), ended | (token == tokenizer.end_id)
+    return [tokenizer.decode(own) for own in text]
 
 
 @dataclass(frozen=True)
@@ -115,7 +95,7 @@ def read_studies(
 
     if features is None:
         features, _ = model.visual.slice_features(batch)
-    embedded, attention = model.visual.pool(features, batch.mask)
+    embedded, attention, _ = model.visual.pool(features, batch.mask)
     image, padding = F.normalize(embedded, dim=-1), ~batch.mask[..., None]
     each = F.normalize(model.visual.each_slice(features), dim=-1)
     found = [log_odds(image, [positive])[..., 0]]
@@ -133,9 +113,8 @@ Platt = tuple[float, float]  # slope and offset
 class Calibration:
     """Platt scaling (Platt 1999): probability = sigmoid(slope · score + offset)."""
 
-    presence: Platt = (1.0, 0.0)
-    walls: tuple[Platt, ...] = ((1.0, 0.0),) * 6
-    slices: Platt = (1.0, 0.0)
+    presence: Platt = (1.0, 0.0)  # of a study, and of each of its slices
+    walls: Sequence[Platt] = ((1.0, 0.0),) * 6
 
     @classmethod
     def fit(cls, reading: Reading, reports: Iterable[str]) -> Calibration:
@@ -144,13 +123,11 @@ class Calibration:
         A report of scar without a place does not calibrate the walls.
         """
         found = [read_report(report) for report in reports]
-        presence = platt(reading.presence, np.array([one.present for one in found]))
-        placed = np.array([bool(one.walls) or not one.present for one in found])
-        walls = []
-        for number, wall in enumerate(WALLS):
-            truth = np.array([wall in one.walls for one in found])
-            walls.append(platt(reading.walls[placed, number], truth[placed]))
-        return cls(presence, tuple(walls), presence)
+        present = np.array([one.present for one in found], bool)
+        said = np.array([[wall in one.walls for one in found] for wall in WALLS], bool)
+        placed = said.any(0) | ~present
+        own = zip(reading.walls[placed].T, said[:, placed], strict=True)
+        return cls(platt(reading.presence, present), [platt(*pair) for pair in own])
 
 
 def platt(scores: np.ndarray, truth: np.ndarray) -> Platt:
@@ -200,7 +177,7 @@ def occlusion_map(
     features, _ = model.visual.slice_features(study)
 
     def score(features: Tensor) -> Tensor:  # (n, slices, width)
-        embedded, _ = model.visual.pool(features, mask.expand(len(features), -1))
+        embedded, *_ = model.visual.pool(features, mask.expand(len(features), -1))
         logits = model.logit_scale.exp() * F.normalize(embedded, dim=-1)
         return pooled(logits @ sought.T) - pooled(logits @ other.T)
 

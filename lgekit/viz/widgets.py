@@ -156,7 +156,7 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
 
     def draw(sentence: str, study: int) -> Drawing:
         index, name = study - 1, names[study - 1]
-        studies, slices = detector.evidence_for(embedded, sentence)
+        studies, slices = detector.similarity(embedded, sentence, detector.denials)
         best = int(np.nanargmax(slices[index]))
         layout = [["studies", "slices", "picture"], ["studies", "slices", "heat"]]
         figure, axes = plt.subplot_mosaic(layout, figsize=(10, 3.2), width_ratios=[5, 5, 4])  # type: ignore
