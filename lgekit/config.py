@@ -52,8 +52,8 @@ class FitSettings(BaseModel):
     # Slice encoder
     encoder: str = "regnetx_002"  # timm name, for the image view and the segmentation network
     pixels: int = Field(default=96, ge=32, le=256)  # image view: side of the square frame
-    depths: int = Field(default=24, ge=8, le=96)  # polar view: samples from inside to outside
-    angles: int = Field(default=72, ge=24, le=288)  # polar view: samples around
+    depths: int = Field(default=24, ge=8, le=96, multiple_of=4)  # polar view: samples outwards
+    angles: int = Field(default=72, ge=24, le=288, multiple_of=4)  # polar view: samples around
     polar_channels: int = Field(default=16, ge=8)  # polar view: channels of the first layer
     polar_pretraining: int = Field(default=12, ge=1)  # polar view: epochs of its pretraining
     width: int = Field(default=64, ge=16, multiple_of=4)  # slice features

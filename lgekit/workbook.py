@@ -43,7 +43,7 @@ METRICS, PARAMS, NOTEBOOK = "metrics.json", "params.json", "run.ipynb"
 ENVIRONMENT, ERROR = "environment.json", "error.json"
 LOG = "kernel.log"  # what the kernel itself printed, such as a segmentation fault
 PACKAGES = """lgekit numpy scipy pandas scikit-learn torch torchio timm open_clip_torch
-    transformers tokenizers segmentation_models_pytorch papermill distributed""".split()
+    tokenizers segmentation_models_pytorch papermill distributed""".split()
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 

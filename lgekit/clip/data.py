@@ -31,7 +31,7 @@ def augment(batch: StudyBatch, settings: FitSettings, generator: torch.Generator
     device = images.device
 
     def draw(*shape: int) -> Tensor:
-        return (torch.randn(*shape, generator=generator) * strength).to(device)
+        return torch.randn(*shape, generator=generator, device=device) * strength
 
     study, each = draw(studies, 1, 8), draw(studies, slices, 8)
     vertical = torch.linspace(-1, 1, height, device=device)[:, None]
@@ -62,13 +62,10 @@ def augment(batch: StudyBatch, settings: FitSettings, generator: torch.Generator
     gain = (0.15 * study[..., 4] + 0.03 * each[..., 2]).exp()[..., None, None, None]
     offset = (0.08 * study[..., 5] + 0.03 * each[..., 3])[..., None, None, None]
     images.mul_(gain).add_(offset)  # in place: a batch is larger than the caches
-    if device.type == "cpu":
-        noise = torch.randn(images.shape, generator=generator)
-    else:
-        noise = torch.randn_like(images)
+    noise = torch.randn(images.shape, generator=generator, device=device)
     images.add_(noise.mul_((0.05 * study[..., 6].abs())[..., None, None, None]))
-    kept = torch.rand(studies, slices, generator=generator).to(device) > 0.125 * min(strength, 1.0)
-    kept = kept & mask
+    drawn = torch.rand(studies, slices, generator=generator, device=device)
+    kept = mask & (drawn > 0.125 * min(strength, 1.0))
     return StudyBatch(images, batch.levels, torch.where(kept.any(1, keepdim=True), kept, mask))
 
 
@@ -110,12 +107,3 @@ def view_grid(study: Study, settings: FitSettings) -> PolarGrid:
 def batch_of(views: Sequence[View]) -> StudyBatch:
     """Stack views into one padded batch."""
     return pad_studies([(view.images, view.levels) for view in views])
-
-
-CHUNK = 64  # studies that are read at a time
-
-
-def chunks(batch: StudyBatch) -> list[StudyBatch]:
-    """Split a batch into parts of at most `CHUNK` studies."""
-    parts = zip(*(part.split(CHUNK) for part in batch), strict=True)
-    return [StudyBatch(*part) for part in parts]

@@ -13,17 +13,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.special import softmax
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.labels import Ventricle
-from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, segment_map, segment_number
 from lgekit.clip import zeroshot
-from lgekit.clip.data import View, batch_of, chunks, make_view
-from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch, load_coca, save_coca
+from lgekit.clip.data import View, batch_of, make_view, view_grid
+from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch
 from lgekit.clip.train import FitResult
 from lgekit.clip.zeroshot import Calibration, Reading, probability
 from lgekit.config import FitSettings, make_settings
@@ -33,6 +34,8 @@ from lgekit.reports.training_texts import prompt_sets
 from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import locate
 from lgekit.study import Cohort, Landmarks, Study
+
+CHUNK = 64  # studies that are read at a time
 
 
 def confident_landmarks(study: Study, settings: FitSettings) -> Landmarks | None:
@@ -71,10 +74,9 @@ def view_segments(view: View, study: Study, marks: Landmarks, settings: FitSetti
     segments = np.zeros(view.images[:, 0].shape, np.uint8)
     if settings.orientation != "rvip":  # the first column is not the insertion point
         return segments
-    inside, outside = (
-        (EVEN_INSIDE, EVEN_OUTSIDE) if settings.masks == "predicted" else (INSIDE, OUTSIDE)
-    )
-    depth = -inside + (1 + inside + outside) * (np.arange(settings.depths) + 0.5) / settings.depths
+    grid = view_grid(study, settings)
+    row = (np.arange(settings.depths) + 0.5) / settings.depths
+    depth = -grid.inside + (1 + grid.inside + grid.outside) * row
     wall = (depth >= 0) & (depth <= 1)
     frame_deg = ANTERIOR_RVIP_DEG + 360 * np.arange(settings.angles) / settings.angles
     for number, third in enumerate(Ventricle.of(study.label_map).thirds[view.own_slices]):
@@ -162,8 +164,9 @@ class Detector:
         """
         located = self.locate(cohort)
         views = self.views(located)
-        captions, readings = [], []
-        for part in chunks(batch_of(views)):
+        batch, captions, readings = batch_of(views), [], []
+        for first in range(0, len(views), CHUNK):
+            part = batch.rows(slice(first, first + CHUNK))
             encoded = self.networks[0][0].visual.slice_features(part)  # for scores and captions
             captions += zeroshot.write_captions(*self.networks[0], part, encoded)
             readings.append(self.read(part, encoded[0]))
@@ -257,7 +260,7 @@ class Detector:
         """One stored slice of a view, and its occlusion map for a sentence against `denials`."""
         place = list(view.own_slices).index(own_slice)
         against = [sentence], self.denials
-        heat = zeroshot.occlusion_map(*self.networks[0], batch_of([view]), *against, only=place)
+        heat = zeroshot.occlusion_map(*self.networks[0], batch_of([view]), *against)
         return view.images[place, 0].numpy(), heat[place]
 
     def save(self, folder: str | Path) -> Path:
@@ -265,11 +268,15 @@ class Detector:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for number, (model, tokenizer) in enumerate(self.networks):
-            save_coca(folder / f"clip_{number}", model, tokenizer)
-        if self.heart is not None:  # the name of a cohort has its folder: keep its kind alone
-            names = sorted({name.partition(":")[0] for name in self.heart.trained_on})
-            parts = self.heart.settings, self.heart.networks, names, self.heart.borders
-            HeartNetwork(*parts).save(folder / "heart")
+            part = folder / f"clip_{number}"
+            part.mkdir(exist_ok=True)
+            state = {name: one.contiguous().clone() for name, one in model.state_dict().items()}
+            save_file(state, part / "model.safetensors")
+            (part / "tokenizer.json").write_text(tokenizer.core.to_str())
+            # safetensors files are private to their owner; share them like the other files
+            shutil.copymode(part / "tokenizer.json", part / "model.safetensors")
+        if self.heart is not None:
+            self.heart.save(folder / "heart")
         about = {
             "settings": self.settings.model_dump(),
             "networks": len(self.networks),
@@ -298,7 +305,11 @@ class Detector:
             networks = []
             for number in range(about["networks"]):
                 part = folder / f"clip_{number}"
-                networks.append(load_coca(part, settings))
+                core = Tokenizer.from_file(str(part / "tokenizer.json"))
+                tokenizer = ReportTokenizer(core, settings.longest_text)
+                model = CoCa(settings, tokenizer)
+                model.load_state_dict(load_file(part / "model.safetensors"))
+                networks.append((model.eval(), tokenizer))
             part = folder / "held_out.csv"
             held_out = read_predictions(part) if part.is_file() else None
             if held_out is not None and "study_id" not in held_out:
@@ -307,29 +318,11 @@ class Detector:
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             remedy = "It may be damaged, or of another version of lgekit. Copy or fit it again"
             raise InputError(part, f"not a detector: {problem}", remedy) from error
-        heart = HeartNetwork.load(folder / "heart") if (folder / "heart").is_dir() else None
-        if heart is None and settings.needs_heart:
-            problem = "is missing, and the model cannot read without the heart network"
-            raise InputError(folder / "heart", problem, "Copy the whole model again")
+        heart = HeartNetwork.load(folder / "heart") if settings.needs_heart else None
         return cls(settings, networks, heart, calibration, histories, held_out)
 
 
-CARD = """---
-library_name: lgekit
-tags: [cardiac-mri, late-gadolinium-enhancement, clip]
----
-# Scar detection in cardiac LGE MRI, trained from the text of reports
-
-For research and teaching only. **Not a medical device.**
-
-View `{settings.frame}`, text `{settings.text}`, {settings.epochs} epochs, seed {settings.seed}.
-All settings are in `detector.json`. Its authors should add its training data and accuracy.
-
-```
-lgekit pull THIS_REPOSITORY my_model
-lgekit predict my_model manifest:studies/manifest.csv out.csv
-```
-"""
+CARD = Path(__file__).with_name("model_card.md").read_text("utf-8")
 # what a model consists of on the hub; held_out.csv, one row per study, is never sent or fetched
 HUB_FILES = ["README.md", "detector.json", "heart/heart.json", "heart/heart.safetensors"]
 HUB_FILES += ["clip_*/tokenizer.json", "clip_*/model.safetensors"]

@@ -95,12 +95,12 @@ def usable_studies(
         where = f"{cohort.name} [train]"
         valid = [study for study in train if study["split"] == "validation"]
         train = [study for study in train if study["split"] == "train"]
-    free, painted = len(without_scar(train)), settings.synthetic_per_real > 0
+    free = len(without_scar(train))
+    alike = free == len(train) and not settings.synthetic_per_real
     faults = {
         "fewer than two studies with a report that mentions late enhancement": len(train) < 2,
         "all training reports state scar": not free,
-        "no training report states scar, and synthetic_per_real is 0": free == len(train)
-        and not painted,
+        "no training report states scar, and synthetic_per_real is 0": alike,
     }
     for problem in compress(faults, faults.values()):
         raise InputError(where, problem, "Give more studies, with scar and without.")
@@ -175,8 +175,7 @@ def pretrain_polar(
                 pictures, classes = warp(images[index.to(device)], reach, generator)
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
                     logits = in_parts(lambda part: head(encoder.body(part)), pictures).float()
-                logits = logits[..., : classes.shape[-2], : classes.shape[-1]]
-                loss = F.cross_entropy(logits, classes[..., : logits.shape[-2], : logits.shape[-1]])
+                loss = F.cross_entropy(logits, classes)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -194,17 +193,12 @@ def fit_detector(
 ) -> Detector:
     """Train the whole method: heart network, views, synthetic scars, CLIP + captions, calibration.
 
-    Args:
-        cohort: studies with reports. Those whose report does not say whether there is late
-            enhancement are left out. Masks train the heart network (and the true-mask reference).
-        settings: the method; an ablation row is an override.
-        all_studies: False: train on the split ``train``, calibrate on ``validation``. True:
-            cross-fit by patient, or by the ``fold`` that all studies carry: the networks of each
-            fold see the other folds only, their scores of it set the calibration, and the mean of
-            all networks is the detector.
-        progress: show bars.
-        pretrain_on: further cohorts with masks for the heart network.
-        checkpoints: a folder from `lgekit.clip.train.resumable`; None: no resuming.
+    Studies whose report does not say whether there is late enhancement are left out. Masks train
+    the heart network, together with those of ``pretrain_on``. The split ``train`` is learned from,
+    and ``validation`` calibrates. With ``all_studies`` the fit is crossed by patient, or by the
+    ``fold`` that all studies carry: the networks of each fold see the other folds only, their
+    scores of it set the calibration, and the mean of all networks is the detector. ``checkpoints``
+    is a folder from `lgekit.clip.train.resumable`.
     """
     if settings.masks == "true":
         _starting_weights(None, settings)  # refuse before a long run: no heart network is trained

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -345,27 +343,3 @@ class CoCa(nn.Module):
 
 
 build_coca = CoCa  # the name that notebooks use
-
-
-def save_coca(folder: Path, model: CoCa, tokenizer: ReportTokenizer) -> None:
-    """Write weights and tokenizer."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    (folder / "tokenizer.json").write_text(tokenizer.core.to_str())
-    # safetensors files are private to their owner; share them like the other files
-    shutil.copymode(folder / "tokenizer.json", folder / "model.safetensors")
-
-
-def load_coca(folder: Path, settings: FitSettings) -> tuple[CoCa, ReportTokenizer]:
-    """Read what `save_coca` wrote; the model is in eval mode on the CPU."""
-    from safetensors.torch import load_file
-    from tokenizers import Tokenizer
-
-    core = Tokenizer.from_str((folder / "tokenizer.json").read_text())
-    tokenizer = ReportTokenizer(core, settings.longest_text)
-    model = CoCa(settings, tokenizer)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.eval(), tokenizer

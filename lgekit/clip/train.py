@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,12 +47,10 @@ def statements() -> list[str]:
 
 def true_statements(findings: Findings | None) -> list[bool]:
     """Whether findings say each of the `statements`; None says nothing."""
-    if findings is None:
-        return [False] * len(statements())
-    levels = {level for scar in findings.scars for level in scar.levels}
-    depths = {scar.depth for scar in findings.scars}
-    places = [wall in findings.walls for wall in WALLS] + [level in levels for level in LEVELS]
-    return [not findings.present, *places, *(depth in depths for depth in DEPTHS)]
+    scars = findings.scars if findings else ()
+    said = {name for scar in scars for name in (*scar.walls, *scar.levels, scar.depth)}
+    denied = findings is not None and not findings.present
+    return [denied, *(name in said for name in (*WALLS, *LEVELS, *DEPTHS))]
 
 
 def written_reports(count: int, seed: int) -> tuple[list[str], Tensor]:
@@ -63,14 +62,12 @@ def written_reports(count: int, seed: int) -> tuple[list[str], Tensor]:
     """
     rng, texts, truth = np.random.default_rng([seed, 5]), [], []
 
-    def some(names: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(name for name in names if rng.random() < 0.5)
-
     for kind, part in rng.random((count, 2)):
         found: Findings | None = draw_findings(rng, positive=float(kind > 0.45))
         if kind > 0.72:
-            scar = replace(draw_scar(rng, "uniform"), walls=some(WALLS), levels=some(LEVELS))
-            found = Findings((scar,))
+            scar = draw_scar(rng, "uniform")
+            walls, levels = (tuple(compress(n, rng.random(len(n)) < 0.5)) for n in (WALLS, LEVELS))
+            found = Findings((replace(scar, walls=walls, levels=levels),))
         elif kind < 0.2:
             found = None
         text = write_report(found, rng, whole=found is None or part < 0.6)
@@ -227,7 +224,7 @@ def train_epoch(
     """Train for one epoch. Returns the mean losses, the epoch and the last learning rate."""
     device = data.tokens.device
     torch.manual_seed(settings.seed * 100_003 + epoch * 101)  # dropout
-    generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)  # augmentation
+    generator = torch.Generator(device).manual_seed(settings.seed * 100_003 + epoch)  # augmentation
     half = cache.trains_in_bfloat16(device, settings.bfloat16)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     batches = epoch_batches(epoch, data.real, data.texts, settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,8 +43,7 @@ def write_captions(
     return [tokenizer.decode(own) for own in text]
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """What prompts say about studies: log-odds against "no enhancement", not calibrated."""
 
     presence: np.ndarray  # (studies,)
@@ -56,13 +56,12 @@ class Reading:
 
     def rows(self, index: np.ndarray) -> Reading:
         """The reading of some of the studies."""
-        return Reading(*(values[index] for values in vars(self).values()))
+        return Reading(*(values[index] for values in self))
 
     @staticmethod
     def merge(function: Callable[[list], np.ndarray], readings: Sequence[Reading]) -> Reading:
         """Apply a function to the values of each attribute of some readings."""
-        each = zip(*(vars(one).values() for one in readings), strict=True)
-        return Reading(*(function(list(values)) for values in each))
+        return Reading(*(function(list(values)) for values in zip(*readings, strict=True)))
 
 
 def pooled(logits: Tensor) -> Tensor:
@@ -157,7 +156,6 @@ def occlusion_map(
     positive: Sequence[str],
     negative: Sequence[str],
     patch: tuple[int, int] = (6, 9),
-    only: int | None = None,
 ) -> np.ndarray:
     """Drop in the score of sentences, against others, when a patch is set to 0, the signal of
     remote myocardium (Zeiler 2014, arXiv 1311.2901).
@@ -166,7 +164,6 @@ def occlusion_map(
         model, tokenizer, study: a model in eval mode, and one study.
         positive, negative: sentences to look for, and those whose score is subtracted.
         patch: height and width in pixels of the view.
-        only: occlude this slice alone; the others are 0.
 
     Returns:
         `(slices, height, width)` float32, in logits; positive where a patch supports the sentences.
@@ -184,7 +181,7 @@ def occlusion_map(
     tops, lefts = range(0, height, patch[0]), range(0, width, patch[1])
     areas = [np.s_[y : y + patch[0], x : x + patch[1]] for y in tops for x in lefts]
     drops, whole = torch.zeros(slices, height, width), score(features)
-    for number in range(slices) if only is None else (only,):
+    for number in range(slices):
         occluded = images[0, number].repeat(len(areas), 1, 1, 1)  # (patches, 1, height, width)
         for image, area in zip(occluded, areas, strict=True):
             image[0][area] = 0

@@ -122,18 +122,16 @@ def supervised_predictions(
     pool = [scar._replace(report=SOME_SCAR) for scar in synthetic_pool(learned_from, own)]
     start = heart.encoder_state() if heart and own.encoder_init == "segmentation" else None
     (network,) = train_networks(learned_from, own, pool, start, progress=progress)
-    presence = {"positive": [SOME_SCAR], "negative": [NO_SCAR]}
+    prompts = prompt_sets() | {"presence": {"positive": [SOME_SCAR], "negative": [NO_SCAR]}}
+    batch = batch_of([make_view(study, own) for study in (*valid, *test)])
+    reading = read_studies(network.model, network.tokenizer, batch, prompts)
+    return _calibrated(reading.presence, valid, test)
 
-    def scores(studies: Sequence[Study]) -> np.ndarray:
-        batch = batch_of([make_view(study, own) for study in studies])
-        prompts = prompt_sets() | {"presence": presence}
-        return read_studies(network.model, network.tokenizer, batch, prompts).presence
 
-    calibration = (1.0, 0.0)
-    if valid:
-        truth = np.array([study["findings"].present for study in valid])
-        calibration = platt(scores(valid), truth)
-    values = probability(scores(test), calibration)
+def _calibrated(scores: np.ndarray, valid: Sequence[Study], test: Sequence[Study]) -> pd.DataFrame:
+    """``study_id, p_lge`` of ``test``, from scores of both splits and the truth of ``valid``."""
+    present = np.array([study["findings"].present for study in valid], bool)
+    values = probability(scores[len(valid) :], platt(scores[: len(valid)], present))
     return pd.DataFrame({"study_id": [study["study_id"] for study in test], "p_lge": values})
 
 
@@ -141,11 +139,8 @@ SUPERVISED = "supervised, same encoder (upper reference)"
 
 
 def check_references(which: str, cross_fit: bool = False) -> None:
-    """Refuse, before training, references (``none`` or ``supervised``) that cannot be compared.
-
-    Raises InputError for an unknown ``which``, or a trained reference of a cross-fitted detector,
-    which learns from the validation studies too.
-    """
+    """Raise InputError, before training, for an unknown reference, or a trained one of a
+    cross-fitted detector, which learns from the validation studies too."""
     if which not in ("none", "supervised"):
         remedy = "Use none or supervised; plain CLIP and shuffled texts are rows of a grid."
         raise InputError("references", f"unknown value {which!r}", remedy)
@@ -162,14 +157,12 @@ def rule_predictions(cohort: Cohort) -> dict[str, pd.DataFrame]:
     usable = [s for s in cohort.studies if s["findings"] is not None and measured_wall(s).any()]
     predictions: dict[str, pd.DataFrame] = {}
     for name, rule in THRESHOLD_RULES.items():
-        found = [(study, value) for study in usable if np.isfinite(value := rule(study))]
-        valid, test = ([one for one in found if one[0]["split"] == of] for of in SPLITS[1:])
+        values = {study["study_id"]: rule(study) for study in usable}
+        found = [study for study in usable if np.isfinite(values[study["study_id"]])]
+        valid, test = ([study for study in found if study["split"] == of] for of in SPLITS[1:])
         if valid and test:
-            present = np.array([study["findings"].present for study, _ in valid])
-            calibration = platt(np.array([value for _, value in valid]), present)
-            ids = [study["study_id"] for study, _ in test]
-            values = probability(np.array([value for _, value in test]), calibration)
-            predictions[f"{name}, true outline"] = pd.DataFrame({"study_id": ids, "p_lge": values})
+            scores = np.array([values[study["study_id"]] for study in (*valid, *test)])
+            predictions[f"{name}, true outline"] = _calibrated(scores, valid, test)
     return predictions
 
 
@@ -178,13 +171,13 @@ def reference_table(
 ) -> pd.DataFrame:
     """Score methods (name → ``study_id, p_lge``) on the same test studies, with intervals.
 
-    Returns index ``method``; columns ``cohort`` (``this test split``), then ``auc, auc_low,
-    auc_high`` and likewise ``balanced_accuracy``.
+    Returns index ``method``; columns ``auc, auc_low, auc_high`` and likewise
+    ``balanced_accuracy``.
     """
     rows: dict[str, dict[str, Any]] = {}
     for method, table in long_table(predictions, cohort).groupby("method", sort=False):
         found = metrics.presence_metrics(table, seed)
-        rows[method] = {"cohort": "this test split"}
+        rows[method] = {}
         for name in ("auc", "balanced_accuracy"):
             value, low, high = found[name].values()
             rows[method] |= {name: value, f"{name}_low": low, f"{name}_high": high}

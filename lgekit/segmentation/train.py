@@ -311,7 +311,7 @@ def _fitted(
     trained = memory().cache(_trained, ignore=["cohorts", "init", "progress"])
     about = key, settings.heart_size, _heart_seed(settings), changes
     network = compute_once(trained, *about, cohorts, init, bar)
-    network.trained_on = tuple(cohort.name for cohort in cohorts)
+    network.trained_on = tuple(one.name.partition(":")[0] for one in cohorts)  # not their folders
     return network
 
 
