@@ -35,7 +35,7 @@ class FitSettings(BaseModel):
     targets: Literal["same_text", "identity"] = "same_text"  # [O] same text: positive pair
     text: Literal["report", "lge_statement", "findings"] = "findings"  # [O] see `report_texts`
     # [O] taught: reports and sentences are read by a text tower that has learned their language
-    # from the report writer (`lgekit.clip.language`). random: it learns from image-text pairs alone
+    # from the report writer (`lgekit.clip.train`). random: it learns from image-text pairs alone
     text_init: Literal["taught", "random"] = "taught"
     shuffle_text: bool = False  # control: reports of other studies; must fall to chance
     masks: Literal["predicted", "true"] = "predicted"  # heart contours; true: reference only

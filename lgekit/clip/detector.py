@@ -254,15 +254,6 @@ class Detector:
         """The training texts that deny scar."""
         return prompt_sets(self.settings.prompts)["presence"]["negative"]
 
-    def occlusion_map(
-        self, view: View, own_slice: int, sentence: str
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One stored slice of a view, and its occlusion map for a sentence against `denials`."""
-        place = list(view.own_slices).index(own_slice)
-        against = [sentence], self.denials
-        heat = zeroshot.occlusion_map(*self.networks[0], batch_of([view]), *against)
-        return view.images[place, 0].numpy(), heat[place]
-
     def save(self, folder: str | Path) -> Path:
         """Write safetensors, JSON and CSV files into a folder (made if absent)."""
         folder = Path(folder)

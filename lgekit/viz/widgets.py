@@ -18,8 +18,10 @@ from matplotlib.figure import Figure
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.cache import FIT_ROOMS, code_version, compute_once, memory
+from lgekit.clip.data import batch_of
 from lgekit.clip.detector import Detector
 from lgekit.clip.fit import fit_detector
+from lgekit.clip.zeroshot import occlusion_map
 from lgekit.config import size_settings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import read_cohort
@@ -168,8 +170,10 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
         axes["slices"].set(xlabel=f"slice of study {study}", ylabel="the same, slice by slice")
         plots.draw_slice(axes["picture"], cohort.studies[index], best, contours=False)
         axes["picture"].set_title(f"study {study}, slice {best + 1}")
-        heat = detector.occlusion_map(embedded.views[index], best, sentence)
-        plots.draw_heat(axes["heat"], *heat)
+        view, sentences = embedded.views[index], ([sentence], detector.denials)
+        heat = occlusion_map(*detector.networks[0], batch_of([view]), *sentences)
+        place = list(view.own_slices).index(best)
+        plots.draw_heat(axes["heat"], view.images[place, 0].numpy(), heat[place])
         axes["heat"].set_title("evidence for the sentence")
         return figure, f"“{html.escape(sentence)}” and {html.escape(name)}: {studies[index]:+.2f}"
 

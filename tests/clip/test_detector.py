@@ -89,11 +89,6 @@ def test_compares_studies_and_slices_with_any_sentence(fitted, cohort):
     evidence, slice_evidence = fitted.similarity(embedded, SCAR, fitted.denials)
     np.testing.assert_allclose(evidence, studies - denied[0], atol=1e-6)
     np.testing.assert_allclose(slice_evidence[2], slices[2] - denied[1][2], atol=1e-6)
-    view, own = embedded.views[0], int(embedded.views[0].own_slices[1])
-    picture, heat = fitted.occlusion_map(view, own, SCAR)
-    np.testing.assert_array_equal(picture, view.images[1, 0])
-    assert heat.shape == picture.shape and heat.any()
-    assert not fitted.occlusion_map(view, own, NONE)[1].any()
 
 
 ROWS = [PLAIN_CLIP, {"view": "image"}, {"orientation": "centre"}, {"masks": "true"}]
