@@ -7,17 +7,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import trange
 
 from lgekit.anatomy.labels import voxel_angle
-from lgekit.clip.data import batch_of, make_view
-from lgekit.clip.fit import synthetic_pool, train_networks
-from lgekit.clip.zeroshot import platt, probability, read_studies
+from lgekit.cache import accelerator
+from lgekit.clip.data import augment, batch_of, make_view
+from lgekit.clip.fit import pretrain_polar, synthetic_pool
+from lgekit.clip.model import StudyBatch, StudyEncoder
+from lgekit.clip.train import adamw, epoch_batches, learning_rate
+from lgekit.clip.zeroshot import platt, probability
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.evaluation import metrics
 from lgekit.evaluation.scores import with_truth
 from lgekit.reports.reader import states_enhancement
-from lgekit.reports.training_texts import prompt_sets
 from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import locate
 from lgekit.study import CAVITY, MYOCARDIUM, SPLITS, WALL_CODES, Cohort, Study
@@ -92,7 +98,18 @@ def half_maximum_rule(study: Study) -> float:
 THRESHOLD_RULES = {"5 SD": five_sd_rule, "half maximum": half_maximum_rule}
 
 
-NO_SCAR, SOME_SCAR = "There is no scar.", "There is scar."
+class PresenceNetwork(nn.Module):
+    """Study encoder with a linear head: `StudyBatch` → logits of presence `(studies,)`."""
+
+    def __init__(self, settings: FitSettings):
+        super().__init__()
+        self.visual = StudyEncoder(settings)
+        self.head = nn.Linear(settings.embed_dim, 1)
+
+    def forward(self, batch: StudyBatch) -> Tensor:
+        features, _ = self.visual.slice_features(batch)
+        embedded, *_ = self.visual.pool(features, batch.mask)
+        return self.head(embedded)[:, 0]
 
 
 def supervised_predictions(
@@ -100,32 +117,73 @@ def supervised_predictions(
 ) -> pd.DataFrame:
     """Train on true presence in ``train``, calibrate on ``validation``, predict ``test``.
 
-    The detector's network learns two texts, `NO_SCAR` and `SOME_SCAR`, in place of the reports:
-    with same-text targets this is classification (Yang 2022, arXiv 2204.03610). Studies with
-    unknown truth, or whose report does not mention enhancement, are left out of training. Settings
-    and heart network are the detector's, so that both use the same views.
+    Studies with unknown truth, or whose report does not mention enhancement, are left out of
+    training. Settings and heart network are the detector's, so that both use the same views.
     Returns columns ``study_id, p_lge``. Raises InputError if ``train`` lacks one class.
     """
     located = cohort if heart is None else locate(cohort, heart)
-    test, known = located.split("test").studies, []
-    for study in located.studies:
-        if study["findings"] is not None and states_enhancement(study["report"]):
-            text = SOME_SCAR if study["findings"].present else NO_SCAR
-            known.append(Study(**{**study, "report": text}))
+    test = located.split("test").studies
+    known = [s for s in located.studies if s["findings"] is not None]
+    known = [s for s in known if states_enhancement(s["report"])]
     train, valid = ([s for s in known if s["split"] == name] for name in SPLITS[:2])
-    if len({study["report"] for study in train}) < 2:
+    labels = np.array([study["findings"].present for study in train])
+    if labels.all() or not labels.any():
         remedy = "Give training studies with and without scar whose findings are known."
         raise InputError(cohort.name, "the split 'train' does not contain both classes", remedy)
-    changes = {"text": "report", "targets": "same_text", "caption_weight": 0.0, "models": 1}
-    own = settings.override(**changes, shuffle_text=False)
-    learned_from = Cohort(train, cohort.name)
-    pool = [scar._replace(report=SOME_SCAR) for scar in synthetic_pool(learned_from, own)]
-    start = heart.encoder_state() if heart and own.encoder_init == "segmentation" else None
-    (network,) = train_networks(learned_from, own, pool, start, progress=progress)
-    prompts = prompt_sets() | {"presence": {"positive": [SOME_SCAR], "negative": [NO_SCAR]}}
-    batch = batch_of([make_view(study, own) for study in (*valid, *test)])
-    reading = read_studies(network.model, network.tokenizer, batch, prompts)
-    return _calibrated(reading.presence, valid, test)
+    pool = synthetic_pool(Cohort(train, cohort.name), settings)
+    views = [make_view(study, settings) for study in train] + [scar.view for scar in pool]
+    batch, state = batch_of(views), None
+    if settings.encoder_init == "segmentation":
+        if settings.frame == "polar":
+            state = pretrain_polar(batch, settings, progress)
+        elif heart:
+            state = heart.encoder_state()
+    present = np.append(labels, np.ones(len(pool), bool))
+    network = train_presence(batch, present, len(train), settings, state, progress)
+    views = [make_view(study, settings) for study in (*valid, *test)]
+    return _calibrated(presence_logits(network, batch_of(views)), valid, test)
+
+
+@torch.no_grad()
+def presence_logits(network: PresenceNetwork, batch: StudyBatch) -> np.ndarray:
+    """Return uncalibrated logits of presence, ``(studies,)`` float64."""
+    return network(batch).numpy().astype(float)
+
+
+def train_presence(
+    batch: StudyBatch,
+    labels: np.ndarray,
+    real: int,
+    settings: FitSettings,
+    encoder_state: Mapping[str, Tensor] | None = None,
+    progress: bool = False,
+) -> PresenceNetwork:
+    """Train a presence network; return it in eval mode on the CPU.
+
+    The ``real`` studies come first, then the pool of synthetic ones. ``encoder_state`` holds the
+    initial weights of the slice encoder.
+    """
+    device, options = accelerator(), [[int(label)] for label in labels]  # as texts of a study
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        network = PresenceNetwork(settings)
+        if encoder_state is not None:
+            network.visual.load_segmentation(encoder_state)
+        optimizer, store = adamw(network.to(device).train(), settings), batch.to(device)
+        for epoch in trange(settings.epochs, desc="supervised", disable=not progress, leave=False):
+            generator = torch.Generator(device).manual_seed(settings.seed * 100_003 + epoch)
+            steps = epoch_batches(epoch, real, options, settings)
+            for step, (index, present) in enumerate(steps, epoch * len(steps)):
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, len(steps) * settings.epochs, settings)
+                drawn = store.rows(torch.from_numpy(index).to(device))
+                logits = network(augment(drawn, settings, generator))
+                target = torch.from_numpy(present).to(logits)
+                optimizer.zero_grad()
+                F.binary_cross_entropy_with_logits(logits, target).backward()
+                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                optimizer.step()
+    return network.cpu().eval()
 
 
 def _calibrated(scores: np.ndarray, valid: Sequence[Study], test: Sequence[Study]) -> pd.DataFrame:

@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import torchio as tio
+from sklearn.metrics import roc_auc_score
+from toys import settings, toy
 
 from lgekit.config import size_settings
 from lgekit.data.phantom import phantom_cohort
@@ -126,6 +129,21 @@ def test_phantom_is_as_hard_as_real_studies():
     table = realism.realism_table(read_cohort(f"emidec:{EMIDEC}"), phantom_cohort(400, 0))
     assert (table["difference"][:2].abs() <= 0.05).all()  # AUC of both rules
     assert (table["relative"][2:7].abs() <= 0.15).all()  # medians
+
+
+def test_presence_network_learns_and_repeats_without_touching_global_state():
+    labels, expected = np.arange(36) % 3 > 0, torch.get_rng_state()  # what `toy` shows
+    own = settings(epochs=12, learning_rate=5e-3)
+    network = baselines.train_presence(toy(36).batch, labels, 36, own)
+    scores = baselines.presence_logits(network, toy(30, seed=9).batch)
+    assert roc_auc_score(labels[:30], scores) > 0.8
+    first, same, other = (
+        baselines.train_presence(toy(9).batch, labels[:9], 6, settings(epochs=1, seed=seed))
+        for seed in (3, 3, 4)
+    )
+    assert torch.equal(torch.get_rng_state(), expected)
+    assert torch.equal(first.head.weight, same.head.weight)
+    assert not torch.equal(first.head.weight, other.head.weight)
 
 
 def test_supervised_reader_learns_nothing_from_test_studies(cohort):
