@@ -132,7 +132,8 @@ def supervised_predictions(
         raise InputError(cohort.name, "the split 'train' does not contain both classes", remedy)
     pool = synthetic_pool(Cohort(train, cohort.name), settings)
     views = [make_view(study, settings) for study in train] + [scar.view for scar in pool]
-    batch, state = batch_of(views), None
+    batch = batch_of(views)
+    state: dict[str, Tensor] | None = None
     if settings.encoder_init == "segmentation":
         if settings.frame == "polar":
             state = pretrain_polar(batch, settings, progress)
