@@ -33,7 +33,6 @@ PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set patience=10.")]
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
 OutCsv = Annotated[Path, argument(help="New table.")]
-Beams = Annotated[int, option(min=1, help="Width of the captions' beam search; 1 is greedy.")]
 Predictions = Annotated[Path, argument(help="Table of `lgekit predict`, or held_out.csv.")]
 Split = Annotated[str, option(help="Only this split: train, validation or test.")]
 Public = Annotated[bool, option("--public", help="Make a new repository public.")]
@@ -214,7 +213,7 @@ def fit(
 
 
 @app.command()
-def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 1) -> None:
+def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv) -> None:
     """Detect scar from images alone: study_id, p_lge, p_<wall>, slice_weights, attention, segments,
     caption and insertion points (degrees).
 
@@ -229,7 +228,7 @@ def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv, beams: Beams = 
     if model.settings.masks == "true" and model.settings.orientation != "none":
         problem = "was fitted with masks='true': it needs contours drawn by hand"
         raise InputError(model_dir, problem, "Give a model fitted with masks='predicted'")
-    table = model.predict(lk.read_cohort(spec, images_only=True), beams)
+    table = model.predict(lk.read_cohort(spec, images_only=True))
     with replacing(out_csv) as part:
         table.to_csv(part, index=False, float_format="%.6g")
     positive = int((table["p_lge"] > 0.5).sum())

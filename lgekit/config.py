@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lgekit.errors import InputError
 
@@ -30,13 +30,12 @@ class FitSettings(BaseModel):
     orientation: Literal["rvip", "centre", "none"] = "rvip"
     view: Literal["polar", "image"] = "polar"  # [O] polar: the myocardium unrolled
     synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] per real study and epoch
-    synthetic_pool: int = Field(default=4, ge=1, le=1000)  # [O] their pool, as a number of epochs
     caption_weight: float = Field(default=1.0, ge=0)  # [P] captioning loss; 0: contrastive only
     encoder_init: Literal["segmentation", "random"] = "segmentation"  # [S] slice encoder's start
     targets: Literal["same_text", "identity"] = "same_text"  # [O] same text: positive pair
     text: Literal["report", "lge_statement", "findings"] = "findings"  # [O] see `report_texts`
     # [O] taught: reports and sentences are read by a text tower that has learned their language
-    # from the report writer (`lgekit.clip.language`). random: it learns from image-text pairs alone
+    # from the report writer (`lgekit.clip.train`). random: it learns from image-text pairs alone
     text_init: Literal["taught", "random"] = "taught"
     shuffle_text: bool = False  # control: reports of other studies; must fall to chance
     masks: Literal["predicted", "true"] = "predicted"  # heart contours; true: reference only
@@ -48,55 +47,38 @@ class FitSettings(BaseModel):
     heart_phantom: int = Field(default=64, ge=0)  # phantom studies added to the cohort's
     heart_base_steps: int = Field(default=1200, ge=1)  # on other cohorts; shared by folds and rows
     heart_steps: int = Field(default=900, ge=1)  # on the cohort
-    heart_folds: int = Field(default=4, ge=2)  # contours of a study come from a held-out fold
     heart_seed: int = Field(default=-1, ge=-1)  # -1: `seed`; fix it to share one across seeds
 
     # Slice encoder
     encoder: str = "regnetx_002"  # timm name, for the image view and the segmentation network
     pixels: int = Field(default=96, ge=32, le=256)  # image view: side of the square frame
-    depths: int = Field(default=24, ge=8, le=96)  # polar view: samples from inside to outside
-    angles: int = Field(default=72, ge=24, le=288)  # polar view: samples around
+    depths: int = Field(default=24, ge=8, le=96, multiple_of=4)  # polar view: samples outwards
+    angles: int = Field(default=72, ge=24, le=288, multiple_of=4)  # polar view: samples around
     polar_channels: int = Field(default=16, ge=8)  # polar view: channels of the first layer
     polar_pretraining: int = Field(default=12, ge=1)  # polar view: epochs of its pretraining
     width: int = Field(default=64, ge=16, multiple_of=4)  # slice features
 
     # Text tower and caption decoder (open_clip's CoCa)
-    text_encoder: str = "scratch"  # or a Hugging Face name or folder, with its tokenizer
-    # Factor of the learning rate for a Hugging Face encoder. It gives 2e-5, the lowest rate used
-    # to fine-tune BERT (Devlin 2019, arXiv 1810.04805, appendix A.3).
-    text_encoder_rate: float = Field(default=0.01, gt=0)
     embed_dim: int = Field(default=64, ge=8)  # joint space
-    text_width: int = Field(default=64, ge=16)  # of text tower and decoder
+    text_width: int = Field(default=64, ge=16, multiple_of=4)  # of text tower and decoder
     text_layers: int = Field(default=2, ge=1)
-    text_heads: int = Field(default=4, ge=1)
     decoder_layers: int = Field(default=1, ge=1)
     context_length: int | None = Field(default=None, ge=8)  # longest text; None: see `CONTEXT`
-    vocabulary: int = Field(default=600, ge=100)  # most tokens that the tokenizer may learn
     text_steps: int = Field(default=1500, ge=2)  # of teaching language to the text tower
-    caption_queries: int = Field(default=8, ge=1)  # image tokens that the decoder reads
 
     # Training
     epochs: int = Field(default=60, ge=1)
     batch_size: int = Field(default=32, ge=2)
     learning_rate: float = Field(default=2e-3, gt=0)  # peak; linear warm-up, then cosine to zero
-    warmup: float = Field(default=0.1, ge=0, lt=1)  # share of all steps
-    weight_decay: float = Field(default=0.05, ge=0)
     dropout: float = Field(default=0.1, ge=0, lt=1)
     augment: float = Field(default=1.0, ge=0)  # strength of the image augmentation; 0: none
     patience: int = Field(default=0, ge=0)  # epochs to wait for a better validation loss; 0: off
     models: int = Field(default=1, ge=1)  # networks from different seeds; their scores are averaged
-    folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies
+    folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies, by patient
     # Use bfloat16 on a CPU that is fast at it (a GPU always does). It helps at the paper size only
     bfloat16: bool = False
     workers: int = Field(default=0, ge=0)  # processes for the folds; 0: one per core
     seed: int = Field(default=0, ge=0)
-
-    @field_validator("text_heads")
-    @classmethod
-    def _heads_divide_the_width(cls, heads: int, others: ValidationInfo) -> int:
-        if others.data.get("text_width", 0) % heads:
-            raise ValueError(f"text_width, {others.data['text_width']}, is not a multiple of it")
-        return heads
 
     @property
     def frame(self) -> Literal["polar", "image"]:
@@ -113,8 +95,7 @@ class FitSettings(BaseModel):
     @property
     def taught(self) -> bool:
         """Whether the text tower is taught language before it sees an image."""
-        taught = self.text_init == "taught" and self.text_encoder == "scratch"
-        return taught and self.text != "findings"
+        return self.text_init == "taught" and self.text != "findings"
 
     @property
     def prompts(self) -> str:

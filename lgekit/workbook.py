@@ -41,7 +41,7 @@ STUDIES = {"smoke": 40, "laptop": 300, "paper": 965}  # of the phantom; 965 as i
 METRICS, PARAMS, NOTEBOOK = "metrics.json", "params.json", "run.ipynb"
 ENVIRONMENT, ERROR = "environment.json", "error.json"
 PACKAGES = """lgekit numpy scipy pandas scikit-learn torch torchio timm open_clip_torch
-    transformers tokenizers segmentation_models_pytorch papermill distributed""".split()
+    tokenizers segmentation_models_pytorch papermill distributed""".split()
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 

@@ -15,7 +15,7 @@ WALLS = ("anterior", "inferior")
 TEXTS = ["no scar", *(f"scar in the {wall} wall" for wall in WALLS)]
 
 
-def toy(studies=16, seed=0, height=12, width=24):
+def toy(studies=16, seed=0, height=12, width=24, real=None):
     """Studies with a bright sector in slice 0 at one of two places, or none, and texts about it."""
     rng = np.random.default_rng(seed)
     tensors, texts = [], []
@@ -27,7 +27,7 @@ def toy(studies=16, seed=0, height=12, width=24):
             image[0, 0, 3:8, 12 * (kind - 1) + 2 : 12 * (kind - 1) + 8] += 1.5
         tensors.append((image, torch.linspace(0, 1, slices)))
         texts.append((TEXTS[kind],))
-    return ImageTextPairs(pad_studies(tensors), texts)
+    return ImageTextPairs(pad_studies(tensors), texts, real)
 
 
 def settings(**changes):

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from lgekit.anatomy.polar import PolarGrid, View, image_view, polar_grid
-from lgekit.clip.language import Language
-from lgekit.clip.model import ReportTokenizer, StudyBatch, join, pad_studies
+from lgekit.clip.model import StudyBatch, pad_studies
 from lgekit.config import FitSettings
 from lgekit.study import Study
 
@@ -34,7 +31,7 @@ def augment(batch: StudyBatch, settings: FitSettings, generator: torch.Generator
     device = images.device
 
     def draw(*shape: int) -> Tensor:
-        return (torch.randn(*shape, generator=generator) * strength).to(device)
+        return torch.randn(*shape, generator=generator, device=device) * strength
 
     study, each = draw(studies, 1, 8), draw(studies, slices, 8)
     vertical = torch.linspace(-1, 1, height, device=device)[:, None]
@@ -65,92 +62,26 @@ def augment(batch: StudyBatch, settings: FitSettings, generator: torch.Generator
     gain = (0.15 * study[..., 4] + 0.03 * each[..., 2]).exp()[..., None, None, None]
     offset = (0.08 * study[..., 5] + 0.03 * each[..., 3])[..., None, None, None]
     images.mul_(gain).add_(offset)  # in place: a batch is larger than the caches
-    if device.type == "cpu":
-        noise = torch.randn(images.shape, generator=generator)
-    else:
-        noise = torch.randn_like(images)
+    noise = torch.randn(images.shape, generator=generator, device=device)
     images.add_(noise.mul_((0.05 * study[..., 6].abs())[..., None, None, None]))
-    kept = torch.rand(studies, slices, generator=generator).to(device) > 0.125 * min(strength, 1.0)
-    kept = kept & mask
+    drawn = torch.rand(studies, slices, generator=generator, device=device)
+    kept = mask & (drawn > 0.125 * min(strength, 1.0))
     return StudyBatch(images, batch.levels, torch.where(kept.any(1, keepdim=True), kept, mask))
 
 
 @dataclass(frozen=True)
 class ImageTextPairs:
-    """Studies with their texts. The first text is the caption; each epoch draws one to contrast."""
+    """Studies with their texts. The first text is the caption; each epoch draws one to contrast.
+
+    Of the studies after the first ``real`` ones (None: all) an epoch draws a part.
+    """
 
     batch: StudyBatch
     texts: Sequence[tuple[str, ...]]
+    real: int | None = None
 
     def __len__(self) -> int:
         return len(self.texts)
-
-
-def shuffle_texts(rng: np.random.Generator, *groups: ImageTextPairs) -> list[ImageTextPairs]:
-    """Permute the texts over all studies: the control, whose accuracy must fall to chance."""
-    texts = [options for group in groups for options in group.texts]
-    shuffled = iter([texts[number] for number in rng.permutation(len(texts))])
-    return [ImageTextPairs(group.batch, list(islice(shuffled, len(group)))) for group in groups]
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """Studies on the training device, and each distinct text once."""
-
-    studies: StudyBatch  # the real ones first, then the synthetic ones
-    real: int  # number of real studies
-    texts: list[np.ndarray]  # of each study, as rows of `tokens`
-    tokens: Tensor  # (texts, length)
-    embedded: Tensor | None  # (texts, embed_dim) by a taught text tower, which stays as it is
-
-    @classmethod
-    def of(
-        cls,
-        tokenizer: ReportTokenizer,
-        device: torch.device,
-        groups: Sequence[ImageTextPairs],
-        language: Language | None = None,
-    ) -> TrainingData:
-        """Move the real and any synthetic studies, and their tokens, to a device."""
-        studies, *synthetic = [group.batch.to(device) for group in groups]
-        for batch in synthetic:
-            studies = join(studies, batch)
-        texts = [options for group in groups for options in group.texts]
-        distinct, row_of = np.unique(
-            [text for options in texts for text in options], return_inverse=True
-        )
-        rows = np.split(row_of, np.cumsum([len(options) for options in texts])[:-1])
-        tokens = tokenizer(distinct.tolist()).to(device)
-        embedded = language.embed(distinct.tolist()).to(device) if language else None
-        return cls(studies, len(groups[0]), rows, tokens, embedded)
-
-    def select(
-        self, index: np.ndarray, chosen: np.ndarray, captions: bool
-    ) -> tuple[StudyBatch, Tensor, Tensor, Tensor | None]:
-        """The inputs of `lgekit.clip.model.CoCa` for a step of `epoch_batches`."""
-        first = [self.texts[study][0] for study in index]
-        read = chosen if self.embedded is None else first
-        distinct, where = np.unique([*read, *first] if captions else read, return_inverse=True)
-        device = self.tokens.device
-        rows, studies, texts = (torch.from_numpy(a).to(device) for a in (where, index, distinct))
-        caption_of = rows[len(index) :] if captions else None
-        text = self.tokens[texts]
-        if self.embedded is not None:  # captions are far shorter than reports
-            text = text[:, : int(text.any(0).sum())]
-        return self.studies.rows(studies), text, rows[: len(index)], caption_of
-
-
-def epoch_batches(
-    epoch: int, real: int, synthetic: int, texts: Sequence[np.ndarray], settings: FitSettings
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Study indices and text rows of each step: all real studies, and new synthetic ones."""
-    rng = np.random.default_rng([settings.seed, epoch])
-    take = min(round(settings.synthetic_per_real * real), synthetic)
-    index = np.concatenate([np.arange(real), real + rng.permutation(synthetic)[:take]])
-    index = rng.permutation(index)
-    chosen = np.array([texts[study][rng.integers(len(texts[study]))] for study in index])
-    parts = max(1, math.ceil(len(index) / settings.batch_size))
-    yield from zip(np.array_split(index, parts), np.array_split(chosen, parts), strict=True)
 
 
 def make_view(study: Study, settings: FitSettings) -> View:
@@ -176,12 +107,3 @@ def view_grid(study: Study, settings: FitSettings) -> PolarGrid:
 def batch_of(views: Sequence[View]) -> StudyBatch:
     """Stack views into one padded batch."""
     return pad_studies([(view.images, view.levels) for view in views])
-
-
-CHUNK = 64  # studies that are read at a time
-
-
-def chunks(batch: StudyBatch) -> list[StudyBatch]:
-    """Split a batch into parts of at most `CHUNK` studies."""
-    parts = zip(*(part.split(CHUNK) for part in batch), strict=True)
-    return [StudyBatch(*part) for part in parts]

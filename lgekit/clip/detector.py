@@ -5,26 +5,27 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 from scipy.special import softmax
+from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.labels import Ventricle
-from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, segment_map, segment_number
 from lgekit.clip import zeroshot
-from lgekit.clip.data import View, batch_of, chunks, make_view
-from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch, load_coca, save_coca
+from lgekit.clip.data import View, batch_of, make_view, view_grid
+from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch
+from lgekit.clip.train import FitResult
 from lgekit.clip.zeroshot import Calibration, Reading, probability
 from lgekit.config import FitSettings, make_settings
 from lgekit.errors import InputError
@@ -33,6 +34,8 @@ from lgekit.reports.training_texts import prompt_sets
 from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import locate
 from lgekit.study import Cohort, Landmarks, Study
+
+CHUNK = 64  # studies that are read at a time
 
 
 def confident_landmarks(study: Study, settings: FitSettings) -> Landmarks | None:
@@ -71,10 +74,9 @@ def view_segments(view: View, study: Study, marks: Landmarks, settings: FitSetti
     segments = np.zeros(view.images[:, 0].shape, np.uint8)
     if settings.orientation != "rvip":  # the first column is not the insertion point
         return segments
-    inside, outside = (
-        (EVEN_INSIDE, EVEN_OUTSIDE) if settings.masks == "predicted" else (INSIDE, OUTSIDE)
-    )
-    depth = -inside + (1 + inside + outside) * (np.arange(settings.depths) + 0.5) / settings.depths
+    grid = view_grid(study, settings)
+    row = (np.arange(settings.depths) + 0.5) / settings.depths
+    depth = -grid.inside + (1 + grid.inside + grid.outside) * row
     wall = (depth >= 0) & (depth <= 1)
     frame_deg = ANTERIOR_RVIP_DEG + 360 * np.arange(settings.angles) / settings.angles
     for number, third in enumerate(Ventricle.of(study.label_map).thirds[view.own_slices]):
@@ -134,6 +136,14 @@ class Detector:
     histories: list[pd.DataFrame] = field(default_factory=list)  # one per network
     held_out: pd.DataFrame | None = None
 
+    @classmethod
+    def of(
+        cls, settings: FitSettings, trained: Sequence[FitResult], heart: HeartNetwork | None
+    ) -> Detector:
+        """A detector of trained networks, not yet calibrated."""
+        networks = [(one.model, one.tokenizer) for one in trained]
+        return cls(settings, networks, heart, Calibration(), [one.history for one in trained])
+
     def locate(self, cohort: Cohort) -> Cohort:
         """The cohort with the heart network's contours and insertion points."""
         return cohort if self.heart is None else locate(cohort, self.heart)
@@ -142,8 +152,8 @@ class Detector:
         return [make_view(study, self.settings) for study in located.studies]
 
     @torch.no_grad()
-    def predict(self, cohort: Cohort, beams: int = 1) -> pd.DataFrame:
-        """Read every study from its image alone; ``beams`` is the width of the captions' search.
+    def predict(self, cohort: Cohort) -> pd.DataFrame:
+        """Read every study from its image alone.
 
         Returns:
             One row per study: ``study_id, p_lge``; one ``p_`` column per wall; ``slice_weights``
@@ -154,12 +164,13 @@ class Detector:
         """
         located = self.locate(cohort)
         views = self.views(located)
-        captions, readings = [], []
-        for part in chunks(batch_of(views)):
+        batch, captions, readings = batch_of(views), [], []
+        for first in range(0, len(views), CHUNK):
+            part = batch.rows(slice(first, first + CHUNK))
             encoded = self.networks[0][0].visual.slice_features(part)  # for scores and captions
-            captions += zeroshot.write_captions(*self.networks[0], part, beams, encoded)
+            captions += zeroshot.write_captions(*self.networks[0], part, encoded)
             readings.append(self.read(part, encoded[0]))
-        return self.table(located, views, Reading.merge(np.concatenate, readings), captions)
+        return self.table(located.studies, views, Reading.merge(np.concatenate, readings), captions)
 
     def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
         """Read level and depth of scar from images alone, one row per study: ``level_<level>`` is
@@ -178,18 +189,22 @@ class Detector:
         return Reading.merge(lambda parts: np.mean(parts, axis=0), readings)
 
     def table(
-        self, located: Cohort, views: Sequence[View], reading: Reading, captions: Sequence[str]
+        self,
+        located: Sequence[Study],
+        views: Sequence[View],
+        reading: Reading,
+        captions: Sequence[str],
     ) -> pd.DataFrame:
         """The columns of `predict`, from a reading."""
         known = self.calibration
         wall_pairs = np.array(known.walls).T
-        present, each = probability(reading.slices, known.slices), reading.slice_walls
+        present, each = probability(reading.slices, known.presence), reading.slice_walls
         each, by_wall = probability(each, wall_pairs), probability(reading.walls, wall_pairs)
-        table = pd.DataFrame({"study_id": [study["study_id"] for study in located.studies]})
+        table = pd.DataFrame({"study_id": [study["study_id"] for study in located]})
         table["p_lge"] = probability(reading.presence, known.presence)
         table[[f"p_{wall}" for wall in WALLS]] = by_wall
         rows = []
-        for number, (study, view) in enumerate(zip(located.studies, views, strict=True)):
+        for number, (study, view) in enumerate(zip(located, views, strict=True)):
             place, row = np.s_[number, : len(view.levels)], dict[str, Any]()
             for name, values in (("slice_weights", present), ("attention", reading.attention)):
                 stored = np.zeros(study.spatial_shape[2])
@@ -225,7 +240,8 @@ class Detector:
     ) -> tuple[np.ndarray, list[np.ndarray]]:
         """Cosine similarity of a sentence to each study, and to each of its stored slices.
 
-        The mean similarity to the sentences ``against`` is subtracted, if there are any.
+        The mean similarity to the sentences ``against`` is subtracted: give `denials` to rank
+        studies, because the cosine also depends on the study.
         """
         model, tokenizer = self.networks[0]
         text = model.encode_text(tokenizer(sentence))[0]
@@ -233,32 +249,23 @@ class Detector:
             text = text - model.encode_text(tokenizer(against)).mean(0)
         return (embedded.studies @ text).numpy(), [(own @ text).numpy() for own in embedded.slices]
 
-    def evidence_for(
-        self, embedded: StudyEmbeddings, sentence: str
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
-        """`similarity` against `denials`, to rank studies; the cosine also depends on the study."""
-        return self.similarity(embedded, sentence, self.denials)
-
     @property
     def denials(self) -> list[str]:
         """The training texts that deny scar."""
         return prompt_sets(self.settings.prompts)["presence"]["negative"]
-
-    def occlusion_map(
-        self, view: View, own_slice: int, sentence: str
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """One stored slice of a view, and its occlusion map for a sentence against `denials`."""
-        place = list(view.own_slices).index(own_slice)
-        against = [sentence], self.denials
-        heat = zeroshot.occlusion_map(*self.networks[0], batch_of([view]), *against, only=place)
-        return view.images[place, 0].numpy(), heat[place]
 
     def save(self, folder: str | Path) -> Path:
         """Write safetensors, JSON and CSV files into a folder (made if absent)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for number, (model, tokenizer) in enumerate(self.networks):
-            save_coca(folder / f"clip_{number}", model, tokenizer, self.settings)
+            part = folder / f"clip_{number}"
+            part.mkdir(exist_ok=True)
+            state = {name: one.contiguous().clone() for name, one in model.state_dict().items()}
+            save_file(state, part / "model.safetensors")
+            (part / "tokenizer.json").write_text(tokenizer.core.to_str())
+            # safetensors files are private to their owner; share them like the other files
+            shutil.copymode(part / "tokenizer.json", part / "model.safetensors")
         if self.heart is not None:
             self.heart.save(folder / "heart")
         about = {
@@ -268,6 +275,7 @@ class Detector:
             "histories": [history.to_dict("list") for history in self.histories],
         }
         (folder / "detector.json").write_text(json.dumps(about, indent=1) + "\n")
+        (folder / "README.md").write_text(CARD.format(settings=self.settings))
         if self.held_out is not None:
             self.held_out.to_csv(folder / "held_out.csv", index=False)
         return folder
@@ -282,13 +290,17 @@ class Detector:
         try:
             about: dict[str, Any] = json.loads(part.read_text())
             settings, kept = make_settings(**about["settings"]), about["calibration"]
-            walls = tuple((slope, offset) for slope, offset in kept["walls"])
-            calibration = Calibration(tuple(kept["presence"]), walls, tuple(kept["slices"]))
+            walls = [(slope, offset) for slope, offset in kept["walls"]]
+            calibration = Calibration(tuple(kept["presence"]), walls)
             histories = [pd.DataFrame(history) for history in about["histories"]]
             networks = []
-            for number in range(max(1, about["networks"])):
+            for number in range(about["networks"]):
                 part = folder / f"clip_{number}"
-                networks.append(load_coca(part)[:2])
+                core = Tokenizer.from_file(str(part / "tokenizer.json"))
+                tokenizer = ReportTokenizer(core, settings.longest_text)
+                model = CoCa(settings, tokenizer)
+                model.load_state_dict(load_file(part / "model.safetensors"))
+                networks.append((model.eval(), tokenizer))
             part = folder / "held_out.csv"
             held_out = read_predictions(part) if part.is_file() else None
             if held_out is not None and "study_id" not in held_out:
@@ -297,86 +309,53 @@ class Detector:
             problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             remedy = "It may be damaged, or of another version of lgekit. Copy or fit it again"
             raise InputError(part, f"not a detector: {problem}", remedy) from error
-        heart = HeartNetwork.load(folder / "heart") if (folder / "heart").is_dir() else None
-        if heart is None and settings.needs_heart:
-            problem = "is missing, and the model cannot read without the heart network"
-            raise InputError(folder / "heart", problem, "Copy the whole model again")
+        heart = HeartNetwork.load(folder / "heart") if settings.needs_heart else None
         return cls(settings, networks, heart, calibration, histories, held_out)
 
 
-CARD = """---
-library_name: lgekit
-tags: [cardiac-mri, late-gadolinium-enhancement, clip]
----
-# Scar detection in cardiac LGE MRI, trained from the text of reports
-
-For research and teaching only. **Not a medical device.**
-
-{networks} CLIP + captioning network(s), {heart} a heart network; view `{settings.frame}`,
-text `{settings.text}`, {settings.epochs} epochs, seed {settings.seed}.
-All settings are in `detector.json`. Its authors should add its training data and accuracy.
-
-```
-lgekit pull THIS_REPOSITORY my_model
-lgekit predict my_model manifest:studies/manifest.csv out.csv
-```
-"""
+CARD = Path(__file__).with_name("model_card.md").read_text("utf-8")
 # what a model consists of on the hub; held_out.csv, one row per study, is never sent or fetched
 HUB_FILES = ["README.md", "detector.json", "heart/heart.json", "heart/heart.safetensors"]
-HUB_FILES += ["clip_*/*.json", "clip_*/model.safetensors"]
+HUB_FILES += ["clip_*/tokenizer.json", "clip_*/model.safetensors"]
 
 
 def push(model_dir: str | Path, repo: str, public: bool = False) -> list[str]:
-    """Send a fitted model, and its own or a new README.md, to the Hugging Face hub in one commit.
+    """Send a fitted model to the Hugging Face hub, and return the names of its files.
 
     Other files of the folder, and held_out.csv, are not sent. A new repository can be read by its
-    owner only, unless it is ``public``. Returns the names of the files.
+    owner only, unless it is ``public``.
     """
     from huggingface_hub import HfApi
 
-    detector = replace(Detector.load(model_dir), held_out=None)
-    settings, heart = detector.settings, detector.heart
-    if settings.text_encoder != "scratch" and Path(settings.text_encoder).exists():
-        problem = f"the text encoder {settings.text_encoder!r} is a folder of this machine"
-        remedy = "Fit with a hub name, or with text_encoder='scratch'."
-        raise InputError(model_dir, problem, remedy)
-    if heart is not None:  # a SPEC names a folder: send its kind alone
-        heart.trained_on = tuple(sorted({spec.split(":")[0] for spec in heart.trained_on}))
-    card, part = Path(model_dir) / "README.md", "without" if heart is None else "with"
-    text = CARD.format(networks=len(detector.networks), heart=part, settings=settings)
-    with tempfile.TemporaryDirectory() as temporary, _hub_errors(repo):
-        folder, api = detector.save(temporary), HfApi()
-        (folder / "README.md").write_text(card.read_text() if card.is_file() else text)
-        api.create_repo(repo, private=not public, exist_ok=True)
-        api.upload_folder(repo_id=repo, folder_path=folder, commit_message="lgekit model")
-        return _files(folder)
+    Detector.load(model_dir)
+    with _hub_errors(repo):
+        HfApi().create_repo(repo, private=not public, exist_ok=True)
+        HfApi().upload_folder(repo_id=repo, folder_path=model_dir, allow_patterns=HUB_FILES)
+    return _hub_files(model_dir)
 
 
 def pull(repo: str, model_dir: str | Path) -> list[str]:
     """Fetch a model from a hub repository into a new folder. Returns the names of its files."""
     from huggingface_hub import HfApi
 
-    folder = Path(model_dir)
     with _hub_errors(repo):
-        HfApi().snapshot_download(repo, local_dir=folder, allow_patterns=HUB_FILES)
-    shutil.rmtree(folder / ".cache", ignore_errors=True)  # notes of the hub client
-    Detector.load(folder)
-    return _files(folder)
+        HfApi().snapshot_download(repo, local_dir=model_dir, allow_patterns=HUB_FILES)
+    shutil.rmtree(Path(model_dir) / ".cache", ignore_errors=True)  # notes of the hub client
+    Detector.load(model_dir)
+    return _hub_files(model_dir)
 
 
-def _files(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+def _hub_files(folder: str | Path) -> list[str]:
+    found = [path for pattern in HUB_FILES for path in Path(folder).glob(pattern)]
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 @contextlib.contextmanager
 def _hub_errors(repo: str) -> Iterator[None]:
     """Turn the errors of the hub client, and of its HTTP library, into one line."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    errors: Any = (*HfHubHTTPError.__bases__, HFValidationError, OSError)
     try:
         yield
-    except errors as error:
+    except Exception as error:
         problem = (str(error) or type(error).__name__).splitlines()[0]
         remedy = "Check the name, the network and your login (`hf auth login`)."
         raise InputError(repo, problem, remedy) from error

@@ -6,10 +6,10 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -21,12 +21,10 @@ from tqdm.auto import tqdm
 
 from lgekit import cache
 from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
-from lgekit.anatomy.segments import known_landmarks
 from lgekit.clip.data import ImageTextPairs, View, batch_of, make_view, view_grid
 from lgekit.clip.detector import Detector
-from lgekit.clip.language import Language, taught_language
-from lgekit.clip.model import CoCa, PolarEncoder, ReportTokenizer, StudyBatch, in_parts, join
-from lgekit.clip.train import fit
+from lgekit.clip.model import PolarEncoder, StudyBatch, in_parts
+from lgekit.clip.train import FitResult, Language, fit, taught_language
 from lgekit.clip.zeroshot import Calibration, Reading
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
@@ -39,9 +37,10 @@ from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import base_network, heart_network, locate
 from lgekit.study import Cohort, Study, patient_folds
 
+POOL = 4  # synthetic scars are painted for so many epochs; an epoch draws its share of them [O]
 
-@dataclass(frozen=True)
-class SyntheticScar:
+
+class SyntheticScar(NamedTuple):
     """A study with a synthetic scar: its view, its report, and the id of the original study."""
 
     view: View
@@ -49,13 +48,16 @@ class SyntheticScar:
     source: str
 
 
-def paint_pool(
-    free: Sequence[Study], count: int, settings: FitSettings, key: object = None
+def synthetic_pool(
+    located: Cohort, settings: FitSettings, language: Language | None = None
 ) -> list[SyntheticScar]:
     """Paint scars into located studies whose reports state no scar, in turn.
 
-    Fewer than ``count`` are returned if some studies cannot take one. ``key`` is for the cache.
+    Fewer are returned if some studies cannot take one. ``language`` says whose reports deny scar;
+    without it the report reader does.
     """
+    count = round(settings.synthetic_per_real * len(located) * POOL)
+    free = without_scar(located.studies, language) if count else []
     made: dict[int, SyntheticScar] = {}
     for first, study in enumerate(free[:count]):
         try:
@@ -70,31 +72,10 @@ def paint_pool(
                 scarred = painter.random_copy(seed)
                 view = grid.study_view(scarred) if grid else make_view(scarred, settings)
                 made[number] = SyntheticScar(view, scarred["report"], study["study_id"])
-    return [made[number] for number in sorted(made)]
-
-
-def synthetic_pool(
-    located: Cohort, settings: FitSettings, language: Language | None = None
-) -> list[SyntheticScar]:
-    """Paint (or take from the cache) ``synthetic_pool`` times as many scars as an epoch draws.
-
-    ``language`` says whose reports deny scar; without it the report reader does.
-    """
-    count = round(settings.synthetic_per_real * len(located) * settings.synthetic_pool)
-    if not count:
-        return []
-    names = {"orientation", "view", "depths", "angles", "pixels", "seed", "min_confidence", "masks"}
-    marks = [repr(known_landmarks(study)) for study in located.studies]
-    about = settings.model_dump_json(include=names)
-    code = cache.code_version(*cache.FIT_ROOMS)
-    cached = cache.memory().cache(paint_pool, ignore=["free", "settings"])
-    free = without_scar(located.studies, language)
-    key = located.fingerprint, [study["study_id"] for study in free], marks, about, code
-    painted = cache.compute_once(cached, free, count, settings, key)
-    if len(painted) < count / 2:
-        message = f"{len(painted)} of {count} synthetic scars could be painted"
+    if len(made) < count / 2:
+        message = f"{len(made)} of {count} synthetic scars could be painted"
         warnings.warn(f"{message}: no wall was found in the other hearts", stacklevel=2)
-    return painted
+    return [made[number] for number in sorted(made)]
 
 
 def usable_studies(
@@ -109,26 +90,20 @@ def usable_studies(
     if silent := sum(bool(study["report"].strip()) for study in cohort.studies) - len(train):
         message = f"{silent} reports do not say whether there is late enhancement in English"
         warnings.warn(f"{message}; their studies are left out", stacklevel=3)
+    where = cohort.name
     if not all_studies:
+        where = f"{cohort.name} [train]"
         valid = [study for study in train if study["split"] == "validation"]
         train = [study for study in train if study["split"] == "train"]
-    where = cohort.name if all_studies else f"{cohort.name} [train]"
-    free, painted = len(without_scar(train)), settings.synthetic_per_real > 0
-    problem = remedy = ""
-    if len(train) < 2:
-        problem = "fewer than two studies with a report that mentions late enhancement"
-        remedy = "Give more studies or reports."
-    elif not free and painted:
-        problem = "no training study can take a synthetic scar: by their reports all have scar"
-        remedy = "Give studies without scar, or set synthetic_per_real to 0."
-    elif free == len(train) and not painted:
-        problem = f"none of {free} training reports states scar: there is nothing to learn"
-        remedy = "Give studies with scar, or set synthetic_per_real above 0."
-    if problem:
-        raise InputError(where, problem, remedy)
-    if not free:
-        message = "all training reports state scar: the network cannot learn hearts without scar"
-        warnings.warn(message, stacklevel=3)
+    free = len(without_scar(train))
+    alike = free == len(train) and not settings.synthetic_per_real
+    faults = {
+        "fewer than two studies with a report that mentions late enhancement": len(train) < 2,
+        "all training reports state scar": not free,
+        "no training report states scar, and synthetic_per_real is 0": alike,
+    }
+    for problem in compress(faults, faults.values()):
+        raise InputError(where, problem, "Give more studies, with scar and without.")
     scarred = len(valid) - len(without_scar(valid))
     if not 0 < scarred < len(valid):
         message = f"{scarred} of {len(valid)} studies for calibration have scar by their reports"
@@ -200,8 +175,7 @@ def pretrain_polar(
                 pictures, classes = warp(images[index.to(device)], reach, generator)
                 with torch.autocast(device.type, torch.bfloat16, enabled=half):
                     logits = in_parts(lambda part: head(encoder.body(part)), pictures).float()
-                logits = logits[..., : classes.shape[-2], : classes.shape[-1]]
-                loss = F.cross_entropy(logits, classes[..., : logits.shape[-2], : logits.shape[-1]])
+                loss = F.cross_entropy(logits, classes)
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -219,17 +193,12 @@ def fit_detector(
 ) -> Detector:
     """Train the whole method: heart network, views, synthetic scars, CLIP + captions, calibration.
 
-    Args:
-        cohort: studies with reports. Those whose report does not say whether there is late
-            enhancement are left out. Masks train the heart network (and the true-mask reference).
-        settings: the method; an ablation row is an override.
-        all_studies: False: train on the split ``train``, calibrate on ``validation``. True:
-            cross-fit by patient, or by the ``fold`` that all studies carry: the networks of each
-            fold see the other folds only, their scores of it set the calibration, and the mean of
-            all networks is the detector.
-        progress: show bars.
-        pretrain_on: further cohorts with masks for the heart network.
-        checkpoints: a folder from `lgekit.clip.train.resumable`; None: no resuming.
+    Studies whose report does not say whether there is late enhancement are left out. Masks train
+    the heart network, together with those of ``pretrain_on``. The split ``train`` is learned from,
+    and ``validation`` calibrates. With ``all_studies`` the fit is crossed by patient, or by the
+    ``fold`` that all studies carry: the networks of each fold see the other folds only, their
+    scores of it set the calibration, and the mean of all networks is the detector. ``checkpoints``
+    is a folder from `lgekit.clip.train.resumable`.
     """
     if settings.masks == "true":
         _starting_weights(None, settings)  # refuse before a long run: no heart network is trained
@@ -239,12 +208,13 @@ def fit_detector(
     if all_studies:
         return _cross_fit(train, settings, progress, pretrain_on, options)
     heart = heart_network(train, pretrain_on, settings, progress) if settings.needs_heart else None
-    train, valid = (locate(part, heart) if heart and len(part) else part for part in (train, valid))
+    if heart:
+        train, valid = locate(train, heart), locate(valid, heart)
     pool, start = synthetic_pool(train, settings, language), _starting_weights(heart, settings)
     options |= {"validation": valid, "progress": progress}
-    networks, histories = train_networks(train, settings, pool, start, **options)
-    detector = Detector(settings, networks, heart, Calibration(), histories)
-    if len(valid):
+    trained = train_networks(train, settings, pool, start, **options)
+    detector = Detector.of(settings, trained, heart)
+    if valid:
         views, patients = detector.views(valid), valid.manifest["patient_id"].to_numpy()
         calibrate(detector, valid, views, detector.read(batch_of(views)), patients)
     return detector
@@ -257,49 +227,43 @@ def _cross_fit(
     pretrain_on: Sequence[Cohort],
     options: dict[str, Any],
 ) -> Detector:
-    patients = cohort.manifest["patient_id"].nunique()
-    if patients < max(settings.folds, settings.heart_folds):
-        problem = f"{patients} patients for {settings.folds} inner folds"
-        remedy = "Give more studies, or lower the settings folds and heart_folds."
-        raise InputError(cohort.name, problem, remedy)
-    ids, located, hearts = cohort.manifest["study_id"].to_numpy(), cohort, []
+    if cohort.manifest["patient_id"].nunique() < settings.folds:
+        problem = f"fewer patients than the {settings.folds} inner folds"
+        raise InputError(cohort.name, problem, "Give more studies, or lower the setting folds.")
+    ids, fold = cohort.manifest["study_id"].to_numpy(), _inner_folds(cohort, settings)
+    folds = range(1 + max(fold))
     base = base_network(pretrain_on, settings, progress) if settings.needs_heart else None
-    start = _starting_weights(base, settings)
+    start, located, heart = _starting_weights(base, settings), cohort, None
     if settings.needs_heart:  # every study is located by a heart network that has not seen it
-        fold, jobs = _inner_folds(cohort, settings.heart_folds, settings.seed), []
-        for k in range(1 + max(fold)):
-            parts = cohort.subset(ids[fold != k]), cohort.subset(ids[fold == k])
-            jobs.append(delayed(_fold_heart)(*parts, pretrain_on, settings))
+        parts = [(cohort.subset(ids[fold != k]), cohort.subset(ids[fold == k])) for k in folds]
+        jobs = [delayed(_fold_heart)(*part, pretrain_on, settings) for part in parts]
         found = _parallel(jobs, settings, "heart networks", progress)
-        hearts = [heart for heart, _ in found]
+        heart = HeartNetwork.mean([own for own, _ in found])
         by_id = {study["study_id"]: study for _, own in found for study in own.studies}
         located = Cohort([by_id[name] for name in ids], cohort.name)
     pool = synthetic_pool(located, settings, options["language"])
-    fold, jobs = _inner_folds(cohort, settings.folds, settings.seed), []
-    for k in range(1 + max(fold)):
-        train = located.subset(ids[fold != k])
-        jobs.append(delayed(train_networks)(train, settings, pool, start, fold=k, **options))
-    heart = HeartNetwork.mean(hearts) if hearts else None
-    detector, readings = Detector(settings, [], heart, Calibration()), []
-    views = detector.views(located)
-    batch = batch_of(views)
+    jobs = [
+        delayed(train_networks)(located.subset(ids[fold != k]), settings, pool, start, k, **options)
+        for k in folds
+    ]
     trained = _parallel(jobs, settings, "CLIP + captioning", progress)
-    for k, (networks, histories) in enumerate(trained):
-        own = batch.rows(torch.from_numpy(fold == k))
-        readings.append(replace(detector, networks=networks).read(own))
-        detector.networks += networks
-        detector.histories += histories
-    in_folds = Reading.merge(np.concatenate, readings)
-    in_order = in_folds.rows(np.argsort(np.argsort(fold, kind="stable")))
+    detector = Detector.of(settings, [one for own in trained for one in own], heart)
+    views, readings = detector.views(located), []
+    batch = batch_of(views)
+    for k in folds:  # by the networks that have not seen them
+        reader = Detector.of(settings, trained[k], heart)
+        readings.append(reader.read(batch.rows(torch.from_numpy(fold == k))))
+    order = np.argsort(fold, kind="stable")
+    in_order = Reading.merge(np.concatenate, readings).rows(np.argsort(order))
     calibrate(detector, located, views, in_order, fold)
     return detector
 
 
-def _inner_folds(cohort: Cohort, folds: int, seed: int) -> np.ndarray:
+def _inner_folds(cohort: Cohort, settings: FitSettings) -> np.ndarray:
     """Fold of each study, 0 …: by patient, or the folds that all studies carry."""
     carried = [study.get("fold") for study in cohort.studies]
     if None in carried or len(set(carried)) < 2:
-        return patient_folds(cohort, folds, seed)
+        return patient_folds(cohort, settings.folds, settings.seed)
     return np.unique(np.array(carried), return_inverse=True)[1]
 
 
@@ -351,46 +315,40 @@ def train_networks(
     settings: FitSettings,
     pool: Sequence[SyntheticScar],
     encoder_state: dict[str, Tensor] | None = None,
+    fold: int = 0,
     *,
     language: Language | None = None,
     validation: Cohort | None = None,
     checkpoints: Path | None = None,
-    fold: int = 0,
     progress: bool = False,
-) -> tuple[list[tuple[CoCa, ReportTokenizer]], list[pd.DataFrame]]:
+) -> list[FitResult]:
     """Train ``settings.models`` networks on located studies, and on the scars painted into them.
 
-    The number of the inner ``fold`` sets the seeds. Returns the networks and their histories.
+    The number of the inner ``fold`` sets the seeds.
     """
 
-    def pairs_of(views: Sequence[View], reports: Sequence[str]) -> ImageTextPairs:
+    def pairs_of(cohort: Cohort, scars: Sequence[SyntheticScar] = ()) -> ImageTextPairs:
+        views = [make_view(study, settings) for study in cohort.studies]
+        reports = [study["report"] for study in cohort.studies] + [scar.report for scar in scars]
         texts = [report_texts(report, settings.text) for report in reports]
         if language is not None:
             texts = [language.texts_of(whole) for whole, *_ in texts]
-        return ImageTextPairs(batch_of(views), texts)
+        return ImageTextPairs(batch_of([*views, *(scar.view for scar in scars)]), texts, len(views))
 
-    def of_cohort(cohort: Cohort) -> ImageTextPairs:
-        views = [make_view(study, settings) for study in cohort.studies]
-        return pairs_of(views, [study["report"] for study in cohort.studies])
-
-    pairs, ids, synthetic = of_cohort(train), set(train.manifest["study_id"]), None
-    if scars := [scar for scar in pool if scar.source in ids]:
-        synthetic = pairs_of([one.view for one in scars], [one.report for one in scars])
-    valid = of_cohort(validation) if validation and len(validation) > 1 else None
+    ids = set(train.manifest["study_id"])
+    pairs = pairs_of(train, [scar for scar in pool if scar.source in ids])
+    valid = pairs_of(validation) if validation else None
     if settings.frame == "polar" and settings.encoder_init == "segmentation":
-        every = join(pairs.batch, synthetic.batch) if synthetic else pairs.batch
         seeded = settings.override(seed=settings.seed + 100 * fold)
-        encoder_state = pretrain_polar(every.to(cache.accelerator()), seeded, progress)
-    networks, histories = [], []
-    options: dict[str, Any] = {"synthetic": synthetic, "validation": valid, "progress": progress}
-    options["language"] = language
+        encoder_state = pretrain_polar(pairs.batch.to(cache.accelerator()), seeded, progress)
+    options: dict[str, Any] = {"validation": valid, "encoder_state": encoder_state}
+    trained = []
     for number in range(settings.models):
         own = settings.override(seed=settings.seed + 1000 * number + 100 * fold)
         file = checkpoints / f"fold{fold}_{number}.pt" if checkpoints else None
-        result = fit(pairs, own, encoder_state=encoder_state, checkpoint=file, **options)
-        networks.append((result.model, result.tokenizer))
-        histories.append(result.history)
-    return networks, histories
+        options |= {"language": language, "checkpoint": file, "progress": progress}
+        trained.append(fit(pairs, own, **options))
+    return trained
 
 
 def calibrate(
@@ -406,13 +364,12 @@ def calibrate(
     parts = []
     for one in np.unique(group):
         own, others = np.flatnonzero(group == one), np.flatnonzero(group != one)
-        fitted = Calibration()
-        if len(others):
-            fitted = Calibration.fit(reading.rows(others), reports[others])
-        studies = Cohort([cohort.studies[number] for number in own], cohort.name)
-        own_views, captions = [views[number] for number in own.tolist()], [""] * len(own)
+        fitted = Calibration.fit(reading.rows(others), reports[others])
+        studies = [cohort.studies[number] for number in own.tolist()]
+        own_views = [views[number] for number in own.tolist()]
         reader = replace(detector, calibration=fitted)
-        parts.append(reader.table(studies, own_views, reading.rows(own), captions).set_axis(own))
+        table = reader.table(studies, own_views, reading.rows(own), [""] * len(own))
+        parts.append(table.set_axis(own))
     detector.held_out = pd.concat(parts).sort_index()
 
 

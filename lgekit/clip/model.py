@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -15,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from lgekit.config import FitSettings, make_settings
+from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.segmentation.model import HEART_SIZES, build_unet
 
 PAD, START, END, UNKNOWN = "[PAD]", "[SOT]", "[EOT]", "[UNK]"
+VOCABULARY = 600  # most tokens that the tokenizer may learn
+HEADS, QUERIES = 4, 8  # attention heads; image tokens that the decoder reads
 SLICES_AT_ONCE = 64  # on a CPU: intermediate results stay in its caches [O]
 
 
@@ -44,12 +43,6 @@ def pad_studies(studies: Sequence[tuple[Tensor, Tensor]]) -> StudyBatch:
     images, levels = zip(*studies, strict=True)
     parts = images, levels, [torch.ones(len(own), dtype=torch.bool) for own in levels]
     return StudyBatch(*(pad_sequence(list(part), batch_first=True) for part in parts))
-
-
-def join(first: StudyBatch, second: StudyBatch) -> StudyBatch:
-    """Two batches as one, padded to the longer."""
-    parts = zip(first, second, strict=True)
-    return StudyBatch(*(pad_sequence([*a, *b], batch_first=True) for a, b in parts))
 
 
 class CircularConv(nn.Module):
@@ -151,13 +144,13 @@ class StudyEncoder(nn.Module):
         self.level = nn.Sequential(nn.Linear(3, width), nn.GELU(), nn.Linear(width, width))
         self.slice_norm = nn.LayerNorm(width)
         self.mix = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Dropout(settings.dropout))
-        self.attend = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 4))
+        self.attend = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, HEADS))
         self.project = nn.Sequential(nn.LayerNorm(2 * width), nn.Dropout(settings.dropout))
         self.out = nn.Linear(2 * width, settings.embed_dim)
         self.place = nn.Parameter(torch.randn(rows * columns, width) * 0.02)
-        self.queries = nn.Parameter(torch.randn(settings.caption_queries, width) * width**-0.5)
+        self.queries = nn.Parameter(torch.randn(QUERIES, width) * width**-0.5)
         self.cell_norm = nn.LayerNorm(width)
-        self.read = nn.MultiheadAttention(width, 4, batch_first=True)
+        self.read = nn.MultiheadAttention(width, HEADS, batch_first=True)
         self.token = nn.Linear(width, settings.text_width)
         self.whole = nn.Sequential(
             nn.LayerNorm(2 * width), nn.Linear(2 * width, settings.text_width)
@@ -184,33 +177,29 @@ class StudyEncoder(nn.Module):
 
         return pad(features), pad(cells)
 
-    def gather(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention mean and maximum `(studies, 2 · width)`, and the attention of each slice."""
+    def pool(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Study embeddings, attention `(studies, slices)`, which sums to 1 over slices, and the
+        attention mean and maximum of the features `(studies, 2 · width)`."""
         padding = ~mask[..., None]
         weights = self.attend(features).masked_fill(padding, -math.inf).softmax(1)
         heads = features.unflatten(-1, (weights.shape[-1], -1))
         mean = torch.einsum("bsh,bshw->bhw", weights, heads).flatten(1)
         largest = features.masked_fill(padding, -math.inf).amax(1)
-        return torch.cat([mean, largest], -1), weights.mean(-1)
-
-    def pool(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Study embeddings, and attention `(studies, slices)`, which sums to 1 over slices."""
-        gathered, weights = self.gather(features, mask)
-        return self.out(self.project(gathered)), weights
+        gathered = torch.cat([mean, largest], -1)
+        return self.out(self.project(gathered)), weights.mean(-1), gathered
 
     def embed(self, features: Tensor, cells: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """The result of `forward` from that of `slice_features`."""
-        gathered, _ = self.gather(features, mask)
+        embedded, _, gathered = self.pool(features, mask)
         padding = (~mask).repeat_interleave(cells.shape[2], 1)
         keys, queries = cells.flatten(1, 2), self.queries.expand(len(cells), -1, -1)
         tokens, _ = self.read(queries, keys, keys, key_padding_mask=padding, need_weights=False)
-        tokens = torch.cat([self.whole(gathered)[:, None], self.token(tokens)], 1)
-        return self.out(self.project(gathered)), tokens
+        return embedded, torch.cat([self.whole(gathered)[:, None], self.token(tokens)], 1)
 
     def each_slice(self, features: Tensor) -> Tensor:
         """Embed each slice as if it were a whole study: `(studies, slices, embed_dim)`."""
         alone = features.flatten(0, 1)[:, None]
-        embedded, _ = self.pool(alone, alone.new_ones(len(alone), 1, dtype=torch.bool))
+        embedded, *_ = self.pool(alone, alone.new_ones(len(alone), 1, dtype=torch.bool))
         return embedded.unflatten(0, features.shape[:2])
 
     def load_segmentation(self, state: Mapping[str, Tensor]) -> None:
@@ -234,18 +223,17 @@ class StudyEncoder(nn.Module):
 class ReportTokenizer:
     """Texts → token ids `(texts, longest)` int64: start, the text, end, padding.
 
-    Longer texts than ``context_length`` (in tokens, start and end included) are cut; the end token
-    is kept. ``core`` is a ``tokenizers.Tokenizer``, ``special`` names its tokens for padding, start
-    and end.
+    Texts longer than ``context_length`` (in tokens, start and end included) are cut; the end token
+    is kept. ``core`` is a ``tokenizers.Tokenizer``.
     """
 
-    def __init__(self, core: Any, context_length: int, special: Sequence[str] = (PAD, START, END)):
-        self.core, self.context_length, self.special = core, context_length, tuple(special)
-        self.pad_id, self.start_id, self.end_id = (core.token_to_id(token) for token in special)
+    def __init__(self, core: Any, context_length: int):
+        self.core, self.context_length = core, context_length
+        self.pad_id, self.start_id, self.end_id = map(core.token_to_id, (PAD, START, END))
 
     @classmethod
     def train(
-        cls, texts: Iterable[str], vocabulary: int = 600, context_length: int = 64
+        cls, texts: Iterable[str], context_length: int = 64, vocabulary: int = VOCABULARY
     ) -> ReportTokenizer:
         """Learn byte-pair merges (Sennrich 2016) in lower case; each digit is a token of its own.
 
@@ -272,24 +260,6 @@ class ReportTokenizer:
         core.train_from_iterator(sorted(set(texts)), trainer)
         return cls(core, context_length)
 
-    @classmethod
-    def from_hugging_face(cls, name: str, context_length: int = 64) -> ReportTokenizer:
-        """Load the tokenizer of a Hugging Face encoder, by hub name or folder."""
-        from transformers import AutoTokenizer
-
-        try:
-            fast = AutoTokenizer.from_pretrained(name, use_fast=True)
-            start, end = fast.cls_token or fast.bos_token, fast.sep_token or fast.eos_token
-            special = [fast.pad_token, start, end]
-            if None in special or not fast.is_fast:
-                raise ValueError("no fast tokenizer with tokens for padding, start and end")
-        except (OSError, ValueError) as error:
-            remedy = "Give the hub name or the folder of an encoder with a fast tokenizer."
-            raise InputError("setting text_encoder", f"{name!r}: {error}", remedy) from error
-        fast.backend_tokenizer.no_padding()
-        fast.backend_tokenizer.no_truncation()
-        return cls(fast.backend_tokenizer, context_length, special)
-
     @property
     def vocab_size(self) -> int:
         """Number of tokens."""
@@ -304,70 +274,23 @@ class ReportTokenizer:
         ]
         return pad_sequence(rows, batch_first=True, padding_value=self.pad_id)
 
-    def share_cut(self, texts: Sequence[str]) -> float:
-        """Share of the texts that are longer than the context."""
-        encoded = self.core.encode_batch(texts, add_special_tokens=False)
-        return sum(len(one.ids) > self.context_length - 2 for one in encoded) / len(encoded)
-
     def decode(self, ids: Tensor) -> str:
         """The text of one row of ids, without special tokens."""
         return self.core.decode(ids.tolist(), skip_special_tokens=True).strip()
 
 
-class HuggingFaceText(nn.Module):
-    """Text encoder from Hugging Face: `(texts, length)` ids → embedding, tokens for the decoder.
-
-    The decoder's tokens have an embedding of their own, because the encoder's states know the word
-    to predict. ``shape`` is the encoder's configuration as JSON, without its name or folder.
-    """
-
-    def __init__(
-        self, name: str, settings: FitSettings, tokenizer: ReportTokenizer, shape: str | None
-    ):
-        super().__init__()
-        from transformers import AutoConfig, AutoModel
-
-        single = {"dtype": torch.float32}  # many encoders are stored in half precision
-        try:
-            if shape is None:
-                self.net: Any = AutoModel.from_pretrained(name, **single)
-            else:
-                self.net = AutoModel.from_config(
-                    AutoConfig.for_model(**json.loads(shape)), **single
-                )
-        except (OSError, ValueError) as error:
-            remedy = "Give a hub name or a folder."
-            raise InputError("setting text_encoder", f"{name!r}: {error}", remedy) from error
-        about = self.net.config.to_dict()
-        about.pop("_name_or_path", None)
-        self.shape = json.dumps(about, default=str)
-        self.pad_id = tokenizer.pad_id
-        self.out = nn.Linear(self.net.config.hidden_size, settings.embed_dim, bias=False)
-        self.words = nn.Embedding(tokenizer.vocab_size, settings.text_width)
-        self.place = nn.Parameter(torch.randn(tokenizer.context_length, settings.text_width) * 0.01)
-
-    def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        mask = (text != self.pad_id).long()
-        states = self.net(input_ids=text, attention_mask=mask).last_hidden_state
-        mean = (states * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        return self.out(mean), self.words(text) + self.place[: text.shape[1]]
-
-
 class CoCa(nn.Module):
     """Contrastive captioner (Yu 2022, arXiv 2205.01917) with a `StudyEncoder` for images.
 
-    The text tower and the decoder are open_clip's, with the names of its ``CoCa``. A saved model
-    has a ``text_shape`` (`HuggingFaceText.shape`); None reads the weights of ``text_encoder``.
+    The text tower and the decoder are open_clip's, with the names of its ``CoCa``.
     """
 
-    def __init__(
-        self, settings: FitSettings, tokenizer: ReportTokenizer, text_shape: str | None = None
-    ):
+    def __init__(self, settings: FitSettings, tokenizer: ReportTokenizer):
         super().__init__()
         from open_clip.transformer import MultimodalTransformer, TextTransformer, VisionTransformer
 
         width, out = settings.text_width, {"output_dim": settings.embed_dim}
-        shape = {"width": width, "heads": settings.text_heads}
+        shape = {"width": width, "heads": HEADS}
         shape["context_length"] = tokenizer.context_length
         options = {"embed_cls": True, "output_tokens": True, "pad_id": tokenizer.pad_id, **out}
         options["correct_cls_mask"] = True  # otherwise the class token cannot see itself
@@ -380,8 +303,6 @@ class CoCa(nn.Module):
         self.visual = StudyEncoder(settings)
         self.text_decoder: Any = decoder
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-        if settings.text_encoder != "scratch":
-            self.text = HuggingFaceText(settings.text_encoder, settings, tokenizer, text_shape)
         # open_clip 3.3 defines this initialization of its decoder and never runs it.
         deep = width**-0.5 * (2 * settings.decoder_layers) ** -0.5
         for block in [*decoder.resblocks, *decoder.cross_attn]:
@@ -393,9 +314,6 @@ class CoCa(nn.Module):
 
     def text_and_tokens(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """Text embeddings `(texts, embed_dim)` of length 1, and tokens for the decoder."""
-        if isinstance(self.text, HuggingFaceText):
-            embedded, tokens = self.text(text)
-            return F.normalize(embedded, dim=-1), tokens
         # open_clip pads every text to the full context. Here texts are padded to the longest of a
         # call, and the class token keeps its position, the last, so that both give the same.
         words, mask = self.text._embeds(text)
@@ -425,35 +343,3 @@ class CoCa(nn.Module):
 
 
 build_coca = CoCa  # the name that notebooks use
-
-
-def save_coca(folder: Path, model: CoCa, tokenizer: ReportTokenizer, settings: FitSettings) -> None:
-    """Write weights, tokenizer, settings, and the shape of a Hugging Face encoder."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    state = {name: value.contiguous().clone() for name, value in model.state_dict().items()}
-    save_file(state, folder / "model.safetensors")
-    (folder / "tokenizer.json").write_text(tokenizer.core.to_str())
-    if isinstance(model.text, HuggingFaceText):
-        (folder / "text.json").write_text(model.text.shape)
-    config = {"settings": settings.model_dump(), "context_length": tokenizer.context_length}
-    config["special"] = tokenizer.special
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
-    # safetensors files are private to their owner; share them like the other files
-    shutil.copymode(folder / "config.json", folder / "model.safetensors")
-
-
-def load_coca(folder: Path) -> tuple[CoCa, ReportTokenizer, FitSettings]:
-    """Read what `save_coca` wrote; the model is in eval mode on the CPU."""
-    from safetensors.torch import load_file
-    from tokenizers import Tokenizer
-
-    config = json.loads((folder / "config.json").read_text())
-    settings = make_settings(**config["settings"])
-    core = Tokenizer.from_str((folder / "tokenizer.json").read_text())
-    tokenizer = ReportTokenizer(core, config["context_length"], config["special"])
-    shape = (folder / "text.json").read_text() if settings.text_encoder != "scratch" else None
-    model = CoCa(settings, tokenizer, shape)
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    return model.eval(), tokenizer, settings

@@ -1,4 +1,4 @@
-"""Train image and text encoders with a contrastive and a captioning loss."""
+"""Teach the text tower to read, train the network on image-text pairs, and resume a fit."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import compress
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 import numpy as np
@@ -22,15 +23,136 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lgekit import cache
-from lgekit.clip.data import ImageTextPairs, TrainingData, augment, epoch_batches, shuffle_texts
-from lgekit.clip.language import Language
-from lgekit.clip.model import CoCa, ReportTokenizer
+from lgekit.clip.data import ImageTextPairs, augment
+from lgekit.clip.model import UNKNOWN, CoCa, ReportTokenizer, StudyBatch
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
+from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, draw_findings, draw_scar
+from lgekit.reports.training_texts import one_line, prompt_sets, sentences
+from lgekit.reports.writer import write_report
 from lgekit.study import Cohort
 
-KEPT_DAYS = 30  # days an interrupted fit can be resumed from the cache
+BATCH, REPORTS = 64, 12_000  # of teaching: reports in a step, and most that are written
+MASKED = 0.05  # share of the words that are hidden, so that no single one decides
+WARMUP, WEIGHT_DECAY = 0.1, 0.05  # of the fit: share of all steps; of AdamW
 VALIDATION = "validation_contrastive"
+
+
+def statements() -> list[str]:
+    """The texts of `prompt_sets`, each once: no enhancement, then each wall, level and depth."""
+    sets = prompt_sets()
+    places = [text for kind in ("wall", "level", "depth") for (text,) in sets[kind].values()]
+    return [*sets["presence"]["negative"], *places]
+
+
+def true_statements(findings: Findings | None) -> list[bool]:
+    """Whether findings say each of the `statements`; None says nothing."""
+    scars = findings.scars if findings else ()
+    said = {name for scar in scars for name in (*scar.walls, *scar.levels, scar.depth)}
+    denied = findings is not None and not findings.present
+    return [denied, *(name in said for name in (*WALLS, *LEVELS, *DEPTHS))]
+
+
+def written_reports(count: int, seed: int) -> tuple[list[str], Tensor]:
+    """Write reports, and parts of them; what they say, `(count, statements)`.
+
+    A fifth does not say whether there is scar, and a quarter denies it. Half of the others have the
+    scars of a disease, and half any walls and levels, so that the tower learns their words, and
+    not which of them go together [O].
+    """
+    rng, texts, truth = np.random.default_rng([seed, 5]), [], []
+
+    for kind, part in rng.random((count, 2)):
+        found: Findings | None = draw_findings(rng, positive=float(kind > 0.45))
+        if kind > 0.72:
+            scar = draw_scar(rng, "uniform")
+            walls, levels = (tuple(compress(n, rng.random(len(n)) < 0.5)) for n in (WALLS, LEVELS))
+            found = Findings((replace(scar, walls=walls, levels=levels),))
+        elif kind < 0.2:
+            found = None
+        text = write_report(found, rng, whole=found is None or part < 0.6)
+        if found is None and part > 0.5:
+            text = str(rng.choice(sentences(text) or [text]))
+        texts.append(one_line(text))
+        truth.append(true_statements(found))
+    return texts, torch.tensor(truth, dtype=torch.float32)
+
+
+@dataclass(frozen=True)
+class Language:
+    """A text tower that can read. It does not change when it meets images."""
+
+    model: CoCa  # its text tower and temperature; the rest is not trained
+    tokenizer: ReportTokenizer
+    offset: float  # of the logit that a report says a statement
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings of texts, `(texts, embed_dim)`, of length 1."""
+        parts = [texts[first : first + BATCH] for first in range(0, len(texts), BATCH)]
+        return torch.cat([self.model.encode_text(self.tokenizer(part)) for part in parts])
+
+    @cached_property
+    def stated(self) -> Tensor:
+        """Embeddings of the `statements`."""
+        return self.embed(statements())
+
+    def said(self, reports: Sequence[str]) -> Tensor:
+        """Probability that each report says each of the `statements`."""
+        similar = self.embed([one_line(one) for one in reports]) @ self.stated.T
+        return (self.model.logit_scale.exp() * similar + self.offset).sigmoid().detach()
+
+    def texts_of(self, report: str) -> tuple[str, ...]:
+        """The training texts of a report: the sentence that says most of what it says, and all."""
+        parts = sentences(report) or [report]
+        *each, whole = self.said([*parts, report])
+        most = int((torch.stack(each) @ whole).argmax())
+        return tuple(dict.fromkeys([parts[most], one_line(report)]))
+
+
+def taught_language(settings: FitSettings) -> Language:
+    """Teach the text tower, or take it from the cache: it depends on no study."""
+    names = {"text", "embed_dim", "text_width", "text_layers", "context_length", "text_steps"}
+    about = settings.model_dump_json(include=names | {"seed"})
+    cached = cache.memory().cache(teach, ignore=["settings"])
+    return cache.compute_once(cached, settings, (about, cache.code_version(*cache.FIT_ROOMS)))
+
+
+def teach(settings: FitSettings, key: object = None) -> Language:
+    """Train a new text tower on written reports to tell which `statements` are true of each.
+
+    ``key`` is for the cache.
+    """
+    steps, device = settings.text_steps, cache.accelerator()
+    texts, truth = written_reports(min(REPORTS, BATCH * steps), settings.seed)
+    tokenizer = ReportTokenizer.train([*texts[:3000], *statements()], settings.longest_text)
+    tokens, fixed = tokenizer(texts), tokenizer(statements()).to(device)
+    lengths = (tokens != tokenizer.pad_id).sum(1)
+    by_length, unknown = lengths.argsort(), tokenizer.core.token_to_id(UNKNOWN)
+    generator = torch.Generator().manual_seed(settings.seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        model = CoCa(settings, tokenizer).to(device)
+        offset = nn.Parameter(torch.tensor(-2.0, device=device))
+        weights = [*model.text.parameters(), model.logit_scale, offset]
+        optimizer = torch.optim.AdamW(weights, lr=2e-3, betas=(0.9, 0.98), fused=True)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
+        for _ in range(steps):
+            first = int(torch.randint(len(texts) - BATCH + 1, (), generator=generator))
+            rows = by_length[first : first + BATCH]  # texts of one length need no padding
+            text = tokens[rows, : lengths[rows].max()]
+            hidden = torch.rand(text.shape, generator=generator) < MASKED
+            hidden &= text > unknown  # padding, start and end come before it
+            text = text.masked_fill(hidden, unknown).to(device)
+            similar = model.encode_text(text) @ model.encode_text(fixed).T
+            logits = model.logit_scale.exp() * similar + offset
+            loss = F.binary_cross_entropy_with_logits(logits, truth[rows].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            schedule.step()
+    return Language(model.cpu().eval(), tokenizer, offset.item())
 
 
 def contrastive_loss(logits: Tensor, text_ids: Tensor, targets: str = "same_text") -> Tensor:
@@ -53,7 +175,7 @@ def contrastive_loss(logits: Tensor, text_ids: Tensor, targets: str = "same_text
 
 def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
     """Linear warm-up, then a cosine to zero."""
-    warm = max(1, round(settings.warmup * steps))
+    warm = max(1, round(WARMUP * steps))
     if step < warm:
         return settings.learning_rate * (step + 1) / warm
     progress = (step - warm) / max(1, steps - warm)
@@ -62,15 +184,34 @@ def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
 
 def adamw(module: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
     """AdamW (Loshchilov 2019, arXiv 1711.05101), without decay for biases, norms and scalars."""
-    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
-    for name, weight in module.named_parameters():
-        share = settings.text_encoder_rate if name.startswith("text.net.") else 1.0
-        groups.setdefault((weight.ndim < 2, share), []).append(weight)
-    parts = [
-        {"params": own, "weight_decay": 0.0 if single else settings.weight_decay, "share": share}
-        for (single, share), own in sorted(groups.items(), key=lambda group: group[0])
-    ]
-    return torch.optim.AdamW(parts, lr=settings.learning_rate, betas=(0.9, 0.98), fused=True)
+    decayed = [weight for weight in module.parameters() if weight.ndim > 1]
+    others = [weight for weight in module.parameters() if weight.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    options: dict[str, Any] = {"weight_decay": WEIGHT_DECAY, "betas": (0.9, 0.98), "fused": True}
+    return torch.optim.AdamW(groups, settings.learning_rate, **options)
+
+
+class TrainingData(NamedTuple):
+    """Studies on the training device, and each distinct text once."""
+
+    studies: StudyBatch
+    real: int  # number of real studies; they come first
+    texts: list[list[int]]  # of each study, as rows of `tokens`; the first is the caption
+    tokens: Tensor  # (texts, length)
+    embedded: Tensor | None  # (texts, embed_dim) by a taught text tower, which stays as it is
+
+
+def epoch_batches(
+    epoch: int, real: int, texts: list[list[int]], settings: FitSettings
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Study indices and text rows of each step: all real studies, and new synthetic ones."""
+    rng, synthetic = np.random.default_rng([settings.seed, epoch]), len(texts) - real
+    take = round(settings.synthetic_per_real * real)
+    index = np.concatenate([np.arange(real), real + rng.permutation(synthetic)[:take]])
+    index = rng.permutation(index)
+    chosen = np.array([texts[study][rng.integers(len(texts[study]))] for study in index])
+    parts = math.ceil(len(index) / settings.batch_size)
+    return list(zip(np.array_split(index, parts), np.array_split(chosen, parts), strict=True))
 
 
 def train_epoch(
@@ -83,22 +224,28 @@ def train_epoch(
     """Train for one epoch. Returns the mean losses, the epoch and the last learning rate."""
     device = data.tokens.device
     torch.manual_seed(settings.seed * 100_003 + epoch * 101)  # dropout
-    generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)  # augmentation
+    generator = torch.Generator(device).manual_seed(settings.seed * 100_003 + epoch)  # augmentation
     half = cache.trains_in_bfloat16(device, settings.bfloat16)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    counts = data.real, len(data.texts) - data.real
-    batches = list(epoch_batches(epoch, *counts, data.texts, settings))
+    batches = epoch_batches(epoch, data.real, data.texts, settings)
     total = torch.zeros(2, device=device)
     model.train()
     for step, (index, chosen) in enumerate(batches):
         rate = learning_rate(epoch * len(batches) + step, settings.epochs * len(batches), settings)
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        inputs = data.select(index, chosen, captions=settings.caption_weight > 0)
-        studies, text, text_of, caption_of = inputs
+            group["lr"] = rate
+        captions = np.array([data.texts[study][0] for study in index])
+        read = [captions if data.embedded is not None else chosen]
+        read += [captions] if settings.caption_weight > 0 else []
+        used, place = np.unique(read, return_inverse=True)  # each text is encoded once
+        text_of, *caption_of = torch.from_numpy(place).reshape(len(read), -1).to(device)
+        text = data.tokens[torch.from_numpy(used).to(device)]
+        if data.embedded is not None:  # captions are far shorter than reports
+            text = text[:, : int(text.any(0).sum())]
+        studies = data.studies.rows(torch.from_numpy(index).to(device))
         studies = augment(studies, settings, generator)
         with torch.autocast(device.type, torch.bfloat16, enabled=half):
-            out = model(studies, text, text_of, caption_of)
+            out = model(studies, text, text_of, *caption_of)
         if data.embedded is not None:
             text_of = torch.from_numpy(chosen).to(device)
             out["text_features"] = data.embedded[text_of]
@@ -144,50 +291,13 @@ def validation_loss(
     return float(both_losses(out, text_of, settings, tokenizer.pad_id)[0])
 
 
-@dataclass
-class TrainingState:
-    """State that a resumed run needs besides its weights, and the weights to keep."""
-
-    fingerprint: str = ""  # identifies settings, texts and images
-    history: list[dict[str, float]] = field(default_factory=list)  # one row for each epoch
-    best: dict[str, Tensor] = field(default_factory=dict)  # weights with the best validation loss
-
-    def add(self, row: dict[str, float], model: nn.Module) -> None:
-        """Add an epoch, and keep its weights if they are best."""
-        self.history.append(row)
-        if self.epochs_since_best() == 0:
-            now = model.state_dict().items()
-            self.best = {name: value.detach().clone() for name, value in now}
-
-    def epochs_since_best(self) -> int | None:
-        """Epochs since the lowest validation loss; None without validation."""
-        losses = [row[VALIDATION] for row in self.history if VALIDATION in row]
-        return len(losses) - 1 - int(np.argmin(losses)) if losses else None
-
-    def save(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint, whole or not at all."""
-        content = vars(self) | {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-        with cache.replacing(path) as part:
-            torch.save(content, part)
-
-    def load(self, path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Continue from a checkpoint of the same run."""
-        try:
-            device = next(model.parameters()).device
-            content = torch.load(path, map_location=device, weights_only=True)
-            if content["fingerprint"] != self.fingerprint:
-                raise ValueError("other settings, texts or images")
-        except (OSError, EOFError, RuntimeError, UnpicklingError, LookupError, ValueError) as error:
-            reason = str(error).partition(".")[0] or type(error).__name__
-            problem = f"is not a checkpoint of this training ({reason})"
-            raise InputError(path, problem, "Remove it to start again.") from error
-        model.load_state_dict(content.pop("model"))
-        optimizer.load_state_dict(content.pop("optimizer"))
-        vars(self).update(content)
+def epochs_since_best(history: Sequence[Mapping[str, float]]) -> int:
+    """Epochs since the lowest validation loss; without validation the last epoch is best."""
+    losses = [row.get(VALIDATION, -row["epoch"]) for row in history]
+    return len(losses) - 1 - int(np.argmin(losses)) if losses else 0
 
 
-@dataclass(frozen=True)
-class FitResult:
+class FitResult(NamedTuple):
     """A trained network. ``history`` has one row per epoch: losses, learning rate, seconds."""
 
     model: CoCa
@@ -199,7 +309,6 @@ def fit(
     pairs: ImageTextPairs,
     settings: FitSettings,
     *,
-    synthetic: ImageTextPairs | None = None,
     validation: ImageTextPairs | None = None,
     encoder_state: Mapping[str, Tensor] | None = None,
     language: Language | None = None,
@@ -208,39 +317,32 @@ def fit(
 ) -> FitResult:
     """Train a `CoCa` on studies and texts. It returns in eval mode on the CPU.
 
-    ``synthetic`` is a pool of which each epoch draws a part. The contrastive loss of ``validation``
-    selects the epoch to keep and stops early. ``encoder_state`` are weights of a segmentation
-    encoder, and ``language`` is the text tower to use as it is. Training resumes from the file
-    ``checkpoint`` if it exists.
+    The contrastive loss of ``validation`` selects the epoch to keep and stops early.
+    ``encoder_state`` are weights of a segmentation encoder, and ``language`` is the text tower to
+    use as it is. Training resumes from the file ``checkpoint`` (of the same fit) if it exists.
     """
-    if len(pairs) < 2:
-        problem = f"{len(pairs)} found"
-        raise InputError("training studies", problem, "Contrastive training needs two or more.")
-    groups = [pairs, synthetic] if synthetic else [pairs]
-    first = [options[0] for group in groups for options in group.texts]
-    if len(set(first)) < 2:
-        remedy = "Give studies with and without scar, or set synthetic_per_real above 0"
-        raise InputError("training texts", f"all {len(first)} say the same: {first[0]!r}", remedy)
+    if settings.shuffle_text:  # also those that select the epoch
+        pairs = shuffle_texts(pairs, settings.seed, 77)
+        validation = validation and shuffle_texts(validation, settings.seed, 78)
     if validation is not None and len({options[0] for options in validation.texts}) < 2:
-        message = "the validation texts are all the same, so they cannot select an epoch"
-        warnings.warn(message, stacklevel=2)
-        validation = None
-    if settings.shuffle_text:
-        groups = shuffle_texts(np.random.default_rng([settings.seed, 77]), *groups)
-        if validation is not None:  # its texts select the epoch
-            (validation,) = shuffle_texts(np.random.default_rng([settings.seed, 78]), validation)
-    texts = [options for group in groups for options in group.texts]
-    distinct = sorted({text for options in texts for text in options})
-    if language is not None:
-        tokenizer = language.tokenizer
-    elif settings.text_encoder == "scratch":
-        tokenizer = ReportTokenizer.train(distinct, settings.vocabulary, settings.longest_text)
-    else:
-        tokenizer = ReportTokenizer.from_hugging_face(settings.text_encoder, settings.longest_text)
-    if cut := tokenizer.share_cut(distinct):
-        message = f"{cut:.0%} of the texts are longer than {tokenizer.context_length} tokens"
+        validation = None  # the loss of a single text is 0 in every epoch
+    distinct = sorted({text for options in pairs.texts for text in options})
+    row_of = {text: row for row, text in enumerate(distinct)}
+    tokenizer = language.tokenizer if language else None
+    tokenizer = tokenizer or ReportTokenizer.train(distinct, settings.longest_text)
+    tokens = tokenizer(distinct)
+    if tokens.shape[1] == tokenizer.context_length:
+        share = float((tokens[:, -1] == tokenizer.end_id).float().mean())
+        message = f"{share:.0%} of the texts do not fit into {tokenizer.context_length} tokens"
         warnings.warn(f"{message}, and are cut. Set context_length higher.", stacklevel=2)
     device = cache.accelerator()
+    data = TrainingData(
+        pairs.batch.to(device),
+        len(pairs) if pairs.real is None else pairs.real,
+        [[row_of[text] for text in options] for options in pairs.texts],
+        tokens.to(device),
+        language.embed(distinct).to(device) if language else None,
+    )
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(settings.seed)
         model = CoCa(settings, tokenizer)
@@ -249,32 +351,40 @@ def fit(
         if language is not None:
             model.text.load_state_dict(language.model.text.state_dict())
             model.text.requires_grad_(False)
-        model.to(device)
-        optimizer, state = adamw(model, settings), TrainingState()
-        data = TrainingData.of(tokenizer, device, groups, language)
-        if checkpoint:
-            about = settings.model_dump(exclude={"workers"}), texts, validation and validation.texts
-            images = [part.cpu().numpy() for part in data.studies]
-            state.fingerprint = joblib.hash([repr(about), images])
-            if checkpoint.exists():
-                state.load(checkpoint, model, optimizer)
-        todo = range(len(state.history), settings.epochs)
+        optimizer = adamw(model.to(device), settings)
+        history: list[dict[str, float]] = []
+        best: dict[str, Tensor] = {}
+        if checkpoint and checkpoint.exists():
+            kept = torch.load(checkpoint, map_location=device, weights_only=True)
+            model.load_state_dict(kept["model"])
+            optimizer.load_state_dict(kept["optimizer"])
+            history, best = kept["history"], kept["best"]
+        todo = range(len(history), settings.epochs)
         options = {"initial": todo.start, "total": settings.epochs, "disable": not progress}
-        bar = tqdm(todo, "training", leave=False, unit="epoch", **options)
-        for epoch in bar:
-            if settings.patience and (state.epochs_since_best() or 0) >= settings.patience:
+        for epoch in (bar := tqdm(todo, "training", leave=False, unit="epoch", **options)):
+            if settings.patience and epochs_since_best(history) >= settings.patience:
                 break
             started = time.perf_counter()
             row = train_epoch(model, optimizer, data, epoch, settings)
             if validation is not None:
                 row[VALIDATION] = validation_loss(model, tokenizer, validation, settings)
-            row["seconds"] = time.perf_counter() - started
-            state.add(row, model)
+            history.append(row | {"seconds": time.perf_counter() - started})
+            if epochs_since_best(history) == 0:
+                now = model.state_dict().items()
+                best = {name: value.detach().clone() for name, value in now}
             bar.set_postfix({name: f"{row[name]:.3f}" for name in ("contrastive", "caption")})
-            if checkpoint:
-                state.save(checkpoint, model, optimizer)
-        model.load_state_dict(state.best or model.state_dict())
-    return FitResult(model.cpu().eval(), tokenizer, pd.DataFrame(state.history))
+            if checkpoint:  # written whole or not at all
+                kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                with cache.replacing(checkpoint) as part:
+                    torch.save(kept | {"history": history, "best": best}, part)
+        model.load_state_dict(best)
+    return FitResult(model.cpu().eval(), tokenizer, pd.DataFrame(history))
+
+
+def shuffle_texts(pairs: ImageTextPairs, *seed: int) -> ImageTextPairs:
+    """Permute the texts over all studies: the control, whose accuracy must fall to chance."""
+    order = np.random.default_rng(seed).permutation(len(pairs))
+    return replace(pairs, texts=[pairs.texts[number] for number in order])
 
 
 @contextmanager
@@ -285,22 +395,16 @@ def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Pa
     on. Yields None if caching is off (`lgekit.cache`), or another process runs the same fit.
     """
     root = cache.memory().location
-    parts = [settings.model_dump_json(exclude={"workers"})]
-    parts.append(cache.code_version(*cache.FIT_ROOMS))
+    parts = [settings.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)]
     for one in (cohort, *about):
-        parts.append(repr(getattr(one, "fingerprint", one)))
-        if isinstance(one, Cohort):  # its fingerprint omits these
-            names = ("landmarks", "patient_id", "fold")
-            parts += [repr([study.get(name) for name in names]) for study in one.studies]
+        if isinstance(one, Cohort):
+            names = ("landmarks", "patient_id", "fold")  # its fingerprint omits these
+            one = one.fingerprint, [[study.get(name) for name in names] for study in one.studies]
+        parts.append(repr(one))
     lock = Path(root or "") / "training" / f"{joblib.hash(parts)[:16]}.lock"
     if not root or cache.is_locked(lock):
         yield None
         return
     with cache.locked(lock):
-        folder = lock.with_suffix("")
-        yield folder
-        shutil.rmtree(folder, ignore_errors=True)
-        for other in folder.parent.iterdir():  # interrupted fits that nobody resumed
-            with suppress(FileNotFoundError):  # another process has just finished it
-                if time.time() - other.stat().st_mtime > KEPT_DAYS * 86_400:
-                    shutil.rmtree(other, ignore_errors=True)
+        yield lock.with_suffix("")
+        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,47 +24,26 @@ def write_captions(
     model: CoCa,
     tokenizer: ReportTokenizer,
     batch: StudyBatch,
-    beams: int = 1,
     encoded: tuple[Tensor, Tensor] | None = None,
 ) -> list[str]:
-    """Write captions of studies by greedy (``beams=1``) or beam decoding, in eval mode.
+    """Write captions of studies, always the likeliest next token, with a model in eval mode.
 
-    Beams keep the largest mean log-probability per token; the sum would favour short captions.
     ``encoded`` is the result of `StudyEncoder.slice_features`, if it is known.
     """
     features, cells = encoded or model.visual.slice_features(batch)
     _, image_tokens = model.visual.embed(features, cells, batch.mask)
-    studies, device = len(image_tokens), image_tokens.device
-    text = torch.full((studies, 1, 1), tokenizer.start_id, device=device)  # (…, beams, length)
-    score = torch.zeros(studies, 1, device=device)
-    for _ in range(tokenizer.context_length - 1):
-        kept = text.shape[1]
-        flat = text.flatten(0, 1)
-        _, words = model.text_and_tokens(flat)
-        logits = model.text_decoder(image_tokens.repeat_interleave(kept, 0), words)[:, -1]
-        log_p = logits.log_softmax(-1)
-        log_p[:, [tokenizer.pad_id, tokenizer.start_id]] = -math.inf
-        ended = (flat == tokenizer.end_id).any(1)
-        log_p[ended] = -math.inf
-        log_p[ended, tokenizer.pad_id] = 0.0
-        total = (score[..., None] + log_p.unflatten(0, (studies, kept))).flatten(1)
-        lengths = (text != tokenizer.pad_id).sum(-1)  # the start token counts for the new one
-        lengths = lengths - ended.unflatten(0, (studies, kept)).int()
-        means = total / lengths.repeat_interleave(log_p.shape[1], 1)
-        best = means.topk(min(beams, total.shape[1]), 1).indices
-        score = total.gather(1, best)
-        parent, token = best // log_p.shape[1], best % log_p.shape[1]
-        before = text.gather(1, parent[..., None].expand(-1, -1, text.shape[2]))
-        text = torch.cat([before, token[..., None]], -1)
-        if ((text == tokenizer.end_id).any(-1)).all():
-            break
-    lengths = (text != tokenizer.pad_id).sum(-1) - 1
-    best = (score / lengths).argmax(1)
-    return [tokenizer.decode(text[study, best[study]]) for study in range(studies)]
+    text = torch.full((len(image_tokens), 1), tokenizer.start_id, device=image_tokens.device)
+    ended = torch.zeros_like(text[:, 0], dtype=torch.bool)
+    while text.shape[1] < tokenizer.context_length and not ended.all():
+        _, words = model.text_and_tokens(text)
+        logits = model.text_decoder(image_tokens, words)[:, -1]
+        logits[:, [tokenizer.pad_id, tokenizer.start_id]] = -math.inf
+        token = logits.argmax(-1).masked_fill(ended, tokenizer.pad_id)
+        text, ended = torch.cat([text, token[:, None]], -1), ended | (token == tokenizer.end_id)
+    return [tokenizer.decode(own) for own in text]
 
 
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """What prompts say about studies: log-odds against "no enhancement", not calibrated."""
 
     presence: np.ndarray  # (studies,)
@@ -76,13 +56,12 @@ class Reading:
 
     def rows(self, index: np.ndarray) -> Reading:
         """The reading of some of the studies."""
-        return Reading(*(values[index] for values in vars(self).values()))
+        return Reading(*(values[index] for values in self))
 
     @staticmethod
     def merge(function: Callable[[list], np.ndarray], readings: Sequence[Reading]) -> Reading:
         """Apply a function to the values of each attribute of some readings."""
-        each = zip(*(vars(one).values() for one in readings), strict=True)
-        return Reading(*(function(list(values)) for values in each))
+        return Reading(*(function(list(values)) for values in zip(*readings, strict=True)))
 
 
 def pooled(logits: Tensor) -> Tensor:
@@ -115,7 +94,7 @@ def read_studies(
 
     if features is None:
         features, _ = model.visual.slice_features(batch)
-    embedded, attention = model.visual.pool(features, batch.mask)
+    embedded, attention, _ = model.visual.pool(features, batch.mask)
     image, padding = F.normalize(embedded, dim=-1), ~batch.mask[..., None]
     each = F.normalize(model.visual.each_slice(features), dim=-1)
     found = [log_odds(image, [positive])[..., 0]]
@@ -133,9 +112,8 @@ Platt = tuple[float, float]  # slope and offset
 class Calibration:
     """Platt scaling (Platt 1999): probability = sigmoid(slope · score + offset)."""
 
-    presence: Platt = (1.0, 0.0)
-    walls: tuple[Platt, ...] = ((1.0, 0.0),) * 6
-    slices: Platt = (1.0, 0.0)
+    presence: Platt = (1.0, 0.0)  # of a study, and of each of its slices
+    walls: Sequence[Platt] = ((1.0, 0.0),) * 6
 
     @classmethod
     def fit(cls, reading: Reading, reports: Iterable[str]) -> Calibration:
@@ -144,13 +122,11 @@ class Calibration:
         A report of scar without a place does not calibrate the walls.
         """
         found = [read_report(report) for report in reports]
-        presence = platt(reading.presence, np.array([one.present for one in found]))
-        placed = np.array([bool(one.walls) or not one.present for one in found])
-        walls = []
-        for number, wall in enumerate(WALLS):
-            truth = np.array([wall in one.walls for one in found])
-            walls.append(platt(reading.walls[placed, number], truth[placed]))
-        return cls(presence, tuple(walls), presence)
+        present = np.array([one.present for one in found], bool)
+        said = np.array([[wall in one.walls for one in found] for wall in WALLS], bool)
+        placed = said.any(0) | ~present
+        own = zip(reading.walls[placed].T, said[:, placed], strict=True)
+        return cls(platt(reading.presence, present), [platt(*pair) for pair in own])
 
 
 def platt(scores: np.ndarray, truth: np.ndarray) -> Platt:
@@ -180,7 +156,6 @@ def occlusion_map(
     positive: Sequence[str],
     negative: Sequence[str],
     patch: tuple[int, int] = (6, 9),
-    only: int | None = None,
 ) -> np.ndarray:
     """Drop in the score of sentences, against others, when a patch is set to 0, the signal of
     remote myocardium (Zeiler 2014, arXiv 1311.2901).
@@ -189,7 +164,6 @@ def occlusion_map(
         model, tokenizer, study: a model in eval mode, and one study.
         positive, negative: sentences to look for, and those whose score is subtracted.
         patch: height and width in pixels of the view.
-        only: occlude this slice alone; the others are 0.
 
     Returns:
         `(slices, height, width)` float32, in logits; positive where a patch supports the sentences.
@@ -200,14 +174,14 @@ def occlusion_map(
     features, _ = model.visual.slice_features(study)
 
     def score(features: Tensor) -> Tensor:  # (n, slices, width)
-        embedded, _ = model.visual.pool(features, mask.expand(len(features), -1))
+        embedded, *_ = model.visual.pool(features, mask.expand(len(features), -1))
         logits = model.logit_scale.exp() * F.normalize(embedded, dim=-1)
         return pooled(logits @ sought.T) - pooled(logits @ other.T)
 
     tops, lefts = range(0, height, patch[0]), range(0, width, patch[1])
     areas = [np.s_[y : y + patch[0], x : x + patch[1]] for y in tops for x in lefts]
     drops, whole = torch.zeros(slices, height, width), score(features)
-    for number in range(slices) if only is None else (only,):
+    for number in range(slices):
         occluded = images[0, number].repeat(len(areas), 1, 1, 1)  # (patches, 1, height, width)
         for image, area in zip(occluded, areas, strict=True):
             image[0][area] = 0

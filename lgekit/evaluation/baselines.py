@@ -14,10 +14,10 @@ from tqdm.auto import trange
 
 from lgekit.anatomy.labels import voxel_angle
 from lgekit.cache import accelerator
-from lgekit.clip.data import augment, batch_of, chunks, epoch_batches, make_view
+from lgekit.clip.data import augment, batch_of, make_view
 from lgekit.clip.fit import pretrain_polar, synthetic_pool
-from lgekit.clip.model import StudyBatch, StudyEncoder, join
-from lgekit.clip.train import adamw, learning_rate
+from lgekit.clip.model import StudyBatch, StudyEncoder
+from lgekit.clip.train import adamw, epoch_batches, learning_rate
 from lgekit.clip.zeroshot import platt, probability
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
@@ -108,7 +108,7 @@ class PresenceNetwork(nn.Module):
 
     def forward(self, batch: StudyBatch) -> Tensor:
         features, _ = self.visual.slice_features(batch)
-        embedded, _ = self.visual.pool(features, batch.mask)
+        embedded, *_ = self.visual.pool(features, batch.mask)
         return self.head(embedded)[:, 0]
 
 
@@ -126,36 +126,29 @@ def supervised_predictions(
     known = [s for s in located.studies if s["findings"] is not None]
     known = [s for s in known if states_enhancement(s["report"])]
     train, valid = ([s for s in known if s["split"] == name] for name in SPLITS[:2])
-    labels, valid_labels = (np.array([s["findings"].present for s in p]) for p in (train, valid))
+    labels = np.array([study["findings"].present for study in train])
     if labels.all() or not labels.any():
         remedy = "Give training studies with and without scar whose findings are known."
         raise InputError(cohort.name, "the split 'train' does not contain both classes", remedy)
-    # This loop needs a pool of synthetic scars: 4 epochs' worth where the detector has none.
-    own = settings.override(synthetic_pool=settings.synthetic_pool or 4)
-    pool = synthetic_pool(Cohort(train, cohort.name), own)
-    batch = _batch(train, settings)
-    if pool:
-        batch = join(batch, batch_of([painted.view for painted in pool]))
-    state = heart.encoder_state() if heart is not None else None
-    if settings.frame == "polar" and settings.encoder_init == "segmentation":
-        state = pretrain_polar(batch, settings, progress)
-    present = np.concatenate([labels, np.ones(len(pool), bool)])
+    pool = synthetic_pool(Cohort(train, cohort.name), settings)
+    views = [make_view(study, settings) for study in train] + [scar.view for scar in pool]
+    batch = batch_of(views)
+    state: dict[str, Tensor] | None = None
+    if settings.encoder_init == "segmentation":
+        if settings.frame == "polar":
+            state = pretrain_polar(batch, settings, progress)
+        elif heart:
+            state = heart.encoder_state()
+    present = np.append(labels, np.ones(len(pool), bool))
     network = train_presence(batch, present, len(train), settings, state, progress)
-    calibration = (1.0, 0.0)
-    if valid:
-        calibration = platt(presence_logits(network, _batch(valid, settings)), valid_labels)
-    values = probability(presence_logits(network, _batch(test, settings)), calibration)
-    return pd.DataFrame({"study_id": [study["study_id"] for study in test], "p_lge": values})
-
-
-def _batch(studies: Sequence[Study], settings: FitSettings) -> StudyBatch:
-    return batch_of([make_view(study, settings) for study in studies])
+    views = [make_view(study, settings) for study in (*valid, *test)]
+    return _calibrated(presence_logits(network, batch_of(views)), valid, test)
 
 
 @torch.no_grad()
 def presence_logits(network: PresenceNetwork, batch: StudyBatch) -> np.ndarray:
     """Return uncalibrated logits of presence, ``(studies,)`` float64."""
-    return np.concatenate([network(part).numpy().astype(float) for part in chunks(batch)])
+    return network(batch).numpy().astype(float)
 
 
 def train_presence(
@@ -169,20 +162,18 @@ def train_presence(
     """Train a presence network; return it in eval mode on the CPU.
 
     The ``real`` studies come first, then the pool of synthetic ones. ``encoder_state`` holds the
-    initial weights of the slice encoder (``encoder_init="segmentation"``).
+    initial weights of the slice encoder.
     """
-    device = accelerator()
-    options = [np.array([int(label)]) for label in labels]  # in place of a study's texts
+    device, options = accelerator(), [[int(label)] for label in labels]  # as texts of a study
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         network = PresenceNetwork(settings)
-        if encoder_state is not None and settings.encoder_init == "segmentation":
+        if encoder_state is not None:
             network.visual.load_segmentation(encoder_state)
-        network.to(device).train()
-        optimizer, store = adamw(network, settings), batch.to(device)
+        optimizer, store = adamw(network.to(device).train(), settings), batch.to(device)
         for epoch in trange(settings.epochs, desc="supervised", disable=not progress, leave=False):
-            generator = torch.Generator().manual_seed(settings.seed * 100_003 + epoch)
-            steps = [*epoch_batches(epoch, real, len(labels) - real, options, settings)]
+            generator = torch.Generator(device).manual_seed(settings.seed * 100_003 + epoch)
+            steps = epoch_batches(epoch, real, options, settings)
             for step, (index, present) in enumerate(steps, epoch * len(steps)):
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate(step, len(steps) * settings.epochs, settings)
@@ -196,15 +187,19 @@ def train_presence(
     return network.cpu().eval()
 
 
+def _calibrated(scores: np.ndarray, valid: Sequence[Study], test: Sequence[Study]) -> pd.DataFrame:
+    """``study_id, p_lge`` of ``test``, from scores of both splits and the truth of ``valid``."""
+    present = np.array([study["findings"].present for study in valid], bool)
+    values = probability(scores[len(valid) :], platt(scores[: len(valid)], present))
+    return pd.DataFrame({"study_id": [study["study_id"] for study in test], "p_lge": values})
+
+
 SUPERVISED = "supervised, same encoder (upper reference)"
 
 
 def check_references(which: str, cross_fit: bool = False) -> None:
-    """Refuse, before training, references (``none`` or ``supervised``) that cannot be compared.
-
-    Raises InputError for an unknown ``which``, or a trained reference of a cross-fitted detector,
-    which learns from the validation studies too.
-    """
+    """Raise InputError, before training, for an unknown reference, or a trained one of a
+    cross-fitted detector, which learns from the validation studies too."""
     if which not in ("none", "supervised"):
         remedy = "Use none or supervised; plain CLIP and shuffled texts are rows of a grid."
         raise InputError("references", f"unknown value {which!r}", remedy)
@@ -221,14 +216,12 @@ def rule_predictions(cohort: Cohort) -> dict[str, pd.DataFrame]:
     usable = [s for s in cohort.studies if s["findings"] is not None and measured_wall(s).any()]
     predictions: dict[str, pd.DataFrame] = {}
     for name, rule in THRESHOLD_RULES.items():
-        found = [(study, value) for study in usable if np.isfinite(value := rule(study))]
-        valid, test = ([one for one in found if one[0]["split"] == of] for of in SPLITS[1:])
+        values = {study["study_id"]: rule(study) for study in usable}
+        found = [study for study in usable if np.isfinite(values[study["study_id"]])]
+        valid, test = ([study for study in found if study["split"] == of] for of in SPLITS[1:])
         if valid and test:
-            present = np.array([study["findings"].present for study, _ in valid])
-            calibration = platt(np.array([value for _, value in valid]), present)
-            ids = [study["study_id"] for study, _ in test]
-            values = probability(np.array([value for _, value in test]), calibration)
-            predictions[f"{name}, true outline"] = pd.DataFrame({"study_id": ids, "p_lge": values})
+            scores = np.array([values[study["study_id"]] for study in (*valid, *test)])
+            predictions[f"{name}, true outline"] = _calibrated(scores, valid, test)
     return predictions
 
 
@@ -237,13 +230,13 @@ def reference_table(
 ) -> pd.DataFrame:
     """Score methods (name → ``study_id, p_lge``) on the same test studies, with intervals.
 
-    Returns index ``method``; columns ``cohort`` (``this test split``), then ``auc, auc_low,
-    auc_high`` and likewise ``balanced_accuracy``.
+    Returns index ``method``; columns ``auc, auc_low, auc_high`` and likewise
+    ``balanced_accuracy``.
     """
     rows: dict[str, dict[str, Any]] = {}
     for method, table in long_table(predictions, cohort).groupby("method", sort=False):
         found = metrics.presence_metrics(table, seed)
-        rows[method] = {"cohort": "this test split"}
+        rows[method] = {}
         for name in ("auc", "balanced_accuracy"):
             value, low, high = found[name].values()
             rows[method] |= {name: value, f"{name}_low": low, f"{name}_high": high}

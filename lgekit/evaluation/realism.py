@@ -241,11 +241,11 @@ def measure_folds(
     """Measure the heart network by cross-validation over patients.
 
     ``pretrain_on``: further cohorts with labels, of other patients, for the base of all folds.
-    ``folds`` 0: ``settings.heart_folds``, whose networks a fit on all studies uses too. Returns
+    ``folds`` 0: ``settings.folds``, whose networks a fit on all studies uses too. Returns
     what `lgekit.segmentation.train.evaluate_heart_network` returns, and ``fold``.
     """
     ids, parts = cohort.manifest["study_id"].to_numpy(), []
-    fold = patient_folds(cohort, folds or settings.heart_folds, settings.seed)
+    fold = patient_folds(cohort, folds or settings.folds, settings.seed)
     for number in np.unique(fold):
         network = heart_network(cohort.subset(ids[fold != number]), pretrain_on, settings)
         held_out = cohort.subset(ids[fold == number])

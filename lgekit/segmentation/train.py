@@ -166,7 +166,7 @@ def fit_heart_network(
         large, steps = slices.radius > SMALLEST, settings.border_steps
         train(border, polar_points, slices.neighbours, large, 16, steps, "border network")
         borders.append(border)
-    names = [cohort.name for cohort in cohorts]
+    names = [cohort.name.partition(":")[0] for cohort in cohorts]  # the kind, not its folder
     return HeartNetwork(settings, [unet], names, borders).to("cpu")
 
 

@@ -14,7 +14,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lgekit.anatomy.frame import StandardizeShortAxis
+from lgekit.clip.data import batch_of
 from lgekit.clip.detector import Detector
+from lgekit.clip.zeroshot import occlusion_map
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Scar
 from lgekit.scars.transforms import AddScar
 from lgekit.study import Cohort, Study
@@ -113,7 +115,7 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
 
     def draw(sentence: str, study: int) -> Drawing:
         index, name = study - 1, names[study - 1]
-        studies, slices = detector.evidence_for(embedded, sentence)
+        studies, slices = detector.similarity(embedded, sentence, detector.denials)
         best = int(np.nanargmax(slices[index]))
         layout = [["studies", "slices", "picture"], ["studies", "slices", "heat"]]
         figure, axes = plt.subplot_mosaic(layout, figsize=(10, 3.2), width_ratios=[5, 5, 4])  # type: ignore
@@ -125,7 +127,9 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
         axes["slices"].set(xlabel=f"slice of study {study}", ylabel="the same, slice by slice")
         plots.draw_slice(axes["picture"], cohort.studies[index], best, contours=False)
         axes["picture"].set_title(f"study {study}, slice {best + 1}")
-        _, heat = detector.occlusion_map(embedded.views[index], best, sentence)
+        view, sentences = embedded.views[index], ([sentence], detector.denials)
+        place = list(view.own_slices).index(best)
+        heat = occlusion_map(*detector.networks[0], batch_of([view]), *sentences)[place]
         axes["heat"].imshow(heat, cmap="cividis")
         axes["heat"].set(title="evidence for the sentence", xticks=[], yticks=[])
         words = f"“{html.escape(sentence)}” and {html.escape(name)}: {studies[index]:+.2f}"

@@ -65,7 +65,7 @@ def distinct_pairs(studies: int, settings):
 def bare_step(pairs, settings):
     """Forward, backward and optimiser step of the network of `fit`, on prepared batches."""
     texts, device = [options[0] for options in pairs.texts], accelerator()
-    tokenizer = ReportTokenizer.train(texts, settings.vocabulary, settings.longest_text)
+    tokenizer = ReportTokenizer.train(texts, settings.longest_text)
     network = build_coca(settings, tokenizer).to(device).train()
     optimizer, tokens = adamw(network, settings), tokenizer(texts).to(device)
     batch = pairs.batch.to(device)
@@ -131,7 +131,7 @@ def test_predict(record, monkeypatch):
     studies, settings = 48, size_settings("laptop", context_length=24)
     cohort = phantom_cohort(studies, seed=0)
     texts = [one for study in cohort.studies for one in report_texts(study["report"])]
-    tokenizer = ReportTokenizer.train(texts, settings.vocabulary, settings.longest_text)
+    tokenizer = ReportTokenizer.train(texts, settings.longest_text)
     networks = [(build_coca(settings, tokenizer).eval(), tokenizer)]
     heart = fit_heart_network([cohort], steps=60, border_steps=60, progress=False)
     without = Detector(settings, networks, None, Calibration())

@@ -11,7 +11,7 @@ from lgekit.clip.detector import Detector, segment_means
 from lgekit.clip.zeroshot import Calibration, Reading
 from lgekit.config import make_settings, size_settings
 from lgekit.findings import WALLS
-from lgekit.study import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
+from lgekit.study import CAVITY, MYOCARDIUM, Landmarks, Study
 
 VIEWS = [
     {"view": "polar"},
@@ -75,7 +75,7 @@ def detector(**changes):
     """Its calibration doubles the scores of the inferior wall and triples those of slices."""
     pairs = tuple((2.0 if wall == "inferior" else 1.0, 0.0) for wall in WALLS)
     own = size_settings("smoke", masks="true", **changes)
-    return Detector(own, [], None, Calibration((1.0, 0.0), pairs, (3.0, 0.0)))
+    return Detector(own, [], None, Calibration((3.0, 0.0), pairs))
 
 
 def predicted(detector, study, walls, present, attention):
@@ -87,7 +87,7 @@ def predicted(detector, study, walls, present, attention):
         for values in (present, walls, attention)
     ]
     reading = Reading(np.zeros(1), blank, blank, blank, *each)
-    row = detector.table(Cohort([study]), [view], reading, [""]).iloc[0]
+    row = detector.table([study], [view], reading, [""]).iloc[0]
     return view, *(json.loads(row[name]) for name in ("segments", "attention", "slice_weights"))
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lgekit.clip import language as module
+from lgekit.clip import train as module
 from lgekit.clip.data import ImageTextPairs
 from lgekit.clip.model import pad_studies
 from lgekit.clip.train import fit
@@ -14,14 +14,14 @@ from lgekit.findings import Findings
 from lgekit.reports.training_texts import one_line, sentences
 from lgekit.study import Cohort, Study
 
-TINY = {"text": "report", "text_steps": 8, "text_width": 16, "text_heads": 2, "text_layers": 1}
+TINY = {"text": "report", "text_steps": 8, "text_width": 16, "text_layers": 1}
 TINY |= {"epochs": 2, "width": 16, "embed_dim": 8, "depths": 8, "angles": 24, "batch_size": 4}
 REPORT = "Indication: scar?\nLVEF 40%. Subendocardial late enhancement in the\nanterior wall.\n"
 
 
 @pytest.fixture(scope="module")
 def settings():
-    return make_settings(**TINY, caption_queries=2, polar_channels=8)
+    return make_settings(**TINY, polar_channels=8)
 
 
 @pytest.fixture(scope="module")

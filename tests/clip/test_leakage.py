@@ -110,7 +110,7 @@ def test_cross_fitting_reads_each_study_with_networks_that_never_saw_it(cohort, 
     fit, reading = module.fit, Detector.read
 
     def spy_fit(pairs, *rest, **named):
-        trained.append(slices_of(pairs.batch) | slices_of(named["synthetic"].batch))
+        trained.append(slices_of(pairs.batch))
         return fit(pairs, *rest, **named)
 
     def spy_read(self, batch, *rest):
@@ -129,8 +129,8 @@ def test_cross_fitting_reads_each_study_with_networks_that_never_saw_it(cohort, 
 def test_networks_are_trained_only_with_scars_painted_into_their_own_studies(cohort, monkeypatch):
     given = []
 
-    def fit(pairs, settings, synthetic, **_):
-        given.append(slices_of(synthetic.batch))
+    def fit(pairs, settings, **_):
+        given.append(slices_of(pairs.batch.rows(slice(pairs.real, None))))
         raise StopIteration
 
     own = size_settings("smoke", **QUICK, masks="true")

@@ -70,9 +70,6 @@ def test_occlusion_map_points_at_the_scar(trained, number, columns):
     assert heat.shape == (count, 12, 24)
     inside = heat[0, 3:8, columns].mean()
     assert inside > 0 and inside > 3 * np.abs(heat[1:]).mean()
-    first = occlusion_map(*trained, alone, POSITIVE, NEGATIVE, patch=(4, 6), only=0)
-    np.testing.assert_allclose(first[0], heat[0], atol=1e-5)
-    assert not first[1:].any()
 
 
 def test_platt_scaling_puts_one_half_between_the_classes():

@@ -28,7 +28,7 @@ def move(explorer: widgets.Explorer, control: str, value) -> tuple[bytes, str]:
 
 def test_the_playground_compares_a_sentence_with_no_enhancement(cohort, monkeypatch):
     settings = size_settings("smoke", **PLAIN_CLIP | {"text": "findings", "pixels": 48})
-    tokenizer = ReportTokenizer.train([study["report"] for study in cohort.studies], 100)
+    tokenizer = ReportTokenizer.train([study["report"] for study in cohort.studies])
     network = build_coca(settings, tokenizer).eval()
     detector = Detector(settings, [(network, tokenizer)], None, Calibration())
     drawn, barh = [], Axes.barh
