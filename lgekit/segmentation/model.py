@@ -74,13 +74,6 @@ HEART_SIZES = {
 }
 
 
-def build_encoder(name: str) -> nn.Module:
-    """Build the U-Net's encoder alone: its ``forward_features`` gives the deepest features."""
-    import timm
-
-    return timm.create_model(name, pretrained=False, in_chans=1, num_classes=0, global_pool="")
-
-
 def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
     """Build a U-Net ``(B, 1, h, h)`` → ``(B, 8, h, h)``: class logits, then the angle field."""
     import segmentation_models_pytorch as smp
@@ -257,7 +250,7 @@ class HeartNetwork(nn.Module):
         return cls(members[0].settings, networks, names, borders)
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """Weights of the first U-Net's encoder, for ``build_encoder(settings.encoder)``."""
+        """Weights of the first U-Net's encoder, with the names of timm's ``settings.encoder``."""
         state = self.networks[0].get_submodule("encoder").state_dict()
         return {name.removeprefix("model."): value for name, value in state.items()}
 

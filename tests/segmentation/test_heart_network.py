@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from lgekit.data.readers import read_cohort
@@ -213,7 +214,7 @@ def test_files_restore_the_network(network, tmp_path):
 def test_the_timm_encoder_gives_the_features_of_the_unet(name):
     settings = replace(SMOKE, encoder=name)
     network = HeartNetwork(settings, [build_unet(settings, 0)])
-    encoder = networks.build_encoder(name).eval()
+    encoder = timm.create_model(name, in_chans=1, num_classes=0, global_pool="").eval()
     encoder.load_state_dict(network.encoder_state())
     images = torch.rand(2, 1, 64, 64)
     with torch.inference_mode():
