@@ -96,3 +96,44 @@ def check_inferior(mine):
     """Notebook 03: the angle of the mean inferior scar, in degrees."""
     yield 60 < mine < 120, "that is the anterior wall; y runs down the picture"
     yield not 240 < mine < 300, f"the inferior wall is at 240° to 300°, and {mine:.0f}° is not"
+
+
+def examples(*cases) -> Callable[..., Verdict]:
+    """Make a check of a function: its arguments, the right value and what to say otherwise."""
+
+    def faults(mine):
+        for arguments, wanted, words in cases:
+            yield not np.allclose(mine(*arguments), wanted, atol=1e-3), words
+
+    return check(faults)
+
+
+_RING = np.indices((3, 8))[1] < 4
+_SCORES, _TRUE = np.array([[1.0, 1.0, 9.0]]), np.array([[True, True, False]])
+# Notebook 04: ``mine(true, drawn)``, ``mine(found, true)`` in degrees, ``mine(angle field)``.
+check_dice = examples(
+    ((_RING, _RING), 1, "the Dice of a mask with itself is 1"),
+    ((_RING, ~_RING), 0, "the Dice of two masks without a common pixel is 0"),
+    ((_RING, np.roll(_RING, 1, axis=1)), 0.75, "of 12 pixels each, 9 in common, it is 0.75"),
+)
+check_turn = examples(
+    ((10, 30), 20, "from 30° to 10° it is 20°; an error has no sign"),
+    ((350, 10), 20, "from 350° to 10° it is 20°, not 340°"),
+)
+_FIELD, _TURNED = np.arange(8.0).reshape(2, 1, 4), [[[3, 2, 1, 0]], [[7, 6, 5, 4]]]
+check_mirrored_field = examples(((_FIELD,), _TURNED, "each row of pixels turns round, and only so"))
+# Notebook 05: ``mine(copies, others)`` in nats, ``mine(prompt logits)``, ``mine(scores, true)``.
+check_floor = examples(
+    ((1, 31), 0, "if all texts differ, a perfect encoder reaches 0"),
+    ((8, 0), np.log(8), "with 8 copies and nothing else, it can only guess: log 8"),
+    ((8, 24), np.log(8) / 4, "only the studies with copied texts pay, here a quarter of them"),
+)
+check_pool = examples(
+    ((np.array([2.0, 2.0]),), 2, "two prompts with the same score have that score together"),
+    ((np.array([0.0, 4.0]),), np.log((1 + np.exp(4)) / 2), "it is no plain mean or maximum"),
+    ((np.array([900.0, 900.0]),), 900, "the exponential overflows; subtract the largest first"),
+)
+check_attention = examples(
+    ((_SCORES[:, :2], _TRUE[:, :2]), 0.5, "equal scores get equal shares that sum to 1"),
+    ((_SCORES, _TRUE), [[0.5, 0.5, 0]], "padding gets attention 0, whatever its score"),
+)

@@ -53,8 +53,8 @@ NOTEBOOKS = {
     "01_data_exploration": (2, []),
     "02_orientation_standardization": (14, []),
     "03_synthetic_scar_generation": (16, []),
-    "04_pretraining": (2, []),
-    "05_clip_captioning": (6, [ASK]),
+    "04_pretraining": (18, []),
+    "05_clip_captioning": (20, [ASK]),
     "06_ablations": (2, []),
     "07_paper_figures": (6, []),
 }

@@ -5,6 +5,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import lgekit as lk
@@ -41,6 +42,12 @@ WRONG = {
         (lambda distance, width: 0.5 + distance / 100, "half a width"),
     ],
     "check_inferior": [(90, "anterior"), (0, "240°")],
+    "check_dice": [(lambda true, drawn: (true & drawn).sum() / (true | drawn).sum(), "0.75")],
+    "check_turn": [(lambda found, true: abs(found - true), "340°")],
+    "check_mirrored_field": [(lambda field: -field[..., ::-1], "turns round")],
+    "check_floor": [(lambda copies, others: np.log(copies), "a quarter")],
+    "check_pool": [(np.mean, "plain mean"), (lambda x: np.log(np.exp(x).mean()), "overflow")],
+    "check_attention": [(lambda scores, true: scores / scores.sum(), "padding")],
 }
 
 

@@ -12,16 +12,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lgekit.anatomy.frame import StandardizeShortAxis
-from lgekit.clip.data import batch_of, make_view
-from lgekit.clip.detector import Detector, read_predictions
-from lgekit.clip.zeroshot import occlusion_map
+from lgekit.clip.detector import read_predictions
 from lgekit.errors import InputError
 from lgekit.evaluation import metrics
 from lgekit.evaluation.metrics import interval, ratio
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings
 from lgekit.reports.reader import read_report, states_enhancement
-from lgekit.reports.training_texts import prompt_sets, report_texts
+from lgekit.reports.training_texts import report_texts
 from lgekit.reports.writer import canonical_text
 from lgekit.study import SCARRED, SPLITS, Cohort, Study, hash_unit, patient_folds
 
@@ -360,12 +357,6 @@ def _segments(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([_numbers(cell, 17) for cell in table["segments"]], columns=SEGMENTS)
 
 
-def wall_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the walls of a `score_table`: columns ``wall, value, low, high``."""
-    rows = scores.reindex([f"auc_{wall}" for wall in WALLS]).reset_index(drop=True)
-    return rows.assign(wall=list(WALLS))[["wall", "value", "low", "high"]]
-
-
 def caption_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Put captions next to the truth: columns ``study_id, caption, truth, right``.
 
@@ -419,30 +410,3 @@ def with_fewer(cohort: Cohort, train_studies: int) -> Cohort:
     train = sorted(cohort.split(SPLITS[0]).manifest["study_id"], key=hash_unit)
     dropped = set(train[train_studies:] if train_studies else [])
     return cohort.subset(name for name in cohort.manifest["study_id"] if name not in dropped)
-
-
-def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
-    """Show one slice of a study in each step of the method: title → picture ``(X, Y)``.
-
-    Only the image of the study is used. The last title quotes caption and probability.
-    """
-    alone, settings = Cohort([study], "one study"), detector.settings
-    located = detector.locate(alone).studies[0]
-    view = make_view(located, settings)
-    prompts = prompt_sets(settings.prompts)["presence"]
-    classes = prompts["positive"], prompts["negative"]
-    evidence = occlusion_map(*detector.networks[0], batch_of([view]), *classes)
-    strongest = int(evidence.reshape(len(evidence), -1).max(1).argmax())
-    stored = int(view.own_slices[strongest])
-    steps = {"as stored": study.pixels[:, :, stored]}
-    if settings.orientation != "none":
-        frame = StandardizeShortAxis(pixels=96, min_confidence=settings.min_confidence)(located)
-        reversed_order = view.own_slices[0] > view.own_slices[-1]
-        number = frame.pixels.shape[2] - 1 - stored if reversed_order else stored
-        steps["in the standard frame"] = frame.pixels[:, :, number]
-    unrolled = "the wall unrolled: " if settings.frame == "polar" else ""
-    steps[f"{unrolled}what the network sees"] = view.images[strongest, 0].numpy().T
-    found = detector.predict(alone).iloc[0]
-    reading = f'Read as: "{found["caption"]}", p = {found["p_lge"]:.2f}'
-    title = f"evidence for scar (occlusion map). {reading}"
-    return steps | {title: evidence[strongest].T}

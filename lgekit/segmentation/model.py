@@ -230,7 +230,7 @@ class HeartNetwork(nn.Module):
         return cls(members[0].settings, networks, names, borders)
 
     def encoder_state(self) -> dict[str, Tensor]:
-        """Weights of the first U-Net's encoder, with the names of timm."""
+        """Weights of the first U-Net's encoder, with the names of timm's ``settings.encoder``."""
         state = self.networks[0].get_submodule("encoder").state_dict()
         return {name.removeprefix("model."): value for name, value in state.items()}
 
