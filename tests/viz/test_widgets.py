@@ -24,7 +24,7 @@ from lgekit.workbook import save_run
 
 @pytest.fixture(scope="module")
 def cohort():
-    return phantom_cohort(studies=10, seed=5, slices=8)
+    return phantom_cohort(studies=10, seed=5)
 
 
 @pytest.fixture
