@@ -217,8 +217,10 @@ def draw_scar(rng: Rng, level: Array, heart: Heart, own: dict[str, Any]) -> Scar
     height = (level[..., None] - rng.uniform(*own["level"])) / (own["half_height"] * size)
     inner, outer = np.ones((*level.shape, ANGLES)), np.zeros((*level.shape, ANGLES))
     from_anterior = (rng.normal(own["angles_deg"], own["turn_deg"]) - ANTERIOR_RVIP_DEG) % 360
-    septa = [(0, inferior - ANTERIOR_RVIP_DEG, 360) for inferior in (238, heart.inferior_deg)]
-    for centre in ANTERIOR_RVIP_DEG + np.interp(from_anterior, *septa):
+    mean, own_septum = (
+        [0, inferior - ANTERIOR_RVIP_DEG, 360] for inferior in (238, heart.inferior_deg)
+    )
+    for centre in ANTERIOR_RVIP_DEG + np.interp(from_anterior, mean, own_septum):
         across = angle_between(THETA, np.deg2rad(centre)) / np.deg2rad(own["half_width_deg"] * size)
         distance = (across**2 + height**2) * (1 + 0.35 * wall_noise(rng, level))
         half = thickness * np.clip(1 - distance, 0, 1) ** 0.3
