@@ -85,13 +85,13 @@ class Heart(SimpleNamespace):
     """A random heart without scar; its tables are ``(ANGLES,)``, its levels of any shape."""
 
     def __init__(self, rng: Rng, present: bool = False) -> None:
-        super().__init__(**draw(rng, "heart"))
+        super().__init__(**(drawn := draw(rng, "heart")))
         self.radius += self.dilatation * present
         self.inferior = np.deg2rad(self.inferior_deg)
         self.outline = ripple(rng, 0.025)  # relative ripple of both contours
         self.endocardium = ripple(rng, 0.03, range(2, 12))  # of the inner contour alone
-        self.trabeculae = np.clip(self.trabeculae * (1 + ripple(rng, 0.5, range(1, 10))), 0, 4)
-        self.fat = np.clip(self.fat * (1 + ripple(rng, 0.6, range(1, 6))), 0.2, 12)
+        self.trabeculae = np.clip(drawn["trabeculae"] * (1 + ripple(rng, 0.5, range(1, 10))), 0, 4)
+        self.fat = np.clip(drawn["fat"] * (1 + ripple(rng, 0.6, range(1, 6))), 0.2, 12)
         for groove in self.insertion_points(0.5):
             self.fat += self.groove_fat * np.exp(-((angle_between(THETA, groove) / 0.22) ** 2))
 
