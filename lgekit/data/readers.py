@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import re
 import tomllib
 import warnings
@@ -14,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import joblib
 import nibabel as nib
 import numpy as np
 
+from lgekit.data.dicom import list_series
 from lgekit.data.manifest import LANDMARK_COLUMNS, manifest, optional_rows, study_of_row
 from lgekit.data.nifti import (
     Doubt,
@@ -28,17 +29,9 @@ from lgekit.data.nifti import (
     read_study,
     storage_mirrored,
 )
+from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
-from lgekit.study import (
-    LABEL_NAMES,
-    RV,
-    SCARRED,
-    SPLITS,
-    Cohort,
-    Study,
-    hash_unit,
-    split_of,
-)
+from lgekit.study import LABEL_NAMES, RV, SCARRED, SPLITS, Cohort, Study, hash_unit, split_of
 
 # ---- layouts ----
 
@@ -117,14 +110,8 @@ def _frames(entry: Entry) -> Listing:
         yield replace(entry, study_id=entry.study_id + phase, image=image, labels=labels)
 
 
-def dicom(path: str) -> Listing:
-    from lgekit.data.dicom import list_series  # loads pydicom
-
-    return list_series(path)
-
-
 READERS: dict[str, Callable[[str], Listing]] = {kind: partial(scan, kind) for kind in LAYOUTS}
-READERS |= {"dicom": dicom, "manifest": manifest}
+READERS |= {"dicom": list_series, "manifest": manifest}
 
 # ---- SPECs ----
 
@@ -177,15 +164,11 @@ def pretraining_specs(spec: str, asked: str = "auto", root: Path = Path()) -> li
 
 def _phantom(rest: str) -> Cohort:
     """Make the phantom cohort of ``phantom:studies=200,seed=1``."""
-    from lgekit.data.phantom import phantom_cohort
-
-    options: dict[str, Any] = {}
-    for part in filter(None, (piece.strip() for piece in rest.split(","))):
-        name, equals, value = part.partition("=")
-        if not equals or name in options:
-            problem = f"{part!r} is not NAME=VALUE, or is given twice"
-            raise InputError(f"phantom:{rest}", problem, "Write e.g. phantom:studies=200,seed=1")
-        options[name] = value
+    parts = [part.strip() for part in rest.split(",") if part.strip()]
+    options: dict[str, Any] = dict(part.partition("=")[::2] for part in parts)
+    if len(options) < len(parts) or not all(options.values()):
+        problem = "its options are not NAME=VALUE, or one is given twice"
+        raise InputError(f"phantom:{rest}", problem, "Write e.g. phantom:studies=200,seed=1")
     return phantom_cohort(**options)
 
 
@@ -302,10 +285,8 @@ def _scar_is_drawn(loaded: list[tuple[Entry, Study]]) -> bool:
     """
     from lgekit.reports.reader import read_report, states_enhancement
 
-    if not any(entry.labels is not None and entry.scar_labelled for entry, _ in loaded):
-        return True
-    masks = (study.label_map for _, study in loaded)
-    if any(mask is not None and np.isin(mask, SCARRED).any() for mask in masks):
+    drawn = [one for entry, one in loaded if entry.labels is not None and entry.scar_labelled]
+    if not drawn or any(np.isin(np.asarray(one.label_map), SCARRED).any() for one in drawn):
         return True
     reports = (one.report for one, _ in loaded if one.report and one.report_source != "masks")
     return not any(states_enhancement(text) and read_report(text).present for text in reports)
@@ -354,24 +335,18 @@ def _assign_splits(studies: list[Study]) -> None:
 # ---- copies of an image ----
 
 
-def image_digest(study: Study) -> str:
-    """32 hex digits of an image's values and shape."""
-    content = repr(study.pixels.shape).encode() + study.pixels.tobytes()
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
-
-
 def copies(studies: list[Study]) -> list[tuple[Study, Study]]:
     """Return pairs of studies of different patients with the same image, the later first."""
     owners: dict[str, Study] = {}
-    pairs = [(study, owners.setdefault(image_digest(study), study)) for study in studies]
+    pairs = [(study, owners.setdefault(joblib.hash(study.pixels), study)) for study in studies]
     return [(one, other) for one, other in pairs if one["patient_id"] != other["patient_id"]]
 
 
 def refuse_shared(cohort: Cohort, further: Sequence[Cohort]) -> None:
     """Raise InputError if a cohort for pretraining has an image of the cohort: masks would leak."""
-    own = {image_digest(study): study["study_id"] for study in cohort.studies}
+    own = {joblib.hash(study.pixels): study["study_id"] for study in cohort.studies}
     for other in further:
         for study in other.studies:
-            if (name := own.get(image_digest(study))) is not None:
+            if (name := own.get(joblib.hash(study.pixels))) is not None:
                 problem = f"its study {study['study_id']} has the image of {name} in {cohort.name}"
                 raise InputError(other.name, problem, "Leave this cohort out of pretrain_on.")

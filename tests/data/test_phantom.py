@@ -13,7 +13,7 @@ from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, Cohort
 
-SMALL = {"slices": 3, "pixels": 48}
+SMALL = {"pixels": 48}
 LEVEL = np.linspace(0, 1, 40)
 
 
@@ -40,29 +40,38 @@ def test_contrast_physics_matches_published_values():
     assert phantom.inversion_recovery(450.0, 450.0 * np.log(2)) == pytest.approx(0, abs=1e-12)
     assert phantom.inversion_recovery(450.0, 0.0) == -1
     # JCMR 2013;15:11: blood about 450 ms, remote 540 ± 88, acute infarct (ECV 0.52) 425 ± 68
-    assert phantom.t1_after_contrast(phantom.ECV_REMOTE, 450) == pytest.approx(540, abs=88)
+    remote = phantom.RANGES["ecv"]["heart_muscle"][0]
+    assert phantom.t1_after_contrast(remote, 450) == pytest.approx(540, abs=88)
     assert phantom.t1_after_contrast(0.52, 450) == pytest.approx(425, abs=40)
     assert phantom.t1_after_contrast(0.0, 450) == pytest.approx(phantom.T1_NATIVE_MYOCARDIUM)
 
 
-@pytest.mark.parametrize(("artery", "wall"), [("LAD", 125), ("RCA", 255), ("LCx", 345)])
-def test_infarcts_start_at_the_endocardium_of_their_territory(artery, wall):
+def scar_of(kind: dict, seed: int) -> phantom.ScarMap:
+    rng = np.random.default_rng(seed)
+    return phantom.draw_scar(rng, LEVEL, phantom.Heart(rng), kind)
+
+
+@pytest.mark.parametrize(
+    "kind", phantom.RANGES["infarcts"].values(), ids=lambda kind: kind["cause"]
+)
+def test_infarcts_start_at_the_endocardium_of_their_territory(kind):
     total = np.zeros(phantom.ANGLES)
     for seed in range(12):
-        scar = phantom.wavefront_scar(np.random.default_rng(seed), LEVEL, artery)
-        assert (scar.inner[scar.thickness() > 0] <= 0).all()
+        scar = scar_of(kind, seed)
+        assert (scar.inner[scar.outer > scar.inner] <= 0).all()
         assert (scar.core <= np.maximum(scar.outer, 0)).all()  # no-reflow is within the infarct
-        total += scar.thickness().mean(0)
+        total += np.clip(scar.outer, 0, 1).mean(0)
     centre = np.rad2deg(np.angle(np.sum(total * np.exp(1j * phantom.THETA)))) % 360
-    assert abs((centre - wall + 180) % 360 - 180) < 20
+    assert abs((centre - kind["angles_deg"][0] + 180) % 360 - 180) < 20
 
 
-@pytest.mark.parametrize("pattern", list(phantom.PATTERNS))
-def test_non_ischaemic_scar_spares_the_endocardium(pattern):
-    heart = phantom.Heart(np.random.default_rng(0))
-    scar = phantom.patch_scar(np.random.default_rng(1), LEVEL, heart, pattern)
-    there = scar.thickness() > 0
-    assert there.any() and (scar.inner[there] > 0.1).all()
+@pytest.mark.parametrize(
+    "kind", phantom.RANGES["patterns"].values(), ids=lambda kind: kind["cause"]
+)
+def test_non_ischaemic_scar_spares_the_endocardium(kind):
+    scar = scar_of(kind, 1)
+    there = scar.outer > scar.inner
+    assert there.any() and (scar.inner[there] > 0.1).all() and not scar.core.any()
 
 
 def test_studies_are_complete_and_stored_in_many_orientations(studies):
@@ -131,7 +140,6 @@ def test_second_call_reads_the_cache_and_changes_do_not_reach_it(tmp_path):
         ({"prevalance": 0.5}, "prevalance.*prevalence"),
         ({"prevalence": 1.5}, "1.5"),
         ({"pixels": 8}, "8.*48"),
-        ({"slices": 0}, "slices"),
         ({"studies": 2.5}, "2.5.*integer"),
         ({"report_noise": 2}, "less than or equal to 1"),
     ],

@@ -18,7 +18,7 @@ from lgekit.viz import widgets
 
 @pytest.fixture(scope="module")
 def cohort():
-    return phantom_cohort(studies=10, seed=5, slices=8)
+    return phantom_cohort(studies=10, seed=5)
 
 
 def move(explorer: widgets.Explorer, control: str, value) -> tuple[bytes, str]:
