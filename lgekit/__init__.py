@@ -38,7 +38,7 @@ _NAMES = {
 }
 # Modules that notebooks use whole: `lk.plots.bulls_eye`.
 _MODULES = """viz.plots viz.describe viz.widgets viz.figures evaluation.metrics evaluation.scores
-    evaluation.compare evaluation.baselines evaluation.realism clip.zeroshot grid.report
+    evaluation.baselines evaluation.realism clip.zeroshot grid.report
     reports.tables reports.reader exercises"""
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _HOME |= {module.rpartition(".")[2]: module for module in _MODULES.split()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -33,8 +32,7 @@ class ShortAxisFrame:
     centre: np.ndarray  # (2,) scanner voxel at the centre of the frame
     reversed_slices: bool  # whether the scanner's stack runs from apex to base
     shape: tuple[int, int, int]  # of the scanner's grid
-    affine: np.ndarray  # (4, 4) of the scanner's grid, mm
-    landmarks: Landmarks | None  # on the scanner's grid
+    landmarks: Landmarks | None  # in the frame
     oriented: bool  # whether the landmarks turned the frame
 
     @property
@@ -42,44 +40,33 @@ class ShortAxisFrame:
         """Scanner voxel of the frame's first pixel, ``(2,)``."""
         return self.centre - self.matrix @ np.full(2, (self.pixels - 1) / 2)
 
-    @property
-    def frame_affine(self) -> np.ndarray:
-        """Affine of the frame, ``(4, 4)`` mm: every point keeps its scanner coordinates."""
-        step = np.eye(4)
-        step[:2, :2], step[:2, 3] = self.matrix, self.offset
-        if self.reversed_slices:
-            step[2, 2:] = -1, self.shape[2] - 1
-        return self.affine @ step
-
-    @property
-    def frame_landmarks(self) -> Landmarks | None:
-        """Insertion points in the frame."""
-        if not self.oriented or self.landmarks is None:
-            return self.landmarks
-        inferior = float(to_frame_deg(self.landmarks.inferior_rvip_deg, self.landmarks))
-        return Landmarks(ANTERIOR_RVIP_DEG, inferior, self.landmarks.confidence)
-
     def to_frame(self, data: torch.Tensor, nearest: bool = False) -> torch.Tensor:
         """Resample ``(channels, X, Y, slices)`` to ``(channels, pixels, pixels, slices)``.
 
         Linear, or nearest with the dtype kept; 0 outside the image.
         """
-        self._check(data, self.shape)
         size = (self.pixels, self.pixels)
         out = _resample_slices(data, self.matrix, self.offset, size, nearest)
         return out.flip(3) if self.reversed_slices else out
 
     def to_scanner(self, data: torch.Tensor, nearest: bool = True) -> torch.Tensor:
         """Resample ``(channels, pixels, pixels, slices)`` to the scanner's grid; see `to_frame`."""
-        self._check(data, (self.pixels, self.pixels, self.shape[2]))
         data = data.flip(3) if self.reversed_slices else data
         inverse = np.linalg.inv(self.matrix)
         return _resample_slices(data, inverse, -inverse @ self.offset, self.shape[:2], nearest)
 
-    def _check(self, data: torch.Tensor, shape: tuple[int, ...]) -> None:
-        if data.ndim != 4 or tuple(data.shape[1:]) != shape:
-            remedy = f"This frame needs (channels, *{shape})."
-            raise InputError("array", f"shape {tuple(data.shape)}", remedy)
+    def apply(self, study: Study) -> Study:
+        """Bring a study into the frame, in place; every point keeps its scanner coordinates."""
+        step = np.eye(4)
+        step[:2, :2], step[:2, 3] = self.matrix, self.offset
+        if self.reversed_slices:
+            step[2, 2:] = -1, self.shape[2] - 1
+        for image in study.get_images(intensity_only=False):
+            image.set_data(self.to_frame(image.data, isinstance(image, tio.LabelMap)))
+            image.affine = image.affine @ step
+        study["landmarks"] = self.landmarks
+        study.update({"frame": self, "orientation_confident": self.oriented})
+        return study
 
 
 def _resample_slices(data: torch.Tensor, matrix, offset, shape, nearest: bool) -> torch.Tensor:
@@ -106,9 +93,8 @@ class StandardizeShortAxis(tio.SpatialTransform):
     The study's labels and landmarks (its own, or those that ``HeartNetwork.predict`` added) show
     where the heart is. If the landmarks are missing or not confident, the study is not turned, and
     ``study["orientation_confident"]`` is False. Without a heart label the frame is a square around
-    the centre of the image. The result carries ``frame`` (a :class:`ShortAxisFrame`) and its
-    landmarks in the frame; points keep their scanner coordinates. It replays from ``history`` and
-    inverts.
+    the centre of the image. The result carries ``frame`` (a :class:`ShortAxisFrame`; see
+    `frame_to_scanner`) and its landmarks in the frame; points keep their scanner coordinates.
 
     Args:
         pixels: side of the square frame.
@@ -116,7 +102,6 @@ class StandardizeShortAxis(tio.SpatialTransform):
         orientation: ``"rvip"`` turns by the insertion points, ``"centre"`` does not turn, and
             ``"none"`` crops a square of fixed size around the centre of the image, as stored.
         min_confidence: least confidence of landmarks that turn the frame.
-        frame: a frame to apply instead of finding one (used by ``history``).
         **kwargs: see :class:`torchio.transforms.Transform`.
 
     Examples:
@@ -125,8 +110,6 @@ class StandardizeShortAxis(tio.SpatialTransform):
         >>> standard = lk.StandardizeShortAxis(pixels=64)(study)
         >>> standard.shape, standard["landmarks"].anterior_rvip_deg
         ((1, 64, 64, 8), 120.0)
-        >>> standard.apply_inverse_transform().shape
-        (1, 128, 128, 8)
     """
 
     def __init__(
@@ -135,7 +118,6 @@ class StandardizeShortAxis(tio.SpatialTransform):
         field_of_view_mm: float | None = None,
         orientation: str = "rvip",
         min_confidence: float = MIN_CONFIDENCE,
-        frame: ShortAxisFrame | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -146,9 +128,8 @@ class StandardizeShortAxis(tio.SpatialTransform):
             if value is not None and not value > 0:
                 raise InputError(name, f"{value!r}", "Give a number above 0.")
         self.pixels, self.field_of_view_mm = int(pixels), field_of_view_mm
-        self.orientation, self.min_confidence, self.frame = orientation, min_confidence, frame
-        self.args_names = "pixels field_of_view_mm orientation min_confidence frame".split()
-        self.invert_transform = False
+        self.orientation, self.min_confidence = orientation, min_confidence
+        self.args_names = ["pixels", "field_of_view_mm", "orientation", "min_confidence"]
 
     if TYPE_CHECKING:  # TorchIO's own annotation says Subject in, Subject out
 
@@ -172,48 +153,33 @@ class StandardizeShortAxis(tio.SpatialTransform):
             angle = np.radians(landmarks.anterior_rvip_deg - mirror * ANTERIOR_RVIP_DEG)
             cosine, sine = np.cos(angle), np.sin(angle)
             turn = np.array([[cosine, mirror * sine], [-sine, mirror * cosine]])
+            inferior = float(to_frame_deg(landmarks.inferior_rvip_deg, landmarks))
+            landmarks = Landmarks(ANTERIOR_RVIP_DEG, inferior, landmarks.confidence)
         mm = side_mm / self.pixels
-        matrix, affine = turn * mm / spacing[:, None], study.get_image("image").affine
-        stored = shape, affine, landmarks
-        return ShortAxisFrame(self.pixels, mm, matrix, centre, backwards, *stored, oriented)
+        matrix, about = turn * mm / spacing[:, None], (shape, landmarks, oriented)
+        return ShortAxisFrame(self.pixels, mm, matrix, centre, backwards, *about)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         subject.check_consistent_spatial_shape()
-        study = cast(Study, subject)
-        inverse = self.invert_transform
-        frame = self.frame or (_frame_of(study) if inverse else self.find_frame(study))
-        resample = frame.to_scanner if inverse else frame.to_frame
-        for image in self.get_images(subject):
-            image.set_data(resample(image.data, isinstance(image, tio.LabelMap)))
-            image.affine = frame.affine if inverse else frame.frame_affine
-        subject["landmarks"] = frame.landmarks if inverse else frame.frame_landmarks
-        subject.update({"frame": frame, "orientation_confident": frame.oriented})
-        if inverse:
-            del subject["frame"], subject["orientation_confident"]
-        return subject
-
-    def _add_transform_to_subject_history(self, subject: tio.Subject) -> None:
-        if not self.invert_transform:
-            arguments = self._get_reproducing_arguments() | {"frame": subject["frame"]}
-            subject.add_transform(self, arguments)
-
-
-def _frame_of(study: Study) -> ShortAxisFrame:
-    if "frame" not in study:
-        name, remedy = study.get("study_id", "study"), "Apply StandardizeShortAxis to it first."
-        raise InputError(name, "not in the standard frame", remedy)
-    return study["frame"]
+        return self.find_frame(cast(Study, subject)).apply(subject)
 
 
 def frame_to_scanner(array, study: Study) -> torch.Tensor:
     """Bring an array from the standard frame of a study back to the scanner's grid.
 
     ``array`` is ``(pixels, pixels, slices)``, or with a leading channel axis. Integers and booleans
-    (masks) use the nearest neighbour and keep their dtype; real numbers are interpolated.
+    (masks) use the nearest neighbour and keep their dtype; real numbers are interpolated. Raises
+    InputError if the study is not in the standard frame, or the array has another shape.
     """
+    if "frame" not in study:
+        name, remedy = study.get("study_id", "study"), "Apply StandardizeShortAxis to it first."
+        raise InputError(name, "not in the standard frame", remedy)
     tensor = torch.as_tensor(array)
+    if tensor.shape[-3:] != study.spatial_shape:
+        remedy = f"This frame needs {study.spatial_shape}."
+        raise InputError("array", f"shape {tuple(tensor.shape)}", remedy)
     data = tensor[None] if tensor.ndim == 3 else tensor
-    out = _frame_of(study).to_scanner(data, nearest=not data.is_floating_point())
+    out = study["frame"].to_scanner(data, nearest=not data.is_floating_point())
     return out[0] if tensor.ndim == 3 else out
 
 
@@ -245,15 +211,11 @@ def intensity_reference(study: Study) -> tuple[np.ndarray, float]:
 
 
 def normalised(study: Study) -> torch.Tensor:
-    """Return ``(image − remote) / half_range``, ``(1, X, Y, slices)``, clipped at ± 4."""
+    """Return ``(image − remote) / half_range``, ``(1, X, Y, slices)``, clipped at ± 4.
+
+    Remote myocardium is 0 and blood, mostly, between 1 and 2; see `intensity_reference`.
+    """
     remote, half_range = intensity_reference(study)
     unit = max(half_range, 1e-6 * float(np.abs(remote).max()), 1e-12)  # a constant image gives 0
     above = study.get_image("image").data.float() - torch.as_tensor(remote, dtype=torch.float32)
     return (above / unit).clamp_(-INTENSITY_LIMIT, INTENSITY_LIMIT)
-
-
-def normalise_intensity(study: Study) -> Study:
-    """Return a copy of the study with remote myocardium at 0 and, mostly, blood between 1 and 2."""
-    result = deepcopy(study)
-    result.get_image("image").set_data(normalised(study))
-    return result

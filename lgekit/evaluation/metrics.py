@@ -1,18 +1,22 @@
-"""Statistics of predictions with 95 % bootstrap intervals over patients."""
+"""Statistics with 95 % bootstrap intervals over patients, and the comparison of ablation rows."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import yaml
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_curve
 from statsmodels.stats.multitest import multipletests
 
+from lgekit.config import PLAIN_CLIP
 from lgekit.errors import InputError
 from lgekit.findings import WALLS
 
@@ -42,8 +46,7 @@ def presence_statistic(
     positive, negative = weights[:, present], weights[:, ~present]
     with np.errstate(invalid="ignore", divide="ignore"):
         if name == "auc":  # Mann–Whitney: share of pairs in the right order, ties count half
-            margin = score[present][:, None] - score[~present][None, :]
-            wins = (margin > 0) + 0.5 * (margin == 0)  # (positives, negatives)
+            wins = np.heaviside(score[present][:, None] - score[~present], 0.5)
             return ((positive @ wins) * negative).sum(1) / (positive.sum(1) * negative.sum(1))
         called = score > 0.5
         sensitivity = positive[:, called[present]].sum(1) / positive.sum(1)
@@ -100,20 +103,18 @@ def mean_interval(values: ArrayLike, patients: Sequence[str], seed: int = 0) -> 
     return interval(lambda weights: weights @ array / weights.sum(1), patients, seed)
 
 
-def median_interval(
+def quantile_interval(
     values: ArrayLike, patients: Sequence[str], quantile: float = 0.5, seed: int = 0
 ) -> dict[str, float]:
-    """Compute a quantile over studies with its `interval`; missing values are left out."""
-    table = pd.DataFrame({"value": np.asarray(values, float), "patient": [*map(str, patients)]})
-    table = table.dropna().sort_values("value", kind="stable")
-    ordered = table["value"].to_numpy()
+    """Compute a quantile over studies with its `interval`."""
+    order = np.argsort(values)
+    ordered = np.asarray(values, float)[order]
 
     def weighted_quantile(weights: np.ndarray) -> np.ndarray:
-        reached = weights.cumsum(1) >= quantile * weights.sum(1, keepdims=True)
+        reached = weights[:, order].cumsum(1) >= quantile * weights.sum(1, keepdims=True)
         return ordered[reached.argmax(1)]
 
-    value = float(table["value"].quantile(quantile))
-    return interval(weighted_quantile, table["patient"].tolist(), seed) | {"value": value}
+    return interval(weighted_quantile, patients, seed) | {"value": np.quantile(ordered, quantile)}
 
 
 def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -196,16 +197,16 @@ def known_walls(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return predictions.reindex(columns=truth), predictions.reindex(columns=values)
 
 
-def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict[str, float]:
-    """Compute the AUC of ``weight`` for ``scar`` within each study, averaged over studies.
+def slice_metrics(slices: pd.DataFrame, column: str, seed: int = 0) -> dict[str, float]:
+    """Compute the AUC of a column for ``scar`` within each study, averaged over studies.
 
-    One row per slice; columns ``study_id, patient_id, weight, scar``.
+    One row per slice; columns ``study_id, patient_id, scar`` and the given one.
     """
     scores, patients = [], []
-    for _, study in slices.groupby("study_id", sort=True):
+    for _, study in slices.dropna(subset=column).groupby("study_id"):
         if study["scar"].nunique() == 2:
             once = np.ones((1, len(study)))
-            scores += [*presence_statistic("auc", study["scar"], study["weight"], once)]
+            scores += [*presence_statistic("auc", study["scar"], study[column], once)]
             patients.append(study["patient_id"].iloc[0])
     return mean_interval(scores, patients, seed)
 
@@ -219,11 +220,9 @@ def known_truth(predictions: pd.DataFrame) -> pd.DataFrame:
     if known.empty:
         remedy = "Score a cohort with scar masks, or whose reports say whether scar is there."
         raise InputError("predictions", "no study's truth is known", remedy)
-    empty = known["p_lge"].astype(float).isna()
-    if empty.any():
-        names = ", ".join(map(str, known.loc[empty, "study_id"].head(5)))
+    if len(empty := known.loc[known["p_lge"].isna(), "study_id"]):
         remedy = "Predict these studies again, or remove their rows."
-        raise InputError("predictions", f"p_lge is missing in {names}", remedy)
+        raise InputError("predictions", f"p_lge is missing in {', '.join(empty[:5])}", remedy)
     return known
 
 
@@ -271,21 +270,19 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
     placed = truth.notna().all(axis=1)
     if truth.eq(True).any(axis=None) and values[placed].notna().all(axis=None):
         tables["auc_walls"] = known[placed]
-    lines: list[dict[str, Any]] = []
+    lines = []
     for statistic, table in tables.items():
         of_rows = {row: draws(statistic, part) for row, part in table.groupby("row", sort=False)}
-        others = []
         for row, draw in of_rows.items():
             line = {"row": row, "statistic": statistic, **_with_limits(draw[0], draw[1:])}
-            if row != reference:
-                line |= _difference(draw - of_rows[reference])
-                others.append(line)
-            lines.append(line)
-        if others:
-            holm = multipletests([line["p"] for line in others], method="holm")[1]
-            for line, corrected in zip(others, holm, strict=True):
-                line["p_holm"] = corrected
-    return pd.DataFrame(lines)
+            other = row != reference
+            lines.append(line | (_difference(draw - of_rows[reference]) if other else {}))
+    compared = pd.DataFrame(lines)
+    if "p" in compared:
+        of_statistic = compared.dropna(subset="p").groupby("statistic")["p"]
+        corrected = of_statistic.transform(lambda p: multipletests(p, method="holm")[1])
+        compared["p_holm"] = corrected
+    return compared
 
 
 def _difference(draws: np.ndarray) -> dict[str, float]:
@@ -299,20 +296,84 @@ def _difference(draws: np.ndarray) -> dict[str, float]:
 
 def _comparable(predictions: pd.DataFrame, reference: str) -> pd.DataFrame:
     """Return the predictions of known truth after the checks that `compare_rows` documents."""
-    if predictions.duplicated(["row", "seed", "study_id"]).any():
-        remedy = "Keep one value of each further axis (`lgekit.grid.report.last_point`)."
-        raise InputError("predictions", "a study appears twice under one row and seed", remedy)
-    if reference not in set(predictions["row"]):
-        remedy = f"Rows: {sorted(set(predictions['row']))}."
-        raise InputError("predictions", f"no row named {reference!r}", remedy)
     known = known_truth(predictions)
-    runs = known.set_index(["seed", "study_id"]).groupby("row", sort=False)
-    studies = {row: set(run.index) for row, run in runs}
-    if unlike := [row for row in studies if studies[row] != studies.get(reference)]:
-        problem = f"{unlike} have other seeds or studies than {reference!r}"
-        remedy = "Compare complete seeds only (`lgekit.grid.report.complete_runs`)."
-        raise InputError("predictions", problem, remedy)
-    if (known.groupby("study_id")["scar"].nunique() > 1).any():
-        remedy = "Collect runs of one cohort only."
-        raise InputError("predictions", "rows differ in a study's truth", remedy)
+    rows, run = set(known["row"]), ["seed", "study_id"]
+    faults = {
+        "a study appears twice under one row and seed": known.duplicated(["row", *run]).any(),
+        f"no row named {reference!r} in {sorted(rows)}": reference not in rows,
+        "rows have different seeds or studies": (known.groupby(run).size() < len(rows)).any(),
+        "rows differ in a study's truth": (known.groupby("study_id")["scar"].nunique() > 1).any(),
+    }
+    for problem, found in faults.items():
+        if found:
+            remedy = "Compare complete runs of one cohort (`complete_runs` of lgekit.grid.report)."
+            raise InputError("predictions", problem, remedy)
     return known
+
+
+_ABLATIONS = tomllib.loads(Path(__file__).with_name("ablations.toml").read_text("utf-8"))
+ROWS: dict[str, dict[str, Any]] = _ABLATIONS["rows"] | {"plain_clip": PLAIN_CLIP}
+CLAIMS: dict[str, str] = _ABLATIONS["claims"]
+WORKBOOK: dict[str, dict[str, Any]] = _ABLATIONS["workbook"]  # size → rows, epochs, seeds
+
+
+def write_grid(session: Any) -> Path:
+    """Write the grid of a notebook's session (its cohort and size) as YAML into its folder."""
+    size, own = session.size, WORKBOOK[session.size]
+    content = {
+        "notebook": "notebooks/05_clip_captioning.ipynb",
+        "parameters": {"cohort": session.spec, "size": size, "epochs": own["epochs"]},
+        "rows": {row: ROWS[row] for row in own["rows"]},
+        "seeds": [session.seed + number for number in range(own["seeds"])],
+    }
+    file = session.scratch("grid") / f"ablation_{size}.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(yaml.safe_dump(content, sort_keys=False))
+    return file
+
+
+def uncompared(comparison: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, str]:
+    """Describe the runs (columns ``row, state``) of the rows that a comparison lacks.
+
+    Row → ``not run``, or for example ``not compared (2 of 3 runs done)``.
+    """
+    words: dict[str, str] = {}
+    if runs is None:
+        return words
+    missing = runs[~runs["row"].isin(comparison["row"])]
+    for row, states in missing.groupby("row", sort=False)["state"]:
+        done = f"not compared ({(states == 'done').sum()} of {len(states)} runs done)"
+        words[str(row)] = done if states.isin(["done", "failed"]).any() else "not run"
+    return words
+
+
+def reference_row(rows: Iterable[str]) -> str:
+    """Return the row to compare with: ``full`` if there is one, else the first."""
+    names = list(rows)
+    return "full" if "full" in names else names[0]
+
+
+def claims_table(
+    comparison: pd.DataFrame, statistic: str = "balanced_accuracy", runs: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Answer each claim of the paper from the row that tests it, compared with the row ``full``.
+
+    ``yes`` (worse without the component) or ``no`` if the interval of the difference excludes 0 and
+    ``p_holm`` is below 0.05, else ``not shown``.
+
+    Takes what `compare_rows` returns, the statistic that decides and the grid's runs (see
+    `uncompared`); returns ``claim, row, difference, low, high, p_holm, answer``.
+    """
+    shown = comparison[comparison["statistic"] == statistic].set_index("row")
+    shown = shown if "full" in shown.index else shown[:0]
+    columns = ["difference", "difference_low", "difference_high", "p_holm"]
+    table = shown.reindex(index=[*CLAIMS], columns=columns).astype(float)
+    table = table.set_axis(["difference", "low", "high", "p_holm"], axis=1)
+    sure = (table["low"] * table["high"] > 0) & (table["p_holm"] < 0.05)
+    table["answer"] = np.select([~sure, table["high"] < 0], ["not shown", "yes"], "no")
+    left_out = uncompared(comparison, runs)
+    for row in set(CLAIMS) - set(shown.index):
+        table.loc[row, "answer"] = left_out.get(row, "not run")
+    table = table.rename_axis("row").reset_index()
+    table.insert(0, "claim", table["row"].map(CLAIMS))
+    return table

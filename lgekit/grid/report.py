@@ -10,8 +10,7 @@ import pandas as pd
 from lgekit.config import SIZES
 from lgekit.data.readers import missing_path, read_cohort
 from lgekit.errors import InputError
-from lgekit.evaluation.compare import claims_table, reference_row
-from lgekit.evaluation.metrics import compare_rows
+from lgekit.evaluation.metrics import claims_table, compare_rows, reference_row
 from lgekit.evaluation.scores import grid_places
 from lgekit.grid.run import REFERENCES, Grid, collect, collect_predictions, load_grid
 from lgekit.viz import figures

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import pandas as pd
 
-from lgekit.anatomy.frame import normalise_intensity
+from lgekit.anatomy.frame import normalised
 from lgekit.anatomy.labels import Ventricle
 from lgekit.evaluation.baselines import THRESHOLD_RULES
 from lgekit.evaluation.metrics import auc_interval
@@ -153,6 +153,6 @@ def mean_maps(studies: Iterable[Study]) -> dict[str, np.ndarray]:
         levels = Ventricle.of(labels).levels
         middle = (levels > 0.3) & (levels < 0.7)
         if middle.any():
-            images.append(normalise_intensity(study).pixels[:, :, middle].mean(2))
+            images.append(normalised(study)[0].numpy()[:, :, middle].mean(2))
             scars.append(np.isin(labels, SCARRED)[:, :, middle].any(2))
     return {"image": np.mean(images, 0), "scar": np.mean(scars, 0)}

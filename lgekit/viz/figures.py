@@ -13,8 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lgekit.errors import InputError
-from lgekit.evaluation.compare import WORKBOOK_EPOCHS, WORKBOOK_SEEDS, uncompared
-from lgekit.evaluation.metrics import PRESENCE_STATISTICS, title_of
+from lgekit.evaluation.metrics import PRESENCE_STATISTICS, WORKBOOK, title_of, uncompared
 from lgekit.viz import plots
 
 DETECTION, ABLATIONS = "05_clip_captioning", "06_ablations"
@@ -63,7 +62,7 @@ def from_session(name: str, session: Any, folder: Path) -> Figure:
             source = f"Grid {grid}: {provenance(runs, predictions)}."
         else:
             size = session.size
-            run = f"epochs: {WORKBOOK_EPOCHS[size]}, seeds: {WORKBOOK_SEEDS[size]}"
+            run = "epochs: {epochs}, seeds: {seeds}".format(**WORKBOOK[size])
             source = f"The workbook's own small grid, {run}. {source}"
     if name == "pipeline":
         captions = session.table(DETECTION, "captions")

@@ -12,8 +12,7 @@ from sklearn.metrics import roc_curve
 
 from lgekit.errors import InputError
 from lgekit.evaluation import metrics
-from lgekit.evaluation.compare import ROWS, claims_table
-from lgekit.evaluation.metrics import compare_rows, roc_table
+from lgekit.evaluation.metrics import ROWS, claims_table, compare_rows, roc_table
 from lgekit.grid import report
 from lgekit.viz import figures
 from lgekit.workbook import Session, save_run
