@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgekit.anatomy.polar import PolarGrid, View, image_view, polar_grid
+from lgekit.anatomy.frame import PolarGrid, View, image_view, polar_grid
 from lgekit.clip.language import Language
 from lgekit.clip.model import ReportTokenizer, StudyBatch, join, pad_studies
 from lgekit.config import FitSettings

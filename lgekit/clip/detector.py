@@ -18,10 +18,14 @@ from scipy.special import softmax
 from torch import Tensor
 from torch.nn import functional
 
-from lgekit.anatomy.frame import StandardizeShortAxis
-from lgekit.anatomy.labels import Ventricle
-from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
-from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, segment_map, segment_number
+from lgekit.anatomy.frame import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE, StandardizeShortAxis
+from lgekit.anatomy.segments import (
+    ANTERIOR_RVIP_DEG,
+    Ventricle,
+    known_landmarks,
+    segment_map,
+    segment_number,
+)
 from lgekit.clip import zeroshot
 from lgekit.clip.data import View, batch_of, chunks, make_view
 from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch, load_coca, save_coca

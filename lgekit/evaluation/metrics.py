@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
 from numpy.typing import ArrayLike
 from sklearn.metrics import roc_curve
 from statsmodels.stats.multitest import multipletests
@@ -40,9 +39,12 @@ def presence_statistic(
     """Compute one statistic of a binary prediction for many weightings of the studies.
 
     ``name``: one of `PRESENCE_STATISTICS` (positive: probability > 0.5). ``weights``: ``(resamples,
-    studies)``, how often each study counts. Returns ``(resamples,)``; NaN where a class is missing.
+    studies)``, how often each study counts; one without truth or probability (NaN) does not.
+    Returns ``(resamples,)``; NaN where a class is missing.
     """
-    present, score = np.asarray(truth, bool), np.asarray(probability, float)
+    truth, score = np.asarray(truth, float), np.asarray(probability, float)
+    known = np.isfinite(truth) & np.isfinite(score)
+    present, score, weights = truth[known] == 1, score[known], weights[:, known]
     positive, negative = weights[:, present], weights[:, ~present]
     with np.errstate(invalid="ignore", divide="ignore"):
         if name == "auc":  # Mann–Whitney: share of pairs in the right order, ties count half
@@ -153,22 +155,14 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def mean_auc(truth: pd.DataFrame, values: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+def mean_auc(truth: ArrayLike, values: ArrayLike, weights: np.ndarray) -> np.ndarray:
     """Average the AUC over the columns that have both classes, for each weighting.
 
-    ``truth, values``: one row per study; a study without truth or value (NaN) does not count.
+    ``truth, values``: ``(studies, columns)``; NaN where unknown.
     """
-    scores = []
-    for number in range(values.shape[1]):
-        own, present, score = _known(truth.iloc[:, number], values.iloc[:, number])
-        scores.append(presence_statistic("auc", present, score, weights[:, own]))
+    columns = zip(np.asarray(truth, float).T, np.asarray(values, float).T, strict=True)
+    scores = [presence_statistic("auc", *column, weights) for column in columns]
     return ratio(np.nansum(scores, 0), np.isfinite(scores).sum(0))
-
-
-def _known(truth: pd.Series, values: pd.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which studies have truth and value, and both for these."""
-    own = (truth.notna() & values.notna()).to_numpy()
-    return own, truth[own].to_numpy(bool), values[own].to_numpy(float)
 
 
 def auc_table(
@@ -179,14 +173,15 @@ def auc_table(
     ``truth`` (missing where unknown) and ``values`` have one row per study and the same order of
     columns. Returns columns ``value, low, high, with, without`` (numbers of studies).
     """
-    some = truth.notna().any(axis=1).to_numpy()
-    truth, values, names = truth[some], values[some], np.asarray(patients, dtype=str)[some]
-    rows = []
-    for number in range(values.shape[1]):
-        own, present, score = _known(truth.iloc[:, number], values.iloc[:, number])
-        row = auc_interval(present, score, names[own].tolist(), seed)
-        rows.append(row | {"with": present.sum(), "without": (~present).sum()})
-    mean = interval(partial(mean_auc, truth, values), names.tolist(), seed)
+    expected, found = truth.to_numpy(float), values.to_numpy(float)
+    names, rows = np.asarray(patients, dtype=str), []
+    for present, score in zip(expected.T, found.T, strict=True):
+        own = np.isfinite(present) & np.isfinite(score)
+        row = auc_interval(present[own], score[own], names[own].tolist(), seed)
+        with_scar = int(present[own].sum())
+        rows.append(row | {"with": with_scar, "without": own.sum() - with_scar})
+    some = np.isfinite(expected).any(1)
+    mean = interval(partial(mean_auc, expected[some], found[some]), names[some].tolist(), seed)
     rows.append(mean | {"with": 0, "without": 0})  # the mean has no studies of its own
     return pd.DataFrame(rows, index=[*values.columns, "mean"])
 
@@ -220,30 +215,32 @@ def known_truth(predictions: pd.DataFrame) -> pd.DataFrame:
     if known.empty:
         remedy = "Score a cohort with scar masks, or whose reports say whether scar is there."
         raise InputError("predictions", "no study's truth is known", remedy)
-    if len(empty := known.loc[known["p_lge"].isna(), "study_id"]):
+    if (empty := known["p_lge"].isna()).any():
+        names = ", ".join(known.loc[empty, "study_id"].head(5))
         remedy = "Predict these studies again, or remove their rows."
-        raise InputError("predictions", f"p_lge is missing in {', '.join(empty[:5])}", remedy)
+        raise InputError("predictions", f"p_lge is missing in {names}", remedy)
     return known
 
 
-def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int = 0) -> pd.DataFrame:
+def compare_rows(predictions: pd.DataFrame, reference: str = "", seed: int = 0) -> pd.DataFrame:
     """Compare each row of an ablation with a reference row by a paired bootstrap.
 
     Each resample draws patients and, independently, seeds; all rows share the draws (Owen 2007,
-    doi:10.1214/07-AOAS122). The statistic is averaged over the drawn seeds. With one seed the
-    interval covers patients alone; two or three seeds say little about further seeds.
+    doi:10.1214/07-AOAS122). The statistic is averaged over the drawn seeds. Two or three seeds say
+    little about further seeds; one says nothing.
 
     Args:
         predictions: columns ``row, seed, study_id, patient_id, scar, p_lge``. With ``scar_<wall>``
             and ``p_<wall>`` the mean AUC of the walls is compared too (``auc_walls``).
-        reference: the row that the others are compared with.
+        reference: the row that the others are compared with; empty: ``full``, else the first.
 
     Returns one line per row and statistic: ``value, low, high``; ``difference, difference_low,
-    difference_high`` from the reference, its two-sided bootstrap ``p``, and ``p_holm``, corrected
-    within the statistic (Holm 1979). Raises InputError if the reference row is missing, a study
-    appears twice in one row and seed, or rows differ in their seeds, studies or truth.
+    difference_high`` from the reference, its two-sided ``p``, and ``p_holm`` within the statistic
+    (Holm 1979). Raises InputError if a study appears twice in one row and seed, or rows differ in
+    their seeds, studies or truth.
     """
-    known = _comparable(predictions, reference)
+    known = _comparable(predictions)
+    reference = reference or ("full" if "full" in set(known["row"]) else known["row"].iloc[0])
     patients, seeds = np.unique(known["patient_id"].astype(str)), np.unique(known["seed"])
     # The least p, 2 / (1 + resamples), must stay below 0.05 when Holm multiplies it by the rows.
     resamples = max(RESAMPLES, 100 * (known["row"].nunique() - 1))
@@ -294,14 +291,13 @@ def _difference(draws: np.ndarray) -> dict[str, float]:
     return row | {"p": min(1.0, 2 * (1 + fewer) / (1 + len(resampled)))}
 
 
-def _comparable(predictions: pd.DataFrame, reference: str) -> pd.DataFrame:
+def _comparable(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the predictions of known truth after the checks that `compare_rows` documents."""
     known = known_truth(predictions)
-    rows, run = set(known["row"]), ["seed", "study_id"]
+    rows, run = known["row"].nunique(), ["seed", "study_id"]
     faults = {
         "a study appears twice under one row and seed": known.duplicated(["row", *run]).any(),
-        f"no row named {reference!r} in {sorted(rows)}": reference not in rows,
-        "rows have different seeds or studies": (known.groupby(run).size() < len(rows)).any(),
+        "rows have different seeds or studies": (known.groupby(run).size() < rows).any(),
         "rows differ in a study's truth": (known.groupby("study_id")["scar"].nunique() > 1).any(),
     }
     for problem, found in faults.items():
@@ -317,21 +313,6 @@ CLAIMS: dict[str, str] = _ABLATIONS["claims"]
 WORKBOOK: dict[str, dict[str, Any]] = _ABLATIONS["workbook"]  # size → rows, epochs, seeds
 
 
-def write_grid(session: Any) -> Path:
-    """Write the grid of a notebook's session (its cohort and size) as YAML into its folder."""
-    size, own = session.size, WORKBOOK[session.size]
-    content = {
-        "notebook": "notebooks/05_clip_captioning.ipynb",
-        "parameters": {"cohort": session.spec, "size": size, "epochs": own["epochs"]},
-        "rows": {row: ROWS[row] for row in own["rows"]},
-        "seeds": [session.seed + number for number in range(own["seeds"])],
-    }
-    file = session.scratch("grid") / f"ablation_{size}.yaml"
-    file.parent.mkdir(parents=True)
-    file.write_text(yaml.safe_dump(content, sort_keys=False))
-    return file
-
-
 def uncompared(comparison: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, str]:
     """Describe the runs (columns ``row, state``) of the rows that a comparison lacks.
 
@@ -345,12 +326,6 @@ def uncompared(comparison: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str,
         done = f"not compared ({(states == 'done').sum()} of {len(states)} runs done)"
         words[str(row)] = done if states.isin(["done", "failed"]).any() else "not run"
     return words
-
-
-def reference_row(rows: Iterable[str]) -> str:
-    """Return the row to compare with: ``full`` if there is one, else the first."""
-    names = list(rows)
-    return "full" if "full" in names else names[0]
 
 
 def claims_table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -14,8 +15,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lgekit.anatomy.labels import wall_depth
-from lgekit.anatomy.segments import findings_from_labels
+from lgekit.anatomy.segments import findings_from_labels, wall_depth
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.evaluation.baselines import THRESHOLD_RULES, remote_of
@@ -46,14 +46,10 @@ MEDIANS = {
     "wall_over_radius": "wall thickness / LV radius",
 }
 FOLDS = 5  # of patients, in which synthetic scars are told from real ones
-# Column of `measure_folds`, the word for its figure, and the quantile (0: the mean).
-QUALITY = (
-    *((f"dice_{name}", "median", 0.5) for name in ("cavity", "myocardium", "rv")),
-    ("anterior_error_deg", "median", 0.5),
-    ("anterior_error_deg", "95th percentile", 0.95),
-    ("inferior_error_deg", "median", 0.5),
-    ("mirror_right", "share", 0),
-)
+# Figure of `quality_table`, named after a column of `measure_folds` → its quantile (0: the mean).
+QUALITY = {f"dice_{name}, median": 0.5 for name in ("cavity", "myocardium", "rv")}
+QUALITY |= {"anterior_error_deg, median": 0.5, "anterior_error_deg, 95th percentile": 0.95}
+QUALITY |= {"inferior_error_deg, median": 0.5, "mirror_right, share": 0}
 MINIMUM_CONFIDENCE = 0.5  # of a reference insertion point that errors are measured from
 
 
@@ -236,13 +232,11 @@ def quality_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     sure = measured[measured["reference_confidence"] >= MINIMUM_CONFIDENCE]
     rows: dict[str, dict[str, float]] = {}
-    for name, word, quantile in QUALITY:
+    for figure, quantile in QUALITY.items():
+        name = figure.split(",")[0]
         known = (measured if name.startswith("dice") else sure).dropna(subset=name)
         values, patients = known[name].to_numpy(float), known["patient_id"].tolist()
-        if quantile and len(known):
-            found = quantile_interval(values, patients, quantile, seed)
-        else:
-            found = mean_interval(values, patients, seed)
         if len(known):
-            rows[f"{name}, {word}"] = found | {"studies": len(known)}
+            statistic = partial(quantile_interval, quantile=quantile) if quantile else mean_interval
+            rows[figure] = statistic(values, patients, seed=seed) | {"studies": len(known)}
     return pd.DataFrame(rows).T.astype({"studies": int}).rename_axis("figure")

@@ -33,8 +33,6 @@ CELL = (
     "JSON lists of one number per slice, segments as one of 17 numbers or nulls, or predict again"
 )
 SCORES = tomllib.loads(Path(__file__).with_name("scores.toml").read_text("utf-8"))
-# The scores that say where scar is, besides the walls.
-PLACES = ("auc_segments", "auc_slices", "auc_attention", "caption_presence_f1", "caption_walls_f1")
 TRUE_WALLS = [f"scar_{wall}" for wall in WALLS]
 SEGMENTS = [f"segment_{number}" for number in range(1, 18)]
 LEVELS_AND_DEPTHS = [f"level_{name}" for name in LEVELS] + [f"depth_{name}" for name in DEPTHS]
@@ -83,7 +81,7 @@ def _usable(column: str, cell: Any, study: Study) -> bool:
     except (TypeError, ValueError):
         return False
     if column.startswith("p_"):
-        return values.shape == () and 0 <= values <= 1
+        return values.shape == () and bool(0 <= values <= 1)
     if column == "segments":
         return values.shape == (17,)
     return values.shape == study.spatial_shape[2:] and bool(np.isfinite(values).all())
@@ -206,12 +204,9 @@ def score_table(
         cohort: with findings.
         text: kind of training text (`lgekit.reports.training_texts.report_texts`).
 
-    Returns columns ``value, low, high``; index ``score``: ``balanced_accuracy, sensitivity,
-    specificity, auc, brier``; ``auc_<wall>`` and their mean ``auc_walls``; ``auc_segments`` (mean
-    of `segment_scores`); ``auc_slices`` by slice weight and ``auc_attention`` by attention;
-    ``caption_presence_f1, caption_walls_f1`` against the truth and ``caption_bleu`` against the
-    reports. A score that cannot be known is NaN. ``attrs["notes"]`` says why, and which studies
-    other scores leave out. Raises InputError if the truth of no study is known.
+    Returns the scores of ``scores.toml``: index ``score``, columns ``value, low, high``, NaN if it
+    cannot be known. ``attrs["notes"]`` says why, and which studies other scores leave out. Raises
+    InputError if the truth of no study is known.
     """
     table = _joined(predictions, cohort)
     patients, (truth, values) = table["patient_id"].tolist(), metrics.known_walls(table)
@@ -290,24 +285,6 @@ def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.Data
     return found.drop("mean").rename_axis("place")
 
 
-def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
-    """Compute the `PLACES` scores of an ablation, per row and seed, over all folds.
-
-    Takes the grid's predictions (``row`` and ``seed``, then what `Detector.predict` returns);
-    returns columns ``row, seed, score, value, low, high``. Raises InputError if a predicted study
-    is not in the cohort.
-    """
-    if not predictions["study_id"].isin(cohort.manifest["study_id"]).all():
-        remedy = "Give the cohort that was predicted."
-        raise InputError("predictions", f"some studies are not in {cohort.name}", remedy)
-    truth = [name for name in predictions if name.startswith("scar") or name == "patient_id"]
-    parts = {
-        run: score_table(part, cohort.subset(part["study_id"]), seed).loc[list(PLACES)]
-        for run, part in predictions.drop(columns=truth).groupby(["row", "seed"], sort=False)
-    }
-    return pd.concat(parts, names=["row", "seed"]).reset_index()
-
-
 def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
     """Compute the AUC of each AHA segment.
 
@@ -330,12 +307,6 @@ def _segments(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([_numbers(cell, 17) for cell in table["segments"]], columns=SEGMENTS)
 
 
-def wall_scores(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return the walls of a `score_table`: columns ``wall, value, low, high``."""
-    rows = scores.reindex([f"auc_{wall}" for wall in WALLS]).reset_index(drop=True)
-    return rows.assign(wall=list(WALLS))[["wall", "value", "low", "high"]]
-
-
 def caption_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Put captions next to the truth: columns ``study_id, caption, truth, right``.
 
@@ -354,12 +325,8 @@ def caption_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
 
 def flat_scores(scores: pd.DataFrame) -> dict[str, float]:
     """Flatten a score table for ``metrics.json``: ``name``, ``name_low``, ``name_high``."""
-    flat = {}
-    for name, row in scores.astype(float).iterrows():
-        flat[str(name)] = row["value"]
-        if np.isfinite([row["low"], row["high"]]).all():
-            flat |= {f"{name}_{limit}": row[limit] for limit in ("low", "high")}
-    return flat
+    limits = [scores[limit].dropna().add_suffix(f"_{limit}") for limit in ("low", "high")]
+    return pd.concat([scores["value"], *limits]).to_dict()
 
 
 def with_fold(cohort: Cohort, fold: int, folds: int, seed: int = 0) -> Cohort:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import pandas as pd
 
 from lgekit.config import SIZES
-from lgekit.data.readers import missing_path, read_cohort
 from lgekit.errors import InputError
-from lgekit.evaluation.metrics import claims_table, compare_rows, reference_row
-from lgekit.evaluation.scores import grid_places
+from lgekit.evaluation.metrics import claims_table, compare_rows
 from lgekit.grid.run import REFERENCES, Grid, collect, collect_predictions, load_grid
 from lgekit.viz import figures
 from lgekit.viz.figures import further_axes
@@ -26,15 +23,14 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
     Returns:
         The files: in ``tables/`` ``<grid>_runs.csv`` (one line per run, with commit and device),
         ``_comparison.csv``, ``_claims.csv``, ``_table.md``, ``_table.tex``; ``_references.csv`` if
-        runs trained references; ``_places.csv`` (`lgekit.evaluation.scores.grid_places`) if all
-        runs are of one cohort whose files exist; the figures ``ablation_forest_<grid>`` and
-        curves over axes with at least three values.
+        runs trained references; the figures ``ablation_forest_<grid>`` and curves over axes with
+        at least three values.
     """
     use_style()
     grid, runs, name, tables = load_grid(file), collect(file), Path(file).stem, folder / "tables"
     predictions = complete_runs(runs, collect_predictions(file), name)
     last = last_point(predictions)
-    comparison = compare_rows(last, reference=reference_row(runs["row"]))
+    comparison = compare_rows(last)
     claims = {each: claims_table(comparison, each, runs) for each in ("balanced_accuracy", "auc")}
     results = {
         "runs": runs,
@@ -42,11 +38,6 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
         "claims": pd.concat(claims, names=["statistic"]).reset_index("statistic"),
         "references": reference_comparison(last, collect_predictions(file, of=REFERENCES)),
     }
-    cohorts = list({str(run.params.get("cohort")) for run in grid.runs})
-    one_cohort = len(cohorts) == 1 and not missing_path(cohorts[0], grid.root)
-    if one_cohort and {"segments", "slice_weights", "caption"} <= {*last}:
-        with contextlib.chdir(grid.root):  # paths in SPECs start there
-            results["places"] = grid_places(last, read_cohort(cohorts[0]))
     tables.mkdir(parents=True, exist_ok=True)
     made = []
     for what, table in results.items():
@@ -126,7 +117,7 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str) -> pd.
     for value, part in predictions.groupby(axis):
         if axis == "train_studies" and value == 0:  # 0 means all studies
             value = runs["studies_train"].max()
-        compared = compare_rows(part, reference_row(part["row"]))
+        compared = compare_rows(part)
         compared = compared.drop(columns=["p", "p_holm"], errors="ignore")
         parts.append(compared.assign(**{axis: value}))
     return pd.concat(parts, ignore_index=True).sort_values([axis, "row"], ignore_index=True)
@@ -140,5 +131,5 @@ def synthetic_ratios(grid: Grid) -> dict[str, float]:
         ratio = others.pop("synthetic_per_real", 0)
         ratios[run.row] = SIZES[others["size"]].synthetic_per_real if ratio < 0 else ratio
         of_row[run.row] = others
-    reference = of_row[reference_row(of_row)]
+    reference = of_row.get("full", next(iter(of_row.values())))
     return {row: ratio for row, ratio in ratios.items() if of_row[row] == reference}

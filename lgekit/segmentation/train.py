@@ -17,8 +17,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from lgekit.anatomy.frame import StandardizeShortAxis
-from lgekit.anatomy.labels import Ventricle
-from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, to_frame_deg
+from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, Ventricle, known_landmarks, to_frame_deg
 from lgekit.cache import accelerator, code_version, compute_once, memory
 from lgekit.config import FitSettings, size_settings
 from lgekit.data.phantom import phantom_cohort

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from lgekit.anatomy.frame import normalised
-from lgekit.anatomy.labels import Ventricle
+from lgekit.anatomy.segments import Ventricle
 from lgekit.evaluation.baselines import THRESHOLD_RULES
 from lgekit.evaluation.metrics import auc_interval
 from lgekit.reports.reader import states_enhancement

@@ -17,10 +17,9 @@ from lgekit.anatomy.frame import (
     frame_to_scanner,
     intensity_reference,
     normalised,
+    polar_grid,
 )
-from lgekit.anatomy.labels import Ventricle, angle_map
-from lgekit.anatomy.polar import polar_grid
-from lgekit.anatomy.segments import segment_map
+from lgekit.anatomy.segments import Ventricle, segment_map, voxel_angle
 from lgekit.clip.data import make_view
 from lgekit.config import size_settings
 from lgekit.data.readers import read_cohort
@@ -194,7 +193,7 @@ def test_polar_columns_are_angles_and_rows_are_depths():
 def test_gaps_in_the_wall_are_bridged_and_slices_without_a_heart_are_zero():
     study = heart()
     labels = study["labels"].data
-    angle = torch.as_tensor(angle_map((128, 128), (63.5, 63.5), (1, 1)))
+    angle = torch.as_tensor(voxel_angle(*np.indices((128, 128)), (63.5, 63.5), (1, 1)))
     labels[0, :, :, 1][((angle - 300) % 360 < 50) & (labels[0, :, :, 1] == MYOCARDIUM)] = 0
     labels[..., 0] = 0
     labels[0, 60, 60, 2] = MYOCARDIUM  # a speck in the cavity
