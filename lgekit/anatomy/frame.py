@@ -107,7 +107,6 @@ class StandardizeShortAxis(tio.SpatialTransform):
         orientation: ``"rvip"`` turns by the insertion points, ``"centre"`` does not turn, and
             ``"none"`` crops a square of fixed size around the centre of the image, as stored.
         min_confidence: least confidence of landmarks that turn the frame.
-        **kwargs: see :class:`torchio.transforms.Transform`.
 
     Examples:
         >>> import lgekit as lk
@@ -299,10 +298,9 @@ def _smooth(contours: np.ndarray, sigma_deg: float) -> np.ndarray:
 
 
 def _sample_rays(slices: torch.Tensor, centres, radius, angles_deg, spacing) -> torch.Tensor:
-    """Sample ``(slices, channels, X, Y)`` linearly at a radius (mm) and angle around each centre.
+    """Sample ``(slices, channels, X, Y)`` at a radius (mm) and angle around each centre.
 
-    ``radius`` broadcasts to ``(slices, rows, angles)``, the result is ``(slices, channels, rows,
-    angles)``.
+    ``radius`` is ``(slices, rows, angles)``, the result ``(slices, channels, rows, angles)``.
     """
     angle = np.radians(angles_deg)
     x = centres[:, 0, None, None] + radius * np.cos(angle) / spacing[0]
@@ -325,8 +323,8 @@ def polar_grid(
     Both contours are radii from the slice's centre, measured along rays through the masks and
     smoothed around the circle. Where a ray meets no wall (an open ring at the base, a broken
     prediction) the thickness is interpolated. Without a heart label, the wall is a ring of fixed
-    size around the centre of the image. ``orientation`` is of :class:`StandardizeShortAxis`; the
-    first angle is the anterior insertion point if it is ``"rvip"``, else 120° of the stored array.
+    size around the centre of the image. The first angle is the anterior insertion point if
+    ``orientation`` is ``"rvip"``, else 120° of the stored array.
     """
     shape, spacing = tuple(study.spatial_shape), study.spacing_mm
     start, turn = ANTERIOR_RVIP_DEG, 1

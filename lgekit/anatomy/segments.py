@@ -22,12 +22,6 @@ FOUR_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)[..., None]  # in the p
 Vector = Sequence[float] | np.ndarray
 
 
-def box_of(mask: np.ndarray) -> tuple[slice, slice]:
-    """Return the rectangle around a mask ``(X, Y)``; one corner pixel if it is empty."""
-    (box,) = ndimage.find_objects(mask.view(np.int8)) or [(slice(0, 1), slice(0, 1))]
-    return box
-
-
 def slice_centres(mask: np.ndarray) -> np.ndarray:
     """Return the centroid of each slice of a mask: ``(slices, 2)`` voxels, NaN if empty."""
     x, y = (mask.sum(axis, dtype=np.int64).astype(float) for axis in (1, 0))
@@ -56,7 +50,7 @@ def wall_depth(labels: np.ndarray, spacing: Vector) -> np.ndarray:
     depth = np.full(wall.shape, np.nan)
     if not wall.any():
         return depth
-    box = box_of(wall | cavity)
+    (box,) = ndimage.find_objects((wall | cavity).view(np.int8))
     wall, cavity = np.pad(wall[box], 1), np.pad(cavity[box], 1)  # the outside is all around
     if cavity.any():
         inner = _to_border(~cavity, spacing)
@@ -95,7 +89,8 @@ class Ventricle:
             remedy = "Give a label map of shape (X, Y, slices), or run the heart network."
             raise InputError("labels", f"shape {labels.shape}", remedy)
         rows = labels.reshape(len(labels), -1).any(1)  # five times faster than labels.any(2)
-        box = box_of(np.outer(rows, labels.any(0).any(1)))
+        inside = np.outer(rows, labels.any(0).any(1)).view(np.int8)
+        (box,) = ndimage.find_objects(inside) or [(slice(0, 1), slice(0, 1))]
         part = np.ascontiguousarray(labels[box])
         mask = ndimage.binary_fill_holes((part >= CAVITY) & (part < RV), FOUR_NEIGHBOURS)
         return cls(part, box, mask, slice_centres(mask) + [box[0].start, box[1].start])
@@ -195,9 +190,9 @@ def segment_map(labels, spacing: Vector, landmarks: Landmarks | None) -> np.ndar
 def insertion_points(labels, spacing: Vector, *, mirrored: bool | None = None) -> Landmarks:
     """Find the insertion points: both ends of the arc where the right ventricle touches the left.
 
-    The epicardium is in contact where the RV cavity is within 5 % of the LV's diameter. Only
-    slices in the middle of the ventricle count, weighted by the width of their arc. The confidence
-    falls with the spread over slices; without contact it is 0, and the angles are NaN.
+    The epicardium is in contact where the RV cavity is within 5 % of the LV's diameter. Slices in
+    the middle of the ventricle count, weighted by the width of their arc. The confidence falls with
+    the spread over slices; without contact it is 0, and the angles are NaN.
 
     A mirrored heart (anterior → septum → inferior runs clockwise) swaps both ends, and a mask
     cannot tell them apart. If ``mirrored`` is None, the end towards which the outermost part of the

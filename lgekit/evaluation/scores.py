@@ -28,10 +28,7 @@ from lgekit.study import SCARRED, SPLITS, Cohort, Study, hash_unit, patient_fold
 
 REMEDY = "Give the table that `lgekit predict` wrote, and the cohort that it read"
 LISTS = ("slice_weights", "attention", "segments")  # columns of JSON lists
-CELL = (
-    "Write probabilities from 0 to 1 with a point for decimals, slice_weights and attention as "
-    "JSON lists of one number per slice, segments as one of 17 numbers or nulls, or predict again"
-)
+CELL = "Write probabilities from 0 to 1 and JSON lists as `lgekit predict` does, or predict again"
 SCORES = tomllib.loads(Path(__file__).with_name("scores.toml").read_text("utf-8"))
 TRUE_WALLS = [f"scar_{wall}" for wall in WALLS]
 SEGMENTS = [f"segment_{number}" for number in range(1, 18)]
@@ -177,8 +174,7 @@ def slice_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Tabulate the slices that show heart, of the studies with labels.
 
     Returns columns ``study_id, patient_id, slice`` (from 0, stored order), ``weight`` (the slice's
-    own probability of scar), ``attention`` (its share of the study's embedding; missing in older
-    predictions), ``scar`` (truth).
+    own probability of scar), ``attention`` (its share of the embedding), ``scar`` (truth).
     """
     cells = predictions.set_index("study_id").reindex(columns=["slice_weights", "attention"])
     names, parts = ["study_id", "patient_id", "slice", "weight", "attention", "scar"], []
@@ -288,10 +284,9 @@ def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.Data
 def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
     """Compute the AUC of each AHA segment.
 
-    A study counts where its findings are known, the walls of each scar are known, and the segment
-    has a value. Where a scar has no level, the segments of its walls are left out. Returns 17 rows;
-    columns ``segment, value, low, high, with, without`` (numbers of studies). Raises InputError
-    without ``segments``.
+    A study counts where the walls of each scar are known and the segment has a value. Where a scar
+    has no level, the segments of its walls are left out. Returns 17 rows; columns ``segment, value,
+    low, high, with, without`` (numbers of studies). Raises InputError without ``segments``.
     """
     if "segments" not in predictions:
         remedy = "Predict the cohort again: an older `lgekit predict` wrote this table."
@@ -305,6 +300,12 @@ def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> 
 def _segments(table: pd.DataFrame) -> pd.DataFrame:
     """Return the predicted probability in each segment, ``(studies, 17)``."""
     return pd.DataFrame([_numbers(cell, 17) for cell in table["segments"]], columns=SEGMENTS)
+
+
+def wall_scores(scores: pd.DataFrame) -> pd.DataFrame:
+    """Return the walls of a `score_table`: columns ``wall, value, low, high``."""
+    rows = scores.reindex([f"auc_{wall}" for wall in WALLS]).reset_index(drop=True)
+    return rows.assign(wall=list(WALLS))[["wall", "value", "low", "high"]]
 
 
 def caption_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
@@ -373,9 +374,10 @@ def method_steps(detector: Detector, study: Study) -> dict[str, np.ndarray]:
     stored = int(view.own_slices[strongest])
     steps = {"as stored": study.pixels[:, :, stored]}
     if settings.orientation != "none":
-        framed = StandardizeShortAxis(pixels=96, min_confidence=settings.min_confidence)(located)
-        number = -1 - stored if framed["frame"].reversed_slices else stored
-        steps["in the standard frame"] = framed.pixels[:, :, number]
+        frame = StandardizeShortAxis(pixels=96, min_confidence=settings.min_confidence)(located)
+        reversed_order = view.own_slices[0] > view.own_slices[-1]
+        number = frame.pixels.shape[2] - 1 - stored if reversed_order else stored
+        steps["in the standard frame"] = frame.pixels[:, :, number]
     unrolled = "the wall unrolled: " if settings.frame == "polar" else ""
     steps[f"{unrolled}what the network sees"] = view.images[strongest, 0].numpy().T
     found = detector.predict(alone).iloc[0]
