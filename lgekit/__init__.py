@@ -14,8 +14,7 @@ _NAMES = {
     "findings": "Scar Findings WALLS LEVELS DEPTHS draw_scar",
     "config": "FitSettings size_settings read_changes PLAIN_CLIP",
     "anatomy.frame": "StandardizeShortAxis frame_to_scanner",
-    "anatomy.labels": "wall_depth",
-    "anatomy.segments": "segment_map findings_from_labels",
+    "anatomy.segments": "segment_map findings_from_labels wall_depth",
     "reports.reader": "read_report lge_statement",
     "reports.writer": "write_report canonical_text STYLES",
     "reports.training_texts": "prompt_sets report_texts",
@@ -38,7 +37,7 @@ _NAMES = {
 }
 # Modules that notebooks use whole: `lk.plots.bulls_eye`.
 _MODULES = """viz.plots viz.describe viz.widgets viz.figures evaluation.metrics evaluation.scores
-    evaluation.compare evaluation.baselines evaluation.realism clip.zeroshot grid.report
+    evaluation.baselines evaluation.realism clip.zeroshot grid.report
     reports.tables reports.reader exercises"""
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _HOME |= {module.rpartition(".")[2]: module for module in _MODULES.split()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -26,7 +26,9 @@ PATTERNS = ("patchy", "linear", "diffuse")
 ISCHAEMIC = ("LAD", "RCA", "LCx", "ischaemic")
 NON_ISCHAEMIC = ("myocarditis", "dilated", "hypertrophic", "sarcoid", "amyloid", "non-ischaemic")
 AETIOLOGIES = ISCHAEMIC + NON_ISCHAEMIC
-_VALUES: dict[str, tuple] = {"depth": DEPTHS, "aetiology": AETIOLOGIES, "pattern": PATTERNS}
+_VALUES: dict[str, Collection] = {"depth": DEPTHS, "aetiology": AETIOLOGIES, "pattern": PATTERNS}
+_VALUES |= {"no_reflow": (True, False), "transmurality": range(1, 101)}
+_VALUES["circumference"] = range(1, 101)
 _DISEASES = tomllib.loads(Path(__file__).with_name("diseases.toml").read_text(encoding="utf-8"))
 
 # Words that name walls in reports. "Posterior" means inferolateral: older echo and CMR reports use
@@ -60,8 +62,8 @@ def neighbouring_walls(hit: np.ndarray) -> list[list[int]]:
     return [sorted(walls[hit[walls] & (run == n)].tolist()) for n in np.unique(run[hit[walls]])]
 
 
-def _bad_value(field: str, value: object, allowed: Iterable[object]) -> InputError:
-    named = ", ".join(map(str, allowed))
+def _bad_value(field: str, value: object, allowed: Collection) -> InputError:
+    named = "1 to 100" if isinstance(allowed, range) else ", ".join(map(str, allowed))
     return InputError(f"Scar.{field}", f"unknown value {value!r}", f"use {named}")
 
 
@@ -102,15 +104,10 @@ class Scar:
         elif levels and not {"basal", "mid"} & set(levels):
             touched = {_SEGMENTS[wall, "apical"] for wall in walls}
             walls = tuple(wall for wall in WALLS if _SEGMENTS[wall, "apical"] in touched)
-        for name, allowed in {**_VALUES, "no_reflow": (True, False)}.items():
+        for name, allowed in _VALUES.items():
             if (value := getattr(self, name)) not in (None, *allowed):
                 raise _bad_value(name, value, allowed)
         canonical = {"walls": walls, "levels": levels, "no_reflow": bool(self.no_reflow)}
-        for name in ("transmurality", "circumference"):
-            if (percent := getattr(self, name)) is not None:
-                if isinstance(percent, bool) or percent not in range(1, 101):
-                    raise _bad_value(name, percent, ["a whole percentage, 1-100, or None"])
-                canonical[name] = int(percent)
         if self.depth is None and self.transmurality is not None:
             canonical["depth"] = "transmural" if self.transmurality > 75 else "subendocardial"
         for name, value in canonical.items():
@@ -136,21 +133,6 @@ class Scar:
         """Return the stated fields, ready for JSON."""
         stated = {name: value for name, value in vars(self).items() if value}
         return stated | {name: list(stated[name]) for name in ("walls", "levels") if name in stated}
-
-
-def _enclosing_scar(segments: set[int], **details) -> Scar:
-    """Return the smallest walls × levels that hold these segments."""
-    walls: set[str] = set()
-    for segment in sorted(segments):  # apical segments add walls only if no other level did
-        own = {wall for (wall, _), number in _SEGMENTS.items() if number == segment}
-        if not walls & own:
-            walls |= own
-    levels = [level for level in LEVELS if segments & _ring(level)]
-    return Scar(tuple(walls), tuple(levels), **details)
-
-
-def _ring(level: str) -> set[int]:
-    return {segment_of(wall, level) for wall in WALLS}
 
 
 @dataclass(frozen=True)
@@ -194,14 +176,19 @@ class Findings:
         wanted = {int(segment) for segment in segments}
         if not wanted <= set(range(1, 18)):
             raise InputError("segments", f"{sorted(wanted)} given", "give AHA segments, 1 to 17")
-        groups: list[set[int]] = []
-        for own in (wanted & _ring(level) for level in LEVELS):
-            joined = groups[-1] | own if groups else own
-            if groups and _enclosing_scar(joined).segments == joined:
-                groups[-1] = joined
-            elif own:
-                groups.append(own)
-        return cls(tuple(_enclosing_scar(group, **details) for group in groups))
+        scars: list[Scar] = []
+        for level in LEVELS:
+            walls = tuple(wall for wall in WALLS if segment_of(wall, level) in wanted)
+            if not walls:
+                continue
+            scar = Scar(walls, (level,), **details)
+            if scars:
+                joined = replace(scars[-1], levels=(*scars[-1].levels, level))
+                if joined.segments == scars[-1].segments | scar.segments:
+                    scar = joined
+                    scars.pop()
+            scars.append(scar)
+        return cls(tuple(scars))
 
     def to_json(self) -> str:
         """Return one line of JSON for a manifest column: a list of scars."""
@@ -233,48 +220,35 @@ def _pick(rng: np.random.Generator, aspect: str, disease: str = "default") -> tu
 _TRANSMURALITY = {"subendocardial": range(15, 80, 5), "transmural": range(80, 105, 5)}
 
 
-def _draw_details(rng: np.random.Generator, scar: Scar) -> Scar:
-    """Draw percentages and no-reflow that fit the depth; only confluent scars have them."""
-    if scar.pattern:
+def draw_scar(rng: np.random.Generator, prevalence: str = "clinical") -> Scar:
+    """Draw one scar, as ``diseases.toml`` says.
+
+    ``clinical`` draws a disease and its typical pattern; ``uniform`` one to three neighbouring
+    walls, neighbouring levels and a depth, like the paper's controller of wall, depth and slice
+    [P]; its distribution is our choice [O].
+    """
+    if prevalence not in ("clinical", "uniform"):
+        raise InputError("prevalence", f"unknown value {prevalence!r}", "use clinical or uniform")
+    (kind,) = _pick(rng, "disease", prevalence)
+    walls, levels, depth, pattern = (
+        _pick(rng, aspect, kind) for aspect in ("walls", "levels", "depth", "pattern")
+    )
+    aetiology = None if kind == "uniform" else kind
+    if aetiology and rng.random() >= 0.7:  # some reports do not name the disease
+        aetiology = "ischaemic" if aetiology in ISCHAEMIC else "non-ischaemic"
+    scar = Scar(walls, levels, depth[0], aetiology=aetiology, pattern="".join(pattern) or None)
+    if scar.pattern:  # percentages and no-reflow are of confluent scars
         rng.random()
         return scar
     transmurality = circumference = None
     if scar.depth in _TRANSMURALITY and rng.random() < 0.6:
         transmurality = int(rng.choice(_TRANSMURALITY[scar.depth]))
     deep = scar.depth == "transmural" or (transmurality or 0) >= 50
-    infarct = scar.ischaemic or scar.aetiology is None
-    no_reflow = deep and infarct and rng.random() < 0.25
+    no_reflow = deep and aetiology in (None, *ISCHAEMIC) and rng.random() < 0.25
     if rng.random() < 0.2 and scar.levels != ("apex",):
         circumference = max(5, 5 * round(20 * (len(scar.walls) / 6) * rng.uniform(0.6, 1.0)))
-    return replace(
-        scar, transmurality=transmurality, no_reflow=no_reflow, circumference=circumference
-    )
-
-
-def draw_scar(rng: np.random.Generator, prevalence: str = "clinical") -> Scar:
-    """Draw one scar.
-
-    Args:
-        prevalence: ``"clinical"`` draws a disease and its typical pattern. ``"uniform"`` draws one
-            to three neighbouring walls, neighbouring levels and a depth with equal chance, like the
-            paper's controller of wall, depth and slice [P]; its distribution is our choice [O].
-    """
-    if prevalence == "uniform":
-        first, count = int(rng.integers(6)), int(rng.integers(1, 4))
-        walls = tuple(WALLS[(first + step) % 6] for step in range(count))
-        low, high = sorted(rng.integers(0, 3, size=2))
-        levels = LEVELS[low : high + 1] + (("apex",) if high == 2 and rng.random() < 0.3 else ())
-        return _draw_details(rng, Scar(walls, levels, str(rng.choice(DEPTHS))))
-    if prevalence != "clinical":
-        raise InputError("prevalence", f"unknown value {prevalence!r}", "use clinical or uniform")
-    (aetiology,) = _pick(rng, "disease")
-    walls, levels, depth, pattern = (
-        _pick(rng, aspect, aetiology) for aspect in ("walls", "levels", "depth", "pattern")
-    )
-    if rng.random() >= 0.7:  # some reports do not name the disease
-        aetiology = "ischaemic" if aetiology in ISCHAEMIC else "non-ischaemic"
-    scar = Scar(walls, levels, depth[0], aetiology=aetiology, pattern="".join(pattern) or None)
-    return _draw_details(rng, scar)
+    scar = replace(scar, transmurality=transmurality, circumference=circumference)
+    return replace(scar, no_reflow=no_reflow)
 
 
 def draw_findings(

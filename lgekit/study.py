@@ -75,13 +75,10 @@ class Study(tio.Subject):
 
     @classmethod
     def from_arrays(cls, study_id: str, image, spacing, labels=None, **fields) -> Study:
-        """Make a study from ``(X, Y, slices)`` arrays.
+        """Make a study from ``(X, Y, slices)`` arrays; ``labels`` are codes such as `SCAR`.
 
-        Args:
-            study_id: a name that identifies no person.
-            spacing: mm per voxel on the three axes; for slices, thickness + gap.
-            labels: codes such as `SCAR`, or None.
-            fields: further entries (``report``, ``findings``, …).
+        ``spacing`` is in mm on the three axes; for slices, thickness + gap. ``fields`` are further
+        entries (``report``, ``findings``, …). The ``study_id`` must identify no person.
         """
         affine = np.diag([*map(float, spacing), 1.0])
         pixels = torch.as_tensor(np.ascontiguousarray(image), dtype=torch.float32)

@@ -1,26 +1,30 @@
-"""The standard short-axis frame, and intensities relative to remote myocardium."""
+"""The standard short-axis frame, the polar view, and intensities relative to remote myocardium."""
 
 from __future__ import annotations
 
-from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import torchio as tio
+from scipy import ndimage
 
-from lgekit.anatomy.labels import Ventricle
-from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, to_frame_deg
+from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, Ventricle, known_landmarks, to_frame_deg
 from lgekit.errors import InputError
-from lgekit.study import CAVITY, RV, Landmarks, Study
+from lgekit.study import CAVITY, RV, WALL_CODES, Landmarks, Study
 
 ORIENTATIONS = ("rvip", "centre", "none")
 MIN_CONFIDENCE = 0.25  # least confidence of landmarks that orient a study
 LV_DIAMETERS = 2.0  # side of the frame, if it is scaled to the heart
 UNKNOWN_HEART_MM = 200.0  # side of the square around the image's centre if no heart is labelled
 INTENSITY_LIMIT = 4.0  # normalized intensities are clipped at ± this
+# How far the view extends beyond the endocardium and the epicardium, in wall thicknesses.
+INSIDE, OUTSIDE = 0.4, 0.2
+EVEN_INSIDE, EVEN_OUTSIDE = 0.6, 0.4  # along predicted contours, see PolarGrid.evened
+SMOOTHING_DEG = 5.0  # sigma of the Gaussian along the contours
+GAP_MARGIN_DEG = 10.0  # this close to a gap in the wall, its thickness is not used
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +37,7 @@ class ShortAxisFrame:
     centre: np.ndarray  # (2,) scanner voxel at the centre of the frame
     reversed_slices: bool  # whether the scanner's stack runs from apex to base
     shape: tuple[int, int, int]  # of the scanner's grid
-    affine: np.ndarray  # (4, 4) of the scanner's grid, mm
-    landmarks: Landmarks | None  # on the scanner's grid
+    landmarks: Landmarks | None  # in the frame
     oriented: bool  # whether the landmarks turned the frame
 
     @property
@@ -42,44 +45,33 @@ class ShortAxisFrame:
         """Scanner voxel of the frame's first pixel, ``(2,)``."""
         return self.centre - self.matrix @ np.full(2, (self.pixels - 1) / 2)
 
-    @property
-    def frame_affine(self) -> np.ndarray:
-        """Affine of the frame, ``(4, 4)`` mm: every point keeps its scanner coordinates."""
-        step = np.eye(4)
-        step[:2, :2], step[:2, 3] = self.matrix, self.offset
-        if self.reversed_slices:
-            step[2, 2:] = -1, self.shape[2] - 1
-        return self.affine @ step
-
-    @property
-    def frame_landmarks(self) -> Landmarks | None:
-        """Insertion points in the frame."""
-        if not self.oriented or self.landmarks is None:
-            return self.landmarks
-        inferior = float(to_frame_deg(self.landmarks.inferior_rvip_deg, self.landmarks))
-        return Landmarks(ANTERIOR_RVIP_DEG, inferior, self.landmarks.confidence)
-
     def to_frame(self, data: torch.Tensor, nearest: bool = False) -> torch.Tensor:
         """Resample ``(channels, X, Y, slices)`` to ``(channels, pixels, pixels, slices)``.
 
         Linear, or nearest with the dtype kept; 0 outside the image.
         """
-        self._check(data, self.shape)
         size = (self.pixels, self.pixels)
         out = _resample_slices(data, self.matrix, self.offset, size, nearest)
         return out.flip(3) if self.reversed_slices else out
 
     def to_scanner(self, data: torch.Tensor, nearest: bool = True) -> torch.Tensor:
         """Resample ``(channels, pixels, pixels, slices)`` to the scanner's grid; see `to_frame`."""
-        self._check(data, (self.pixels, self.pixels, self.shape[2]))
         data = data.flip(3) if self.reversed_slices else data
         inverse = np.linalg.inv(self.matrix)
         return _resample_slices(data, inverse, -inverse @ self.offset, self.shape[:2], nearest)
 
-    def _check(self, data: torch.Tensor, shape: tuple[int, ...]) -> None:
-        if data.ndim != 4 or tuple(data.shape[1:]) != shape:
-            remedy = f"This frame needs (channels, *{shape})."
-            raise InputError("array", f"shape {tuple(data.shape)}", remedy)
+    def apply(self, study: Study) -> Study:
+        """Bring a study into the frame, in place; every point keeps its scanner coordinates."""
+        step = np.eye(4)
+        step[:2, :2], step[:2, 3] = self.matrix, self.offset
+        if self.reversed_slices:
+            step[2, 2:] = -1, self.shape[2] - 1
+        for image in study.get_images(intensity_only=False):
+            image.set_data(self.to_frame(image.data, isinstance(image, tio.LabelMap)))
+            image.affine = image.affine @ step
+        study["landmarks"] = self.landmarks
+        study.update({"frame": self, "orientation_confident": self.oriented})
+        return study
 
 
 def _resample_slices(data: torch.Tensor, matrix, offset, shape, nearest: bool) -> torch.Tensor:
@@ -106,9 +98,8 @@ class StandardizeShortAxis(tio.SpatialTransform):
     The study's labels and landmarks (its own, or those that ``HeartNetwork.predict`` added) show
     where the heart is. If the landmarks are missing or not confident, the study is not turned, and
     ``study["orientation_confident"]`` is False. Without a heart label the frame is a square around
-    the centre of the image. The result carries ``frame`` (a :class:`ShortAxisFrame`) and its
-    landmarks in the frame; points keep their scanner coordinates. It replays from ``history`` and
-    inverts.
+    the centre of the image. The result carries ``frame`` (a :class:`ShortAxisFrame`; see
+    `frame_to_scanner`) and its landmarks in the frame; points keep their scanner coordinates.
 
     Args:
         pixels: side of the square frame.
@@ -116,8 +107,6 @@ class StandardizeShortAxis(tio.SpatialTransform):
         orientation: ``"rvip"`` turns by the insertion points, ``"centre"`` does not turn, and
             ``"none"`` crops a square of fixed size around the centre of the image, as stored.
         min_confidence: least confidence of landmarks that turn the frame.
-        frame: a frame to apply instead of finding one (used by ``history``).
-        **kwargs: see :class:`torchio.transforms.Transform`.
 
     Examples:
         >>> import lgekit as lk
@@ -125,8 +114,6 @@ class StandardizeShortAxis(tio.SpatialTransform):
         >>> standard = lk.StandardizeShortAxis(pixels=64)(study)
         >>> standard.shape[:3], standard["landmarks"].anterior_rvip_deg
         ((1, 64, 64), 120.0)
-        >>> standard.apply_inverse_transform().shape == study.shape
-        True
     """
 
     def __init__(
@@ -135,7 +122,6 @@ class StandardizeShortAxis(tio.SpatialTransform):
         field_of_view_mm: float | None = None,
         orientation: str = "rvip",
         min_confidence: float = MIN_CONFIDENCE,
-        frame: ShortAxisFrame | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -146,9 +132,8 @@ class StandardizeShortAxis(tio.SpatialTransform):
             if value is not None and not value > 0:
                 raise InputError(name, f"{value!r}", "Give a number above 0.")
         self.pixels, self.field_of_view_mm = int(pixels), field_of_view_mm
-        self.orientation, self.min_confidence, self.frame = orientation, min_confidence, frame
-        self.args_names = "pixels field_of_view_mm orientation min_confidence frame".split()
-        self.invert_transform = False
+        self.orientation, self.min_confidence = orientation, min_confidence
+        self.args_names = ["pixels", "field_of_view_mm", "orientation", "min_confidence"]
 
     if TYPE_CHECKING:  # TorchIO's own annotation says Subject in, Subject out
 
@@ -172,48 +157,33 @@ class StandardizeShortAxis(tio.SpatialTransform):
             angle = np.radians(landmarks.anterior_rvip_deg - mirror * ANTERIOR_RVIP_DEG)
             cosine, sine = np.cos(angle), np.sin(angle)
             turn = np.array([[cosine, mirror * sine], [-sine, mirror * cosine]])
+            inferior = float(to_frame_deg(landmarks.inferior_rvip_deg, landmarks))
+            landmarks = Landmarks(ANTERIOR_RVIP_DEG, inferior, landmarks.confidence)
         mm = side_mm / self.pixels
-        matrix, affine = turn * mm / spacing[:, None], study.get_image("image").affine
-        stored = shape, affine, landmarks
-        return ShortAxisFrame(self.pixels, mm, matrix, centre, backwards, *stored, oriented)
+        matrix, about = turn * mm / spacing[:, None], (shape, landmarks, oriented)
+        return ShortAxisFrame(self.pixels, mm, matrix, centre, backwards, *about)
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         subject.check_consistent_spatial_shape()
-        study = cast(Study, subject)
-        inverse = self.invert_transform
-        frame = self.frame or (_frame_of(study) if inverse else self.find_frame(study))
-        resample = frame.to_scanner if inverse else frame.to_frame
-        for image in self.get_images(subject):
-            image.set_data(resample(image.data, isinstance(image, tio.LabelMap)))
-            image.affine = frame.affine if inverse else frame.frame_affine
-        subject["landmarks"] = frame.landmarks if inverse else frame.frame_landmarks
-        subject.update({"frame": frame, "orientation_confident": frame.oriented})
-        if inverse:
-            del subject["frame"], subject["orientation_confident"]
-        return subject
-
-    def _add_transform_to_subject_history(self, subject: tio.Subject) -> None:
-        if not self.invert_transform:
-            arguments = self._get_reproducing_arguments() | {"frame": subject["frame"]}
-            subject.add_transform(self, arguments)
-
-
-def _frame_of(study: Study) -> ShortAxisFrame:
-    if "frame" not in study:
-        name, remedy = study.get("study_id", "study"), "Apply StandardizeShortAxis to it first."
-        raise InputError(name, "not in the standard frame", remedy)
-    return study["frame"]
+        return self.find_frame(cast(Study, subject)).apply(cast(Study, subject))
 
 
 def frame_to_scanner(array, study: Study) -> torch.Tensor:
     """Bring an array from the standard frame of a study back to the scanner's grid.
 
     ``array`` is ``(pixels, pixels, slices)``, or with a leading channel axis. Integers and booleans
-    (masks) use the nearest neighbour and keep their dtype; real numbers are interpolated.
+    (masks) use the nearest neighbour and keep their dtype; real numbers are interpolated. Raises
+    InputError if the study is not in the standard frame, or the array has another shape.
     """
+    if "frame" not in study:
+        name, remedy = study.get("study_id", "study"), "Apply StandardizeShortAxis to it first."
+        raise InputError(name, "not in the standard frame", remedy)
     tensor = torch.as_tensor(array)
+    if tensor.shape[-3:] != study.spatial_shape:
+        remedy = f"This frame needs {study.spatial_shape}."
+        raise InputError("array", f"shape {tuple(tensor.shape)}", remedy)
     data = tensor[None] if tensor.ndim == 3 else tensor
-    out = _frame_of(study).to_scanner(data, nearest=not data.is_floating_point())
+    out = study["frame"].to_scanner(data, nearest=not data.is_floating_point())
     return out[0] if tensor.ndim == 3 else out
 
 
@@ -245,15 +215,178 @@ def intensity_reference(study: Study) -> tuple[np.ndarray, float]:
 
 
 def normalised(study: Study) -> torch.Tensor:
-    """Return ``(image − remote) / half_range``, ``(1, X, Y, slices)``, clipped at ± 4."""
+    """Return ``(image − remote) / half_range``, ``(1, X, Y, slices)``, clipped at ± 4.
+
+    Remote myocardium is 0 and blood, mostly, between 1 and 2; see `intensity_reference`.
+    """
     remote, half_range = intensity_reference(study)
     unit = max(half_range, 1e-6 * float(np.abs(remote).max()), 1e-12)  # a constant image gives 0
     above = study.get_image("image").data.float() - torch.as_tensor(remote, dtype=torch.float32)
     return (above / unit).clamp_(-INTENSITY_LIMIT, INTENSITY_LIMIT)
 
 
-def normalise_intensity(study: Study) -> Study:
-    """Return a copy of the study with remote myocardium at 0 and, mostly, blood between 1 and 2."""
-    result = deepcopy(study)
-    result.get_image("image").set_data(normalised(study))
-    return result
+@dataclass(frozen=True)
+class View:
+    """One study as network input."""
+
+    images: torch.Tensor  # (slices, 1, height, width) float32
+    levels: torch.Tensor  # (slices,) float32, 0 base … 1 apex
+    own_slices: np.ndarray  # (slices,) int, the index of each in the study's own stack
+
+    @classmethod
+    def of_slices(cls, data: torch.Tensor, levels: np.ndarray, order: np.ndarray) -> View:
+        """Keep the slices of ``(1, height, width, slices)`` that have a level; all if none has."""
+        if np.isnan(levels).all():
+            levels = np.linspace(0, 1, len(levels)) if len(levels) > 1 else np.array([0.5])
+        heart = np.flatnonzero(np.isfinite(levels))
+        images = data.permute(3, 0, 1, 2)[torch.as_tensor(heart)].contiguous()
+        return cls(images, torch.as_tensor(levels[heart], dtype=torch.float32), order[heart])
+
+
+@dataclass(frozen=True, eq=False)
+class PolarGrid:
+    """Positions of a polar view's samples on the scanner's grid, from base to apex.
+
+    The first column is the anterior insertion point (120° if it is unknown), followed by septum,
+    inferior and lateral wall. The rows are evenly spaced, from ``inside`` wall thicknesses before
+    the endocardium to ``outside`` thicknesses beyond the epicardium.
+    """
+
+    depths: int
+    inside: float
+    outside: float
+    angles_deg: np.ndarray  # (angles,) on the stored array
+    centres: np.ndarray  # (slices, 2) scanner voxels
+    endocardium: np.ndarray  # (slices, angles) radius, mm
+    thickness: np.ndarray  # (slices, angles) mm
+    order: np.ndarray  # (slices,) the scanner's slice of each
+    levels: np.ndarray  # (slices,) 0 base … 1 apex, NaN without a heart
+    spacing: tuple[float, float, float]
+
+    def view(self, data: torch.Tensor) -> torch.Tensor:
+        """Sample ``(1, X, Y, slices)`` as ``(1, depths, angles, slices)``; 0 without a heart."""
+        row = (np.arange(self.depths) + 0.5) / self.depths
+        depth = -self.inside + (1 + self.inside + self.outside) * row
+        radius = self.endocardium[:, None] + depth[None, :, None] * self.thickness[:, None]
+        slices = data.float()[0].permute(2, 0, 1)[torch.as_tensor(self.order), None]
+        radius = np.maximum(radius, 0)
+        out = _sample_rays(slices, self.centres, radius, self.angles_deg, self.spacing)
+        out[torch.as_tensor(np.isnan(self.levels))] = 0
+        return out.permute(1, 2, 3, 0)
+
+    def study_view(self, study: Study) -> View:
+        """Return the view of a study on this grid, with normalized intensities."""
+        return View.of_slices(self.view(normalised(study)), self.levels, self.order)
+
+    def evened(self) -> PolarGrid:
+        """Return the grid with a more even wall, for contours that a network predicted.
+
+        Scar is as bright as blood, so a predicted endocardium tends to follow the outside of the
+        scar. Here the epicardium is smoothed over 15°, the thickness is averaged with its median,
+        and the view extends further on both sides [O].
+        """
+        epicardium = _smooth(self.endocardium + self.thickness, 15)
+        median = np.median(self.thickness, 1, keepdims=True)
+        thickness = (median + _smooth(self.thickness, 20)) / 2
+        further = replace(self, inside=EVEN_INSIDE, outside=EVEN_OUTSIDE)
+        return replace(further, endocardium=epicardium - thickness, thickness=thickness)
+
+
+def _smooth(contours: np.ndarray, sigma_deg: float) -> np.ndarray:
+    sigma = sigma_deg * contours.shape[1] / 360
+    return ndimage.gaussian_filter1d(contours, sigma, axis=1, mode="wrap")
+
+
+def _sample_rays(slices: torch.Tensor, centres, radius, angles_deg, spacing) -> torch.Tensor:
+    """Sample ``(slices, channels, X, Y)`` at a radius (mm) and angle around each centre.
+
+    ``radius`` is ``(slices, rows, angles)``, the result ``(slices, channels, rows, angles)``.
+    """
+    angle = np.radians(angles_deg)
+    x = centres[:, 0, None, None] + radius * np.cos(angle) / spacing[0]
+    y = centres[:, 1, None, None] - radius * np.sin(angle) / spacing[1]
+    width, height = slices.shape[2:]
+    grid = np.stack([2 * y / max(height - 1, 1) - 1, 2 * x / max(width - 1, 1) - 1], axis=-1)
+    samples = torch.as_tensor(grid, dtype=torch.float32, device=slices.device)
+    return F.grid_sample(slices, samples, mode="bilinear", padding_mode="zeros", align_corners=True)
+
+
+def polar_grid(
+    study: Study,
+    depths: int = 16,
+    angles: int = 96,
+    orientation: str = "rvip",
+    min_confidence: float = MIN_CONFIDENCE,
+) -> PolarGrid:
+    """Find the wall of a study in every slice, on the scanner's grid or in the standard frame.
+
+    Both contours are radii from the slice's centre, measured along rays through the masks and
+    smoothed around the circle. Where a ray meets no wall (an open ring at the base, a broken
+    prediction) the thickness is interpolated. Without a heart label, the wall is a ring of fixed
+    size around the centre of the image. The first angle is the anterior insertion point if
+    ``orientation`` is ``"rvip"``, else 120° of the stored array.
+    """
+    shape, spacing = tuple(study.spatial_shape), study.spacing_mm
+    start, turn = ANTERIOR_RVIP_DEG, 1
+    landmarks = known_landmarks(study) if orientation == "rvip" else None
+    if landmarks is not None and landmarks.confidence >= min_confidence:
+        start, turn = landmarks.anterior_rvip_deg, -1 if landmarks.mirrored else 1
+    angles_deg = (start + turn * 360 * np.arange(angles) / angles) % 360
+    order = np.arange(shape[2])
+    ventricle = None if study.label_map is None else Ventricle.of(study.label_map)
+    if ventricle is None or not ventricle.area.any():
+        side = min(shape[0] * spacing[0], shape[1] * spacing[1])
+        centres = np.tile((np.array(shape[:2]) - 1) / 2, (shape[2], 1))
+        levels = np.linspace(0, 1, shape[2]) if shape[2] > 1 else np.array([0.5])
+        endocardium, thickness = (np.full((shape[2], angles), k * side) for k in (0.08, 0.04))
+    else:
+        levels = ventricle.levels
+        centres = np.where(np.isfinite(ventricle.centres), ventricle.centres, ventricle.centre)
+        endocardium, thickness = _contours(ventricle, centres, spacing, angles_deg)
+        if not ventricle.base_first:
+            order = order[::-1].copy()
+    centres, endocardium, thickness = centres[order], endocardium[order], thickness[order]
+    measured = (angles_deg, centres, endocardium, thickness, order, levels[order])
+    return PolarGrid(depths, INSIDE, OUTSIDE, *measured, spacing)
+
+
+def _contours(ventricle: Ventricle, centres, spacing, angles_deg) -> tuple[np.ndarray, np.ndarray]:
+    """Endocardial radius and wall thickness along rays, mm, each ``(slices, angles)``."""
+    count = len(angles_deg)
+    wall = np.isin(ventricle.labels, WALL_CODES)
+    masks = np.stack([ventricle.mask & ~wall, wall]).astype(np.float32)
+    masks = np.pad(masks, ((0, 0), (1, 1), (1, 1), (0, 0)))  # rays fade out across half a pixel
+    centres = centres - [side.start - 1 for side in ventricle.box]
+    step = min(spacing[:2]) / 2
+    reach = ventricle.diameter_mm(spacing)  # a slice's wall is nearer to the slice's centre
+    radius = (np.arange(int(np.ceil(reach / step)) + 1) + 0.5) * step
+    slices = torch.from_numpy(masks).permute(3, 0, 1, 2)
+    along = _sample_rays(slices, centres, radius[:, None], angles_deg, spacing).numpy()
+    lengths = along.sum(2) * step  # (slices, 2, angles)
+    inner, thickness = lengths[:, 0].astype(float), lengths[:, 1].astype(float)
+    usual = np.median(thickness[thickness > 0]) if (thickness > 0).any() else 10.0
+    margin = int(np.ceil(GAP_MARGIN_DEG * count / 360))
+    for s in np.flatnonzero(ventricle.area):
+        row = thickness[s]
+        own = np.median(row[row > 0]) if (row > 0).any() else usual
+        near_gap = ndimage.maximum_filter1d(row <= 0.25 * own, 2 * margin + 1, mode="wrap")
+        known = np.flatnonzero(near_gap == 0)
+        if len(known) == 0:
+            thickness[s] = usual
+        else:
+            thickness[s] = np.interp(np.arange(count), known, row[known], period=count)
+    inner, thickness = _smooth(inner, SMOOTHING_DEG), _smooth(thickness, SMOOTHING_DEG)
+    return inner, np.maximum(thickness, step)
+
+
+def image_view(study: Study, pixels: int, orientation: str, min_confidence=MIN_CONFIDENCE) -> View:
+    """Return the view of a study in the standard frame, resampled only if it is not there yet."""
+    data, order = normalised(study), np.arange(study.spatial_shape[2])
+    levels = np.full(len(order), np.nan)
+    if study.label_map is not None:
+        levels = Ventricle.of(study.label_map).levels
+    if "frame" not in study:
+        transform = StandardizeShortAxis(pixels, None, orientation, min_confidence)
+        frame = transform.find_frame(study)
+        data, order = frame.to_frame(data), order[::-1] if frame.reversed_slices else order
+    return View.of_slices(data, levels[order], order)

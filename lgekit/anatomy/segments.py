@@ -1,14 +1,16 @@
-"""AHA segments, insertion points, and the findings that a scar mask shows."""
+"""What a label map shows: depth in the wall, AHA segments, insertion points and findings."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import numpy as np
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 
-from lgekit.anatomy.labels import Vector, Ventricle, voxel_angle, wall_depth
 from lgekit.errors import InputError
 from lgekit.findings import LEVELS, WALLS, Findings, Scar, neighbouring_walls
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCARRED, WALL_CODES, Landmarks, Study
@@ -16,6 +18,129 @@ from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCARRED, WALL_CODES,
 ANTERIOR_RVIP_DEG = 120.0  # in the standard frame, between AHA segments 1 and 2 (Cerqueira 2002)
 SECTORS = 60  # of 6° each, around the wall
 MINIMUM_SHARE = 0.1  # of a wall at one level; less is a rim that crosses the border of a wall [O]
+FOUR_NEIGHBOURS = ndimage.generate_binary_structure(2, 1)[..., None]  # in the plane of the slice
+Vector = Sequence[float] | np.ndarray
+
+
+def slice_centres(mask: np.ndarray) -> np.ndarray:
+    """Return the centroid of each slice of a mask: ``(slices, 2)`` voxels, NaN if empty."""
+    x, y = (mask.sum(axis, dtype=np.int64).astype(float) for axis in (1, 0))
+    sums = np.stack([np.arange(len(count)) @ count for count in (x, y)], axis=1)
+    with np.errstate(invalid="ignore"):
+        return sums / x.sum(0)[:, None]
+
+
+def voxel_angle(x, y, centre: Vector, spacing: Vector) -> np.ndarray:
+    """Return the angle of voxels around ``centre``: degrees in [0, 360), measured in mm."""
+    return np.degrees(np.arctan2((centre[1] - y) * spacing[1], (x - centre[0]) * spacing[0])) % 360
+
+
+def wall_depth(labels: np.ndarray, spacing: Vector) -> np.ndarray:
+    """Measure the depth in the wall: 0 at the endocardium, 1 at the epicardium, NaN outside.
+
+    ``labels`` are a slice ``(X, Y)`` or a stack ``(X, Y, slices)``, and so is the result. Depth is
+    the distance to the nearest point of the cavity, as a share of those to the cavity and to the
+    outside. Distances (mm) end at the faces between pixels, so a wall one pixel thick has depth
+    0.5. In a slice without a cavity (the apex) the depth grows from the centre.
+    """
+    labels = np.asarray(labels)
+    if labels.ndim == 3:
+        return np.stack([wall_depth(plane, spacing) for plane in np.moveaxis(labels, 2, 0)], 2)
+    wall, cavity = np.isin(labels, WALL_CODES), labels == CAVITY
+    depth = np.full(wall.shape, np.nan)
+    if not wall.any():
+        return depth
+    (box,) = ndimage.find_objects((wall | cavity).view(np.int8))
+    wall, cavity = np.pad(wall[box], 1), np.pad(cavity[box], 1)  # the outside is all around
+    if cavity.any():
+        inner = _to_border(~cavity, spacing)
+    else:
+        centre = slice_centres(wall[..., None])[0]
+        inner = np.hypot(*((np.indices(wall.shape).T - centre) * spacing[:2]).T)
+    outer = _to_border(wall | cavity, spacing)
+    share = inner / (inner + outer + 1e-9)
+    depth[box] = np.where(wall, share, np.nan)[1:-1, 1:-1]
+    return depth
+
+
+def _to_border(mask: np.ndarray, spacing: Vector) -> np.ndarray:
+    """Return the distance (mm) of each pixel of a mask to the nearest pixel outside of it."""
+    nearest = ndimage.distance_transform_edt(
+        mask, spacing[:2], return_distances=False, return_indices=True
+    )
+    steps = np.abs(nearest - np.indices(mask.shape))
+    to_face = 1 - 0.5 / np.maximum(steps.max(0), 1)  # not to the centre of that pixel
+    return np.hypot(*(steps.T * spacing[:2]).T) * to_face
+
+
+@dataclass(frozen=True, eq=False)
+class Ventricle:
+    """The left ventricle of one label map. Make it with :meth:`of`."""
+
+    labels: np.ndarray  # (x, y, slices), the part of the stack that contains all labels
+    box: tuple[slice, slice]  # the position of this part in the plane
+    mask: np.ndarray  # cavity and wall with holes filled, in the shape of `labels`
+    centres: np.ndarray  # (slices, 2) voxels of the whole stack, NaN in slices without a heart
+
+    @classmethod
+    def of(cls, labels) -> Ventricle:
+        """Measure a label map ``(X, Y, slices)``."""
+        if labels.ndim != 3:
+            remedy = "Give a label map of shape (X, Y, slices), or run the heart network."
+            raise InputError("labels", f"shape {labels.shape}", remedy)
+        rows = labels.reshape(len(labels), -1).any(1)  # five times faster than labels.any(2)
+        inside = np.outer(rows, labels.any(0).any(1)).view(np.int8)
+        (box,) = ndimage.find_objects(inside) or [(slice(0, 1), slice(0, 1))]
+        part = np.ascontiguousarray(labels[box])
+        mask = ndimage.binary_fill_holes((part >= CAVITY) & (part < RV), FOUR_NEIGHBOURS)
+        return cls(part, box, mask, slice_centres(mask) + [box[0].start, box[1].start])
+
+    @cached_property
+    def area(self) -> np.ndarray:
+        """Pixels in each slice, ``(slices,)`` float."""
+        return self.mask.sum((0, 1)).astype(float)
+
+    @property
+    def centre(self) -> np.ndarray:
+        """Median of the slices' centres, ``(2,)`` voxels; NaN without a heart."""
+        found = self.centres[self.area > 0]
+        return np.median(found, axis=0) if len(found) else np.full(2, np.nan)
+
+    @cached_property
+    def base_first(self) -> bool:
+        """Whether the first slice is basal: the first half of the slices is the wider one."""
+        area = self.area[self.area > 0]
+        half = len(area) // 2
+        return bool(half == 0 or area[:half].mean() >= area[-half:].mean())
+
+    @property
+    def levels(self) -> np.ndarray:
+        """Level of each slice: 0 most basal, 1 most apical (0.5 if single), NaN without a heart."""
+        levels = np.full(len(self.area), np.nan)
+        found = np.flatnonzero(self.area)
+        if len(found):
+            first, last = found[[0, -1]] if self.base_first else found[[-1, 0]]
+            levels[found] = abs(found - first) / abs(last - first) if len(found) > 1 else 0.5
+        return levels
+
+    @property
+    def thirds(self) -> np.ndarray:
+        """Third of each slice, int: 0 basal, 1 mid, 2 apical, 3 apex, -1 outside.
+
+        Thirds are equal along the ventricle, and each slice counts at its middle. The apex is an
+        apical slice with a wall and no cavity (Cerqueira 2002).
+        """
+        inside = self.area > 0
+        thirds = np.full(len(inside), -1)
+        position = (self.levels[inside] * (inside.sum() - 1) + 0.5) / max(inside.sum(), 1)
+        thirds[inside] = np.floor(3 * position).astype(int)
+        thirds[~(self.labels == CAVITY).any((0, 1)) & (thirds == 2)] = 3
+        return thirds
+
+    def diameter_mm(self, spacing: Vector) -> float:
+        """Return the largest diameter (of the circle of equal area), mm; NaN without a heart."""
+        area = self.area.max(initial=0) * spacing[0] * spacing[1]
+        return float(2 * np.sqrt(area / np.pi)) if area else float("nan")
 
 
 def to_frame_deg(angle, landmarks: Landmarks | None):
@@ -54,9 +179,7 @@ def segment_map(labels, spacing: Vector, landmarks: Landmarks | None) -> np.ndar
 
     Source: Cerqueira et al., Circulation 2002;105:539–542: six walls of 60° at the basal and the
     mid level, four of 90° at the apical level, and the apex, from the anterior insertion point.
-
-    Raises:
-        InputError: an insertion point is unknown.
+    Raises InputError if an insertion point is unknown.
     """
     ventricle, x, y, plane, frame_deg = wall_voxels(labels, spacing, landmarks)
     segments = np.zeros(labels.shape, np.uint8)
@@ -67,9 +190,9 @@ def segment_map(labels, spacing: Vector, landmarks: Landmarks | None) -> np.ndar
 def insertion_points(labels, spacing: Vector, *, mirrored: bool | None = None) -> Landmarks:
     """Find the insertion points: both ends of the arc where the right ventricle touches the left.
 
-    The epicardium is in contact where the RV cavity is within 5 % of the LV's diameter. Only
-    slices in the middle of the ventricle count, weighted by the width of their arc. The confidence
-    falls with the spread over slices; without contact it is 0, and the angles are NaN.
+    The epicardium is in contact where the RV cavity is within 5 % of the LV's diameter. Slices in
+    the middle of the ventricle count, weighted by the width of their arc. The confidence falls with
+    the spread over slices; without contact it is 0, and the angles are NaN.
 
     A mirrored heart (anterior → septum → inferior runs clockwise) swaps both ends, and a mask
     cannot tell them apart. If ``mirrored`` is None, the end towards which the outermost part of the

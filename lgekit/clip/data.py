@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lgekit.anatomy.polar import PolarGrid, View, image_view, polar_grid
+from lgekit.anatomy.frame import PolarGrid, View, image_view, polar_grid
 from lgekit.clip.model import StudyBatch, pad_studies
 from lgekit.config import FitSettings
 from lgekit.study import Study

@@ -20,8 +20,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from lgekit.anatomy.frame import StandardizeShortAxis
-from lgekit.anatomy.labels import Ventricle
-from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, segment_map, segment_number
+from lgekit.anatomy.segments import (
+    ANTERIOR_RVIP_DEG,
+    Ventricle,
+    known_landmarks,
+    segment_map,
+    segment_number,
+)
 from lgekit.clip import zeroshot
 from lgekit.clip.data import View, batch_of, make_view, view_grid
 from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch

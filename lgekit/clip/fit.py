@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from lgekit import cache
-from lgekit.anatomy.polar import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
+from lgekit.anatomy.frame import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
 from lgekit.clip.data import ImageTextPairs, View, batch_of, make_view, view_grid
 from lgekit.clip.detector import Detector
 from lgekit.clip.model import PolarEncoder, StudyBatch, in_parts

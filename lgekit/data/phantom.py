@@ -20,8 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import fft, ndimage
 from scipy.stats import qmc
 
-from lgekit.anatomy.labels import Ventricle
-from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, scars_of_voxels
+from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, Ventricle, scars_of_voxels
 from lgekit.cache import code_version, memory
 from lgekit.errors import InputError
 from lgekit.findings import Findings

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import trange
 
-from lgekit.anatomy.labels import voxel_angle
+from lgekit.anatomy.segments import voxel_angle
 from lgekit.cache import accelerator
 from lgekit.clip.data import augment, batch_of, make_view
 from lgekit.clip.fit import pretrain_polar, synthetic_pool

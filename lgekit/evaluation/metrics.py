@@ -1,10 +1,12 @@
-"""Statistics of predictions with 95 % bootstrap intervals over patients."""
+"""Statistics with 95 % bootstrap intervals over patients, and the comparison of ablation rows."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import roc_curve
 from statsmodels.stats.multitest import multipletests
 
+from lgekit.config import PLAIN_CLIP
 from lgekit.errors import InputError
 from lgekit.findings import WALLS
 
@@ -36,14 +39,16 @@ def presence_statistic(
     """Compute one statistic of a binary prediction for many weightings of the studies.
 
     ``name``: one of `PRESENCE_STATISTICS` (positive: probability > 0.5). ``weights``: ``(resamples,
-    studies)``, how often each study counts. Returns ``(resamples,)``; NaN where a class is missing.
+    studies)``, how often each study counts; one without truth or probability (NaN) does not.
+    Returns ``(resamples,)``; NaN where a class is missing.
     """
-    present, score = np.asarray(truth, bool), np.asarray(probability, float)
+    truth, score = np.asarray(truth, float), np.asarray(probability, float)
+    known = np.isfinite(truth) & np.isfinite(score)
+    present, score, weights = truth[known] == 1, score[known], weights[:, known]
     positive, negative = weights[:, present], weights[:, ~present]
     with np.errstate(invalid="ignore", divide="ignore"):
         if name == "auc":  # Mann–Whitney: share of pairs in the right order, ties count half
-            margin = score[present][:, None] - score[~present][None, :]
-            wins = (margin > 0) + 0.5 * (margin == 0)  # (positives, negatives)
+            wins = np.heaviside(score[present][:, None] - score[~present], 0.5)
             return ((positive @ wins) * negative).sum(1) / (positive.sum(1) * negative.sum(1))
         called = score > 0.5
         sensitivity = positive[:, called[present]].sum(1) / positive.sum(1)
@@ -100,20 +105,18 @@ def mean_interval(values: ArrayLike, patients: Sequence[str], seed: int = 0) -> 
     return interval(lambda weights: weights @ array / weights.sum(1), patients, seed)
 
 
-def median_interval(
+def quantile_interval(
     values: ArrayLike, patients: Sequence[str], quantile: float = 0.5, seed: int = 0
 ) -> dict[str, float]:
-    """Compute a quantile over studies with its `interval`; missing values are left out."""
-    table = pd.DataFrame({"value": np.asarray(values, float), "patient": [*map(str, patients)]})
-    table = table.dropna().sort_values("value", kind="stable")
-    ordered = table["value"].to_numpy()
+    """Compute a quantile over studies with its `interval`."""
+    order = np.argsort(values)
+    ordered = np.asarray(values, float)[order]
 
     def weighted_quantile(weights: np.ndarray) -> np.ndarray:
-        reached = weights.cumsum(1) >= quantile * weights.sum(1, keepdims=True)
+        reached = weights[:, order].cumsum(1) >= quantile * weights.sum(1, keepdims=True)
         return ordered[reached.argmax(1)]
 
-    value = float(table["value"].quantile(quantile))
-    return interval(weighted_quantile, table["patient"].tolist(), seed) | {"value": value}
+    return interval(weighted_quantile, patients, seed) | {"value": np.quantile(ordered, quantile)}
 
 
 def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -152,22 +155,14 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
-def mean_auc(truth: pd.DataFrame, values: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+def mean_auc(truth: ArrayLike, values: ArrayLike, weights: np.ndarray) -> np.ndarray:
     """Average the AUC over the columns that have both classes, for each weighting.
 
-    ``truth, values``: one row per study; a study without truth or value (NaN) does not count.
+    ``truth, values``: ``(studies, columns)``; NaN where unknown.
     """
-    scores = []
-    for number in range(values.shape[1]):
-        own, present, score = _known(truth.iloc[:, number], values.iloc[:, number])
-        scores.append(presence_statistic("auc", present, score, weights[:, own]))
+    columns = zip(np.asarray(truth, float).T, np.asarray(values, float).T, strict=True)
+    scores = [presence_statistic("auc", *column, weights) for column in columns]
     return ratio(np.nansum(scores, 0), np.isfinite(scores).sum(0))
-
-
-def _known(truth: pd.Series, values: pd.Series) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which studies have truth and value, and both for these."""
-    own = (truth.notna() & values.notna()).to_numpy()
-    return own, truth[own].to_numpy(bool), values[own].to_numpy(float)
 
 
 def auc_table(
@@ -178,14 +173,15 @@ def auc_table(
     ``truth`` (missing where unknown) and ``values`` have one row per study and the same order of
     columns. Returns columns ``value, low, high, with, without`` (numbers of studies).
     """
-    some = truth.notna().any(axis=1).to_numpy()
-    truth, values, names = truth[some], values[some], np.asarray(patients, dtype=str)[some]
-    rows = []
-    for number in range(values.shape[1]):
-        own, present, score = _known(truth.iloc[:, number], values.iloc[:, number])
-        row = auc_interval(present, score, names[own].tolist(), seed)
-        rows.append(row | {"with": present.sum(), "without": (~present).sum()})
-    mean = interval(partial(mean_auc, truth, values), names.tolist(), seed)
+    expected, found = truth.to_numpy(float), values.to_numpy(float)
+    names, rows = np.asarray(patients, dtype=str), []
+    for present, score in zip(expected.T, found.T, strict=True):
+        own = np.isfinite(present) & np.isfinite(score)
+        row = auc_interval(present[own], score[own], names[own].tolist(), seed)
+        with_scar = int(present[own].sum())
+        rows.append(row | {"with": with_scar, "without": own.sum() - with_scar})
+    some = np.isfinite(expected).any(1)
+    mean = interval(partial(mean_auc, expected[some], found[some]), names[some].tolist(), seed)
     rows.append(mean | {"with": 0, "without": 0})  # the mean has no studies of its own
     return pd.DataFrame(rows, index=[*values.columns, "mean"])
 
@@ -196,16 +192,16 @@ def known_walls(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     return predictions.reindex(columns=truth), predictions.reindex(columns=values)
 
 
-def slice_metrics(slices: pd.DataFrame, seed: int = 0) -> dict[str, float]:
-    """Compute the AUC of ``weight`` for ``scar`` within each study, averaged over studies.
+def slice_metrics(slices: pd.DataFrame, column: str, seed: int = 0) -> dict[str, float]:
+    """Compute the AUC of a column for ``scar`` within each study, averaged over studies.
 
-    One row per slice; columns ``study_id, patient_id, weight, scar``.
+    One row per slice; columns ``study_id, patient_id, scar`` and the given one.
     """
     scores, patients = [], []
-    for _, study in slices.groupby("study_id", sort=True):
+    for _, study in slices.dropna(subset=column).groupby("study_id"):
         if study["scar"].nunique() == 2:
             once = np.ones((1, len(study)))
-            scores += [*presence_statistic("auc", study["scar"], study["weight"], once)]
+            scores += [*presence_statistic("auc", study["scar"], study[column], once)]
             patients.append(study["patient_id"].iloc[0])
     return mean_interval(scores, patients, seed)
 
@@ -219,32 +215,32 @@ def known_truth(predictions: pd.DataFrame) -> pd.DataFrame:
     if known.empty:
         remedy = "Score a cohort with scar masks, or whose reports say whether scar is there."
         raise InputError("predictions", "no study's truth is known", remedy)
-    empty = known["p_lge"].astype(float).isna()
-    if empty.any():
-        names = ", ".join(map(str, known.loc[empty, "study_id"].head(5)))
+    if (empty := known["p_lge"].isna()).any():
+        names = ", ".join(known.loc[empty, "study_id"].head(5))
         remedy = "Predict these studies again, or remove their rows."
         raise InputError("predictions", f"p_lge is missing in {names}", remedy)
     return known
 
 
-def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int = 0) -> pd.DataFrame:
+def compare_rows(predictions: pd.DataFrame, reference: str = "", seed: int = 0) -> pd.DataFrame:
     """Compare each row of an ablation with a reference row by a paired bootstrap.
 
     Each resample draws patients and, independently, seeds; all rows share the draws (Owen 2007,
-    doi:10.1214/07-AOAS122). The statistic is averaged over the drawn seeds. With one seed the
-    interval covers patients alone; two or three seeds say little about further seeds.
+    doi:10.1214/07-AOAS122). The statistic is averaged over the drawn seeds. Two or three seeds say
+    little about further seeds; one says nothing.
 
     Args:
         predictions: columns ``row, seed, study_id, patient_id, scar, p_lge``. With ``scar_<wall>``
             and ``p_<wall>`` the mean AUC of the walls is compared too (``auc_walls``).
-        reference: the row that the others are compared with.
+        reference: the row that the others are compared with; empty: ``full``, else the first.
 
     Returns one line per row and statistic: ``value, low, high``; ``difference, difference_low,
-    difference_high`` from the reference, its two-sided bootstrap ``p``, and ``p_holm``, corrected
-    within the statistic (Holm 1979). Raises InputError if the reference row is missing, a study
-    appears twice in one row and seed, or rows differ in their seeds, studies or truth.
+    difference_high`` from the reference, its two-sided ``p``, and ``p_holm`` within the statistic
+    (Holm 1979). Raises InputError if a study appears twice in one row and seed, or rows differ in
+    their seeds, studies or truth.
     """
-    known = _comparable(predictions, reference)
+    known = _comparable(predictions)
+    reference = reference or ("full" if "full" in set(known["row"]) else known["row"].iloc[0])
     patients, seeds = np.unique(known["patient_id"].astype(str)), np.unique(known["seed"])
     # The least p, 2 / (1 + resamples), must stay below 0.05 when Holm multiplies it by the rows.
     resamples = max(RESAMPLES, 100 * (known["row"].nunique() - 1))
@@ -271,21 +267,19 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "full", seed: int =
     placed = truth.notna().all(axis=1)
     if truth.eq(True).any(axis=None) and values[placed].notna().all(axis=None):
         tables["auc_walls"] = known[placed]
-    lines: list[dict[str, Any]] = []
+    lines = []
     for statistic, table in tables.items():
         of_rows = {row: draws(statistic, part) for row, part in table.groupby("row", sort=False)}
-        others = []
         for row, draw in of_rows.items():
             line = {"row": row, "statistic": statistic, **_with_limits(draw[0], draw[1:])}
-            if row != reference:
-                line |= _difference(draw - of_rows[reference])
-                others.append(line)
-            lines.append(line)
-        if others:
-            holm = multipletests([line["p"] for line in others], method="holm")[1]
-            for line, corrected in zip(others, holm, strict=True):
-                line["p_holm"] = corrected
-    return pd.DataFrame(lines)
+            other = row != reference
+            lines.append(line | (_difference(draw - of_rows[reference]) if other else {}))
+    compared = pd.DataFrame(lines)
+    if "p" in compared:
+        of_statistic = compared.dropna(subset="p").groupby("statistic")["p"]
+        corrected = of_statistic.transform(lambda p: multipletests(p, method="holm")[1])
+        compared["p_holm"] = corrected
+    return compared
 
 
 def _difference(draws: np.ndarray) -> dict[str, float]:
@@ -297,22 +291,64 @@ def _difference(draws: np.ndarray) -> dict[str, float]:
     return row | {"p": min(1.0, 2 * (1 + fewer) / (1 + len(resampled)))}
 
 
-def _comparable(predictions: pd.DataFrame, reference: str) -> pd.DataFrame:
+def _comparable(predictions: pd.DataFrame) -> pd.DataFrame:
     """Return the predictions of known truth after the checks that `compare_rows` documents."""
-    if predictions.duplicated(["row", "seed", "study_id"]).any():
-        remedy = "Keep one value of each further axis (`lgekit.grid.report.last_point`)."
-        raise InputError("predictions", "a study appears twice under one row and seed", remedy)
-    if reference not in set(predictions["row"]):
-        remedy = f"Rows: {sorted(set(predictions['row']))}."
-        raise InputError("predictions", f"no row named {reference!r}", remedy)
     known = known_truth(predictions)
-    runs = known.set_index(["seed", "study_id"]).groupby("row", sort=False)
-    studies = {row: set(run.index) for row, run in runs}
-    if unlike := [row for row in studies if studies[row] != studies.get(reference)]:
-        problem = f"{unlike} have other seeds or studies than {reference!r}"
-        remedy = "Compare complete seeds only (`lgekit.grid.report.complete_runs`)."
-        raise InputError("predictions", problem, remedy)
-    if (known.groupby("study_id")["scar"].nunique() > 1).any():
-        remedy = "Collect runs of one cohort only."
-        raise InputError("predictions", "rows differ in a study's truth", remedy)
+    rows, run = known["row"].nunique(), ["seed", "study_id"]
+    faults = {
+        "a study appears twice under one row and seed": known.duplicated(["row", *run]).any(),
+        "rows have different seeds or studies": (known.groupby(run).size() < rows).any(),
+        "rows differ in a study's truth": (known.groupby("study_id")["scar"].nunique() > 1).any(),
+    }
+    for problem, found in faults.items():
+        if found:
+            remedy = "Compare complete runs of one cohort (`complete_runs` of lgekit.grid.report)."
+            raise InputError("predictions", problem, remedy)
     return known
+
+
+_ABLATIONS = tomllib.loads(Path(__file__).with_name("ablations.toml").read_text("utf-8"))
+ROWS: dict[str, dict[str, Any]] = _ABLATIONS["rows"] | {"plain_clip": PLAIN_CLIP}
+CLAIMS: dict[str, str] = _ABLATIONS["claims"]
+WORKBOOK: dict[str, dict[str, Any]] = _ABLATIONS["workbook"]  # size → rows, epochs, seeds
+
+
+def uncompared(comparison: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, str]:
+    """Describe the runs (columns ``row, state``) of the rows that a comparison lacks.
+
+    Row → ``not run``, or for example ``not compared (2 of 3 runs done)``.
+    """
+    words: dict[str, str] = {}
+    if runs is None:
+        return words
+    missing = runs[~runs["row"].isin(comparison["row"])]
+    for row, states in missing.groupby("row", sort=False)["state"]:
+        done = f"not compared ({(states == 'done').sum()} of {len(states)} runs done)"
+        words[str(row)] = done if states.isin(["done", "failed"]).any() else "not run"
+    return words
+
+
+def claims_table(
+    comparison: pd.DataFrame, statistic: str = "balanced_accuracy", runs: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Answer each claim of the paper from the row that tests it, compared with the row ``full``.
+
+    ``yes`` (worse without the component) or ``no`` if the interval of the difference excludes 0 and
+    ``p_holm`` is below 0.05, else ``not shown``.
+
+    Takes what `compare_rows` returns, the statistic that decides and the grid's runs (see
+    `uncompared`); returns ``claim, row, difference, low, high, p_holm, answer``.
+    """
+    shown = comparison[comparison["statistic"] == statistic].set_index("row")
+    shown = shown if "full" in shown.index else shown[:0]
+    columns = ["difference", "difference_low", "difference_high", "p_holm"]
+    table = shown.reindex(index=[*CLAIMS], columns=columns).astype(float)
+    table = table.set_axis(["difference", "low", "high", "p_holm"], axis=1)
+    sure = (table["low"] * table["high"] > 0) & (table["p_holm"] < 0.05)
+    table["answer"] = np.select([~sure, table["high"] < 0], ["not shown", "yes"], "no")
+    left_out = uncompared(comparison, runs)
+    for row in set(CLAIMS) - set(shown.index):
+        table.loc[row, "answer"] = left_out.get(row, "not run")
+    table = table.rename_axis("row").reset_index()
+    table.insert(0, "claim", table["row"].map(CLAIMS))
+    return table

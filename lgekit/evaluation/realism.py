@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -14,12 +15,11 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lgekit.anatomy.labels import wall_depth
-from lgekit.anatomy.segments import findings_from_labels
+from lgekit.anatomy.segments import findings_from_labels, wall_depth
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.evaluation.baselines import THRESHOLD_RULES, remote_of
-from lgekit.evaluation.metrics import auc_interval, mean_interval, median_interval
+from lgekit.evaluation.metrics import auc_interval, mean_interval, quantile_interval
 from lgekit.scars.transforms import AddScar, ScarPainter
 from lgekit.segmentation.train import evaluate_heart_network, heart_network
 from lgekit.study import (
@@ -34,10 +34,10 @@ from lgekit.study import (
     patient_folds,
 )
 
-TEXTURE = ("contrast_to_noise", "heterogeneity", "edge_width_mm", "grey_zone", "smoothness")
-SHAPE = ("size_percent", "reach_percent", "mean_depth", "roughness")
+FEATURES = ["contrast_to_noise", "heterogeneity", "edge_width_mm", "grey_zone", "smoothness"]
+FEATURES += ["size_percent", "reach_percent", "mean_depth", "roughness"]
 MINIMUM_SCAR_VOXELS = 15
-# Measurement of a study → its name in `realism_table`.
+# Measurement of `cohort_figures` → its name in pictures.
 MEDIANS = {
     "scar_share": "scar share of the myocardium (positive studies)",
     "scar_slices": "slices with scar (positive studies)",
@@ -45,16 +45,11 @@ MEDIANS = {
     "scar_contrast": "scar − remote, in remote SD (positive studies)",
     "wall_over_radius": "wall thickness / LV radius",
 }
-QUARTILES = {0.25: "q25", 0.5: "median", 0.75: "q75"}
 FOLDS = 5  # of patients, in which synthetic scars are told from real ones
-# Column of `measure_folds`, the word for its figure, and the quantile (0: the mean).
-QUALITY = (
-    *((f"dice_{name}", "median", 0.5) for name in ("cavity", "myocardium", "rv")),
-    ("anterior_error_deg", "median", 0.5),
-    ("anterior_error_deg", "95th percentile", 0.95),
-    ("inferior_error_deg", "median", 0.5),
-    ("mirror_right", "share", 0),
-)
+# Figure of `quality_table`, named after a column of `measure_folds` → its quantile (0: the mean).
+QUALITY = {f"dice_{name}, median": 0.5 for name in ("cavity", "myocardium", "rv")}
+QUALITY |= {"anterior_error_deg, median": 0.5, "anterior_error_deg, 95th percentile": 0.95}
+QUALITY |= {"inferior_error_deg, median": 0.5, "mirror_right, share": 0}
 MINIMUM_CONFIDENCE = 0.5  # of a reference insertion point that errors are measured from
 
 
@@ -79,7 +74,7 @@ def scar_features(study: Study) -> pd.DataFrame:
         ids = {"study_id": study["study_id"], "patient_id": study["patient_id"], "slice": int(s)}
         if row := _slice_features(study.pixels[..., s], labels[..., s], study.spacing_mm):
             rows.append(ids | row)
-    return pd.DataFrame(rows, columns=["study_id", "patient_id", "slice", *TEXTURE, *SHAPE])
+    return pd.DataFrame(rows, columns=["study_id", "patient_id", "slice", *FEATURES])
 
 
 def _slice_features(
@@ -153,12 +148,12 @@ def synthetic_twins(real: Cohort, healthy: Cohort, seed: int = 0, constant: bool
 
 def scar_realism(
     real: Cohort, synthetic: Cohort, seed: int = 0
-) -> tuple[pd.DataFrame, dict[str, dict[str, float]]]:
+) -> tuple[pd.DataFrame, dict[str, float]]:
     """Compare the scars of two cohorts with scar masks by their `scar_features`.
 
-    Returns a table with one row per feature (quartiles of both cohorts, AUC of the feature alone),
-    and the AUC with interval of a logistic regression that tells synthetic from real, from
-    ``texture``, ``shape`` or ``both``, cross-validated by patient.
+    Returns a table with one row per feature (medians of both cohorts, AUC of the feature alone),
+    and the AUC with interval of a logistic regression on all features that tells synthetic from
+    real, cross-validated by patient.
     """
     kinds = (("real", real), ("synthetic", synthetic))
     data = pd.concat(
@@ -168,26 +163,24 @@ def scar_realism(
     if min(truth.sum(), (~truth).sum()) < FOLDS:
         problem = f"{truth.sum()} synthetic and {(~truth).sum()} real slices"
         raise InputError("scar_realism", problem, "Give larger cohorts.")
-    data = data.astype(dict.fromkeys(TEXTURE + SHAPE, float))
-    table = data.groupby("kind")[[*TEXTURE, *SHAPE]].quantile([*QUARTILES]).T
-    table.columns = [f"{kind}_{QUARTILES[share]}" for kind, share in table.columns]
-    singles = [roc_auc_score(truth, data[name]) for name in table.index]
-    table["auc_alone"] = np.maximum(singles, 1 - np.array(singles))
-    patients, aucs = data["patient_id"].astype(str).tolist(), {}
+    values, patients = data[FEATURES].astype(float), data["patient_id"].astype(str).tolist()
+    table = values.groupby(data["kind"].to_numpy()).median().T.add_suffix("_median")
+    singles = np.array([roc_auc_score(truth, values[name]) for name in FEATURES])
+    table["auc_alone"] = np.maximum(singles, 1 - singles)
     regression = LogisticRegression(class_weight="balanced", max_iter=1000)
-    classifier = make_pipeline(StandardScaler(), regression)
-    splitter = GroupKFold(FOLDS, shuffle=True, random_state=seed)
-    for name, columns in (("texture", TEXTURE), ("shape", SHAPE), ("both", TEXTURE + SHAPE)):
-        values = data[list(columns)].to_numpy(float)
-        score = cross_val_predict(
-            classifier, values, truth, groups=patients, cv=splitter, method="decision_function"
-        )
-        aucs[name] = auc_interval(truth, score, patients, seed)
-    return table.rename_axis("feature"), aucs
+    score = cross_val_predict(
+        make_pipeline(StandardScaler(), regression),
+        values.to_numpy(),
+        truth,
+        groups=patients,
+        cv=GroupKFold(FOLDS, shuffle=True, random_state=seed),
+        method="decision_function",
+    )
+    return table.rename_axis("feature"), auc_interval(truth, score, patients, seed)
 
 
 def cohort_figures(cohort: Cohort) -> pd.DataFrame:
-    """Measure what `realism_table` compares, per ``study_id``; NaN where undefined.
+    """Measure contrast and size of hearts and scars, per ``study_id``; NaN where undefined.
 
     Columns ``present``; each threshold rule; the keys of `MEDIANS` (``scar_contrast`` without
     no-reflow; ``wall_over_radius`` from circles of equal area, median over slices with a cavity).
@@ -210,29 +203,6 @@ def cohort_figures(cohort: Cohort) -> pd.DataFrame:
             "wall_over_radius": np.median(1 - np.sqrt(inner / outer)) if full.any() else np.nan,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("study_id")
-
-
-def realism_table(cohort_a: Cohort, cohort_b: Cohort) -> pd.DataFrame:
-    """Compare two cohorts by the AUC of the threshold rules and the medians of `cohort_figures`.
-
-    Returns index ``figure``; columns named after the cohorts (``a`` and ``b`` if alike),
-    ``difference`` (second − first) and ``relative`` (difference / first).
-    """
-    names = [cohort_a.name or "a", cohort_b.name or "b"]
-    if names[0] == names[1]:
-        names = ["a", "b"]
-    table = pd.DataFrame()
-    for name, cohort in zip(names, (cohort_a, cohort_b), strict=True):
-        figures, column = cohort_figures(cohort), {}
-        for rule in THRESHOLD_RULES:
-            known = figures.dropna(subset=rule)
-            auc = auc_interval(known["present"], known[rule], known.index.tolist())
-            column[f"AUC, {rule} rule"] = auc["value"]
-        column |= {title: figures[key].median() for key, title in MEDIANS.items()}
-        table[name] = pd.Series(column | {"studies": len(figures)}, dtype=float)
-    first, second = (table[name] for name in names)
-    table = table.assign(difference=second - first, relative=(second - first) / first.abs())
-    return table.rename_axis("figure")
 
 
 def measure_folds(
@@ -262,14 +232,11 @@ def quality_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     sure = measured[measured["reference_confidence"] >= MINIMUM_CONFIDENCE]
     rows: dict[str, dict[str, float]] = {}
-    for name, word, quantile in QUALITY:
-        source = measured if name.startswith("dice") else sure
-        known = source.dropna(subset=[name])
+    for figure, quantile in QUALITY.items():
+        name = figure.split(",")[0]
+        known = (measured if name.startswith("dice") else sure).dropna(subset=name)
         values, patients = known[name].to_numpy(float), known["patient_id"].tolist()
-        if quantile:
-            found = median_interval(values, patients, quantile, seed)
-        else:
-            found = mean_interval(values, patients, seed)
         if len(known):
-            rows[f"{name}, {word}"] = found | {"studies": len(known)}
+            statistic = partial(quantile_interval, quantile=quantile) if quantile else mean_interval
+            rows[figure] = statistic(values, patients, seed=seed) | {"studies": len(known)}
     return pd.DataFrame(rows).T.astype({"studies": int}).rename_axis("figure")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,13 +25,11 @@ from lgekit.study import SCARRED, SPLITS, Cohort, Study, hash_unit, patient_fold
 
 REMEDY = "Give the table that `lgekit predict` wrote, and the cohort that it read"
 LISTS = ("slice_weights", "attention", "segments")  # columns of JSON lists
-CELL = (
-    "Write probabilities from 0 to 1 with a point for decimals, slice_weights and attention as "
-    "JSON lists of one number per slice, segments as one of 17 numbers or nulls, or predict again"
-)
-UNKNOWN = dict.fromkeys(("value", "low", "high"), np.nan)
-# The scores of `score_table` that say where scar is, besides the walls.
-PLACES = ("auc_segments", "auc_slices", "auc_attention", "caption_presence_f1", "caption_walls_f1")
+CELL = "Write probabilities from 0 to 1 and JSON lists as `lgekit predict` does, or predict again"
+SCORES = tomllib.loads(Path(__file__).with_name("scores.toml").read_text("utf-8"))
+TRUE_WALLS = [f"scar_{wall}" for wall in WALLS]
+SEGMENTS = [f"segment_{number}" for number in range(1, 18)]
+LEVELS_AND_DEPTHS = [f"level_{name}" for name in LEVELS] + [f"depth_{name}" for name in DEPTHS]
 
 
 def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
@@ -72,22 +71,18 @@ def _usable(column: str, cell: Any, study: Study) -> bool:
     if pd.isna(cell):  # slice weights are needed where a mask gives the truth of each slice
         return column not in {"p_lge", "slice_weights" if study.label_map is not None else ""}
     try:
-        if column.startswith("p_"):
-            return 0 <= float(cell) <= 1
         values = np.array(json.loads(str(cell)), float)
     except (TypeError, ValueError):
         return False
+    if column.startswith("p_"):
+        return values.shape == () and bool(0 <= values <= 1)
     if column == "segments":
         return values.shape == (17,)
     return values.shape == study.spatial_shape[2:] and bool(np.isfinite(values).all())
 
 
-SEGMENTS = [f"segment_{number}" for number in range(1, 18)]
-TRUE_WALLS = [f"scar_{wall}" for wall in WALLS]
-
-
 def _truth(findings: Findings | None) -> dict[str, bool]:
-    """Tell where scar is: in ``scar_<wall>``, ``segment_…``, ``level_…``, ``depth_…``.
+    """Tell where scar is: ``scar_<wall>``, ``segment_…``, ``true_level_…``, ``true_depth_…``.
 
     What is not known is left out. A scar of unknown walls may be anywhere, except one of the apex,
     which is in no wall. Levels and depths are of studies with scar.
@@ -102,19 +97,18 @@ def _truth(findings: Findings | None) -> dict[str, bool]:
         if findings.walls or not scars:
             row |= {f"scar_{wall}": wall in findings.walls for wall in WALLS}
     if scars and all(scar.levels for scar in scars):
-        row |= {f"level_{level}": any(level in scar.levels for scar in scars) for level in LEVELS}
+        stated = {level for scar in scars for level in scar.levels}
+        row |= {f"true_level_{level}": level in stated for level in LEVELS}
     if scars and all(scar.depth for scar in scars):
-        row |= {f"depth_{depth}": any(depth == scar.depth for scar in scars) for depth in DEPTHS}
+        row |= {f"true_depth_{depth}": depth in {s.depth for s in scars} for depth in DEPTHS}
     return row
 
 
 def _joined(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Put ``patient_id``, ``report``, ``findings`` and their `_truth` before the predictions."""
     keys = ["study_id", "patient_id", "report", "findings"]
-    rows = [
-        {key: study[key] for key in keys} | _truth(study["findings"]) for study in cohort.studies
-    ]
-    places = [f"level_{level}" for level in LEVELS] + [f"depth_{depth}" for depth in DEPTHS]
+    rows = [{key: one[key] for key in keys} | _truth(one["findings"]) for one in cohort.studies]
+    places = [f"true_{place}" for place in LEVELS_AND_DEPTHS]
     truth = pd.DataFrame(rows).reindex(columns=[*keys, "scar", *TRUE_WALLS, *SEGMENTS, *places])
     return truth.merge(predictions, on="study_id", validate="one_to_one", suffixes=("", "_read"))
 
@@ -134,10 +128,8 @@ def f1(
     """
     known = truth.notna().all(axis=1).to_numpy()
     expected, found = truth[known].to_numpy(bool), read[known].to_numpy(bool)
-    if not expected.any():
-        return UNKNOWN
     both, either = (expected & found).sum(1), expected.sum(1) + found.sum(1)
-    names = np.asarray(patients, dtype=str)[known].tolist()
+    names = np.asarray(patients, dtype=str)[known].tolist() if expected.any() else []
     return interval(lambda weights: ratio(2 * (weights @ both), weights @ either), names, seed)
 
 
@@ -152,9 +144,8 @@ def bleu(
     from nltk.translate.bleu_score import modified_precision
 
     counts, lengths = [], []
-    words = re.compile(r"\w+|[^\w\s]")
     for texts in zip(written, references, strict=True):
-        text, reference = (words.findall(one.lower()) for one in texts)
+        text, reference = (re.findall(r"\w+|[^\w\s]", one.lower()) for one in texts)
         precisions = [modified_precision([reference], text, n) for n in range(1, 5)]
         counts.append([(precision.numerator, precision.denominator) for precision in precisions])
         lengths.append((len(text), len(reference)))
@@ -180,8 +171,7 @@ def slice_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
     """Tabulate the slices that show heart, of the studies with labels.
 
     Returns columns ``study_id, patient_id, slice`` (from 0, stored order), ``weight`` (the slice's
-    own probability of scar), ``attention`` (its share of the study's embedding; missing in older
-    predictions), ``scar`` (truth).
+    own probability of scar), ``attention`` (its share of the embedding), ``scar`` (truth).
     """
     cells = predictions.set_index("study_id").reindex(columns=["slice_weights", "attention"])
     names, parts = ["study_id", "patient_id", "slice", "weight", "attention", "scar"], []
@@ -207,28 +197,22 @@ def score_table(
         cohort: with findings.
         text: kind of training text (`lgekit.reports.training_texts.report_texts`).
 
-    Returns columns ``value, low, high``; index ``score``: ``balanced_accuracy, sensitivity,
-    specificity, auc, brier``; ``auc_<wall>`` and their mean ``auc_walls``; ``auc_segments`` (mean
-    of `segment_scores`); ``auc_slices`` by slice weight and ``auc_attention`` by attention;
-    ``caption_presence_f1, caption_walls_f1`` against the truth and ``caption_bleu`` against the
-    reports. A score that cannot be known is NaN. ``attrs["notes"]`` says why, and which studies
-    other scores leave out. Raises InputError if the truth of no study is known.
+    Returns the scores of ``scores.toml``: index ``score``, columns ``value, low, high``, NaN if it
+    cannot be known. ``attrs["notes"]`` says why, and which studies other scores leave out. Raises
+    InputError if the truth of no study is known.
     """
     table = _joined(predictions, cohort)
     patients, (truth, values) = table["patient_id"].tolist(), metrics.known_walls(table)
-    rows = metrics.presence_metrics(table, seed)
+    rows: dict[str, Any] = metrics.presence_metrics(table, seed)
     found = metrics.auc_table(truth, values, patients, seed)
-    rows |= {f"auc_{wall}": found.loc[f"p_{wall}"] for wall in WALLS}
-    rows |= {"auc_walls": found.loc["mean"], "auc_segments": UNKNOWN}
+    rows |= found.set_axis([f"auc_{name}" for name in (*WALLS, "walls")]).to_dict("index")
     if "segments" in predictions and truth.eq(True).any(axis=None):
         found = metrics.auc_table(table[SEGMENTS], _segments(table), patients, seed)
         rows["auc_segments"] = found.loc["mean"]
     slices = slice_table(predictions, cohort)
     slices = slices[slices["study_id"].isin(table.loc[table["scar"].eq(True), "study_id"])]
     for name, column in (("auc_slices", "weight"), ("auc_attention", "attention")):
-        ranked = slices.assign(weight=slices[column]).dropna(subset="weight")
-        rows[name] = metrics.slice_metrics(ranked, seed)
-    rows |= dict.fromkeys(("caption_presence_f1", "caption_walls_f1", "caption_bleu"), UNKNOWN)
+        rows[name] = metrics.slice_metrics(slices, column, seed)
     if "caption" in predictions and predictions["caption"].notna().any():
         captions = table["caption"].fillna("").astype(str)
         read = captions.map(read_report)
@@ -240,27 +224,14 @@ def score_table(
         references = [report_texts(report, text)[0] for report in table.loc[reported, "report"]]
         names = table.loc[reported, "patient_id"].tolist()
         rows["caption_bleu"] = bleu(captions[reported].tolist(), references, names, seed)
+    scores = pd.DataFrame(rows).T.reindex(index=[*SCORES], columns=["value", "low", "high"])
     if table["scar"].nunique() < 2:  # of one class, a constant answer would be perfect
-        rows |= dict.fromkeys(("brier", "caption_presence_f1"), UNKNOWN)
-    scores = pd.DataFrame(rows).T[[*UNKNOWN]].astype(float).rename_axis("score")
+        scores.loc[["brier", "caption_presence_f1"]] = np.nan
+    scores = scores.astype(float).rename_axis("score")
     scores.attrs["notes"] = _notes(scores, predictions, cohort, table)
     return scores
 
 
-# Score → the column of the predictions that it is computed from.
-SOURCES = {f"auc_{wall}": f"p_{wall}" for wall in WALLS} | {"auc_walls": f"p_{WALLS[0]}"}
-SOURCES |= {"auc_segments": "segments", "auc_slices": "slice_weights", "auc_attention": "attention"}
-SOURCES |= {f"caption_{name}": "caption" for name in ("presence_f1", "walls_f1", "bleu")}
-# Score → what is missing if it is NaN although the predictions have its column.
-REASONS = {
-    "sensitivity": "no study has scar",
-    "specificity": "every study has scar",
-    "auc_slices": "no mask shows slices with scar and slices without",
-    "auc_attention": "no mask shows slices with scar and slices without",
-    "auc_segments": "no segment has scar in some studies only, or no report names the level",
-    "caption_bleu": "no report says whether there is late enhancement",
-}
-ONE_CLASS = "the cohort needs studies with scar and studies without"
 NOWHERE = (
     "no study has scar in known walls (a mask must show cavity and myocardium, and the insertion "
     "points be given; a report must name the walls)"
@@ -274,15 +245,12 @@ def _notes(
     given = set(predictions.columns[predictions.notna().any()])
     scarred, reasons = truth["scar"].eq(True), dict[str, list[str]]()
     placed = scarred & truth[TRUE_WALLS].notna().all(axis=1)
-    by_wall = [f"auc_{name}" for name in (*WALLS, "walls")] + ["auc_segments", "caption_walls_f1"]
     for name in scores.index[scores["value"].isna()]:
-        reason = REASONS.get(name, ONE_CLASS)
-        if name in SOURCES and SOURCES[name] not in given:
+        reason = SCORES[name]["reason"]
+        if SCORES[name]["column"] not in given:
             reason = "the predictions lack the column that it is computed from"
-        elif name in by_wall and not placed.any():
+        elif SCORES[name].get("walls") and not placed.any():
             reason = NOWHERE
-        elif name in by_wall[:-2]:
-            reason = "none or all of the studies have scar there"
         reasons.setdefault(reason, []).append(name)
     notes = [f"left out: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
     if placed.any() and (lost := (scarred & ~placed).sum()):
@@ -290,10 +258,9 @@ def _notes(
         notes.append(f"scores of walls and segments leave out {count}: their walls are not known")
     masks = {study["study_id"]: study.label_map for study in cohort.studies}
     drawn = any(mask is not None and np.isin(mask, SCARRED).any() for mask in masks.values())
-    masked = [
-        masks[name] is not None and (drawn or not scarred.any()) for name in truth["study_id"]
-    ]
-    if told := (truth["scar"].notna() & ~np.array(masked, bool)).sum():
+    masked = truth["study_id"].map(lambda name: masks[name] is not None)
+    masked &= drawn or not scarred.any()
+    if told := (truth["scar"].notna() & ~masked).sum():
         notes.append(f"the truth of {told} studies is what their reports say, not a scar mask")
     return notes
 
@@ -306,42 +273,17 @@ def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.Data
     columns ``value, low, high, with, without``.
     """
     table = _joined(places, cohort)
-    parts = []
-    for kind, labels in (("level", LEVELS), ("depth", DEPTHS)):
-        columns = [f"{kind}_{label}" for label in labels]
-        values = table[[f"{column}_read" for column in columns]].set_axis(columns, axis=1)
-        patients = table["patient_id"].tolist()
-        parts.append(metrics.auc_table(table[columns], values, patients, seed)[:-1])
-    return pd.concat(parts).rename_axis("place")
-
-
-def grid_places(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
-    """Compute the `PLACES` scores of an ablation, per row and seed, over all folds.
-
-    Takes the grid's predictions (``row`` and ``seed``, then what `Detector.predict` returns);
-    returns columns ``row, seed, score, value, low, high``. Raises InputError if a predicted study
-    is not in the cohort.
-    """
-    parts, columns = [], ["row", "seed", "score", "value", "low", "high"]
-    for (row, of_seed), run in predictions.groupby(["row", "seed"], sort=False):
-        studies = cohort.subset(run["study_id"])
-        if len(studies) != len(run):
-            problem, remedy = f"are not all in {cohort.name}", "Give the cohort that was predicted."
-            raise InputError(f"predictions of {row}", problem, remedy)
-        truth = [name for name in run if name.startswith("scar") or name == "patient_id"]
-        scores = score_table(run.drop(columns=truth), studies, seed)
-        scores = scores[scores.index.isin(PLACES)].reset_index()
-        parts.append(scores.assign(row=row, seed=of_seed))
-    return pd.concat(parts, ignore_index=True)[columns]
+    truth, values = table[[f"true_{name}" for name in LEVELS_AND_DEPTHS]], table[LEVELS_AND_DEPTHS]
+    found = metrics.auc_table(truth, values, table["patient_id"].tolist(), seed)
+    return found.drop("mean").rename_axis("place")
 
 
 def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.DataFrame:
     """Compute the AUC of each AHA segment.
 
-    A study counts where its findings are known, the walls of each scar are known, and the segment
-    has a value. Where a scar has no level, the segments of its walls are left out. Returns 17 rows;
-    columns ``segment, value, low, high, with, without`` (numbers of studies). Raises InputError
-    without ``segments``.
+    A study counts where the walls of each scar are known and the segment has a value. Where a scar
+    has no level, the segments of its walls are left out. Returns 17 rows; columns ``segment, value,
+    low, high, with, without`` (numbers of studies). Raises InputError without ``segments``.
     """
     if "segments" not in predictions:
         remedy = "Predict the cohort again: an older `lgekit predict` wrote this table."
@@ -375,12 +317,8 @@ def caption_table(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
 
 def flat_scores(scores: pd.DataFrame) -> dict[str, float]:
     """Flatten a score table for ``metrics.json``: ``name``, ``name_low``, ``name_high``."""
-    flat = {}
-    for name, row in scores.astype(float).iterrows():
-        flat[str(name)] = row["value"]
-        if np.isfinite([row["low"], row["high"]]).all():
-            flat |= {f"{name}_{limit}": row[limit] for limit in ("low", "high")}
-    return flat
+    limits = [scores[limit].dropna().add_suffix(f"_{limit}") for limit in ("low", "high")]
+    return pd.concat([scores["value"], *limits]).to_dict()
 
 
 def with_fold(cohort: Cohort, fold: int, folds: int, seed: int = 0) -> Cohort:

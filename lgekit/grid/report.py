@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
 from lgekit.config import SIZES
-from lgekit.data.readers import missing_path, read_cohort
 from lgekit.errors import InputError
-from lgekit.evaluation.compare import claims_table, reference_row
-from lgekit.evaluation.metrics import compare_rows
-from lgekit.evaluation.scores import grid_places
+from lgekit.evaluation.metrics import claims_table, compare_rows
 from lgekit.grid.run import REFERENCES, Grid, collect, collect_predictions, load_grid
 from lgekit.viz import figures
 from lgekit.viz.figures import further_axes
@@ -27,14 +23,13 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
 
     Returns the files: in ``tables/`` ``<grid>_runs.csv`` (a line per run, with commit and device),
     ``_comparison.csv``, ``_claims.csv``, ``_table.md``, ``_table.tex``; ``_references.csv`` if runs
-    trained references; ``_places.csv`` (`lgekit.evaluation.scores.grid_places`) if all runs are of
-    one cohort that exists; ``ablation_forest_<grid>``, and curves over axes with three values.
+    trained references; ``ablation_forest_<grid>``, and curves over axes with three values.
     """
     use_style()
     grid, runs, name, tables = load_grid(file), collect(file), Path(file).stem, folder / "tables"
     predictions = complete_runs(runs, collect_predictions(file), name)
     last = last_point(predictions)
-    comparison = compare_rows(last, reference=reference_row(runs["row"]))
+    comparison = compare_rows(last)
     claims = {each: claims_table(comparison, each, runs) for each in ("balanced_accuracy", "auc")}
     results = {
         "runs": runs,
@@ -42,11 +37,6 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
         "claims": pd.concat(claims, names=["statistic"]).reset_index("statistic"),
         "references": reference_comparison(last, collect_predictions(file, of=REFERENCES)),
     }
-    cohorts = list({str(run.params.get("cohort")) for run in grid.runs})
-    one_cohort = len(cohorts) == 1 and not missing_path(cohorts[0], grid.root)
-    if one_cohort and {"segments", "slice_weights", "caption"} <= {*last}:
-        with contextlib.chdir(grid.root):  # paths in SPECs start there
-            results["places"] = grid_places(last, read_cohort(cohorts[0]))
     tables.mkdir(parents=True, exist_ok=True)
     made = []
     for what, table in results.items():
@@ -126,7 +116,7 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str) -> pd.
     for value, part in predictions.groupby(axis):
         if axis == "train_studies" and value == 0:  # 0 means all studies
             value = runs["studies_train"].max()
-        compared = compare_rows(part, reference_row(part["row"]))
+        compared = compare_rows(part)
         compared = compared.drop(columns=["p", "p_holm"], errors="ignore")
         parts.append(compared.assign(**{axis: value}))
     return pd.concat(parts, ignore_index=True).sort_values([axis, "row"], ignore_index=True)

@@ -16,7 +16,7 @@ from torchio.transforms.augmentation.random_transform import RandomTransform
 from torchio.transforms.intensity_transform import IntensityTransform
 
 from lgekit.anatomy import segments as aha
-from lgekit.anatomy.labels import wall_depth
+from lgekit.anatomy.segments import wall_depth
 from lgekit.errors import InputError
 from lgekit.findings import LEVELS, WALLS, Findings, Scar, draw_findings
 from lgekit.reports.reader import read_report

@@ -192,7 +192,7 @@ def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
     standard = StandardizeShortAxis(round(SQUARE_PIXELS * 1.2), side)
     frame = standard.find_frame(Study(**{**study, "landmarks": pose}))
     frame = replace(frame, centre=(np.array(study.spatial_shape[:2]) - 1) / 2)
-    turned, known = StandardizeShortAxis(frame=frame)(study), study["landmarks"]
+    turned, known = frame.apply(copy.deepcopy(study)), study["landmarks"]
     points = np.array([known.anterior_rvip_deg, known.inferior_rvip_deg])
     anterior, inferior = to_frame_deg(points, pose).tolist()
     turned["landmarks"] = Landmarks(anterior, inferior, known.confidence)

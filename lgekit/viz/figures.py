@@ -12,8 +12,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from lgekit.errors import InputError
-from lgekit.evaluation.compare import WORKBOOK_EPOCHS, uncompared
-from lgekit.evaluation.metrics import PRESENCE_STATISTICS, title_of
+from lgekit.evaluation.metrics import PRESENCE_STATISTICS, WORKBOOK, title_of, uncompared
 from lgekit.viz import plots
 
 FIGURES: dict[str, dict[str, Any]] = tomllib.loads(
@@ -52,7 +51,7 @@ def from_session(name: str, session: Any, folder: Path) -> Figure:
     source = f"Cohort: {session.spec}; size {session.size}."
     if name == "ablation_forest":  # of a grid that may have a cohort of its own
         runs, predictions = (session.table(about["notebook"], n) for n in ("runs", "predictions"))
-        epochs = f"the workbook's own has {WORKBOOK_EPOCHS[session.size]} epochs"
+        epochs = f"the workbook's own has {WORKBOOK[session.size]['epochs']} epochs"
         source = f"Grid of notebook 06 ({epochs}): {provenance(runs, predictions)}."
     make_figure(name, table, folder, source)
     return draw(name, table)

@@ -16,11 +16,10 @@ from lgekit.anatomy.frame import (
     StandardizeShortAxis,
     frame_to_scanner,
     intensity_reference,
-    normalise_intensity,
+    normalised,
+    polar_grid,
 )
-from lgekit.anatomy.labels import Ventricle, angle_map
-from lgekit.anatomy.polar import polar_grid
-from lgekit.anatomy.segments import segment_map
+from lgekit.anatomy.segments import Ventricle, segment_map, voxel_angle
 from lgekit.clip.data import make_view
 from lgekit.config import size_settings
 from lgekit.data.readers import read_cohort
@@ -104,7 +103,7 @@ def test_frame_and_polar_view_do_not_depend_on_storage(study):
     assert (study.label_map[back] == SCAR).mean() > 0.8
 
 
-def test_history_replays_and_inverts_and_the_input_is_not_modified():
+def test_history_replays_and_the_input_is_not_modified():
     study = heart(turned=200, mirrored=True, x=9, y=-5, backwards=True)
     pixels, labels = study.pixels.copy(), study.label_map.copy()
     standard = StandardizeShortAxis(80)(study)
@@ -113,14 +112,11 @@ def test_history_replays_and_inverts_and_the_input_is_not_modified():
     assert standard["labels"].data.dtype == torch.uint8
     again = standard.get_composed_history()(study)
     assert torch.equal(again["image"].data, standard["image"].data)
-    back = standard.apply_inverse_transform()
-    np.testing.assert_allclose(back["image"].affine, study["image"].affine)
-    assert back["landmarks"] == study["landmarks"] and "frame" not in back
-    inside = (back.label_map != 0) & (study.label_map != 0)
-    assert (back.label_map == study.label_map)[inside].mean() > 0.94
-    assert np.abs(back.pixels - study.pixels)[inside].mean() < 1
-    with pytest.raises(InputError, match=r"\(128, 128, 6\)"):
-        standard.history[0](heart(pixels=100))  # a frame belongs to one study
+    back = frame_to_scanner(standard["labels"].data, standard)
+    inside = (back != 0) & (study["labels"].data != 0)
+    assert (back == study["labels"].data)[inside].float().mean() > 0.94
+    real = frame_to_scanner(standard["image"].data, standard)
+    assert (real - study["image"].data)[inside].abs().mean() < 1
 
 
 @pytest.mark.parametrize(
@@ -162,13 +158,11 @@ def test_a_study_without_a_heart_or_contrast_gives_finite_tensors():
 
 
 def test_errors_name_shapes_and_options():
-    study, other = heart(), heart(pixels=100)
+    study = heart()
     with pytest.raises(InputError, match=r"32, 32, 5\)"):
         frame_to_scanner(np.zeros((32, 32, 5), bool), StandardizeShortAxis(32)(study))
     with pytest.raises(InputError, match="StandardizeShortAxis"):
         frame_to_scanner(np.zeros((32, 32, SLICES), bool), study)
-    with pytest.raises(InputError, match=r"100, 100.*128, 128"):
-        polar_grid(study).view(other["image"].data)
     for options in ({"pixels": 0}, {"field_of_view_mm": 0}, {"orientation": "upside down"}):
         with pytest.raises(InputError, match=next(iter(options))):
             StandardizeShortAxis(**options)
@@ -199,7 +193,7 @@ def test_polar_columns_are_angles_and_rows_are_depths():
 def test_gaps_in_the_wall_are_bridged_and_slices_without_a_heart_are_zero():
     study = heart()
     labels = study["labels"].data
-    angle = torch.as_tensor(angle_map((128, 128), (63.5, 63.5), (1, 1)))
+    angle = torch.as_tensor(voxel_angle(*np.indices((128, 128)), (63.5, 63.5), (1, 1)))
     labels[0, :, :, 1][((angle - 300) % 360 < 50) & (labels[0, :, :, 1] == MYOCARDIUM)] = 0
     labels[..., 0] = 0
     labels[0, 60, 60, 2] = MYOCARDIUM  # a speck in the cavity
@@ -239,11 +233,11 @@ def test_scar_does_not_move_the_intensity_reference(share):
     remote, half_range = intensity_reference(study)
     np.testing.assert_allclose(remote, [50, 50, 150, 50, 50, 50], atol=8)
     assert 75 < half_range < 160
-    normal = normalise_intensity(study).pixels
-    assert 0.9 < np.median(normal[study.label_map == CAVITY]) < 2
-    assert np.abs(normal).max() <= 4 and study.pixels.max() > 200
+    normal = normalised(study)
+    assert 0.9 < np.median(normal[0].numpy()[study.label_map == CAVITY]) < 2
+    assert normal.abs().max() <= 4 and study.pixels.max() > 200
     study["image"].set_data(study["image"].data * 3 + 70)
-    np.testing.assert_allclose(normalise_intensity(study).pixels, normal, atol=1e-3)
+    torch.testing.assert_close(normalised(study), normal, atol=1e-3, rtol=0)
 
 
 @pytest.mark.skipif(not EMIDEC.exists(), reason="needs ../shared/data/emidec")
@@ -255,7 +249,8 @@ def test_real_hearts_have_the_right_ventricle_on_the_left():
         study = studies[case]
         angles = row["anterior_rvip_deg"], row["inferior_rvip_deg"]
         study["landmarks"] = Landmarks(*map(float, angles))
-        standard = StandardizeShortAxis(96)(normalise_intensity(study))
+        study["image"].set_data(normalised(study))
+        standard = StandardizeShortAxis(96)(study)
         middle = np.flatnonzero(np.isfinite(Ventricle.of(standard.label_map).levels))
         picture = standard.pixels[..., middle[len(middle) // 2]]
         blood.append([picture[9:17, 42:53].mean(), picture[79:87, 42:53].mean()])

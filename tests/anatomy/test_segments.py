@@ -7,12 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lgekit.anatomy.labels import Ventricle, angle_map, wall_depth
 from lgekit.anatomy.segments import (
+    Ventricle,
     findings_from_labels,
     insertion_points,
     segment_map,
     to_frame_deg,
+    voxel_angle,
+    wall_depth,
 )
 from lgekit.data.readers import read_cohort
 from lgekit.errors import InputError
@@ -156,7 +158,9 @@ def test_confidence_is_low_if_slices_disagree_and_0_without_an_rv():
 def scarred(low, high, shallow, deep, slices, code=SCAR, landmarks=UPRIGHT):
     """A study of rings with scar between two angles of the frame and two depths."""
     labels = stack(9)
-    angle = to_frame_deg(angle_map(labels.shape[:2], (39.5, 39.5), SPACING), landmarks)
+    angle = to_frame_deg(
+        voxel_angle(*np.indices(labels.shape[:2]), (39.5, 39.5), SPACING), landmarks
+    )
     for s in slices:
         depth = wall_depth(labels[..., s], SPACING)
         inside = ((angle - low) % 360 < (high - low) % 360) & (depth >= shallow) & (depth <= deep)

@@ -80,20 +80,6 @@ def test_scores_by_hand(cohort, predictions):
     assert right.tolist() == [True, True, False, False]  # "nonsense" does not say "no scar"
 
 
-def test_grid_places_pool_the_folds_of_each_row_and_seed(cohort, predictions):
-    read = with_segments(predictions, [[0.2] * 17] * 4)
-    silent = read.assign(caption=canonical_text(NO_SCAR))
-    folds = [read[:2].assign(row="full"), read[2:].assign(row="full")]
-    folds += [silent[:3].assign(row="less"), silent[3:].assign(row="less")]
-    table = pd.concat(folds).assign(seed=1)
-    places = scores.grid_places(table, cohort).set_index(["row", "seed", "score"])
-    alone = scores.score_table(read, cohort).loc[list(scores.PLACES)]
-    pd.testing.assert_frame_equal(places.loc[("full", 1)], alone)
-    assert places.loc[("less", 1, "caption_presence_f1"), "value"] == 0
-    with pytest.raises(InputError, match="cohort that was predicted"):
-        scores.grid_places(table, cohort.subset("ab"))
-
-
 def test_segment_auc_by_hand(cohort, predictions):
     """Inferior and mid is segment 10; the other 16 have scar in no study."""
     values = [[0.2] * 17 for _ in cohort.studies]

@@ -191,7 +191,7 @@ def test_settings_of_a_row_become_changes_of_the_notebook(tmp_path):
 
 @pytest.mark.parametrize("file", KEPT, ids=lambda path: path.stem)
 def test_the_grids_of_the_repository_expand_to_the_ablation_rows(file):
-    from lgekit.evaluation.compare import ROWS
+    from lgekit.evaluation.metrics import ROWS
 
     assert "full" in {run.row for run in load_grid(file).runs}
     rows = yaml.safe_load(file.read_text())["rows"]
