@@ -168,10 +168,10 @@ def reports(source: Source, out_csv: OutFindings = None) -> None:
     else:
         studies = lk.read_cohort(source).studies
         texts = [(study["study_id"], study["report"]) for study in studies]
-    if out_csv is None:
-        typer.echo(summary(texts))
-        return
     table = pd.DataFrame([findings_row(*text) for text in texts], columns=COLUMNS)
+    if out_csv is None:
+        typer.echo(summary(table))
+        return
     with replacing(out_csv) as part:
         table.to_csv(part, index=False)
     counts = ", ".join(f"{sum(table['states'] == word)} {word}" for word in ("yes", "no", "unsaid"))

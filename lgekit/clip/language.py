@@ -15,8 +15,7 @@ from lgekit import cache
 from lgekit.clip.model import UNKNOWN, CoCa, ReportTokenizer
 from lgekit.config import FitSettings
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, draw_findings, draw_scar
-from lgekit.reports.training_texts import one_line, prompt_sets, sentences
-from lgekit.reports.writer import write_report
+from lgekit.reports.writer import one_line, prompt_sets, sentences, write_report
 
 BATCH, REPORTS = 64, 12_000  # reports in a step, and most that are written
 MASKED = 0.05  # share of the words that are hidden, so that no single one decides

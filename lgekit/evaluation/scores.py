@@ -21,8 +21,7 @@ from lgekit.evaluation import metrics
 from lgekit.evaluation.metrics import interval, ratio
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings
 from lgekit.reports.reader import read_report, states_enhancement
-from lgekit.reports.training_texts import prompt_sets, report_texts
-from lgekit.reports.writer import canonical_text
+from lgekit.reports.writer import canonical_text, prompt_sets, report_texts
 from lgekit.study import SCARRED, SPLITS, Cohort, Study, hash_unit, patient_folds
 
 REMEDY = "Give the table that `lgekit predict` wrote, and the cohort that it read"
@@ -208,7 +207,7 @@ def score_table(
     Args:
         predictions: what ``Detector.predict`` returns for this cohort, or some of its columns.
         cohort: with findings.
-        text: kind of training text (`lgekit.reports.training_texts.report_texts`).
+        text: kind of training text (`lgekit.reports.writer.report_texts`).
 
     Returns columns ``value, low, high``; index ``score``: ``balanced_accuracy, sensitivity,
     specificity, auc, brier``; ``auc_<wall>`` and their mean ``auc_walls``; ``auc_segments`` (mean

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
-
 import numpy as np
 import pandas as pd
 
-from lgekit.findings import AETIOLOGIES, DEPTHS, LEVELS, WALLS, Findings
-from lgekit.reports.reader import ReportReading, read
-from lgekit.reports.writer import canonical_text, without_identifiers
+from lgekit.findings import AETIOLOGIES, DEPTHS, LEVELS, WALLS
+from lgekit.reports.reader import read
+from lgekit.reports.writer import without_identifiers
 from lgekit.study import SCARRED, Cohort
 
 COLUMNS = """study_id states walls segments levels depth transmurality no_reflow aetiology
@@ -40,26 +37,16 @@ def findings_row(study_id: str, report: str) -> dict[str, str]:
     return {"study_id": study_id, "states": reading.states, **row, "evidence": evidence}
 
 
-def summary(reports: Iterable[tuple[str, str]], shown: int = 3) -> str:
-    """Count what reports, (study_id, report), say; show some findings with their sentences."""
-    readings = [(study_id, read(report)) for study_id, report in reports]
-    counts: Counter[str] = Counter(reading.states for _, reading in readings)
-    lines = [f"{len(readings)} reports; late enhancement of the left ventricle:"]
+def summary(table: pd.DataFrame, shown: int = 3) -> str:
+    """Count what the reports of a table of `findings_row` say; show some with their sentences."""
+    lines = [f"{len(table)} reports; late enhancement of the left ventricle:"]
     for states, title in (("yes", "stated"), ("no", "denied"), ("unsaid", "not stated")):
-        some = [entry for entry in readings if entry[1].states == states][:shown]
-        lines.append(f"{states}: {counts[states]} ({title})")
-        lines += [line for study_id, reading in some for line in _shown(study_id, reading)]
+        some = table[table["states"] == states]
+        lines.append(f"{states}: {len(some)} ({title})")
+        for row in some.head(shown).itertuples():
+            said = ", ".join(filter(None, (row.depth, row.levels, row.walls)))
+            lines.append(f"  {row.study_id}: {said or states}; {row.evidence!r}")
     return "\n".join(lines)
-
-
-def _shown(study_id: str, reading: ReportReading) -> list[str]:
-    if not reading.evidence:
-        return [f"  {study_id}: no sentence on late enhancement"]
-    lines = []
-    for scar, sentence in reading.evidence:
-        finding = canonical_text(Findings((scar,) if scar else ()))
-        lines += [f"  {study_id}: {finding}", f"    {without_identifiers(sentence)!r}"]
-    return list(dict.fromkeys(lines))
 
 
 def report_states(cohort: Cohort) -> pd.DataFrame:
