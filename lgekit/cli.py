@@ -33,6 +33,9 @@ PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set patience=10.")]
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
 OutCsv = Annotated[Path, argument(help="New table.")]
+OutFindings = Annotated[
+    Path | None, argument(help="New table; else it is printed.", metavar="[OUT.csv]")
+]
 Predictions = Annotated[Path, argument(help="Table of `lgekit predict`, or held_out.csv.")]
 Split = Annotated[str, option(help="Only this split: train, validation or test.")]
 Public = Annotated[bool, option("--public", help="Make a new repository public.")]
@@ -118,7 +121,7 @@ def check(spec: Spec) -> None:
 
 
 @app.command()
-def reports(source: Source, out_csv: OutCsv) -> None:
+def reports(source: Source, out_csv: OutFindings = None) -> None:
     """Read what reports say of late enhancement: a table of findings with their sentences.
 
     Columns: study_id, states (yes, no or unsaid), walls, segments, levels, depth, transmurality,
@@ -130,7 +133,8 @@ def reports(source: Source, out_csv: OutCsv) -> None:
     from lgekit.data.manifest import read_table
     from lgekit.reports.tables import COLUMNS, findings_row
 
-    refuse_existing(out_csv)
+    if out_csv:
+        refuse_existing(out_csv)
     if Path(source).is_file() or (source.lower().endswith(".csv") and ":" not in source):
         rows = enumerate(read_table(Path(source), ("report",)), 1)
         texts = [(row.get("study_id") or str(number), row["report"]) for number, row in rows]
@@ -138,6 +142,9 @@ def reports(source: Source, out_csv: OutCsv) -> None:
         studies = lk.read_cohort(source).studies
         texts = [(study["study_id"], study["report"]) for study in studies]
     table = pd.DataFrame([findings_row(*text) for text in texts], columns=COLUMNS)
+    if out_csv is None:
+        typer.echo(table.to_csv(index=False), nl=False)
+        return
     with replacing(out_csv) as part:
         table.to_csv(part, index=False)
     counts = ", ".join(f"{sum(table['states'] == word)} {word}" for word in ("yes", "no", "unsaid"))

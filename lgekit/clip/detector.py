@@ -35,7 +35,7 @@ from lgekit.clip.zeroshot import Calibration, Reading, probability
 from lgekit.config import FitSettings, make_settings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, segment_of
-from lgekit.reports.training_texts import prompt_sets
+from lgekit.reports.writer import prompt_sets
 from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import locate
 from lgekit.study import Cohort, Landmarks, Study

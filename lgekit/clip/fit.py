@@ -30,8 +30,7 @@ from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import Findings
 from lgekit.reports.reader import states_enhancement
-from lgekit.reports.training_texts import report_texts
-from lgekit.reports.writer import canonical_text
+from lgekit.reports.writer import canonical_text, report_texts
 from lgekit.scars.transforms import ScarPainter, stated_findings
 from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import base_network, heart_network, locate

@@ -28,8 +28,7 @@ from lgekit.clip.model import UNKNOWN, CoCa, ReportTokenizer, StudyBatch
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, draw_findings, draw_scar
-from lgekit.reports.training_texts import one_line, prompt_sets, sentences
-from lgekit.reports.writer import write_report
+from lgekit.reports.writer import one_line, prompt_sets, sentences, write_report
 from lgekit.study import Cohort
 
 BATCH, REPORTS = 64, 12_000  # of teaching: reports in a step, and most that are written

@@ -19,8 +19,7 @@ from lgekit.evaluation import metrics
 from lgekit.evaluation.metrics import interval, ratio
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings
 from lgekit.reports.reader import read_report, states_enhancement
-from lgekit.reports.training_texts import report_texts
-from lgekit.reports.writer import canonical_text
+from lgekit.reports.writer import canonical_text, report_texts
 from lgekit.study import SCARRED, SPLITS, Cohort, Study, hash_unit, patient_folds
 
 REMEDY = "Give the table that `lgekit predict` wrote, and the cohort that it read"
@@ -195,7 +194,7 @@ def score_table(
     Args:
         predictions: what ``Detector.predict`` returns for this cohort, or some of its columns.
         cohort: with findings.
-        text: kind of training text (`lgekit.reports.training_texts.report_texts`).
+        text: kind of training text (`lgekit.reports.writer.report_texts`).
 
     Returns the scores of ``scores.toml``: index ``score``, columns ``value, low, high``, NaN if it
     cannot be known. ``attrs["notes"]`` says why, and which studies other scores leave out. Raises

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from operator import itemgetter
@@ -22,36 +22,35 @@ from typing import Any, Literal
 from lgekit.findings import ISCHAEMIC, LEVELS, WALL_WORDS, WALLS, Findings, Scar
 from lgekit.reports.text import Sentence, sentences
 
-_TABLES = tomllib.loads(Path(__file__).with_name("reading_rules.toml").read_text(encoding="utf-8"))
+
+def _tables() -> dict[str, Any]:
+    """Load the rules, with the text of their parts in place of "{name}"."""
+    text = Path(__file__).with_name("reading_rules.toml").read_text(encoding="utf-8")
+    parts = {"walls": _WALL_NAMES} | tomllib.loads(text)["parts"]
+    for name, part in parts.items():
+        text = text.replace(f"{{{name}}}", part)
+    return tomllib.loads(text)
 
 
-def _rules(table: dict[str, list[str]]) -> dict[str, re.Pattern]:
-    return {name: re.compile("|".join(options)) for name, options in table.items()}
+def _rewriting(table: str) -> list[list[str]]:
+    return [line.split(" =>") for line in table.strip().splitlines()]
 
 
-def _rewriting(table: str) -> list[tuple[str, str]]:
-    lines = [line.split(" =>") for line in table.strip().splitlines()]
-    return [(rule, word.strip()) for rule, word in lines]
-
-
+_WALL_NAMES = "|".join(sorted(WALL_WORDS, key=len, reverse=True))
+_TABLES = _tables()
 _CAUSES = list(_TABLES["aetiology"])
 _CAUSE = re.compile("|".join(f"({'|'.join(rules)})" for rules in _TABLES["aetiology"].values()))
-_FOREIGN = re.compile(_TABLES["foreign"])
-_RULES = SimpleNamespace(**_rules(_TABLES["rules"]))
-_EVENT = re.compile(
-    r"(?:(?<!\w)|(?=\W))(?:"
-    + "|".join(
-        f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["events"].items()
-    ).replace("{walls}", "|".join(sorted(WALL_WORDS, key=len, reverse=True)))
-    + ")"
+_RULES = SimpleNamespace(
+    **{name: re.compile("|".join(options)) for name, options in _TABLES["rules"].items()}
 )
-_ORGAN = re.compile(rf"\b(?:{'|'.join(_TABLES['events']['organ'])})")
-_WORDS = [(re.compile(rule), word) for rule, word in _rewriting(_TABLES["words"])]
-_PHRASES = []
-for _table in _TABLES["phrases"]:
-    _pairs = _rewriting(_table.replace("{layer}", _TABLES["layer"]))
-    _any = "|".join(f"(?P<r{number}>{rule})" for number, (rule, _) in enumerate(_pairs))
-    _PHRASES.append((re.compile(rf"(?<!\w)(?:{_any})(?:(?<=\W)|(?!\w))"), [w for _, w in _pairs]))
+_KINDS = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["events"].items())
+_EVENT = re.compile(rf"(?:(?<!\w)|(?=\W))(?:{_KINDS})")
+_WORDS = [(re.compile(rule), plain.strip()) for rule, plain in _rewriting(_TABLES["words"])]
+_BOUNDED = r"(?<!\w)(?:%s)(?:(?<=\W)|(?!\w))"
+_ROUNDS = [
+    (re.compile(_BOUNDED % "|".join(rule for rule, _ in pairs)), pairs)
+    for pairs in map(_rewriting, _TABLES["phrases"])
+]
 _ROOTS = _TABLES["roots"].split()
 _VOCABULARY = (*WALL_WORDS, *_TABLES["vocabulary"].split())
 _YES, _NO = (set(_TABLES["values"][name].split()) for name in ("yes", "no"))
@@ -72,68 +71,27 @@ def _word(word: str) -> str:
             return found.expand(plain)
     if "-" in word:
         return " ".join(map(_word, word.split("-")))
-    right = _corrected(word)
-    return word if right == word else _word(right)
+    if 6 <= len(word) <= 20 and word not in _VOCABULARY:
+        from rapidfuzz.distance import OSA
 
-
-@lru_cache(maxsize=20_000)
-def _foreign(word: str) -> bool:
-    return bool(_FOREIGN.fullmatch(word))
-
-
-def _corrected(word: str) -> str:
-    """Correct one edit (two in words of ten letters) towards the vocabulary."""
-    if not 6 <= len(word) <= 20 or word in _VOCABULARY:
-        return word
-    from rapidfuzz.distance import OSA
-
-    for right in _VOCABULARY:
-        allowed = 2 if min(len(word), len(right)) >= 10 else 1
-        longer = word != right + right[-1] and (right.startswith(word) or word.startswith(right))
-        if word[0] == right[0] and not longer and abs(len(word) - len(right)) <= allowed:
-            if OSA.distance(word, right) <= allowed:
-                return right
+        for right in _VOCABULARY:  # one edit, or two in words of ten letters
+            allowed = 2 if min(len(word), len(right)) >= 10 else 1
+            if word[0] == right[0] and OSA.distance(word, right, score_cutoff=allowed) <= allowed:
+                return _word(right)
     return word
 
 
-_CODES = {"a": "anterior", "i": "inferior", "l": "lateral", "s": "septal"}
-_CODES |= {"se": "subendocardial", "transmurality": "transmural"}
-_CODES |= {"al": "anterolateral", "il": "inferolateral", "as": "anteroseptal", "is": "inferoseptal"}
-_CODED = re.compile(
-    r"\b[ai][ls](?= and \w+ walls?\b)"
-    r"|(?<= - )[ai][ls](?= and)|\b[ai][ls](?= (?:walls?|segments?)\b(?! (?:motion|thick|stress)))"
-    r"|(?<=\bbasal )[ai][ls]\b|(?<=\bmid )[ai][ls]\b|(?<=\bapical )[ai][ls]\b"
-    r"|(?<=[a-z])(?: ?and | ?[,/+&] ?)[ai][ls](?= ?(?:[,;/+&.()]|and |walls?|seg|$))"
-    r"|\b[ai][ls](?= ?[/+&])"
-    r"|(?<=[a-z] )se(?= ?[,;.)]|$)|(?<=[a-z,] )transmurality(?= ?[,;.)]|$)"
-)
+def _walls_left(found: re.Match) -> str:
+    """Name the walls that "all walls but …" leaves."""
+    out = {wall for word in re.findall(_WALL_NAMES, found["walls"]) for wall in WALL_WORDS[word]}
+    return " ".join(wall for wall in WALLS if wall not in out) + found["between"]
 
 
-_SEGMENT = re.compile(  # "s7", "7 yes"
-    r"\bs(1[0-7]|[1-9])\b|(?:(?<=[:;,] )|^)(1[0-7]|[1-9])(?=[ =:]+(?:yes|no|positive|negative)\b)"
-)
-_NAMED = "|".join(sorted(WALL_WORDS, key=len, reverse=True))
-_LEFT_OUT = re.compile(
-    r"(?:all walls|circumferential|global)(?P<between>[^.;:,]{0,30}?),? "
-    r"(?:but|other than|not|without|(?:apart|aside) from|(?:except|sav|spar|barr|exclud)\w*"
-    r"|with the exception)(?: (?:for|of|in))?(?P<walls>(?:,?"
-    rf"(?: (?:and|or|both|the|basal|mid|apical|walls?))* (?:{_NAMED})\b)+)(?: walls?)?"
-)
-_OTHERS = re.compile(r"\b(?:(?:all|every|the) )*(?:other|remaining) (?:walls?|segments?)")
-
-
-def _complement(walls: str) -> str:
-    """Return the walls that are not among those named."""
-    named = {wall for word in re.findall(_NAMED, walls) for wall in WALL_WORDS[word]}
-    return " ".join(wall for wall in WALLS if wall not in named)
-
-
-def _decoded(found: re.Match) -> str:
-    return re.sub(r"\b(?:[ai][ls]|se|transmurality)\b", lambda code: _CODES[code[0]], found[0])
-
-
-def _reworded(words: list[str], found: re.Match) -> str:
-    return found.expand(words[int((found.lastgroup or "r0")[1:])])
+def _reworded(rules: list[list[str]], found: re.Match) -> str:
+    for rule, words in rules:
+        if match := re.compile(_BOUNDED % rule).match(found.string, found.start()):
+            return match.expand(words.strip())
+    return found[0]
 
 
 @lru_cache(maxsize=20_000)
@@ -143,73 +101,49 @@ def _plain(text: str) -> str:
         r"\b(antero|infero|postero|sub|epi|endo|trans|intra) (?=[a-z])", r"\1-", text.lower()
     )
     text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text)
-    text = re.sub(r"\bw/o\b", "without", re.sub(r"per ?cent\b", "%", re.sub(r"\s+", " ", text)))
-    text = _SEGMENT.sub(r"segment \1\2", _CODED.sub(_decoded, text))
-    for rule, words in _PHRASES:
-        text = rule.sub(partial(_reworded, words), text)
+    text = re.sub(r"\s+", " ", text)
+    for rule, rules in _ROUNDS:
+        text = rule.sub(partial(_reworded, rules), text)
     return text.strip(" .")
-
-
-def _with_label(label: str, value: str) -> str:
-    """Return the value of a field on enhancement with what its label adds."""
-    named, said = (_kinds(list(_EVENT.finditer(_plain(part)))) for part in (label, value))
-    kept = bool(named & _DETAILS or _aetiology(_plain(label)))
-    return value if said & (_PLACES | _SAID) and not kept else f"{label}: {value}"
-
-
-_FAR = 40  # words of the rules; no phrase reaches further
-
-
-def _rooted(text: str) -> bool:
-    return any(root in text for root in _ROOTS)
 
 
 def _kinds(events: list[re.Match]) -> set[str]:
     return {str(event.lastgroup) for event in events}
 
 
+@lru_cache(maxsize=20_000)
+def _said(text: str) -> set[str]:
+    return _kinds(list(_EVENT.finditer(_plain(text))))
+
+
 def _reach(events: list[re.Match], start: int, ends: tuple[str, ...]) -> list[re.Match]:
     """Return the events from ``start`` to the first of these kinds."""
-    for index in range(start, min(start + _FAR, len(events))):
+    for index in range(start, len(events)):
         if events[index].lastgroup in ends:
             return events[start:index]
-    return events[start : start + _FAR]
+    return events[start:]
 
 
 def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], start: int) -> bool:
     """Tell whether what follows a comma, "and" or "with" has a polarity of its own."""
-    right, left = _reach(events, start, ("soft", "hard", "except")), left[-_FAR:]
+    right = _reach(events, start, ("soft", "hard", "except"))
     before, after = _kinds(left) - {"soft"}, _kinds(right)
-    first = next((event.lastgroup for event in right if event.lastgroup != "present"), "")
+    if next((event.lastgroup for event in right if event.lastgroup != "present"), "") == "no":
+        return True
     thing = after & (_PLACES | {"cue", "other", "mvo", "organ", "lv", "imaging"})
-    if not before or not right:
-        return False
-    if first == "no":
-        return True
-    if (
-        after & {"absent", "fine", "denial"}
-        and thing
-        and before - {"wall", "levels", "lv", "present", "segments", "everywhere", "imaging"}
-    ):
-        return len(sign) < 6 and (sign != "and" or "cue" not in after)
-    if "yes" in after and thing and before & {"absent", "yes", "no"}:
-        return True
-    claim = "cue" in after and len(after & (_DETAILS | {"present"})) > 0
-    claim = claim or ("depth" in after and bool(after & _PLACES))
-    if not claim:
+    if after & {"absent", "fine", "denial"} and thing:
+        return "cue" not in after
+    claim = "cue" in after and bool(after & (_DETAILS | {"present"}))
+    if not (claim or ("depth" in after and after & _PLACES)):
         return False
     if "no" in before:
-        negated = _kinds(_reach(left, _index(left, "no"), ()))
+        negated = _kinds(left[[event.lastgroup for event in left].index("no") :])
         rest = _reach(events, start, ("hard", "except"))
         named = [event.lastgroup for event in rest if event.lastgroup not in ("present", "lv")]
         listed = any(pair[0] == "or" and pair[1] in _THINGS for pair in pairwise(named))
         things = {"other", "mvo", "organ"} | ({"cue", "imaging"} if len(sign) < 6 else set())
         return bool(negated & things) and not listed
     return bool(before & {"absent", "fine", "doubted", "doubt"})
-
-
-def _index(events: list[re.Match], kind: str) -> int:
-    return next(n for n, event in enumerate(events) if event.lastgroup == kind)
 
 
 def _clauses(text: str) -> list[tuple[list[re.Match], bool]]:
@@ -220,8 +154,8 @@ def _clauses(text: str) -> list[tuple[list[re.Match], bool]]:
         clause, exception = clauses[-1]
         if event.lastgroup in ("hard", "except"):
             clauses.append(([], event.lastgroup == "except"))
-        elif exception and len(clauses) == 2 and not clauses[0][0] and _main(events, index):
-            clauses.append(([] if event.lastgroup == "soft" else [event], False))
+        elif exception and not clauses[0][0] and event.lastgroup in ("no", "denial"):
+            clauses.append(([event], False))  # the main clause, after "Apart from …"
         elif event.lastgroup == "soft":
             if _parts_company(clause, event[0], events, index + 1):
                 clauses.append(([], False))
@@ -232,37 +166,28 @@ def _clauses(text: str) -> list[tuple[list[re.Match], bool]]:
     return clauses
 
 
-def _main(events: list[re.Match], index: int) -> bool:
-    """Tell whether the main clause begins here, after "Apart from …"."""
-    if events[index].lastgroup == "soft":
-        follows = _kinds(_reach(events, index + 1, ("soft", "hard")))
-        return events[index][0] == "," and bool(follows & {"no", "absent", "present", "yes", "cue"})
-    return events[index].lastgroup in ("no", "denial") or events[index][0].startswith("there ")
-
-
 _BACKWARD = {"absent": "no", "fine": "no", "doubted": "doubt"}
 
 
 def _statuses(events: list[re.Match]) -> list[str]:
     """Return yes, no or doubt for each event of a clause, by the words of denial around it."""
     statuses: list[str] = []
-    reach, done, chunk = "yes", 0, 0
+    reach, chunk = "yes", 0
     before: set[str] = set()
     for index, event in enumerate(events):
-        kind = event.lastgroup or ""
+        kind = str(event.lastgroup)
         if kind == "nil":
-            named = before & {"cue", "imaging", "mvo", "depth", *_PLACES}
             ahead = _kinds(events[index + 1 : index + 2]) & {"cue", "imaging", "mvo"}
-            kind = "absent" if named and not ahead else "no"
-        if kind == "no" and before & {"cue"} and not _kinds(events[index + 1 :]) & _TARGETS:
-            kind = "absent" if event.string[: event.start()].rstrip().endswith(":") else "no"
+            kind = "no" if ahead else "absent"
+        told = event.string[: event.start()].rstrip().endswith(":")  # "Fibrosis: no evidence of"
+        if kind == "no" and told and not _kinds(events[index + 1 :]) & _TARGETS:
+            kind = "absent"
         if kind == "absent" and not before - {"soft", "present"}:
             kind = "no"
         if kind in _BACKWARD:
             near = kind == "fine" or _kinds(events[chunk:index]) - {"soft"} == {"mvo"}
-            for n in range(max(done, chunk if near else 0), index):
+            for n in range(chunk if near else 0, index):
                 statuses[n] = _BACKWARD[kind] if statuses[n] == "yes" else statuses[n]
-            done = index
         elif kind == "soft":
             chunk = index
         elif kind == "no" or (kind == "doubt" and reach == "yes"):
@@ -272,28 +197,6 @@ def _statuses(events: list[re.Match]) -> list[str]:
     return statuses
 
 
-_ATTRIBUTE = re.compile(
-    r"\W?(?:(?!(?:and|with|without|of|in|or|is|are|on|no|shows?|but|for|from|to|by|as)\b)\w+ ){0,3}"
-)
-_COMPLEMENT = re.compile(
-    r"[ :](?:(?!(?:and|with|but|or|no)\b)[\w-]+ ){0,4}?"
-    r"(?:of|in|along|at|within|involving|affecting|over|throughout|around)(?: [\w-]+){0,4} ?"
-)
-_ADJECTIVE = re.compile(r"(?:al|ic|ary|ar|ous)$")  # names an organ as an attribute
-_LINK = re.compile(
-    r"[^,]*\b(?:with|shows?|showing|which|that|is|are|has|does)(?!.* (?:and|or) )\b.*"
-)
-_APPOSED = re.compile(
-    r".*, (?:(?:most|very|an?|the|old|likely|probabl[ey]|presumabl[ey]|perhaps) ?)+"
-)
-_ELSEWHERE = re.compile(  # "of the …", where … has no name of the heart
-    r" (?:\w+ )?(?:of|in|within|along) (?:the|an?|both) (?:left |right |upper |lower )?(?!(?:\w+ )?"
-    r"(?:mid|middle|inner|outer|area|region|zone|territor|distribut|same|late|lge|heart|cardiac|remain|other"
-    r"|rest|known|affected|involved|infarct|scar|setting|context|absence|presence|form|shape|pattern"
-    r"|first|second|third|\d|usual|typical|core|centre|cent|patient|study|scan|image|short|long|above"
-    r"|described|previous|prior|old|extent|size|order|vicinity|wall))\w"
-)
-_GENERAL = re.compile(r"^(?:enhanc|uptake|fibro|scarring)")  # said of any organ
 _LV = _PLACES | {"depth", "lv"}
 
 
@@ -301,33 +204,31 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
     """Tell whether an enhancement is the left ventricle's: asked of its attribute, then of what
     it is an enhancement of, then of the subject before it."""
     cue = events[index]
-    near = events[max(0, index - _FAR) : index + _FAR]
     kinds = _LV | {"organ"} | ({"mapping"} if cue[0].endswith("fibrosis") else set())
-    organs = [event for event in near if event.lastgroup in kinds]
+    organs = [event for event in events if event.lastgroup in kinds]
     before = [event for event in organs if event.end() <= cue.start()]
     after = [event for event in organs if event.start() >= cue.end()]
     gap = text[before[-1].end() : cue.start()] if before else ""
-    if cue[0] in ("enhance", "enhances"):
+    if cue[0] in ("enhance", "enhances"):  # a comma before a verb is a line end
         gap = gap.replace(",", "")
-    if before and before[-1].lastgroup == "organ" and _ATTRIBUTE.fullmatch(gap.strip() + " "):
+    organ = bool(before) and before[-1].lastgroup == "organ"
+    if organ and _RULES.attribute.fullmatch(gap.strip() + " "):
         return False
     if after:
         ahead = text[cue.end() : after[0].start()]
         if after[0].lastgroup == "organ" and cue[0].endswith("ing") and ahead.count(" ") < 3:
             return False
-        if _COMPLEMENT.fullmatch(ahead):
+        if _RULES.complement.fullmatch(ahead):
             return after[0].lastgroup != "organ"
     if before and before[-1].lastgroup == "mapping":
         return bool(re.search(r"[,;]|\b(?:no|without)\b", gap))
-    if before and before[-1].lastgroup == "organ" and _APPOSED.fullmatch(gap):
+    if organ and _RULES.apposed.fullmatch(gap):
         return False
-    if not organs and _ELSEWHERE.match(text, cue.end()):
+    if not organs and _RULES.elsewhere.match(text, cue.end()):
         return False
     if not before or "myocardial" in cue[0]:
         return default or bool(before)
-    adjective = bool(_ADJECTIVE.search(before[-1][0])) and not _LINK.fullmatch(gap)
-    apart = "," in gap and not _GENERAL.search(cue[0])
-    return before[-1].lastgroup != "organ" or (default and (adjective or apart))
+    return not organ or (default and ("," in gap or not _RULES.linked.fullmatch(gap)))
 
 
 @dataclass(frozen=True)
@@ -336,20 +237,17 @@ class _Claim:
 
     says: str
     events: tuple[re.Match, ...] = ()  # those affirmed
-    cue: bool = False
 
 
 def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _Claim | None:
     """Judge a clause. ``context``: it is known to be about late enhancement."""
     kinds = _kinds(events)
-    if not events or "template" in kinds:
+    if not events or kinds & {"template", "undiagnostic"}:
         return None
-    for kind in ("undone", "undiagnostic"):
-        if kind in kinds:
-            return _Claim(kind)
+    if "undone" in kinds:
+        return _Claim("undone")
     first = next((event for event in events if event.lastgroup != "soft"), events[0])
-    near = max(0, first.start() - 300)
-    start = max(near, *(text.rfind(sign, near, first.start()) + 1 for sign in ";,"))
+    start = max(text.rfind(sign, 0, first.start()) + 1 for sign in ";,")
     clause = text[start : events[-1].end()]
     if _RULES.earlier.search(clause) and not _RULES.today.search(clause):
         return None
@@ -359,17 +257,15 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
         for index, event in enumerate(events)
         if event.lastgroup == "cue" and _ventricular(text, events, index, default)
     ]
-    if "cue" in kinds and not cues and "denial" not in kinds:
-        return None
     affirmed = tuple(e for e, s in zip(events, statuses, strict=True) if s == "yes")
     stated = _kinds(list(affirmed))
     says = {statuses[index] for index in cues}
     context = context or "imaging" in kinds
-    if "organ" in kinds and not cues and not stated & {"depth"}:
+    if "organ" in kinds and not cues:
         return None
     if "yes" in says:
         if stated & (_DETAILS | {"present", "yes", "mvo", "territory"}):
-            return _Claim("yes", affirmed, True)
+            return _Claim("yes", affirmed)
         return None
     if "denial" in kinds:
         return _Claim("no")
@@ -377,13 +273,12 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
         return None
     if says:
         return _Claim("doubt" if "doubt" in says else "no")
-    denied = {s for e, s in zip(events, statuses, strict=True) if e.lastgroup != "organ"} - {"yes"}
     if stated & {"other", "mapping"} and not (context and "depth" in stated):
         return None
     if context:
-        if stated & (_PLACES | {"depth"}) or "yes" in stated:
+        if stated & (_PLACES | {"depth", "yes"}):
             return _Claim("yes", affirmed)
-        if denied or kinds & {"absent", "fine", "nil"}:
+        if set(statuses) - {"yes"} or kinds & {"absent", "fine", "nil"}:
             return _Claim("no")
     elif "depth" in stated and stated & _PLACES:
         return _Claim("yes", affirmed)
@@ -397,43 +292,33 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     """Return what the clauses of a sentence say of late enhancement of the left ventricle, and the
     cause that it names."""
     plain = _plain(text)
-    if "compar" in plain or " than " in plain:
-        plain = _RULES.comparison.sub(" ", plain)
-    if any(word in plain for word in ("correct", "that", "read", "amended")):
-        plain = _RULES.corrected.sub("", plain)
-    if not _RULES.today.search(plain.partition(";")[0]):
-        plain = _RULES.then.sub("", plain)
-    plain = _LEFT_OUT.sub(lambda found: _complement(found["walls"]) + found["between"], plain)
-    if " other " in plain or "remaining" in plain:
-        plain = _OTHERS.sub(lambda found: _complement(found.string[: found.start()]), plain)
-    if context:  # scores: "anterior 0, inferior 3"
-        plain = re.sub(r"(rior|al|apex) [1-4](?= ?(?:[,;)]|$))", r"\1 yes", plain)
+    plain = _RULES.corrected.sub("", _RULES.comparison.sub(" ", plain))
+    plain = _RULES.left_out.sub(_walls_left, plain)
     if not _RULES.today.search(plain) and not plain.startswith(("apart", "except", "other than")):
         plain = _RULES.history.sub(" ", plain)
-    if any(map(_foreign, re.findall(r"[^\W\d_]+", plain))):
-        return (), None
-    if _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain):
-        return (), None
-    if _RULES.irrelevant.search(plain):
+    if _RULES.irrelevant.search(plain) or (
+        _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain)
+    ):
         return (), None
     clauses = _clauses(plain)
-    claims: list[_Claim | None] = []
-    cause = _aetiology(plain)
-    if cause:
-        parts = re.split(r"[;,]|->|\b(?:but|and|with)\b", plain)
-        own = [each for each in parts if not (_RULES.denied.search(each) or _ORGAN.search(each))]
-        cause = _aetiology(",".join(own))
+    claims: list[_Claim] = []
     for number, (events, exception) in enumerate(clauses):
         implied = context
         if exception:  # the opposite of what it is an exception from
-            whole: list[_Claim | None] = [claim for claim in claims if claim]
+            whole: Sequence[_Claim | None] = claims[-1:]
             if not whole and number + 1 < len(clauses):
                 whole = [_claim(plain, clauses[number + 1][0], context, default)]
-            if not whole or not whole[-1] or whole[-1].says != "no":
+            if not whole or not whole[0] or whole[0].says != "no":
                 continue
             implied = True
-        claims.append(_claim(plain, events, implied, default))
-    return tuple(claim for claim in claims if claim), cause
+        if claim := _claim(plain, events, implied, default):
+            claims.append(claim)
+    cause = _aetiology(plain)
+    if cause:
+        parts = re.split(r"[;,]|->|\b(?:but|and|with)\b", plain)
+        own = [each for each in parts if not (_RULES.denied.search(each) or "organ" in _said(each))]
+        cause = _aetiology(",".join(own))
+    return tuple(claims), cause
 
 
 @dataclass
@@ -452,30 +337,19 @@ class _Region:
     def completes(self, other: _Region) -> bool:
         """Tell whether one names walls alone, and the other levels alone."""
         sides = [
-            [any(group[side] for group in each.groups) for side in (0, 1)] for each in (self, other)
+            [any(group[side] for group in each.groups if group[1] != ("apex",)) for side in (0, 1)]
+            for each in (self, other)
         ]
         return sorted(sides) == [[False, True], [True, False]] and not other.segments
-
-    @property
-    def walls(self) -> frozenset[str]:
-        return frozenset(wall for scar in self.scars() for wall in scar.walls)
-
-    @property
-    def bare(self) -> bool:
-        """Tell whether it names nothing but walls."""
-        located = self.segments or any(group[1] for group in self.groups)
-        return self.placed and not located and "depth" not in self.details
 
     def absorb(self, other: _Region) -> None:
         """Take over what only the other one states."""
         self.segments |= other.segments
+        groups = list(dict.fromkeys(self.groups + other.groups))
         if self.completes(other):
-            both = [
-                sum((group[side] for group in self.groups + other.groups), ()) for side in (0, 1)
-            ]
-            self.groups = [(both[0], both[1])]
-        else:
-            self.groups += other.groups
+            walls, levels = (sum((group[side] for group in groups), ()) for side in (0, 1))
+            groups = [(walls, levels)]
+        self.groups = groups
         mine, cause = self.details.get("aetiology"), other.details.get("aetiology")
         self.details = other.details | self.details
         if mine == "ischaemic" and cause in ISCHAEMIC:
@@ -483,17 +357,12 @@ class _Region:
 
     def scars(self) -> Iterator[Scar]:
         """Yield the scars of this region: one, unless its walls and levels do not multiply."""
-        groups = list(dict.fromkeys(self.groups))
-        exact = [group for group in groups if all(group) or group[1] == ("apex",)]
+        exact = [group for group in self.groups if all(group) or group[1] == ("apex",)]
         segments = self.segments.union(*(Scar(*group).segments for group in exact))
-        vague = [group for group in groups if group not in exact]
+        vague = [group for group in self.groups if group not in exact]
         if segments:  # then "global" adds nothing
             vague = [group for group in vague if group != (WALLS, ())]
-            whole = Scar(*exact[0], **self.details) if len(exact) == 1 else None
-            if whole and whole.segments == segments:
-                yield whole
-            else:
-                yield from Findings.from_segments(segments, **self.details).scars
+            yield from Findings.from_segments(segments, **self.details).scars
         walls, levels = ({word for group in vague for word in group[side]} for side in (0, 1))
         if walls:
             yield Scar(tuple(walls), (), **self.details)
@@ -517,13 +386,9 @@ def _locate(events: list[re.Match]) -> list[_Group]:
     """Group walls and levels: levels stand before their walls, or all after them."""
     words: list[tuple[str, tuple[str, ...]]] = []
     for event in events:
-        word = event[0]
-        if event.lastgroup == "levels":
-            words.append(("levels", (word,)))
-            continue
-        if word.startswith("all"):
-            words.append(("levels", tuple(level for level in LEVELS if level in word)))
-        words.append(("wall", WALL_WORDS.get(word, WALLS)))
+        words.append(("levels", tuple(level for level in LEVELS if level in event[0])))
+        if event.lastgroup != "levels":
+            words.append(("wall", WALL_WORDS.get(event[0], WALLS)))
     stated = (entry for entry in words if entry[1])
     runs = [
         (kind, tuple(value for _, values in run for value in values))
@@ -540,9 +405,7 @@ def _locate(events: list[re.Match]) -> list[_Group]:
             groups[-1] = (groups[-1][0], groups[-1][1] + values)
         else:
             pending = values
-    if pending and groups and groups[-1][1]:
-        groups[-1] = (groups[-1][0], groups[-1][1] + pending)
-    elif pending:
+    if pending:
         groups.append(((), pending))
     return groups
 
@@ -563,10 +426,10 @@ def _parts(events: list[re.Match]) -> list[list[re.Match]]:
     return parts
 
 
-def _percentage(clause: str, event: re.Match, sure: bool) -> dict[str, int]:
+def _percentage(event: re.Match, sure: bool) -> dict[str, int]:
     """Read {"transmurality": 38} or {"circumference": 25}; nothing if it is neither."""
-    before = re.split(r"[\d%]", clause[max(0, event.start() - 45) : event.start()])[-1]
-    after = re.split(r"\d", clause[event.end() : event.end() + 45])[0]
+    before = re.split(r"[\d%]", event.string[: event.start()][-45:])[-1]
+    after = re.split(r"\d", event.string[event.end() :][:45])[0]
     value, bound, kind = int(event["low"]), (event["bound"] or "").strip(), "transmurality"
     if re.search(r"circumf", after) or re.search(
         r"circumferential(?!.*transm)[^;.]{0,30}$|circumference:? ?$", before
@@ -589,12 +452,12 @@ def _aetiology(text: str) -> str | None:
     return _CAUSES[min(found) - 1] if found else None
 
 
-def _region(clause: str, events: list[re.Match], text: str, sure: bool) -> _Region:
+def _region(events: list[re.Match], text: str, sure: bool) -> _Region:
     """Read the events of one part (``text``). ``sure``: a bare percentage is a transmurality."""
     kinds = {event.lastgroup for event in events}
     words = {"wall", "levels"} if kinds & {"wall", "segments"} else {"levels", "everywhere"}
     region = _Region(groups=_locate([event for event in events if event.lastgroup in words]))
-    stated: dict[str, Any] = {}
+    stated: dict[str, Any] = {"no_reflow": True} if "mvo" in kinds else {}
     for event in events:
         if event.lastgroup == "segments":
             region.segments |= _segment_numbers(event[0])
@@ -604,13 +467,29 @@ def _region(clause: str, events: list[re.Match], text: str, sure: bool) -> _Regi
             pattern = {"m": "patchy", "p": "patchy", "d": "diffuse"}.get(event[0][0], "linear")
             stated = {"pattern": pattern} | stated
         elif event.lastgroup == "percent":
-            stated = _percentage(clause, event, sure) | stated
-    if "mvo" in kinds:
-        stated["no_reflow"] = True
+            stated = _percentage(event, sure) | stated
     if aetiology := _aetiology(text):
         stated["aetiology"] = aetiology
     region.details = stated
     return region
+
+
+def _statement(label: str, value: str, kind: str) -> str:
+    """Return what a field of a kind says, without a label that adds nothing."""
+    word = value.strip(" .").lower()
+    if word in _NO or (word in _YES and _DENYING.search(label)):
+        label, word = _DENYING.sub("", label), "absent"
+    else:
+        word = "present" if word in _YES else value
+    label = f"segment {label}" if label.isdigit() else label.rstrip(" ?")
+    if kind == "place" and word == value:
+        word = word.replace(",", f", {label} ")
+    named, said = _said(label), _said(word)
+    adds = {
+        "lge": bool(named & _DETAILS) or not said & (_PLACES | _SAID),
+        "lesion": "depth" not in named & said,
+    }
+    return f"{label}: {word}" if adds.get(kind, kind in ("place", "")) else word
 
 
 @dataclass
@@ -621,55 +500,28 @@ class _Reading:
     impression: list[_Region] = field(default_factory=list)
     causes: set[str] = field(default_factory=set)  # aetiologies in the conclusion
     kept: list[tuple[str, str]] = field(default_factory=list)  # (what it says, sentence)
-    new_scar: bool = False  # the next place starts a new scar
-    about: bool = True  # the last field was about late enhancement
     listed: bool = False  # the last field was a property of a scar
     follows: bool = False  # the last sentence was about it
 
     def take(self, sentence: Sentence) -> None:
         """Read a sentence."""
-        if re.fullmatch(r"(?i)\W*(?!segm|grade|aha)[a-z]+ #?(?:\d|[a-d]|i{1,3})\W*", sentence.text):
-            self.new_scar = not self.body or self.body[-1].placed
-            self.listed = True
-            self.kept.append(("", sentence.text))
+        label, value, kind = sentence.label, sentence.value, sentence.kind
+        if kind:
+            self.listed = kind in ("lge", "lesion", "place")
+        if kind == "outside" or (label and not value.strip(" -.")):
             return
-        if sentence.kind == "outside" or (sentence.label and not sentence.value.strip(" -.")):
-            if sentence.label and sentence.kind not in ("lesion", "place"):
-                self.about = sentence.kind not in ("organ", "outside")
-                self.listed = sentence.kind == "lge"
+        if label and not kind and self.listed:
+            said = _said(sentence.text)
+            kind = "lesion" if said & _DETAILS and not said & {"other", "organ", "mapping"} else ""
+        about = kind in ("lge", "lesion", "place")
+        rooted = any(map(sentence.text.lower().__contains__, _ROOTS))
+        if not (self.follows or about or kind == "conclusion" or rooted):
             return
-        if sentence.label and not sentence.kind and self.listed:
-            events = _kinds(list(_EVENT.finditer(_plain(sentence.text))))
-            if events & _DETAILS and not events & {"other", "organ", "mapping"}:
-                sentence = replace(sentence, kind="lesion")
-        if sentence.kind:
-            self.listed = sentence.kind in ("lge", "lesion", "place")
-        if sentence.kind == "lge" or (sentence.label and sentence.kind not in ("lesion", "place")):
-            self.about = sentence.kind not in ("organ", "outside")
-        needed = self.follows or sentence.kind in ("lge", "lesion", "place", "conclusion")
-        if not needed and not _rooted(sentence.text.lower()):
-            return
-        text, default = sentence.text, sentence.kind not in ("organ", "outside")
-        if sentence.label:
-            value = sentence.value.strip(" .").lower()
-            denied = value in _NO or (value in _YES and bool(_DENYING.search(sentence.label)))
-            word = "absent" if denied else "present" if value in _YES else sentence.value
-            label = _DENYING.sub("", sentence.label) if denied else sentence.label
-            label = f"segment {label}" if label.isdigit() else label.rstrip(" ?")
-            if sentence.kind == "place" and word == sentence.value and "," in word:
-                word = f", {label} ".join(word.split(","))
-            keep = sentence.kind in ("lesion", "place", "")
-            if sentence.kind == "lesion":  # a depth in the label and one in the value
-                both = [_kinds(list(_EVENT.finditer(_plain(part)))) for part in (label, word)]
-                keep = "depth" not in both[0] & both[1]
-            text = f"{label}: {word}" if keep else word
-            if sentence.kind == "lge":
-                text = _with_label(label, word)
-        elif sentence.kind == "organ":
-            default = True
-        context = default and self.about and sentence.kind in ("lge", "lesion", "place")
+        text = _statement(label, value, kind) if label else sentence.text
+        default = not label or kind != "organ"
+        context = default and about
         claims, cause = _claims(text, context, default)
-        concludes, says = sentence.kind == "conclusion", ""
+        concludes, says = kind == "conclusion", ""
         regions = self.impression if concludes else self.body
         for claim in claims:
             if claim.says in ("yes", "detail"):
@@ -682,14 +534,12 @@ class _Reading:
                     says, self.follows = "yes", True
             else:
                 says = says or claim.says
+        if cause and concludes and "no" not in {claim.says for claim in claims}:
+            self.causes.add(cause)
         if cause and not says and (self.follows or concludes):
-            if concludes:
-                self.causes.add(cause)
             if self.follows and regions:
                 regions[-1].absorb(_Region(details={"aetiology": cause}))
             says = "cause" if self.body else ""
-        elif cause and concludes and "no" not in {claim.says for claim in claims}:
-            self.causes.add(cause)
         self.follows = bool(says) if says != "mvo" else bool(regions)
         if self.follows:
             self.kept.append((says, sentence.text))
@@ -698,37 +548,24 @@ class _Reading:
         self, claim: _Claim, text: str, regions: list[_Region], context: bool
     ) -> list[_Region]:
         """Make scars of an affirming clause, or details of the last one; return them."""
-        parts: list = _parts(list(claim.events))
         taken: list[_Region] = []
-        strong_clause = claim.says == "yes"
         refers = bool(_RULES.refers.match(text))
+        parts = _parts(list(claim.events))
         for index, part in enumerate(parts):
             end = parts[index + 1][0].start() if index + 1 < len(parts) else part[-1].end()
+            words = part[0].string[part[0].start() : end]
             kinds = _kinds(part)
-            place = bool(kinds & _PLACES)
-            if (
-                kinds & {"other", "mapping"}
-                and "cue" not in kinds
-                and not (context and "depth" in kinds)
-            ):
+            if kinds & {"other", "mapping"} and not kinds & {"cue", "depth"}:
                 continue
-            strong = strong_clause and (
-                bool(kinds & {"cue", "yes"} or (context and "depth" in kinds))
-                or (place and (context or "depth" in kinds or index == 0))
-            )
-            region = _region(
-                part[0].string, part, part[0].string[part[0].start() : end], strong or context
-            )
-            last = regions[-1] if regions and not self.new_scar else None
+            strong = claim.says == "yes" and bool(kinds & ({"cue", "yes", "depth"} | _PLACES))
+            region = _region(part, words, strong or context)
+            last = regions[-1] if regions else None
             another = bool(last and region.placed and last.placed and not refers)
             if strong and (last is None or (another and not (context and region.completes(last)))):
                 regions.append(region)
-                self.new_scar = False
                 taken.append(region)
-            elif last is not None and (strong or self.follows or context or taken):
-                if not (strong or refers or context):
-                    region.segments, region.groups = set(), []
-                if region.placed or region.details:
+            elif last and (region.placed or region.details):
+                if strong or self.follows or context or taken:
                     last.absorb(region)
                     taken.append(last)
         return taken
@@ -745,45 +582,6 @@ class ReportReading:
 
 
 @lru_cache(maxsize=20_000)
-def _read(text: str) -> ReportReading:
-    reading = _Reading()
-    for sentence in sentences(text):
-        if sentence.kind != "ignore":
-            reading.take(sentence)
-    says = {said for said, _ in reading.kept}
-    regions = reading.body or reading.impression
-    causes = reading.causes - {"ischaemic", "non-ischaemic"} or reading.causes
-    if len(causes) == 1 and not any("aetiology" in region.details for region in regions):
-        for region in regions:
-            region.details["aetiology"] = next(iter(causes))
-    stated = {region.walls for region in regions if not region.bare}
-    regions = [  # without those that another one states more exactly
-        region
-        for region in regions
-        if not (region.bare and any(region.walls <= walls for walls in stated))
-    ]
-    depths = {region.details["depth"] for region in reading.impression if "depth" in region.details}
-    if len(depths) == 1 and not any("depth" in region.details for region in regions):
-        for region in regions:
-            region.details["depth"] = next(iter(depths))
-    found = [
-        (scar, each) for region in regions for scar in region.scars() for each in region.sentences
-    ]
-    states: Literal["yes", "no", "unsaid"] = "unsaid"
-    if found:
-        states = "yes"
-    elif (
-        "undone" not in says
-        and says & {"no", "doubt"}
-        and not (says >= {"undiagnostic"} and "no" not in says)
-    ):
-        states = "no"
-    denials = [(None, each) for said, each in reading.kept if said in ("no", "doubt")]
-    evidence = tuple(found or (denials if states == "no" else []))
-    statement = "\n".join(each for _, each in reading.kept)
-    return ReportReading(states, Findings(tuple(scar for scar, _ in found)), evidence, statement)
-
-
 def read(text: str) -> ReportReading:
     """Return all that a report says of late enhancement of the left ventricle. Never raises.
 
@@ -792,7 +590,31 @@ def read(text: str) -> ReportReading:
     A conclusion adds an aetiology to the scars in the body of the report, or replaces the body if
     that states no scar.
     """
-    return _read(str(text))
+    reading = _Reading()
+    for sentence in sentences(str(text)):
+        if sentence.kind != "ignore":
+            reading.take(sentence)
+    says = {said for said, _ in reading.kept}
+    regions = reading.body or reading.impression
+    causes = reading.causes - {"ischaemic", "non-ischaemic"} or reading.causes
+    if len(causes) == 1 and not any("aetiology" in region.details for region in regions):
+        for region in regions:
+            region.details["aetiology"] = next(iter(causes))
+    found = [
+        (scar, each) for region in regions for scar in region.scars() for each in region.sentences
+    ]
+    exact = {frozenset(scar.walls) for scar, _ in found if scar.levels or scar.depth}
+    found = [  # without those that another one states more exactly
+        (scar, each)
+        for scar, each in found
+        if scar.levels or scar.depth or not any(walls >= set(scar.walls or "?") for walls in exact)
+    ]
+    denied = bool(says & {"no", "doubt"}) and "undone" not in says
+    denials = [(None, each) for said, each in reading.kept if said in ("no", "doubt")]
+    evidence = tuple(found or (denials if denied else []))
+    statement = "\n".join(each for _, each in reading.kept)
+    states: Literal["yes", "no", "unsaid"] = "yes" if found else "no" if denied else "unsaid"
+    return ReportReading(states, Findings(tuple(scar for scar, _ in found)), evidence, statement)
 
 
 def read_report(text: str) -> Findings:

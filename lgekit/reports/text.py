@@ -15,41 +15,26 @@ from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
+from types import SimpleNamespace
 
 _TABLES = tomllib.loads(Path(__file__).with_name("layout.toml").read_text(encoding="utf-8"))
-ENCODED_LINE_END = re.compile(f"(?:{'|'.join(_TABLES['line_ends'])})\n?")
-_PLAIN_END = re.compile(r"\r\n?|[\v\f\x85\u2028\u2029]")
-_MARKUP = re.compile("|".join(_TABLES["markup"]))
 _CHARACTERS = str.maketrans(
     {old: new for new, olds in _TABLES["characters"].items() for old in olds}
 )
-_TICKED, _UNTICKED = ("|".join(_TABLES["boxes"][name]) for name in ("ticked", "unticked"))
-_BOX = re.compile(f"(?P<ticked>{_TICKED})|{_UNTICKED}")
 _REWRITES = [
     (re.compile(rule), word.replace("\\n", "\n"))
     for rule, word in (line.split(" => ") for line in _TABLES["rewrites"].strip("\n").split("\n"))
 ]
-_ABOUT, _TODAY = re.compile(_TABLES["about"]), re.compile(_TABLES["today"])
-_ROW_HEAD = re.compile(r"(?i)(?:aha |lv )?(?:segments?|walls?|regions?|territor\w+|levels?|sites?)")
-_NOW = re.compile(r"(?i)\b(?:today|current|now)\b[^.:\n]{0,20}:")
-_YEAR = re.compile(r"(?i)\b(?:(?:cmr|mri?|scan|study|exam\w*) )?\(?((?:19|20)\d\d)\)?:(?!\d)")
-_BULLET = re.compile(
-    r"^\s*(?:(?!->)[-*>+.#=]{1,3}(?:\s+|(?=[A-Z]))|[oO]\s+(?=[A-Z])|\(?\d{1,2}[.)]\s+)(?=\S)"
-)
 _LABEL = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["labels"].items())
 _LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
-_ANY_LABEL = re.compile(r"[A-Za-z][^:.;?!|]{0,58}\??$")
-_OPEN_END = re.compile(rf"(?i)(?:[,(/&]|\b(?:{'|'.join(_TABLES['open_end'])}))$")
-_SENTENCE_END = re.compile("|".join(_TABLES["sentence_end"]))
-_NUMBERING = re.compile(r"(?:^|(?<=[.;:]\s))\(?\d{1,2}[.)]\s+(?=[^\W\d])")
-_OPTIONS_END = re.compile(r"[;|]|\.(?=\s)")
-_DASHED = re.compile(r"([^:;.|]{2,60}?) - (?=\S)")
-_GOES_ON = re.compile(r"(?:to|of|in|at|by|on|for|from|with|is|are|was|were|as|that|than)\b")
-_RULE = set("|:+- ")
-_NEXT_CELL = re.compile(r"(?i)</t[dh]>\s*<t[dh]\b[^<>]{0,80}>")
+_RULE = SimpleNamespace(
+    **{name: re.compile("|".join(rules)) for name, rules in _TABLES["patterns"].items()}
+)
+ENCODED_LINE_END = _RULE.line_end
+_PIECE = re.compile(r"(?s).{1,1000}(?=\s|$)|.{1000}")  # of a sentence that lost its full stops
+_TABLE_RULE = set("|:+- ")
 _CODED = "\\<~¶[=%*#_/"  # one of these is in every encoded line end and mark
 _SECTIONS = ("ignore", "conclusion", "organ", "outside")
-_WORD_PART = re.compile(r"(?i)\b(?:" + "|".join(_TABLES["kept_hyphens"]) + ")-$")
 
 
 @dataclass(frozen=True)
@@ -70,26 +55,28 @@ def clean(text: str) -> str:
         except UnicodeError:
             pass
     text = html.unescape(text).translate(_CHARACTERS)
-    text = _PLAIN_END.sub("\n", text)
+    text = re.sub(r"\n{3,}", "\n\n", _RULE.plain_end.sub("\n", text))
     if any(sign in text for sign in _CODED):
-        ends = ENCODED_LINE_END.findall(text)
+        ends = _RULE.line_end.findall(text)
         if len(ends) > 1 and sum(end[-1:] == "\n" for end in ends) < 2:
             text = re.sub(r"(?<=\w-)\n(?=\w)", "", text)
             text = re.sub(r"\n(?!\n)", " ", text)  # only where an export wrapped its lines
-        text = _MARKUP.sub("", ENCODED_LINE_END.sub("\n", _NEXT_CELL.sub(" | ", text)))
-    text = "\n".join(_ticked(line) if _BOX.search(line) else line for line in text.split("\n"))
+        text = _RULE.markup.sub("", _RULE.line_end.sub("\n", _RULE.next_cell.sub(" | ", text)))
+    text = "\n".join(_ticked(line) if _RULE.box.search(line) else line for line in text.split("\n"))
     for rule, word in _REWRITES:
         text = rule.sub(word, text)
-    years = set(_YEAR.findall(text))
-    if len(years) < 2 and not (years and _NOW.search(text)):
+    years = set(_RULE.year.findall(text))
+    if len(years) < 2 and not (years and _RULE.now.search(text)):
         return text
-    latest = max(years) if len(years) > 1 else ""
-    return _YEAR.sub(lambda found: "\nToday:" if found[1] == latest else "\nPrior study:", text)
+    titles = dict.fromkeys(years, "\nPrior study:")
+    if len(years) > 1:
+        titles[max(years)] = "\nToday:"
+    return _RULE.year.sub(lambda found: titles[found[1]], text)
 
 
 def _ticked(line: str) -> str:
     """Keep the options of a line whose box is ticked; boxes precede options, or all follow."""
-    boxes = list(_BOX.finditer(line))
+    boxes = list(_RULE.box.finditer(line))
     start = line.rfind(":", 0, boxes[0].start()) + 1
     follow = (
         bool(line[start : boxes[0].start()].strip(" -")) and not line[boxes[-1].end() :].strip()
@@ -98,13 +85,13 @@ def _ticked(line: str) -> str:
     if not follow and not start:
         head = line[: boxes[0].start()].rstrip(" ?")
         line, start = f"{head}: {line[boxes[0].start() :]}", len(head) + 1
-        boxes = list(_BOX.finditer(line))
+        boxes = list(_RULE.box.finditer(line))
     for number, box in enumerate(boxes):
         if follow:
             option = line[boxes[number - 1].end() if number else start : box.start()]
         else:
             last = number + 1 == len(boxes)
-            after = _OPTIONS_END.search(line, box.end()) if last else boxes[number + 1]
+            after = _RULE.options_end.search(line, box.end()) if last else boxes[number + 1]
             end = after.start() if after else len(line)
             option = line[box.end() : end]
         kept += [option.strip(" |\t") or "yes"] if box["ticked"] else []
@@ -120,7 +107,7 @@ def _label(head: str, after: bool = False) -> tuple[int, str]:
     found = _LABEL_END.search(head)
     before = head[: found.start()] if found else ""
     alone = before.endswith("  ") or (after and before.strip().lower() == "no")
-    if not found or (not alone and _OPEN_END.search(before.rstrip()[-20:] or ".")):
+    if not found or (not alone and _RULE.open_end.search(before.rstrip()[-20:] or ".")):
         return 0, ""
     return len(head) - found.start(), next(k for k, words in found.groupdict().items() if words)
 
@@ -148,7 +135,7 @@ def _paragraphs(text: str) -> Iterator[list[str]]:
     """Yield the lines between empty lines and between rules of dashes."""
     for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip().strip(" =_-*#"))):
         if filled:
-            yield [line for line in lines if not ("--" in line and set(line) <= _RULE)]
+            yield [line for line in lines if not ("--" in line and set(line) <= _TABLE_RULE)]
 
 
 def _joined(lines: list[str]) -> Iterator[str]:
@@ -156,11 +143,12 @@ def _joined(lines: list[str]) -> Iterator[str]:
     width, whole, last = max(map(len, lines)), "", ""
     for line in lines:
         bare = line.strip()
-        listed = whole.lower().endswith((",", ";", " and", " or", " to"))
-        listed |= bare[:1].isdigit() and whole.lower().endswith((" segment", " segments"))
-        open_end = listed or whole[-1:] == ":" or bool(_OPEN_END.search(whole[-20:]))
+        end = whole[-20:].lower()
+        listed = end.endswith((",", ";", " and", " or", " to"))
+        listed |= bare[:1].isdigit() and end.endswith((" segment", " segments"))
+        open_end = listed or whole[-1:] == ":" or bool(_RULE.open_end.search(whole[-20:]))
         fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
-        item = bool(_BULLET.match(line)) or _starts_field(bare, fits)
+        item = bool(_RULE.bullet.match(line)) or _starts_field(bare, fits)
         if not whole:
             whole = bare
         elif (item and not listed) or "|" in line + last:
@@ -170,14 +158,14 @@ def _joined(lines: list[str]) -> Iterator[str]:
             yield whole
             whole = bare
         elif whole[-1] == "-" and whole[-2:-1].isalpha() and bare[0].isalpha():
-            whole = (whole if _WORD_PART.search(whole[-12:]) else whole[:-1]) + bare
+            whole = (whole if _RULE.word_part.search(whole[-12:]) else whole[:-1]) + bare
         else:
             new = fits if whole[-1] == "." else bare[1:2].islower() or (fits and not bare.isupper())
             if bare[0].isupper() and new and not open_end:
                 yield whole
                 whole = bare
             else:
-                apart = fits and not open_end and whole[-1] != "." and not _GOES_ON.match(bare)
+                apart = fits and not open_end and whole[-1] != "." and not _RULE.goes_on.match(bare)
                 apart &= not (whole[-1].isdigit() and bare[0].islower())
                 whole += (", " if apart else " ") + bare
         last = line
@@ -187,20 +175,20 @@ def _joined(lines: list[str]) -> Iterator[str]:
 def _starts_field(line: str, fits: bool) -> bool:
     """Tell whether a line begins with a label, or is a section head (never where a line wraps)."""
     head, colon, _ = line[:80].partition(":")
-    if (dash := _DASHED.match(line)) and _label(dash[1])[0] == len(dash[1]):
+    if (dash := _RULE.dashed.match(line)) and _label(dash[1])[0] == len(dash[1]):
         return True
     if not colon:
         title = fits or (line[1:2].islower() and " of " not in line)
         return title and len(line) < 50 and _label(line)[0] == len(line) and not line[0].islower()
     return bool(_label(head)[0] == len(head)) or (
-        line[0].isupper() and len(head.split()) <= 5 and bool(_ANY_LABEL.fullmatch(head))
+        line[0].isupper() and len(head.split()) <= 5 and bool(_RULE.any_label.fullmatch(head))
     )
 
 
 def _fields(line: str) -> Iterator[tuple[str, str, str]]:
     """Yield the (label, kind, value) in a line; known labels may stand anywhere in it."""
-    bare = _NUMBERING.sub("", _BULLET.sub("", line, count=1))
-    dash = _DASHED.match(bare)
+    bare = _RULE.numbering.sub("", _RULE.bullet.sub("", line, count=1))
+    dash = _RULE.dashed.match(bare)
     if dash and _label(dash[1])[0] == len(dash[1]):
         bare = f"{dash[1]}: {bare[dash.end() :]}"
     label = kind = ""
@@ -211,12 +199,12 @@ def _fields(line: str) -> Iterator[tuple[str, str, str]]:
         whole = (
             value == 0
             and len(head) == colon.start()
-            and bool(_ANY_LABEL.fullmatch(bare[: colon.start()]))
+            and bool(_RULE.any_label.fullmatch(bare[: colon.start()]))
         )
-        named = found in ("place", "lesion") and bool(_ABOUT.search(head))
+        named = found in ("place", "lesion") and bool(_RULE.about.search(head))
         if whole and (not length or named or (len(head.split()) < 4 and found not in _SECTIONS)):
             if length != colon.start():
-                found = "lge" if _ABOUT.search(bare[: colon.start()]) else found
+                found = "lge" if _RULE.about.search(bare[: colon.start()]) else found
             length = colon.start()
         if length and colon.start() - length >= value:
             before = bare[value : colon.start() - length].strip(" -;,(|")
@@ -241,7 +229,7 @@ def sentences(text: str) -> Iterator[Sentence]:
         content = False
         for is_table, rows in _tables(paragraph):
             if is_table:
-                yield from _table(rows, "lge" if _ABOUT.search(line) else section)
+                yield from _table(rows, "lge" if _RULE.about.search(line) else section)
                 line = ""
                 continue
             for line in _joined(rows):
@@ -253,7 +241,11 @@ def sentences(text: str) -> Iterator[Sentence]:
                     content = content or bool(value)
                     rest = "" if section == "lge" and not alone else section
                     for part in _divided(label, kind or section, rest, value):
-                        if part.kind == "ignore" and not part.label and _TODAY.search(part.text):
+                        if (
+                            part.kind == "ignore"
+                            and not part.label
+                            and _RULE.today.search(part.text)
+                        ):
                             section = ""  # no line end tells where a history ends
                         yield part if section or part.label else replace(part, kind="")
         if content and section != "conclusion":
@@ -264,11 +256,12 @@ def _divided(label: str, kind: str, rest: str, value: str) -> Iterator[Sentence]
     """Yield the sentences of a value; its first is of one kind, the others of another."""
     start = 0
     kind = kind if label else rest
-    for end in [*(found.end() for found in _SENTENCE_END.finditer(value)), len(value)]:
-        part, start = value[start:end].strip(), end
-        if part.strip(" .-*") or label:
-            yield Sentence(f"{label}: {part}".strip() if label else part, label, kind, part)
-            label, kind = "", rest
+    for end in [*(found.end() for found in _RULE.sentence_end.finditer(value)), len(value)]:
+        pieces, start = _PIECE.findall(value[start:end].strip()), end
+        for part in map(str.strip, pieces or [""]):
+            if part.strip(" .-*") or label:
+                yield Sentence(f"{label}: {part}".strip() if label else part, label, kind, part)
+                label, kind = "", rest
 
 
 def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
@@ -276,8 +269,8 @@ def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
     cells = [_cells(row) for row in rows]
     head, kinds = cells[0], [_label(cell)[1] for cell in cells[0]]
     named = sum(kind == "place" for kind in kinds[1:]) > 1
-    column = next((n for n, cell in enumerate(head) if n and _ABOUT.search(cell)), 0)
-    has_head = named or column or bool(_ROW_HEAD.fullmatch(head[0]))
+    column = next((n for n, cell in enumerate(head) if n and _RULE.about.search(cell)), 0)
+    has_head = named or column or bool(_RULE.row_head.fullmatch(head[0]))
     if has_head:
         text = " | ".join(head)
         yield Sentence(text, "", "lge" if column else section, text)
@@ -292,5 +285,5 @@ def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
             unit = "%" if "%" in head[column] and cell.strip("0") else ""
             yield Sentence(text, row[0], "place", cell + unit)
         else:
-            kind = _label(row[0])[1]
-            yield Sentence(text, row[0], kind or section, ", ".join(row[1:]))
+            kind = _label(row[0])[1] or section
+            yield from _divided(row[0], kind, kind, ", ".join(row[1:]))

@@ -1,4 +1,4 @@
-"""Write reports and texts in fixed words from findings; find identifiers in reports."""
+"""Write reports, training texts and prompts from findings; find identifiers in reports."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import numpy as np
 
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALL_WORDS, WALLS, Findings, Scar, draw_scar
+from lgekit.reports.reader import lge_statement, read_report
+from lgekit.reports.text import ENCODED_LINE_END
 
 _FOLDER = Path(__file__).parent
 PHRASES: dict[str, Any] = tomllib.loads((_FOLDER / "phrases.toml").read_text(encoding="utf-8"))
@@ -359,6 +361,77 @@ def corrupt_findings(findings: Findings, rng: np.random.Generator, rate: float) 
     return Findings((*others, *options[int(kind * len(options))]))
 
 
+# Encoded line ends, empty lines, line ends before bullets and fields, and full stops
+_SENTENCE_END = re.compile(
+    rf"{ENCODED_LINE_END.pattern}|\n\s*\n|\n(?=\s*(?:[-*•]|o )|[A-Z][^.:=\n]{{0,40}}[:=])"
+    r"|(?<=[.;!?])\s+(?=[A-Z\d+-])"
+)
+KINDS = ("presence", "wall", "level", "depth")
+
+
+def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
+    """Return the training texts of a report: first the fullest (the caption), then others.
+
+    Args:
+        mode: ``report``: the whole report. ``lge_statement``: its sentences on enhancement.
+            ``findings`` [O]: what `read_report` finds, in fixed words: all of it, and each wall,
+            level and depth alone. So studies share texts, and every prompt of `prompt_sets` is
+            a training text.
+    """
+    if mode == "report":
+        return (report.strip(),)
+    if mode == "lge_statement":
+        return (lge_statement(report).strip() or report.strip(),)
+    found = read_report(report)
+    if not found.present:
+        return (canonical_text(found),)
+    plain = [
+        replace(scar, transmurality=None, circumference=None, aetiology=None)
+        for scar in found.scars
+    ]
+    walls = [wall for wall in WALLS if wall in found.walls]
+    levels = [level for level in LEVELS if any(level in scar.levels for scar in found.scars)]
+    places = {"walls": walls, "levels": levels}
+    parts: list[dict[str, Any]] = [{name: one} for name, some in places.items() for one in some]
+    parts += [{name: some} for name, some in places.items() if some]
+    parts += [{"depth": scar.depth} for scar in found.scars if scar.depth]
+    texts = [canonical_text(Findings(tuple(plain))), *(_one_scar(**part) for part in parts)]
+    return tuple(dict.fromkeys(texts))
+
+
+def one_line(text: str) -> str:
+    """Text with single spaces in place of its line ends."""
+    return " ".join(text.split())
+
+
+def sentences(report: str) -> list[str]:
+    """Divide a report at full stops and line ends, without any knowledge of what it says."""
+    return [one_line(part) for part in _SENTENCE_END.split(report) if part.strip()]
+
+
+def _one_scar(**fields) -> str:
+    return canonical_text(Findings((Scar(**fields),)))
+
+
+def prompt_sets(mode: str = "findings") -> dict[str, dict[str, list[str]]]:
+    """Return prompts by kind (`KINDS`) and label, in the words of the mode's training texts."""
+    labels = {"wall": WALLS, "level": LEVELS, "depth": DEPTHS}
+    sets: dict[str, dict[str, list[str]]] = {}
+    if mode == "findings":
+        for kind, field in (("wall", "walls"), ("level", "levels"), ("depth", "depth")):
+            sets[kind] = {name: [_one_scar(**{field: name})] for name in labels[kind]}
+        positive = [text for texts in sets["wall"].values() for text in texts]
+        presence = {"positive": positive, "negative": [canonical_text(Findings())]}
+        return {"presence": presence, **sets}
+    lists = PHRASES["lists"]
+    sets["presence"] = {label: list(texts) for label, texts in lists["presence_prompts"].items()}
+    for kind, names in labels.items():
+        texts = lists[f"{kind}_prompts"]
+        sets[kind] = {name: [upper_first(text.format(name)) for text in texts] for name in names}
+    sets["level"]["apex"] = list(lists["apex_prompts"])
+    return sets
+
+
 _IDENTIFIERS = [
     (kind, re.compile(rule))
     for kind, rules in tomllib.loads((_FOLDER / "identifiers.toml").read_text("utf-8")).items()
@@ -366,22 +439,12 @@ _IDENTIFIERS = [
 ]
 
 
-def check_privacy(text: str) -> list[tuple[str, str]]:
-    """Return suspected identifiers in a report, in the order of the text.
+def find_identifiers(text: str) -> list[tuple[int, int, str]]:
+    """Return (start, end, kind) of suspected identifiers in a report, in the order of the text.
 
-    Returns:
-        (kind, excerpt): kind is ``name``, ``date``, ``id``, ``phone``, ``email`` or ``address``;
-        the excerpt is masked (letters x, digits 0, except the first character). An empty list does
-        not prove that the text is anonymous.
+    Kinds are ``name``, ``date``, ``id``, ``phone``, ``email`` and ``address``. An empty list does
+    not prove that the text is anonymous.
     """
-    return [
-        (kind, text[start] + re.sub(r"[^\W\d_]", "x", re.sub(r"\d", "0", text[start + 1 : end])))
-        for start, end, kind in _identifiers(text)
-    ]
-
-
-def _identifiers(text: str) -> list[tuple[int, int, str]]:
-    """Return (start, end, kind) of suspected identifiers, in the order of the text."""
     found: list[tuple[int, int, str]] = []
     for kind, rule in _IDENTIFIERS:
         for start, end in (match.span() for match in rule.finditer(text)):
@@ -392,19 +455,18 @@ def _identifiers(text: str) -> list[tuple[int, int, str]]:
 
 def without_identifiers(text: str) -> str:
     """Replace suspected identifiers by their kind: "[name]"."""
-    for start, end, kind in reversed(_identifiers(text)):
+    for start, end, kind in reversed(find_identifiers(text)):
         text = f"{text[:start]}[{kind}]{text[end:]}"
     return text
 
 
 def require_privacy(reports: Mapping[str, str]) -> None:
-    """Refuse reports, by study, in which :func:`check_privacy` suspects an identifier."""
-    found = {name: {kind for kind, _ in check_privacy(text)} for name, text in reports.items()}
+    """Refuse reports, by study, in which `find_identifiers` suspects an identifier."""
+    found = {name: {kind for *_, kind in find_identifiers(text)} for name, text in reports.items()}
     suspects = [name for name, kinds in found.items() if kinds]
     if suspects:
         more = f" (and {len(suspects) - 1} more studies)" if len(suspects) > 1 else ""
-        kinds = ", ".join(sorted(found[suspects[0]]))
-        problem = f"the report may identify a person: {kinds}{more}"
+        problem = f"the report may identify a person: {', '.join(sorted(found[suspects[0]]))}{more}"
         remedy = "De-identify it; or, where reports are safe, "
         remedy += "pass show_identifiers=True to session.cohort()"
         raise InputError(f"{suspects[0]}, report", problem, remedy)

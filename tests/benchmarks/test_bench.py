@@ -22,7 +22,7 @@ from lgekit.config import size_settings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
 from lgekit.findings import Findings, draw_scar
-from lgekit.reports.training_texts import report_texts
+from lgekit.reports.writer import report_texts
 from lgekit.scars.transforms import ScarPainter
 from lgekit.segmentation.train import fit_heart_network
 from lgekit.study import Cohort

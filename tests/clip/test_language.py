@@ -11,7 +11,7 @@ from lgekit.clip.model import pad_studies
 from lgekit.clip.train import fit
 from lgekit.config import make_settings
 from lgekit.findings import Findings
-from lgekit.reports.training_texts import one_line, sentences
+from lgekit.reports.writer import one_line, sentences
 from lgekit.study import Cohort, Study
 
 TINY = {"text": "report", "text_steps": 8, "text_width": 16, "text_layers": 1}

@@ -17,8 +17,7 @@ from lgekit.clip.zeroshot import (
 )
 from lgekit.findings import LEVELS, WALLS, Findings, Scar
 from lgekit.reports.reader import lge_statement, read_report
-from lgekit.reports.training_texts import prompt_sets, report_texts
-from lgekit.reports.writer import canonical_text, write_report
+from lgekit.reports.writer import canonical_text, prompt_sets, report_texts, write_report
 
 NEGATIVE, POSITIVE = TEXTS[:1], TEXTS[1:]
 PROMPTS = {
