@@ -18,7 +18,7 @@ _NAMES = {
     "anatomy.labels": "wall_depth",
     "anatomy.segments": "segment_map findings_from_labels",
     "reports.reader": "read_report lge_statement",
-    "reports.writer": "write_report canonical_text STYLES",
+    "reports.writer": "write_report canonical_text STYLES check_privacy without_identifiers",
     "reports.training_texts": "prompt_sets",
     "data.readers": "read_cohort check_cohort pretraining_specs",
     "data.manifest": "write_manifest",
@@ -39,7 +39,7 @@ _NAMES = {
 # Modules that notebooks use whole: `lk.plots.bulls_eye`.
 _MODULES = """viz.plots viz.describe viz.widgets viz.figures evaluation.metrics evaluation.scores
     evaluation.compare evaluation.baselines evaluation.realism clip.zeroshot grid.report
-    reports.tables reports.reader exercises"""
+    data.phantom reports.tables reports.reader exercises"""
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _HOME |= {module.rpartition(".")[2]: module for module in _MODULES.split()}
 
