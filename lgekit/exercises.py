@@ -60,9 +60,8 @@ def check_size(mine):
 @check
 def check_unsure(mine):
     """Notebook 00: a sentence on scar of the left ventricle that is not counted as scar."""
-    yield not lge_statement(mine), "the reader finds no sentence on late enhancement in it"
+    yield not lge_statement(mine.strip()), "the reader finds no sentence on late enhancement in it"
     yield read(mine).states == "yes", "the reader counts it as scar"
-    yield read(mine).states == "unsaid", "the reader finds nothing about the left ventricle in it"
 
 
 @check
