@@ -22,7 +22,7 @@ setup: .venv/installed     ## create the environment in .venv, with .venv/bin/lg
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch $@
 
-workbook: setup  ## run notebooks 00-07 in order (SIZE=smoke|laptop|paper COHORT=SPEC SEED=0)
+workbook: setup  ## run notebooks 00-08 in order (SIZE=smoke|laptop|paper COHORT=SPEC SEED=0)
 	$(BIN)/lgekit workbook --size $(SIZE) --seed $(SEED) $(if $(COHORT),--cohort "$(COHORT)")
 
 figures: setup   ## redraw figures/ from the CSV next to each figure

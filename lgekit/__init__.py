@@ -17,6 +17,7 @@ _NAMES = {
     "anatomy.segments": "segment_map findings_from_labels wall_depth",
     "reports.reader": "read_report lge_statement",
     "reports.writer": "write_report canonical_text prompt_sets report_texts STYLES",
+    "reports.text": "find_identifiers without_identifiers",
     "data.readers": "read_cohort check_cohort pretraining_specs",
     "data.manifest": "write_manifest",
     "data.phantom": "phantom_cohort",
@@ -37,7 +38,7 @@ _NAMES = {
 # Modules that notebooks use whole: `lk.plots.bulls_eye`.
 _MODULES = """viz.plots viz.describe viz.widgets viz.figures evaluation.metrics evaluation.scores
     evaluation.baselines evaluation.realism clip.zeroshot grid.report
-    reports.tables reports.reader exercises"""
+    data.phantom reports.tables reports.reader exercises"""
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 _HOME |= {module.rpartition(".")[2]: module for module in _MODULES.split()}
 

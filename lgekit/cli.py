@@ -303,7 +303,7 @@ def pull(repo: Repo, model_dir: NewFolder) -> None:
 def workbook(
     size: Size = "laptop", cohort: OwnCohort = "", seed: Seed = 0, only: Only = None
 ) -> None:
-    """Run the notebooks 00-07 in order; results in papermill_runs/workbook/ and figures/.
+    """Run the notebooks 00-08 in order; results in papermill_runs/workbook/ and figures/.
 
     Example: lgekit workbook --size smoke --only 05
     """

@@ -5,10 +5,13 @@ from functools import wraps
 
 import numpy as np
 
+from lgekit.data.manifest import COLUMNS, LANDMARK_COLUMNS
+from lgekit.data.readers import check_cohort
 from lgekit.findings import Findings, Scar
-from lgekit.reports.reader import read, read_report
+from lgekit.reports.reader import lge_statement, read, read_report
+from lgekit.reports.text import find_identifiers
 from lgekit.reports.writer import canonical_text
-from lgekit.study import Landmarks
+from lgekit.study import Landmarks, Study
 
 
 class Verdict(str):
@@ -29,11 +32,59 @@ def check(faults: Callable[..., Iterator[tuple[bool, str]]]) -> Callable[..., Ve
         try:
             return Verdict(next((words for wrong, words in faults(mine) if wrong), ""))
         except Exception as error:
-            if "ellipsis" in str(error):
+            if "ellipsis" in str(error).lower():
                 return Verdict("there is no answer in place of `...`")
             return Verdict(f"your answer stops the check with {type(error).__name__}: {error}")
 
     return checked
+
+
+@check
+def check_balanced(mine):
+    """Notebook 00: ``mine(truth, called)``, both bool arrays, is the balanced accuracy."""
+    found = mine(np.arange(10) < 8, np.arange(10) < 9)
+    yield np.isclose(found, 0.9), "that is the accuracy; count both classes alike"
+    yield not np.isclose(found, 0.75), f"shares of 1 and 0.5 give 0.75, not {found:.2f}"
+
+
+@check
+def check_size(mine):
+    """Notebook 00: ``mine(labels, spacing)`` is width and height of the LV in a slice, in mm."""
+    labels = np.zeros((9, 9), int)
+    labels[2:6, 3:5], labels[8, 8] = 2, 5
+    size = tuple(np.round(mine(labels, (1.0, 3.0)), 3).tolist())
+    yield size == (4, 2), "these are voxels; multiply by the spacing"
+    yield size == (7, 18), "code 5, the right ventricle, is not part of the LV"
+    yield size != (4, 6), f"4 x 2 voxels of 1 x 3 mm measure (4, 6) mm, not {size}"
+
+
+@check
+def check_unsure(mine):
+    """Notebook 00: a sentence on scar of the left ventricle that is not counted as scar."""
+    yield not lge_statement(mine.strip()), "the reader finds no sentence on late enhancement in it"
+    yield read(mine).states == "yes", "the reader counts it as scar"
+
+
+@check
+def check_null(mine):
+    """Notebook 01: ``mine(t1, loss)`` is the time (ms) at which the signal is 0."""
+    yield mine(400.0, 0.0) > 400, "at that time the signal is already positive"
+    yield abs(mine(400.0, 0.0) - 277.3) > 0.1, "without loss, the answer is T1 times the log of 2"
+    yield abs(mine(400.0, 0.2) - 235.1) > 0.1, "with a loss of 0.2, T1 = 400 ms is nulled at 235 ms"
+
+
+@check
+def check_rule(mine):
+    """Notebook 01: ``mine(study)`` is larger with scar, and the same at any gain of the scanner."""
+    labels = np.zeros((24, 24, 2), int)
+    labels[4:20, 4:20], labels[8:16, 8:16] = 2, 1
+    none = np.random.default_rng(0).normal(100, 5, labels.shape) + 200 * (labels == 1)
+    scar = none + 150 * ((labels == 2) & (np.arange(24)[:, None, None] < 7))
+    images, about = (none, scar, 3 * scar), {"spacing": (1.5, 1.5, 8), "labels": labels}
+    without, present, louder = (mine(Study.from_arrays("toy", each, **about)) for each in images)
+    yield not present > without, "a heart with scar must score higher than the same heart without"
+    words = "three times the gain changes the score; scale by blood and healthy wall first"
+    yield not np.isclose(present, louder, rtol=0.01), words
 
 
 @check
@@ -137,3 +188,28 @@ check_attention = examples(
     ((_SCORES[:, :2], _TRUE[:, :2]), 0.5, "equal scores get equal shares that sum to 1"),
     ((_SCORES, _TRUE), [[0.5, 0.5, 0]], "padding gets attention 0, whatever its score"),
 )
+
+
+@check
+def check_row(mine):
+    """Notebook 08: a row of a manifest with image, mask, report and patient."""
+    for name in ("study_id", "image", "labels", "report", "patient_id"):
+        yield not mine.get(name), f"the column {name!r} is missing or empty"
+    for name in set(mine) - {*COLUMNS, *LANDMARK_COLUMNS}:
+        yield True, f"{name!r} is not a column that is read"
+
+
+@check
+def check_mended(mine):
+    """Notebook 08: the SPEC of a cohort without faults."""
+    for fault in (faults := check_cohort(mine)):
+        yield True, f"{len(faults)} left; the first: {fault}"
+
+
+@check
+def check_clean(mine):
+    """Notebook 08: ``mine(text)`` is the text without identifiers, with its findings."""
+    cleaned = mine("Name: Joan Poe, MRN 5550123\nLate enhancement: scar of the lateral wall.")
+    for *_, kind in find_identifiers(cleaned):
+        yield True, f"a {kind} is still in it"
+    yield read(cleaned).states != "yes", "the scar of the lateral wall is gone"

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 NOTEBOOKS = tuple(
     """00_start_here 01_data_exploration 02_orientation_standardization 03_synthetic_scar_generation
-    04_pretraining 05_clip_captioning 06_ablations 07_paper_figures""".split()
+    04_pretraining 05_clip_captioning 06_ablations 07_paper_figures 08_your_own_data""".split()
 )
 STUDIES = {"smoke": 40, "laptop": 300, "paper": 965}  # of the phantom; 965 as in the paper [P]
 
@@ -263,7 +263,7 @@ class Session:
     def cohort(self, show_identifiers: bool = False) -> Cohort:
         """Read the cohort. Raises InputError if reports seem to hold names, dates or addresses."""
         from lgekit.data.readers import read_cohort
-        from lgekit.reports.writer import require_privacy
+        from lgekit.reports.text import require_privacy
 
         cohort = read_cohort(self.spec)
         if not show_identifiers:

@@ -11,10 +11,38 @@ import pytest
 import lgekit as lk
 from lgekit import exercises
 
-CHECKS = [name for name in vars(exercises) if name.startswith("check_")]
+CHECKS = [name for name, it in vars(exercises).items() if hasattr(it, "__wrapped__")]
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # Check → wrong answers, each with a word of the sentence that says what is wrong.
 WRONG = {
+    "check_balanced": [
+        (lambda truth, called: (truth == called).mean(), "both classes"),
+        (lambda truth, called: called[truth].mean(), "not 1.00"),
+    ],
+    "check_size": [
+        (lambda labels, spacing: (4, 2), "voxels"),
+        (lambda labels, spacing: (7, 18), "code 5"),
+        (lambda labels, spacing: (3, 3), "4 x 2 voxels"),
+    ],
+    "check_unsure": [
+        ("Normal lungs.", "no sentence"),
+        ("Transmural late enhancement of the lateral wall.", "counts it as scar"),
+    ],
+    "check_null": [
+        (lambda t1, loss: 2 * t1, "positive"),
+        (lambda t1, loss: t1 / 2, "log of 2"),
+        (lambda t1, loss: 277.26, "235 ms"),
+    ],
+    "check_rule": [
+        (lambda study: -study.pixels.max(), "score higher"),
+        (lambda study: study.pixels[study.label_map == 2].max(), "gain"),
+    ],
+    "check_row": [
+        ({"study_id": "a", "image": "a.nii.gz"}, "'labels'"),
+        (dict.fromkeys("study_id image labels report patient_id text".split(), "a"), "not a col"),
+    ],
+    "check_mended": [("manifest:absent.csv", "left|stops")],
+    "check_clean": [(lambda text: text, "still in it"), (lambda text: "", "is gone")],
     "check_misread": [
         (("No scar.", "maybe"), "'yes', 'no' or 'unsaid'"),
         (("Transmural scar of the lateral wall.", "yes"), "as you do"),

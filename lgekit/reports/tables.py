@@ -7,7 +7,7 @@ import pandas as pd
 
 from lgekit.findings import AETIOLOGIES, DEPTHS, LEVELS, WALLS
 from lgekit.reports.reader import read
-from lgekit.reports.writer import without_identifiers
+from lgekit.reports.text import without_identifiers
 from lgekit.study import SCARRED, Cohort
 
 COLUMNS = """study_id states walls segments levels depth transmurality no_reflow aetiology

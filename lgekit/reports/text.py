@@ -1,4 +1,4 @@
-"""Divide a report into its sentences, whatever layout and line ends it came in.
+"""Divide a report into its sentences, whatever layout and line ends it came in; find identifiers.
 
 Steps: one kind of line end, plain characters and tick boxes (`clean`); wrapped lines joined; tables
 read by cell; fields ("Label: value") and section heads; sentences.
@@ -9,13 +9,15 @@ from __future__ import annotations
 import html
 import re
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
+
+from lgekit.errors import InputError
 
 _TABLES = tomllib.loads(Path(__file__).with_name("layout.toml").read_text(encoding="utf-8"))
 _CHARACTERS = str.maketrans(
@@ -287,3 +289,45 @@ def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
         else:
             kind = _label(row[0])[1] or section
             yield from _divided(row[0], kind, kind, ", ".join(row[1:]))
+
+
+_IDENTIFIERS = [
+    (kind, re.compile(rule))
+    for kind, rules in tomllib.loads(
+        Path(__file__).with_name("identifiers.toml").read_text("utf-8")
+    ).items()
+    for rule in rules
+]
+
+
+def find_identifiers(text: str) -> list[tuple[int, int, str]]:
+    """Return (start, end, kind) of suspected identifiers in a report, in the order of the text.
+
+    Kinds are ``name``, ``date``, ``id``, ``phone``, ``email`` and ``address``. An empty list does
+    not prove that the text is anonymous.
+    """
+    found: list[tuple[int, int, str]] = []
+    for kind, rule in _IDENTIFIERS:
+        for start, end in (match.span() for match in rule.finditer(text)):
+            if all(end <= first or start >= last for first, last, _ in found):
+                found.append((start, end, kind))
+    return [identifier for identifier in sorted(found) if identifier[2] != "segments"]
+
+
+def without_identifiers(text: str) -> str:
+    """Replace suspected identifiers by their kind: "[name]"."""
+    for start, end, kind in reversed(find_identifiers(text)):
+        text = f"{text[:start]}[{kind}]{text[end:]}"
+    return text
+
+
+def require_privacy(reports: Mapping[str, str]) -> None:
+    """Refuse reports, by study, in which `find_identifiers` suspects an identifier."""
+    found = {name: {kind for *_, kind in find_identifiers(text)} for name, text in reports.items()}
+    suspects = [name for name, kinds in found.items() if kinds]
+    if suspects:
+        more = f" (and {len(suspects) - 1} more studies)" if len(suspects) > 1 else ""
+        problem = f"the report may identify a person: {', '.join(sorted(found[suspects[0]]))}{more}"
+        remedy = "De-identify it; or, where reports are safe, "
+        remedy += "pass show_identifiers=True to session.cohort()"
+        raise InputError(f"{suspects[0]}, report", problem, remedy)

@@ -1,4 +1,4 @@
-"""Write reports, training texts and prompts from findings; find identifiers in reports."""
+"""Write reports from findings, and training texts and prompts."""
 
 from __future__ import annotations
 
@@ -430,43 +430,3 @@ def prompt_sets(mode: str = "findings") -> dict[str, dict[str, list[str]]]:
         sets[kind] = {name: [upper_first(text.format(name)) for text in texts] for name in names}
     sets["level"]["apex"] = list(lists["apex_prompts"])
     return sets
-
-
-_IDENTIFIERS = [
-    (kind, re.compile(rule))
-    for kind, rules in tomllib.loads((_FOLDER / "identifiers.toml").read_text("utf-8")).items()
-    for rule in rules
-]
-
-
-def find_identifiers(text: str) -> list[tuple[int, int, str]]:
-    """Return (start, end, kind) of suspected identifiers in a report, in the order of the text.
-
-    Kinds are ``name``, ``date``, ``id``, ``phone``, ``email`` and ``address``. An empty list does
-    not prove that the text is anonymous.
-    """
-    found: list[tuple[int, int, str]] = []
-    for kind, rule in _IDENTIFIERS:
-        for start, end in (match.span() for match in rule.finditer(text)):
-            if all(end <= first or start >= last for first, last, _ in found):
-                found.append((start, end, kind))
-    return [identifier for identifier in sorted(found) if identifier[2] != "segments"]
-
-
-def without_identifiers(text: str) -> str:
-    """Replace suspected identifiers by their kind: "[name]"."""
-    for start, end, kind in reversed(find_identifiers(text)):
-        text = f"{text[:start]}[{kind}]{text[end:]}"
-    return text
-
-
-def require_privacy(reports: Mapping[str, str]) -> None:
-    """Refuse reports, by study, in which `find_identifiers` suspects an identifier."""
-    found = {name: {kind for *_, kind in find_identifiers(text)} for name, text in reports.items()}
-    suspects = [name for name, kinds in found.items() if kinds]
-    if suspects:
-        more = f" (and {len(suspects) - 1} more studies)" if len(suspects) > 1 else ""
-        problem = f"the report may identify a person: {', '.join(sorted(found[suspects[0]]))}{more}"
-        remedy = "De-identify it; or, where reports are safe, "
-        remedy += "pass show_identifiers=True to session.cohort()"
-        raise InputError(f"{suspects[0]}, report", problem, remedy)

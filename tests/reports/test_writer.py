@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from lgekit.findings import Findings, Scar, draw_findings
-from lgekit.reports.writer import PHRASES, find_identifiers, write_report
+from lgekit.reports.text import find_identifiers
+from lgekit.reports.writer import PHRASES, write_report
 
 HOSPITAL = ("narrative_sections", "bullets", "fields", "dictated", "encoded")
 SCAR = Scar(("inferior", "inferoseptal"), ("basal", "mid"), "subendocardial", 45, "RCA", True)
