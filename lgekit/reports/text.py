@@ -19,7 +19,12 @@ from types import SimpleNamespace
 
 from lgekit.errors import InputError
 
-_TABLES = tomllib.loads(Path(__file__).with_name("layout.toml").read_text(encoding="utf-8"))
+
+def _read(name: str) -> dict:
+    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+
+
+_TABLES = _read("layout.toml")
 _CHARACTERS = str.maketrans(
     {old: new for new, olds in _TABLES["characters"].items() for old in olds}
 )
@@ -292,11 +297,7 @@ def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
 
 
 _IDENTIFIERS = [
-    (kind, re.compile(rule))
-    for kind, rules in tomllib.loads(
-        Path(__file__).with_name("identifiers.toml").read_text("utf-8")
-    ).items()
-    for rule in rules
+    (kind, re.compile(rule)) for kind, rules in _read("identifiers.toml").items() for rule in rules
 ]
 
 

@@ -15,6 +15,7 @@ from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar, draw_findings
 from lgekit.reports import writer
 from lgekit.reports.reader import lge_statement, read_report, states_enhancement
+from lgekit.reports.text import find_identifiers, require_privacy, without_identifiers
 from lgekit.reports.writer import STYLES, canonical_text, prompt_sets, write_report
 
 EXACT = STYLES[:6]  # read back exactly; see `test_hospital_styles_are_read_back`
@@ -179,17 +180,17 @@ def test_noise_corrupts_the_stated_share():
 
 @pytest.mark.parametrize(("kind", "text"), TEXTS["identifiers"])
 def test_identifiers_are_found_and_masked(kind, text):
-    assert kind in [name for *_, name in text.find_identifiers(text)]
-    masked = text.without_identifiers(text).split()
+    assert kind in [name for *_, name in find_identifiers(text)]
+    masked = without_identifiers(text).split()
     assert not {"Smith", "Doe,", "2019.", "00123456", "5919", "0018"} & set(masked)
 
 
 def test_no_identifiers_are_found_in_ordinary_reports(written):
     for text in [report for *_, report in written] + [row["sentence"] for row in SENTENCES]:
-        assert not text.find_identifiers(text), text
+        assert not find_identifiers(text), text
 
 
 def test_a_cohort_with_an_identifier_is_refused():
     with pytest.raises(InputError, match=r"b, report: .*name.*\(and 1 more studies\)"):
-        text.require_privacy({"a": "No LGE.", "b": "Seen by Dr Smith.", "c": "MRN 00123456"})
-    text.require_privacy({"a": "No LGE."})
+        require_privacy({"a": "No LGE.", "b": "Seen by Dr Smith.", "c": "MRN 00123456"})
+    require_privacy({"a": "No LGE."})
