@@ -24,9 +24,9 @@ _NAMES = {
     "scars.transforms": "AddScar RandomScar",
     "segmentation.model": "HeartNetwork",
     "segmentation.train": """heart_network pretraining_cohorts evaluate_heart_network
-        crop_examples heart_loss""",
-    "clip.model": "build_coca",
-    "clip.data": "make_view batch_of",
+        crop_points draw_examples heart_loss""",
+    "clip.model": "build_coca ReportTokenizer",
+    "clip.data": "make_view view_grid batch_of",
     "clip.train": "contrastive_loss resumable",
     "clip.detector": "Detector segment_means",
     "clip.fit": "fit_detector pretrain_polar",

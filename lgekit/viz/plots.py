@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.transforms import Bbox
@@ -34,6 +35,8 @@ STYLE = {
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
 SKY, PINK = "#56B4E9", "#CC79A7"
 TISSUE_COLOURS = {CAVITY: SKY, MYOCARDIUM: GREEN, SCAR: ORANGE, NO_REFLOW: PINK, RV: BLUE}
+# Occlusion maps, to lay over a grey picture: transparent where nothing supports the sentence.
+EVIDENCE = LinearSegmentedColormap.from_list("evidence", ["#D81B6000", "#D81B60C0"])
 # Column and page width of a two-column journal in inches; the smallest letters have 6 points.
 COLUMN, PAGE = 3.4, 7.0
 FINE = 200  # dots per inch on screen for figures with many small images
@@ -119,8 +122,17 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
 
 def similarity_matrix(table: pd.DataFrame) -> Figure:
-    """Cosine similarity of studies (columns) and their texts (rows), before and after training."""
-    return show_images(table, 2, "cividis", "cosine similarity")
+    """Cosine similarity of studies (rows) and their texts, a `pixel_table`; dots: own text."""
+    figure, axes = plt.subplots(1, 2, figsize=(PAGE, 3.1), sharey=True)
+    for axis, (when, matrix) in zip(axes, images_from_table(table).items(), strict=True):
+        drawn = axis.imshow(matrix, cmap="cividis", vmin=-1, vmax=1)
+        own = range(len(matrix))
+        axis.plot(own, own, "o", color="white", markeredgecolor="black", markersize=4)
+        axis.set(title=f"{when} training", xlabel="text of study", xticks=own, yticks=own)
+        axis.set(xticklabels=(numbers := [n + 1 for n in own]), yticklabels=numbers)
+    axes[0].set_ylabel("study")
+    figure.colorbar(drawn, ax=axes, label="cosine similarity")
+    return closed(figure)
 
 
 def roc(curves: pd.DataFrame) -> Figure:
@@ -320,13 +332,24 @@ def slice_with_most_scar(study: Study) -> int:
 
 
 def pipeline(table: pd.DataFrame) -> Figure:
-    """The steps of the method on one study, from a `pixel_table`; the last is an occlusion map."""
+    """The steps of the method on one study in a row, from a `pixel_table`.
+
+    The last step, an occlusion map, is laid over the one before it; ``true scar`` is an outline.
+    """
     steps = images_from_table(table)
-    figure, axes = captioned([f"{n}. {name}" for n, name in enumerate(steps, 1)], 2, height=0.6)
-    for axis, (name, image) in zip(axes, steps.items(), strict=True):
-        drawn = _show(axis, image, "cividis" if name == list(steps)[-1] else "gray")
-        if image.shape[0] >= 2.5 * image.shape[1]:  # the wall, unrolled
-            name_walls(axis, image)
+    scar = steps.pop("true scar", None)  # unknown without a mask
+    reading, drop = steps.popitem()
+    ratios = [image.shape[0] / image.shape[1] for image in steps.values()]
+    figure, axes = plt.subplots(1, len(steps), figsize=(PAGE, 2.6), width_ratios=ratios)
+    for number, (axis, (name, image)) in enumerate(zip(axes, steps.items(), strict=True), 1):
+        _show(axis, image)
+        axis.set_title(f"{number}. {name}", fontsize=7)
+    axis.set_title("\n".join([axis.get_title(), *textwrap.wrap(reading, 76)]), fontsize=7)
+    drawn = _show(axis, drop, EVIDENCE, (0, max(drop.max(), 1e-3)))
+    if scar is not None:
+        axis.contour(scar.T, [0.5], colors=TISSUE_COLOURS[SCAR], linewidths=1)
+    if ratios[-1] > 2:  # the wall, unrolled
+        name_walls(axis, image)
     bar = figure.colorbar(drawn, ax=axis, location="bottom", shrink=0.6, aspect=30)
     bar.set_label("drop in score when occluded (logits)", fontsize=6)
     bar.ax.tick_params(labelsize=6)

@@ -97,6 +97,26 @@ def test_long_captions_are_whole_and_touch_nothing(columns):
     assert not [pair for pair in itertools.combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
+def test_the_pipeline_lays_evidence_and_true_scar_over_the_unrolled_wall():
+    wall, drop = np.random.default_rng(0).normal(size=(2, 48, 16))
+    steps = {"as stored": np.eye(9), "unrolled": wall, "read as: scar": drop}
+    figure = plots.pipeline(plots.pixel_table(steps | {"true scar": drop > 1}))
+    names = [axis.get_title() for axis in figure.axes]
+    assert names == ["1. as stored", "2. unrolled\nread as: scar", ""]
+    for image, wanted in zip(figure.axes[1].images, (wall, drop), strict=True):
+        np.testing.assert_allclose(image.get_array(), wanted.T)
+    assert to_hex(figure.axes[1].collections[0].get_edgecolor()[0]) == plots.ORANGE.lower()
+
+
+def test_the_similarity_matrix_has_studies_as_rows_and_marks_their_own_texts():
+    matrices = np.random.default_rng(0).uniform(-1, 1, (2, 3, 3))
+    table = plots.pixel_table(dict(zip(("before", "after"), matrices, strict=True)))
+    for axis, matrix in zip(plots.similarity_matrix(table).axes, matrices, strict=False):
+        np.testing.assert_allclose(axis.images[0].get_array(), matrix)
+        assert axis.lines[0].get_xydata().tolist() == [[0, 0], [1, 1], [2, 2]]
+        assert [label.get_text() for label in axis.get_xticklabels()] == ["1", "2", "3"]
+
+
 def test_each_label_has_its_colour():
     labels = np.zeros((60, 60, 2), np.uint8)
     labels[20:40, 20:40], labels[25:35, 25:35], labels[20:25, 20:25] = 2, 1, 3
