@@ -350,7 +350,7 @@ def pipeline(table: pd.DataFrame) -> Figure:
         axis.contour(scar.T, [0.5], colors=TISSUE_COLOURS[SCAR], linewidths=1)
     if ratios[-1] > 2:  # the wall, unrolled
         name_walls(axis, image)
-    bar = figure.colorbar(drawn, ax=axis, location="bottom", shrink=0.6, aspect=30)
+    bar = figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, aspect=30)
     bar.set_label("drop in score when occluded (logits)", fontsize=6)
     bar.ax.tick_params(labelsize=6)
     return closed(figure)
