@@ -59,7 +59,7 @@ def whiskers(table: pd.DataFrame) -> np.ndarray:
 
 
 def _show(
-    axis: Axes, image: np.ndarray, cmap: str = "gray", limits: Any = None, aspect: float = 1
+    axis: Axes, image: np.ndarray, cmap: Any = "gray", limits: Any = None, aspect: float = 1
 ) -> AxesImage:
     """Draw an image ``(X, Y)`` pixel by pixel; ``limits``: darkest and brightest value."""
     low, high = np.nanpercentile(image, [1, 99.5]) if limits is None else limits
@@ -350,9 +350,8 @@ def pipeline(table: pd.DataFrame) -> Figure:
         axis.contour(scar.T, [0.5], colors=TISSUE_COLOURS[SCAR], linewidths=1)
     if ratios[-1] > 2:  # the wall, unrolled
         name_walls(axis, image)
-    bar = figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, aspect=30)
-    bar.set_label("drop in score when occluded (logits)", fontsize=6)
-    bar.ax.tick_params(labelsize=6)
+    label = "drop in score when occluded (logits)"
+    figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, aspect=30, label=label)
     return closed(figure)
 
 
