@@ -155,7 +155,6 @@ def pretrain_polar(
     """
     images, device = batch.images[batch.mask], batch.images.device
     reach = (EVEN_INSIDE, EVEN_OUTSIDE) if settings.masks == "predicted" else (INSIDE, OUTSIDE)
-    half = cache.trains_in_bfloat16(device, settings.bfloat16)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         encoder = PolarEncoder(settings.polar_channels)
@@ -172,7 +171,7 @@ def pretrain_polar(
         for _ in tqdm(range(rounds), "polar pretraining", leave=False, disable=not progress):
             for index in torch.randperm(len(images)).split(size):
                 pictures, classes = warp(images[index.to(device)], reach, generator)
-                with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                     logits = in_parts(lambda part: head(encoder.body(part)), pictures).float()
                 loss = F.cross_entropy(logits, classes)
                 optimizer.zero_grad()

@@ -224,7 +224,6 @@ def train_epoch(
     device = data.tokens.device
     torch.manual_seed(settings.seed * 100_003 + epoch * 101)  # dropout
     generator = torch.Generator(device).manual_seed(settings.seed * 100_003 + epoch)  # augmentation
-    half = cache.trains_in_bfloat16(device, settings.bfloat16)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     batches = epoch_batches(epoch, data.real, data.texts, settings)
     total = torch.zeros(2, device=device)
@@ -243,7 +242,7 @@ def train_epoch(
             text = text[:, : int(text.any(0).sum())]
         studies = data.studies.rows(torch.from_numpy(index).to(device))
         studies = augment(studies, settings, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             out = model(studies, text, text_of, *caption_of)
         if data.embedded is not None:
             text_of = torch.from_numpy(chosen).to(device)
