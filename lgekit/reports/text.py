@@ -70,8 +70,11 @@ def clean(text: str) -> str:
             text = re.sub(r"\n(?!\n)", " ", text)  # only where an export wrapped its lines
         text = _RULE.markup.sub("", _RULE.line_end.sub("\n", _RULE.next_cell.sub(" | ", text)))
     text = "\n".join(_ticked(line) if _RULE.box.search(line) else line for line in text.split("\n"))
+    text = _RULE.series.sub(lambda found: _RULE.values.sub(_by_segment, found[0]), text)
     for rule, word in _REWRITES:
         text = rule.sub(word, text)
+    if not _RULE.punctuation.search(text):
+        text = _RULE.spoken.sub(". ", text)
     years = set(_RULE.year.findall(text))
     if len(years) < 2 and not (years and _RULE.now.search(text)):
         return text
@@ -79,6 +82,15 @@ def clean(text: str) -> str:
     if len(years) > 1:
         titles[max(years)] = "\nToday:"
     return _RULE.year.sub(lambda found: titles[found[1]], text)
+
+
+def _by_segment(found: re.Match) -> str:
+    """Return "mid (7-12): 0 75 0 ..." as a line for each segment; as it is where they differ in number."""
+    first, values = int(found["first"]), found["values"].split()
+    if first + len(values) - 1 != int(found["last"] or first):
+        return found[0]
+    words = [f"{value}%" if value.isdigit() and int(value) > 4 else value for value in values]
+    return "\n".join(f"segment {segment}: {word}" for segment, word in enumerate(words, first))
 
 
 def _ticked(line: str) -> str:
