@@ -142,6 +142,8 @@ def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], star
         if before <= _PLACES | {"lv", "imaging"}:  # "Septum, apex and lateral wall are free", or ":"
             told = end.string[: end.start()].rstrip().endswith(":")
             return sign == "," and signs <= {","} and not told
+        if "lv" in _kinds(listed):  # "…, the other walls are free"
+            return listed[0].lastgroup == "lv"
         return sign == "," or "," not in signs
     if next((event.lastgroup for event in right if event.lastgroup != "present"), "") == "no":
         return sign != "with" or not before <= _PLACES  # "The apex is alive, with no scar"

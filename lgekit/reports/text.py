@@ -292,7 +292,7 @@ def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
     has_head = named or column or bool(_RULE.row_head.fullmatch(head[0]))
     if has_head:
         text = " | ".join(head)
-        yield Sentence(text, "", "lge" if column else section, text)
+        yield Sentence(text, "", "lge" if column else "ignore" if named else section, text)
     for row in cells[1 if has_head else 0 :]:
         text = " | ".join(row)
         row[0] = re.sub(r"^\d+ (?=\D)", "", row[0])
