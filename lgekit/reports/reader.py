@@ -139,7 +139,10 @@ def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], star
     listed, end = _list(events, start)
     if end and before and listed and listed[-1].lastgroup != "soft":
         signs = {event[0] for event in listed if event.lastgroup == "soft"}
-        if before <= _PLACES | {"lv", "imaging"}:  # "Septum, apex and lateral wall are free", or ":"
+        if before <= _PLACES | {
+            "lv",
+            "imaging",
+        }:  # "Septum, apex and lateral wall: free"
             told = end.string[: end.start()].rstrip().endswith(":")
             return sign == "," and signs <= {","} and not told
         if "lv" in _kinds(listed):  # "…, the other walls are free"

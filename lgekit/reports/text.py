@@ -85,7 +85,7 @@ def clean(text: str) -> str:
 
 
 def _by_segment(found: re.Match) -> str:
-    """Return "mid (7-12): 0 75 0 ..." as a line for each segment; as it is where they differ in number."""
+    """Give each value of "mid (7-12): 0 75 0 …" a line with its segment, if their number fits."""
     first, values = int(found["first"]), found["values"].split()
     if first + len(values) - 1 != int(found["last"] or first):
         return found[0]
