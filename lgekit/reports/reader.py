@@ -136,17 +136,14 @@ def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], star
     """Tell whether what follows a comma, "and" or "with" has a polarity of its own."""
     right = _reach(events, start, ("soft", "hard", "except"))
     before, after = _kinds(left) - {"soft"}, _kinds(right)
-    listed, end = _list(events, start)
-    if end and before and listed and listed[-1].lastgroup != "soft":
-        signs = {event[0] for event in listed if event.lastgroup == "soft"}
-        if before <= _PLACES | {
-            "lv",
-            "imaging",
-        }:  # "Septum, apex and lateral wall: free"
+    ahead, end = _list(events, start)
+    if end and before and ahead and ahead[-1].lastgroup != "soft":
+        signs = {event[0] for event in ahead if event.lastgroup == "soft"}
+        if before <= _PLACES | {"lv", "imaging"}:  # "Septum and apex: free"
             told = end.string[: end.start()].rstrip().endswith(":")
             return sign == "," and signs <= {","} and not told
-        if "lv" in _kinds(listed):  # "…, the other walls are free"
-            return listed[0].lastgroup == "lv"
+        if "lv" in _kinds(ahead):  # "…, the other walls are free"
+            return ahead[0].lastgroup == "lv"
         return sign == "," or "," not in signs
     if next((event.lastgroup for event in right if event.lastgroup != "present"), "") == "no":
         return sign != "with" or not before <= _PLACES  # "The apex is alive, with no scar"
