@@ -184,7 +184,8 @@ def _joined(lines: list[str]) -> Iterator[str]:
                 yield whole
                 whole = bare
             else:
-                apart = fits and not open_end and whole[-1] != "." and not _RULE.goes_on.match(bare)
+                apart = fits and not open_end and not _RULE.goes_on.match(bare)
+                apart &= whole[-1] not in ".-"
                 apart &= not (whole[-1].isdigit() and bare[0].islower())
                 whole += (", " if apart else " ") + bare
         last = line
