@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import groupby, pairwise
+from itertools import groupby, pairwise, takewhile
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -124,12 +124,29 @@ def _reach(events: list[re.Match], start: int, ends: tuple[str, ...]) -> list[re
     return events[start:]
 
 
+def _list(events: list[re.Match], start: int) -> tuple[list[re.Match], re.Match | None]:
+    """Return the list of places from ``start``, and the denial that follows it."""
+    places = _PLACES | {"lv", "soft", "or"}
+    listed = list(takewhile(lambda event: event.lastgroup in places, events[start : start + 40]))
+    after = events[start + len(listed) : start + len(listed) + 1]
+    return listed, next((event for event in after if event.lastgroup in ("absent", "fine")), None)
+
+
 def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], start: int) -> bool:
     """Tell whether what follows a comma, "and" or "with" has a polarity of its own."""
     right = _reach(events, start, ("soft", "hard", "except"))
     before, after = _kinds(left) - {"soft"}, _kinds(right)
+    ahead, end = _list(events, start)
+    if end and before and ahead and ahead[-1].lastgroup != "soft":
+        signs = {event[0] for event in ahead if event.lastgroup == "soft"}
+        if before <= _PLACES | {"lv", "imaging"}:  # "Septum and apex: free"
+            told = end.string[: end.start()].rstrip().endswith(":")
+            return sign == "," and signs <= {","} and not told
+        if "lv" in _kinds(ahead):  # "…, the other walls are free"
+            return ahead[0].lastgroup == "lv"
+        return sign == "," or "," not in signs
     if next((event.lastgroup for event in right if event.lastgroup != "present"), "") == "no":
-        return True
+        return sign != "with" or not before <= _PLACES  # "The apex is alive, with no scar"
     thing = after & (_PLACES | {"cue", "other", "mvo", "organ", "lv", "imaging"})
     if after & {"absent", "fine", "denial"} and thing:
         return "cue" not in after
@@ -302,8 +319,9 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
         return (), None
     clauses = _clauses(plain)
     claims: list[_Claim] = []
+    told = False  # the clause before was about an earlier enhancement
     for number, (events, exception) in enumerate(clauses):
-        implied = context
+        implied = context or told
         if exception:  # the opposite of what it is an exception from
             whole: Sequence[_Claim | None] = claims[-1:]
             if not whole and number + 1 < len(clauses):
@@ -313,6 +331,7 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
             implied = True
         if claim := _claim(plain, events, implied, default):
             claims.append(claim)
+        told = "cue" in _kinds(events) and not claim and bool(_RULES.earlier.search(plain))
     cause = _aetiology(plain)
     if cause:
         parts = re.split(r"[;,]|->|\b(?:but|and|with)\b", plain)
@@ -486,7 +505,7 @@ def _statement(label: str, value: str, kind: str) -> str:
         word = word.replace(",", f", {label} ")
     named, said = _said(label), _said(word)
     adds = {
-        "lge": bool(named & _DETAILS) or not said & (_PLACES | _SAID),
+        "lge": bool(named & (_DETAILS | {"no"})) or not said & (_PLACES | _SAID),
         "lesion": "depth" not in named & said,
     }
     return f"{label}: {word}" if adds.get(kind, kind in ("place", "")) else word
@@ -508,7 +527,7 @@ class _Reading:
         label, value, kind = sentence.label, sentence.value, sentence.kind
         if kind:
             self.listed = kind in ("lge", "lesion", "place")
-        if kind == "outside" or (label and not value.strip(" -.")):
+        if kind == "outside" or (label and not value.strip(" ." if kind == "place" else " -.")):
             return
         if label and not kind and self.listed:
             said = _said(sentence.text)
@@ -600,6 +619,10 @@ def read(text: str) -> ReportReading:
     if len(causes) == 1 and not any("aetiology" in region.details for region in regions):
         for region in regions:
             region.details["aetiology"] = next(iter(causes))
+    depths = {region.details["depth"] for region in reading.impression if "depth" in region.details}
+    if len(depths) == 1 and not any("depth" in region.details for region in regions):
+        for region in regions:
+            region.details["depth"] = next(iter(depths))
     found = [
         (scar, each) for region in regions for scar in region.scars() for each in region.sentences
     ]

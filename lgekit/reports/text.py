@@ -70,8 +70,11 @@ def clean(text: str) -> str:
             text = re.sub(r"\n(?!\n)", " ", text)  # only where an export wrapped its lines
         text = _RULE.markup.sub("", _RULE.line_end.sub("\n", _RULE.next_cell.sub(" | ", text)))
     text = "\n".join(_ticked(line) if _RULE.box.search(line) else line for line in text.split("\n"))
+    text = _RULE.series.sub(lambda found: _RULE.values.sub(_by_segment, found[0]), text)
     for rule, word in _REWRITES:
         text = rule.sub(word, text)
+    if not _RULE.punctuation.search(text):
+        text = _RULE.spoken.sub(". ", text)
     years = set(_RULE.year.findall(text))
     if len(years) < 2 and not (years and _RULE.now.search(text)):
         return text
@@ -79,6 +82,15 @@ def clean(text: str) -> str:
     if len(years) > 1:
         titles[max(years)] = "\nToday:"
     return _RULE.year.sub(lambda found: titles[found[1]], text)
+
+
+def _by_segment(found: re.Match) -> str:
+    """Give each value of "mid (7-12): 0 75 0 …" a line with its segment, if their number fits."""
+    first, values = int(found["first"]), found["values"].split()
+    if first + len(values) - 1 != int(found["last"] or first):
+        return found[0]
+    words = [f"{value}%" if value.isdigit() and int(value) > 4 else value for value in values]
+    return "\n".join(f"segment {segment}: {word}" for segment, word in enumerate(words, first))
 
 
 def _ticked(line: str) -> str:
@@ -172,7 +184,8 @@ def _joined(lines: list[str]) -> Iterator[str]:
                 yield whole
                 whole = bare
             else:
-                apart = fits and not open_end and whole[-1] != "." and not _RULE.goes_on.match(bare)
+                apart = fits and not open_end and not _RULE.goes_on.match(bare)
+                apart &= whole[-1] not in ".-"
                 apart &= not (whole[-1].isdigit() and bare[0].islower())
                 whole += (", " if apart else " ") + bare
         last = line
@@ -280,7 +293,7 @@ def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
     has_head = named or column or bool(_RULE.row_head.fullmatch(head[0]))
     if has_head:
         text = " | ".join(head)
-        yield Sentence(text, "", "lge" if column else section, text)
+        yield Sentence(text, "", "lge" if column else "ignore" if named else section, text)
     for row in cells[1 if has_head else 0 :]:
         text = " | ".join(row)
         row[0] = re.sub(r"^\d+ (?=\D)", "", row[0])
