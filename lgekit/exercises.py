@@ -5,8 +5,10 @@ from functools import wraps
 
 import numpy as np
 
+from lgekit.config import size_settings
 from lgekit.data.manifest import COLUMNS, LANDMARK_COLUMNS
 from lgekit.data.readers import check_cohort
+from lgekit.evaluation.metrics import ROWS
 from lgekit.findings import Findings, Scar
 from lgekit.reports.reader import lge_statement, read, read_report
 from lgekit.reports.text import find_identifiers
@@ -188,6 +190,29 @@ check_attention = examples(
     ((_SCORES[:, :2], _TRUE[:, :2]), 0.5, "equal scores get equal shares that sum to 1"),
     ((_SCORES, _TRUE), [[0.5, 0.5, 0]], "padding gets attention 0, whatever its score"),
 )
+# Notebook 06: ``mine(width, accuracy)`` patients, ``mine(first, second)`` is McNemar's exact p.
+check_patients = examples(
+    ((0.196, 0.5), 100, "at accuracy 0.5, 100 patients make a width of 0.196"),
+    ((0.098, 0.8), 256, "half the width needs four times the patients"),
+)
+check_mcnemar = examples(
+    ((3, 3), 1, "three against three is what chance expects: p is 1, and never more"),
+    ((0, 6), 1 / 32, "six coins fall alike, on either side, in one of 32 cases"),
+    ((7, 1), 9 / 128, "7 against 1 counts 8 against 0 too, which is further out"),
+)
+# Notebook 07: ``mine(false positive rates, sensitivities)``.
+check_area = examples(
+    (([0, 1], [0, 1]), 0.5, "the area under the diagonal is 0.5"),
+    (([0, 0.2, 1], [0, 0.8, 1]), 0.8, "the points are not evenly spaced: use trapezoids"),
+)
+
+
+@check
+def check_own_row(mine):
+    """Notebook 06: settings that are no row of the ablations yet."""
+    changed = size_settings("laptop", **mine) != size_settings("laptop")
+    yield not changed, "it changes nothing: it is the full method"
+    yield mine in ROWS.values(), "the grid has this row already"
 
 
 @check

@@ -37,6 +37,21 @@ WRONG = {
         (lambda study: -study.pixels.max(), "score higher"),
         (lambda study: study.pixels[study.label_map == 2].max(), "gain"),
     ],
+    "check_patients": [(lambda width, accuracy: 19.6 / width, "four times")],
+    "check_mcnemar": [
+        (lambda first, second: 2 * (first == second), "never more"),
+        (
+            lambda a, b: 1 if a == b else 2 / 2 ** (a + b),
+            "8 against 0",
+        ),
+    ],
+    "check_own_row": [
+        ({}, "the full method"),
+        ({"caption_weight": 1.0}, "the full method"),
+        ({"caption_weight": 0}, "already"),
+        ({"caption_wieght": 0}, "caption_wieght"),
+    ],
+    "check_area": [(lambda x, y: np.mean(y), "trapezoids")],
     "check_row": [
         ({"study_id": "a", "image": "a.nii.gz"}, "'labels'"),
         (dict.fromkeys("study_id image labels report patient_id text".split(), "a"), "not a col"),
