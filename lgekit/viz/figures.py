@@ -72,9 +72,7 @@ def redraw(folder: Path, source: Path | None = None) -> list[Path]:
             place = folder if source else file.parent
             made.append(plots.save_figure(draw(name, table), place, name, table, caption))
     if not made:
-        raise InputError(
-            source or folder, "contains no figure", "Run the workbook first: make workbook"
-        )
+        raise InputError(folder, "contains no figure", "Run the workbook first: make workbook")
     return made
 
 
