@@ -112,7 +112,7 @@ def check(spec: Spec) -> None:
         typer.echo(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
         raise typer.Exit(1)
     studies = lk.read_cohort(spec)
-    typer.echo(f"no faults; {lk.describe.cohort_summary(studies)}")
+    typer.echo(f"no faults; {lk.tables.cohort_summary(studies)}")
     states = report_states(studies)
     said = [f"{(states['report'] == word).sum()} {word}" for word in ("yes", "no", "unsaid")]
     typer.echo(f"late enhancement, by the reports: {', '.join(said)}")
@@ -212,7 +212,7 @@ def fit(
     refuse_existing(model_dir)
     studies = lk.read_cohort(spec)
     further = lk.pretraining_cohorts(studies, spec, pretrain_on)
-    typer.echo(lk.describe.cohort_summary(studies))
+    typer.echo(lk.tables.cohort_summary(studies))
     sources = ["masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
     typer.echo(f"Heart network: {', '.join(sources)}.")
     with lk.resumable(studies, settings, all_studies, *further) as checkpoints:
@@ -267,7 +267,7 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
         together = "studies of the splits train and test are scored together"
         remedy = "if the model was trained on this cohort, give --split test"
         warnings.warn(f"{together}: {remedy}", stacklevel=1)
-    typer.echo(f"{len(table)} predictions; {lk.describe.cohort_summary(studies)}")
+    typer.echo(f"{len(table)} predictions; {lk.tables.cohort_summary(studies)}")
     scores = lk.score_table(table, studies)
     shown = scores.dropna(subset="value")
     typer.echo(shown.to_string(float_format="{:.2f}".format, na_rep=""))

@@ -16,13 +16,12 @@ NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # Check → wrong answers, each with a word of the sentence that says what is wrong.
 WRONG = {
     "check_balanced": [
-        (lambda truth, called: (truth == called).mean(), "give 0.75"),
-        (lambda truth, called: called[truth].mean(), "give 0.75"),
+        (lambda truth, called: (truth == called).mean(), "both classes"),
+        (lambda truth, called: called[truth].mean(), "gives 1.0"),
     ],
     "check_size": [
-        (lambda labels, spacing: (4, 2), "voxels"),
-        (lambda labels, spacing: (7, 18), "code 5"),
-        (lambda labels, spacing: (3, 3), "4 x 2 voxels"),
+        (lambda labels, spacing: (4, 2), "4 x 2 voxels"),
+        (lambda labels, spacing: (4, 6) if labels.shape[1] < 9 else (7, 18), "code 5"),
     ],
     "check_unsure": [
         ("Normal lungs.", "no sentence"),
