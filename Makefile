@@ -4,6 +4,7 @@ SIZE ?= laptop
 COHORT ?=
 SEED ?= 0
 MODEL_DIR ?=
+SOURCE ?=
 export LGEKIT_CACHE ?= $(CURDIR)/papermill_runs/.cache
 BIN := .venv/bin
 
@@ -25,8 +26,8 @@ setup: .venv/installed     ## create the environment in .venv, with .venv/bin/lg
 workbook: setup  ## run notebooks 00-08 in order (SIZE=smoke|laptop|paper COHORT=SPEC SEED=0)
 	$(BIN)/lgekit workbook --size $(SIZE) --seed $(SEED) $(if $(COHORT),--cohort "$(COHORT)")
 
-figures: setup   ## redraw figures/ from the CSV next to each figure
-	$(BIN)/lgekit figures
+figures: setup   ## redraw figures/ from their CSV files, or renew them (SOURCE=papermill_runs/workbook/figures)
+	$(BIN)/lgekit figures $(if $(SOURCE),--source "$(SOURCE)")
 
 tables: setup    ## fill the tables of README.md and the site from their CSV files
 	$(BIN)/python notebooks/site/fill_tables.py

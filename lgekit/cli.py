@@ -45,6 +45,7 @@ Public = Annotated[bool, option("--public", help="Make a new repository public."
 OwnCohort = Annotated[str, option(help=f"{SPEC_HELP}; default: the size's phantom.")]
 Only = Annotated[list[str] | None, option(help="Only this row or notebook; repeatable.")]
 Figures = Annotated[Path | None, argument(help="Default: figures/ of the checkout.")]
+NewFigures = Annotated[Path | None, option(help="Figures to copy, such as a run's.")]
 Workers = Annotated[int | None, option(min=1, help="Local processes; default: by GPUs or cores.")]
 Scheduler = Annotated[str | None, option(help="Address of a running Dask scheduler, tcp://…")]
 Seeds = Annotated[list[int] | None, option(help="Only this seed; repeatable.")]
@@ -306,7 +307,7 @@ def pull(repo: Repo, model_dir: NewFolder) -> None:
 def workbook(
     size: Size = "laptop", cohort: OwnCohort = "", seed: Seed = 0, only: Only = None
 ) -> None:
-    """Run the notebooks 00-08 in order; results in papermill_runs/workbook/ and figures/.
+    """Run the notebooks 00-08 in order; results and figures in papermill_runs/workbook/.
 
     Example: lgekit workbook --size smoke --only 05
     """
@@ -317,12 +318,12 @@ def workbook(
 
 
 @app.command()
-def figures(folder: Figures = None) -> None:
+def figures(folder: Figures = None, source: NewFigures = None) -> None:
     """Redraw every figure, and each grid's table, from the CSV next to it, without images."""
     from lgekit.viz.figures import redraw
 
     folder = folder or lk.project_root() / "figures"
-    typer.echo(f"{len(redraw(folder))} figures in {folder}")
+    typer.echo(f"{len(redraw(folder, source))} figures in {folder}")
 
 
 @grid_app.command("run")

@@ -5,8 +5,10 @@ from functools import wraps
 
 import numpy as np
 
+from lgekit.config import size_settings
 from lgekit.data.manifest import COLUMNS, LANDMARK_COLUMNS
 from lgekit.data.readers import check_cohort
+from lgekit.evaluation.metrics import ROWS
 from lgekit.findings import Findings, Scar
 from lgekit.reports.reader import lge_statement, read, read_report
 from lgekit.reports.text import find_identifiers
@@ -170,6 +172,22 @@ def check_inferior(mine):
     """Notebook 03: the angle of the mean inferior scar, in degrees."""
     yield 60 < mine < 120, "that is the anterior wall; y runs down the picture"
     yield not 240 < mine < 300, f"the inferior wall is at 240° to 300°, and {mine:.0f}° is not"
+
+
+# Notebook 06: ``mine(width, accuracy)``, ``mine(first, second)``. Notebook 07: ``mine(x, y)``.
+check_patients = examples(((0.098, 0.8), 256, "0.098 at accuracy 0.8 needs 256 patients"))
+check_mcnemar = examples(
+    ((3, 3), 1, "three against three is what chance expects: p is 1, and never more"),
+    ((7, 1), 9 / 128, "7 against 1 counts 8 against 0 too, which is further out"),
+)
+check_area = examples((([0, 0.2, 1], [0, 0.8, 1]), 0.8, "mind the uneven steps: use trapezoids"))
+
+
+@check
+def check_own_row(mine):
+    """Notebook 06: settings that are no row of the ablations yet."""
+    yield size_settings("laptop", **mine) == size_settings("laptop"), "that is the full method"
+    yield mine in ROWS.values(), "the grid has this row already"
 
 
 @check

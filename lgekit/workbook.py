@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,16 +141,16 @@ def load_metrics(folder: str | Path) -> dict[str, Any] | None:
 
 def environment_record(**run: Any) -> dict[str, Any]:
     """Record versions, commit and device after the given entries; without host or user."""
-    command = ["git", "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
-    folder = Path(__file__).parent
-    commit = subprocess.run(command, cwd=folder, capture_output=True, text=True).stdout.strip()
+    git = partial(subprocess.run, cwd=Path(__file__).parent, capture_output=True, text=True)
+    commit = git(["git", "describe", "--always", "--abbrev=12", "--exclude=*"]).stdout.strip()
+    changed = git(["git", "diff", "--quiet", "HEAD", "--", ":/", ":(top,exclude)figures"])
     torch = sys.modules.get("torch")  # a notebook that did not import it ran on the CPU
     gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else ""
     return run | {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": gpu or f"CPU ({os.cpu_count()} cores)",
-        "commit": commit,  # with "+" for uncommitted changes
+        "commit": commit + "+" * (changed.returncode == 1),  # for uncommitted changes
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
@@ -293,13 +294,21 @@ class Session:
 def start(name: str, cohort: str, size: str, seed: int, out: str) -> Session:
     """Start a notebook: check its parameters, enter the project's folder, seed torch, style plots.
 
-    Relative paths in SPECs start from the project's folder.
+    Relative paths in SPECs start from the project's folder. Raises InputError at parameters that
+    the notebook does not have, also from plain Papermill, which would only warn.
     """
     import torch
+    from IPython import get_ipython
 
     from lgekit.viz.plots import use_style
 
     size_settings(size, seed=seed)  # refuses unknown sizes and negative seeds
+    ran = get_ipython().user_ns["In"] if get_ipython() else []
+    if "".join(ran[2:3]).startswith("# Parameters"):  # Papermill's, after the notebook's own
+        lines: list[list[Any]] = [ast.parse(cell).body for cell in ran[1:3]]
+        own = {line.target.id: ast.literal_eval(line.value) for line in lines[0]}
+        given = {line.targets[0].id: ast.literal_eval(line.value) for line in lines[1]}
+        check_parameters(own, given, name)
     root = project_root()
     os.chdir(root)
     # Threads add gradients in any order, so the same seed could give different last digits.
@@ -320,14 +329,12 @@ def run_workbook(
     seed: int = 0,
     only: Sequence[str] | None = None,
     folder: Path | None = None,
-    figures: Path | None = None,
 ) -> Path:
     """Run the notebooks in order, and return the folder of their results.
 
     Args:
         only: names or numbers of notebooks, such as ``["05"]``; None: all.
-        folder: for ``NN_name.ipynb`` and ``NN_name/``; None: ``papermill_runs/workbook/``.
-        figures: for notebook 07; None: ``figures/``, or ``figures/<kind>/`` for a real cohort.
+        folder: for ``NN_name.ipynb``, ``NN_name/``, ``figures/``; None: papermill_runs/workbook/.
     """
     from lgekit.data.readers import parse_spec
 
@@ -335,12 +342,13 @@ def run_workbook(
     if not chosen:
         raise InputError("notebook", f"{only} not known", f"Notebooks: {', '.join(NOTEBOOKS)}.")
     size_settings(size, seed=seed)
-    kind = parse_spec(cohort)[0] if cohort else "phantom"
+    if cohort:
+        parse_spec(cohort)
     root = project_root()
-    folder = folder or root / "papermill_runs" / "workbook"
-    figures = figures or root / "figures" / kind.replace("phantom", "")
+    folder = (folder or root / "papermill_runs" / "workbook").absolute()
     common = {"size": size, "cohort": cohort, "seed": seed}
-    own = {NOTEBOOKS[5]: {"compare_with": "supervised"}, NOTEBOOKS[7]: {"figures": str(figures)}}
+    own = {NOTEBOOKS[5]: {"compare_with": "supervised"}}
+    own[NOTEBOOKS[7]] = {"figures": str(folder / "figures")}
     for number, name in enumerate(chosen, 1):
         print(f"[{number}/{len(chosen)}] {name}", flush=True)
         params = common | own.get(name, {})

@@ -35,6 +35,17 @@ WRONG = {
         (lambda study: -study.pixels.max(), "score higher"),
         (lambda study: study.pixels[study.label_map == 2].max(), "gain"),
     ],
+    "check_patients": [(lambda width, accuracy: 25 / width, "needs 256")],
+    "check_mcnemar": [
+        (lambda first, second: 2 * (first == second), "never more"),
+        (lambda first, second: 1 if first == second else 2**-7, "8 against 0"),
+    ],
+    "check_area": [(lambda x, y: np.mean(y), "trapezoids")],
+    "check_own_row": [
+        ({"caption_weight": 1.0}, "the full method"),
+        ({"caption_weight": 0}, "already"),
+        ({"caption_wieght": 0}, "caption_wieght"),
+    ],
     "check_row": [
         ({"study_id": "a", "image": "a.nii.gz"}, "'labels'"),
         (dict.fromkeys("study_id image labels report patient_id text".split(), "a"), "not a col"),

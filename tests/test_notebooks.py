@@ -69,7 +69,7 @@ def smoke(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("workbook")
     with pytest.MonkeyPatch.context() as patch:  # other tests train networks on more threads
         patch.setenv("LGEKIT_CACHE", str(folder / "cache"))
-        return workbook.run_workbook("smoke", folder=folder / "runs", figures=folder / "figures")
+        return workbook.run_workbook("smoke", folder=folder / "runs")
 
 
 @pytest.mark.timeout(900)
@@ -91,7 +91,7 @@ class TestSmokeRun:
         assert (runs["state"] == "done").all()
 
     def test_figures_have_data_and_captions(self, smoke):
-        figures = smoke.parent / "figures"
+        figures = smoke / "figures"
         captions = json.loads((figures / "captions.json").read_text())
         pictures = sorted(figures.glob("*.png"))
         assert len(pictures) >= 6

@@ -57,19 +57,20 @@ def from_session(name: str, session: Any, folder: Path) -> Figure:
     return draw(name, table)
 
 
-def redraw(folder: Path) -> list[Path]:
-    """Draw all figures below a folder, and set the tables of grids, from their CSV files."""
+def redraw(folder: Path, source: Path | None = None) -> list[Path]:
+    """Draw figures from a folder's CSV files (or those of ``source``), and set tables of grids."""
     plots.use_style()
     made = []
     for file in sorted(Path(folder).rglob("tables/*_comparison.csv")):
         set_tables(file.parent, file.name.removesuffix("_comparison.csv"))
-    for captions in sorted(Path(folder).rglob("captions.json")):
+    for captions in sorted(Path(source or folder).rglob("captions.json")):
         for name, caption in json.loads(captions.read_text("utf-8")).items():
             file = captions.with_name(f"{name}.csv")
             if not file.exists():
                 raise InputError(file, "the figure's data are missing", "Run make workbook")
             table = pd.read_csv(file)
-            made.append(plots.save_figure(draw(name, table), file.parent, name, table, caption))
+            place = folder if source else file.parent
+            made.append(plots.save_figure(draw(name, table), place, name, table, caption))
     if not made:
         raise InputError(folder, "contains no figure", "Run the workbook first: make workbook")
     return made

@@ -105,3 +105,5 @@ def test_a_figure_of_a_run_names_its_cohort_and_can_be_redrawn(session, tmp_path
     assert "slice of b" in axes[1].get_xlabel()  # the study with both kinds of slices
     assert "phantom:studies=9" in (folder / "captions.json").read_text()
     assert [path.stem for path in figures.redraw(folder)] == ["slice_weights"]
+    (renewed,) = figures.redraw(tmp_path / "kept", source=folder)
+    assert renewed == tmp_path / "kept" / "slice_weights.png" and renewed.stat().st_size > 1000
