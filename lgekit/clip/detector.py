@@ -288,16 +288,12 @@ class Detector:
 
     @classmethod
     def load(cls, folder: str | Path) -> Detector:
-        """Read what `save` wrote, or ``"builtin"``: the detector in the package.
-
-        Raises InputError if a file is missing or damaged.
-        """
+        """Read what `save` wrote, or ``"builtin"``, the detector in the package; InputError if a
+        file is missing or damaged."""
         folder = WEIGHTS if str(folder) == "builtin" else Path(folder)
         part = folder / "detector.json"
         if not part.is_file():
-            raise InputError(
-                part, "no such file", "Give a folder that `lgekit fit` wrote, or builtin."
-            )
+            raise InputError(part, "no such file", "Give a folder of `lgekit fit`, or builtin.")
         try:
             about: dict[str, Any] = json.loads(part.read_text())
             settings, kept = make_settings(**about["settings"]), about["calibration"]

@@ -263,11 +263,9 @@ def heart_network(
 def base_network(
     pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool = True
 ) -> HeartNetwork | None:
-    """The heart network of other cohorts and phantoms alone; None where there are none. Cached.
-
-    With the default settings and no other cohort it is the one in the package.
-    """
+    """The heart network of other cohorts and phantoms alone; None where there are none. Cached."""
     others = [one for one in pretrain_on if any(s.label_map is not None for s in one.studies)]
+    # phantoms alone, by the default settings: the network in the package
     if not others and all(getattr(settings, name) == value for name, value in BASE.items()):
         return HeartNetwork.load(networks.WEIGHTS / "heart")
     if settings.heart_phantom:
