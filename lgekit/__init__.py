@@ -36,7 +36,7 @@ _NAMES = {
     "workbook": "start project_root",
 }
 # Modules that notebooks use whole: `lk.plots.bulls_eye`.
-_MODULES = """viz.plots viz.describe viz.widgets viz.figures evaluation.metrics evaluation.scores
+_MODULES = """viz.plots viz.widgets viz.figures evaluation.metrics evaluation.scores
     evaluation.baselines evaluation.realism clip.zeroshot grid.report
     data.phantom reports.tables reports.reader exercises"""
 _HOME = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -1,9 +1,8 @@
-"""The on-disk cache, file locks, and the device and number format of networks."""
+"""The on-disk cache, file locks, and the device of networks."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import tempfile
@@ -135,25 +134,3 @@ def accelerator() -> torch.device:
     import torch
 
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@functools.cache
-def has_fast_bfloat16() -> bool:
-    """Tell whether this CPU multiplies bfloat16 in hardware (AVX512-BF16 or AMX)."""
-    import torch
-
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
-
-
-def predicting(device: torch.device) -> torch.autocast:
-    """Return a context that predicts in bfloat16 on a CPU that is fast at it."""
-    import torch
-
-    enabled = device.type == "cpu" and has_fast_bfloat16()
-    return torch.autocast("cpu", torch.bfloat16, enabled=enabled)
-
-
-def trains_in_bfloat16(device: torch.device, asked: bool) -> bool:
-    """Tell whether CLIP trains in bfloat16: always on a GPU; on a fast CPU only when asked."""
-    return device.type == "cuda" or (device.type == "cpu" and asked and has_fast_bfloat16())

@@ -6,13 +6,16 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 import lgekit as lk
 from lgekit.cache import memory, replacing, replacing_folder
 from lgekit.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SPEC_HELP = """Cohort SPEC: phantom:studies=200,seed=1 | emidec:FOLDER | acdc:FOLDER | myops:FOLDER
 | mnms:FOLDER | manifest:FILE.csv | dicom:FOLDER | bids:FOLDER"""
@@ -110,7 +113,7 @@ def check(spec: Spec) -> None:
         typer.echo(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
         raise typer.Exit(1)
     studies = lk.read_cohort(spec)
-    typer.echo(f"no faults; {lk.describe.cohort_summary(studies)}")
+    typer.echo(f"no faults; {lk.tables.cohort_summary(studies)}")
     states = report_states(studies)
     said = [f"{(states['report'] == word).sum()} {word}" for word in ("yes", "no", "unsaid")]
     typer.echo(f"late enhancement, by the reports: {', '.join(said)}")
@@ -209,7 +212,7 @@ def fit(
     refuse_existing(model_dir)
     studies = lk.read_cohort(spec)
     further = lk.pretraining_cohorts(studies, spec, pretrain_on)
-    typer.echo(lk.describe.cohort_summary(studies))
+    typer.echo(lk.tables.cohort_summary(studies))
     sources = ["masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
     typer.echo(f"Heart network: {', '.join(sources)}.")
     with lk.resumable(studies, settings, all_studies, *further) as checkpoints:
@@ -264,7 +267,7 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
         together = "studies of the splits train and test are scored together"
         remedy = "if the model was trained on this cohort, give --split test"
         warnings.warn(f"{together}: {remedy}", stacklevel=1)
-    typer.echo(f"{len(table)} predictions; {lk.describe.cohort_summary(studies)}")
+    typer.echo(f"{len(table)} predictions; {lk.tables.cohort_summary(studies)}")
     scores = lk.score_table(table, studies)
     shown = scores.dropna(subset="value")
     typer.echo(shown.to_string(float_format="{:.2f}".format, na_rep=""))
@@ -337,7 +340,7 @@ def grid_run(
     Example: lgekit grid run papermill_runs/grids/smoke.yaml --workers 2
     """
     result = lk.run_grid(file, workers, scheduler, only, seeds, dry_run)
-    typer.echo(result.to_string(index=False))
+    show_runs(result)
     left = result[result["state"] != "done"]
     if dry_run:
         seconds = result["seconds"].mean()
@@ -351,13 +354,23 @@ def grid_status(file: GridYaml) -> None:
     """Show which runs are done, running, failed or waiting; RUN_ID names the folder of a run."""
     from lgekit.grid import run
 
-    typer.echo(run.grid_status(file).to_string(index=False))
+    show_runs(run.grid_status(file))
+
+
+def show_runs(table: pd.DataFrame) -> None:
+    """Print the states of runs, and below them each error once."""
+    typer.echo(table.drop(columns="error").to_string(index=False, na_rep=""))
+    for error, runs in table[table["error"] != ""].groupby("error"):
+        typer.echo(f"\n{len(runs)} failed: {error}")
 
 
 @grid_app.command("collect")
 def grid_collect(file: GridYaml) -> None:
-    """Collect all runs in one table, saved in the grid's folder."""
-    typer.echo(lk.collect(file).to_string(index=False))
+    """Save the metrics of all runs as table.csv in the grid's folder; print the main columns."""
+    table = lk.collect(file)
+    main = table.columns.isin(["run_id", "balanced_accuracy", "auc", "auc_walls"])
+    main[: table.columns.get_loc("state") + 1] = True
+    typer.echo(table.loc[:, main].to_string(index=False, na_rep=""))
 
 
 @grid_app.command("report")

@@ -77,8 +77,6 @@ class FitSettings(BaseModel):
     patience: int = Field(default=0, ge=0)  # epochs to wait for a better validation loss; 0: off
     models: int = Field(default=1, ge=1)  # networks from different seeds; their scores are averaged
     folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies, by patient
-    # Use bfloat16 on a CPU that is fast at it (a GPU always does). It helps at the paper size only
-    bfloat16: bool = False
     workers: int = Field(default=0, ge=0)  # processes for the folds; 0: one per core
     seed: int = Field(default=0, ge=0)
 

@@ -39,23 +39,72 @@ def check(faults: Callable[..., Iterator[tuple[bool, str]]]) -> Callable[..., Ve
     return checked
 
 
-@check
-def check_balanced(mine):
-    """Notebook 00: ``mine(truth, called)``, both bool arrays, is the balanced accuracy."""
-    found = mine(np.arange(10) < 8, np.arange(10) < 9)
-    yield np.isclose(found, 0.9), "that is the accuracy; count both classes alike"
-    yield not np.isclose(found, 0.75), f"shares of 1 and 0.5 give 0.75, not {found:.2f}"
+def examples(*cases) -> Callable[..., Verdict]:
+    """Make a check of a function: its arguments, the right value and what to say otherwise."""
+
+    def faults(mine):
+        for arguments, wanted, words in cases:
+            found = mine(*arguments)
+            wrong = not np.allclose(found, wanted, atol=1e-3)
+            yield wrong, f"{words}; yours gives {np.round(found, 2).tolist()}"
+
+    return check(faults)
 
 
-@check
-def check_size(mine):
-    """Notebook 00: ``mine(labels, spacing)`` is width and height of the LV in a slice, in mm."""
-    labels = np.zeros((9, 9), int)
-    labels[2:6, 3:5], labels[8, 8] = 2, 5
-    size = tuple(np.round(mine(labels, (1.0, 3.0)), 3).tolist())
-    yield size == (4, 2), "these are voxels; multiply by the spacing"
-    yield size == (7, 18), "code 5, the right ventricle, is not part of the LV"
-    yield size != (4, 6), f"4 x 2 voxels of 1 x 3 mm measure (4, 6) mm, not {size}"
+# Notebook 00: ``mine(truth, called)``; ``mine(labels, spacing)``, width and height in mm.
+_LABELS = np.zeros((9, 9), int)
+_LABELS[2:6, 3:5], _LABELS[8, 8] = 2, 5
+_TRUTH, _CALLED = np.arange(10) < 8, np.arange(10) < 9
+check_balanced = examples(((_TRUTH, _CALLED), 0.75, "the mean of 1 and 0.5: both classes alike"))
+check_size = examples(
+    ((_LABELS[:, :6], (1.0, 3.0)), (4, 6), "4 x 2 voxels of 1 x 3 mm measure 4 x 6 mm"),
+    ((_LABELS, (1.0, 3.0)), (4, 6), "code 5, the right ventricle, is not part of the LV"),
+)
+# Notebook 01: ``mine(t1, loss)``, the time (ms) at which the signal is 0.
+check_null = examples(
+    ((400.0, 0.0), 400 * np.log(2), "without loss, the answer is T1 times the log of 2"),
+    ((400.0, 0.2), 400 * np.log(1.8), "with a loss of 0.2, T1 = 400 ms is nulled at 235 ms"),
+)
+# Notebook 02: ``mine(x, y, centre, spacing)``, degrees measured in mm.
+check_angle = examples(
+    ((1, 6, (1, 4), (1, 2)), 270, "a larger y is further down, at 270° and never negative"),
+    ((3, 2, (1, 4), (1, 2)), 63.435, "a pixel 2 mm to the right and 4 mm up is at 63.4°"),
+)
+# Notebook 03: ``mine(distance, width)`` falls from 75 % to 25 % within ``width`` mm.
+check_edge = examples(
+    ((0.0, 3.0), 0.5, "the share at the border is 0.5"),
+    ((1.5, 3.0), 0.75, "half a width inside, where distances are positive, the share is 0.75"),
+    ((-1.5, 3.0), 0.25, "half a width outside, the share is 0.25"),
+)
+_RING = np.indices((3, 8))[1] < 4
+_SCORES, _TRUE = np.array([[1.0, 1.0, 9.0]]), np.array([[True, True, False]])
+# Notebook 04: ``mine(true, drawn)``, ``mine(found, true)`` in degrees, ``mine(angle field)``.
+check_dice = examples(
+    ((_RING, _RING), 1, "the Dice of a mask with itself is 1"),
+    ((_RING, ~_RING), 0, "the Dice of two masks without a common pixel is 0"),
+    ((_RING, np.roll(_RING, 1, axis=1)), 0.75, "of 12 pixels each, 9 in common, it is 0.75"),
+)
+check_turn = examples(
+    ((10, 30), 20, "from 30° to 10° it is 20°; an error has no sign"),
+    ((350, 10), 20, "from 350° to 10° it is 20°, not 340°"),
+)
+_FIELD, _TURNED = np.arange(8.0).reshape(2, 1, 4), [[[3, 2, 1, 0]], [[7, 6, 5, 4]]]
+check_mirrored_field = examples(((_FIELD,), _TURNED, "each row of pixels turns round, and only so"))
+# Notebook 05: ``mine(copies, others)`` in nats, ``mine(prompt logits)``, ``mine(scores, true)``.
+check_floor = examples(
+    ((1, 31), 0, "if all texts differ, a perfect encoder reaches 0"),
+    ((8, 0), np.log(8), "with 8 copies and nothing else, it can only guess: log 8"),
+    ((8, 24), np.log(8) / 4, "only the studies with copied texts pay, here a quarter of them"),
+)
+check_pool = examples(
+    ((np.array([2.0, 2.0]),), 2, "two prompts with the same score have that score together"),
+    ((np.array([0.0, 4.0]),), np.log((1 + np.exp(4)) / 2), "it is no plain mean or maximum"),
+    ((np.array([900.0, 900.0]),), 900, "the exponential overflows; subtract the largest first"),
+)
+check_attention = examples(
+    ((_SCORES[:, :2], _TRUE[:, :2]), 0.5, "equal scores get equal shares that sum to 1"),
+    ((_SCORES, _TRUE), [[0.5, 0.5, 0]], "padding gets attention 0, whatever its score"),
+)
 
 
 @check
@@ -66,22 +115,16 @@ def check_unsure(mine):
 
 
 @check
-def check_null(mine):
-    """Notebook 01: ``mine(t1, loss)`` is the time (ms) at which the signal is 0."""
-    yield mine(400.0, 0.0) > 400, "at that time the signal is already positive"
-    yield abs(mine(400.0, 0.0) - 277.3) > 0.1, "without loss, the answer is T1 times the log of 2"
-    yield abs(mine(400.0, 0.2) - 235.1) > 0.1, "with a loss of 0.2, T1 = 400 ms is nulled at 235 ms"
-
-
-@check
 def check_rule(mine):
     """Notebook 01: ``mine(study)`` is larger with scar, and the same at any gain of the scanner."""
     labels = np.zeros((24, 24, 2), int)
     labels[4:20, 4:20], labels[8:16, 8:16] = 2, 1
     none = np.random.default_rng(0).normal(100, 5, labels.shape) + 200 * (labels == 1)
     scar = none + 150 * ((labels == 2) & (np.arange(24)[:, None, None] < 7))
-    images, about = (none, scar, 3 * scar), {"spacing": (1.5, 1.5, 8), "labels": labels}
-    without, present, louder = (mine(Study.from_arrays("toy", each, **about)) for each in images)
+    without, present, louder = (
+        mine(Study.from_arrays("toy", image, spacing=(1.5, 1.5, 8), labels=labels))
+        for image in (none, scar, 3 * scar)
+    )
     yield not present > without, "a heart with scar must score higher than the same heart without"
     words = "three times the gain changes the score; scale by blood and healthy wall first"
     yield not np.isclose(present, louder, rtol=0.01), words
@@ -93,17 +136,6 @@ def check_misread(mine):
     report, says = mine
     yield says not in ("yes", "no", "unsaid"), "a report says 'yes', 'no' or 'unsaid'"
     yield read(report).states == says, f"the reader reads {says!r} as you do"
-
-
-@check
-def check_angle(mine):
-    """Notebook 02: ``mine(x, y, centre, spacing)`` is in degrees, and measured in mm."""
-    oblique, down = mine(3, 2, (1, 4), (1, 2)), mine(1, 6, (1, 4), (1, 2))
-    yield down < 0, "angles run from 0 to 360°, and yours can be negative"
-    yield abs(down - 90) < 1, "a larger y is further down on the screen, not further up"
-    yield abs(oblique - 45) < 1, "it measures in pixels; multiply by the spacing first"
-    words = f"a pixel 2 mm to the right and 4 mm up is at 63.4°, not {oblique:.1f}°"
-    yield not np.allclose((oblique, down), (63.435, 270), atol=0.01), words
 
 
 @check
@@ -134,60 +166,10 @@ def check_template(mine):
 
 
 @check
-def check_edge(mine):
-    """Notebook 03: ``mine(distance, width)`` falls from 75 % to 25 % within ``width`` mm."""
-    inside, border, outside = (mine(distance, 3.0) for distance in (1.5, 0.0, -1.5))
-    yield inside < outside, "the share must grow towards the inside, where distances are positive"
-    yield abs(border - 0.5) > 1e-3, f"the share at the border is {border:.2f}, not 0.5"
-    yield abs(inside - 0.75) > 1e-3, f"half a width inside, the share is {inside:.2f}, not 0.75"
-
-
-@check
 def check_inferior(mine):
     """Notebook 03: the angle of the mean inferior scar, in degrees."""
     yield 60 < mine < 120, "that is the anterior wall; y runs down the picture"
     yield not 240 < mine < 300, f"the inferior wall is at 240° to 300°, and {mine:.0f}° is not"
-
-
-def examples(*cases) -> Callable[..., Verdict]:
-    """Make a check of a function: its arguments, the right value and what to say otherwise."""
-
-    def faults(mine):
-        for arguments, wanted, words in cases:
-            yield not np.allclose(mine(*arguments), wanted, atol=1e-3), words
-
-    return check(faults)
-
-
-_RING = np.indices((3, 8))[1] < 4
-_SCORES, _TRUE = np.array([[1.0, 1.0, 9.0]]), np.array([[True, True, False]])
-# Notebook 04: ``mine(true, drawn)``, ``mine(found, true)`` in degrees, ``mine(angle field)``.
-check_dice = examples(
-    ((_RING, _RING), 1, "the Dice of a mask with itself is 1"),
-    ((_RING, ~_RING), 0, "the Dice of two masks without a common pixel is 0"),
-    ((_RING, np.roll(_RING, 1, axis=1)), 0.75, "of 12 pixels each, 9 in common, it is 0.75"),
-)
-check_turn = examples(
-    ((10, 30), 20, "from 30° to 10° it is 20°; an error has no sign"),
-    ((350, 10), 20, "from 350° to 10° it is 20°, not 340°"),
-)
-_FIELD, _TURNED = np.arange(8.0).reshape(2, 1, 4), [[[3, 2, 1, 0]], [[7, 6, 5, 4]]]
-check_mirrored_field = examples(((_FIELD,), _TURNED, "each row of pixels turns round, and only so"))
-# Notebook 05: ``mine(copies, others)`` in nats, ``mine(prompt logits)``, ``mine(scores, true)``.
-check_floor = examples(
-    ((1, 31), 0, "if all texts differ, a perfect encoder reaches 0"),
-    ((8, 0), np.log(8), "with 8 copies and nothing else, it can only guess: log 8"),
-    ((8, 24), np.log(8) / 4, "only the studies with copied texts pay, here a quarter of them"),
-)
-check_pool = examples(
-    ((np.array([2.0, 2.0]),), 2, "two prompts with the same score have that score together"),
-    ((np.array([0.0, 4.0]),), np.log((1 + np.exp(4)) / 2), "it is no plain mean or maximum"),
-    ((np.array([900.0, 900.0]),), 900, "the exponential overflows; subtract the largest first"),
-)
-check_attention = examples(
-    ((_SCORES[:, :2], _TRUE[:, :2]), 0.5, "equal scores get equal shares that sum to 1"),
-    ((_SCORES, _TRUE), [[0.5, 0.5, 0]], "padding gets attention 0, whatever its score"),
-)
 
 
 @check

@@ -127,6 +127,15 @@ class Cohort(tio.SubjectsDataset):
 
         def __getitem__(self, index: int) -> Study: ...
 
+    def example(self) -> Study:
+        """Return the first study by id with scar in 1-3 walls, else in more, else any."""
+
+        def rank(study: Study) -> tuple[bool, bool, str]:
+            walls = study["findings"].walls if study["findings"] is not None else ()
+            return not 1 <= len(walls) <= 3, not walls, study["study_id"]
+
+        return min(self.studies, key=rank)
+
     def split(self, name: str) -> Cohort:
         """Return the studies of one of `SPLITS`. Raises InputError if there are none."""
         found = [study for study in self.studies if study["split"] == name]

@@ -11,25 +11,23 @@ import pytest
 import lgekit as lk
 from lgekit import exercises
 
-CHECKS = [name for name, it in vars(exercises).items() if hasattr(it, "__wrapped__")]
+CHECKS = [name for name in vars(exercises) if name.startswith("check_") and name != "check_cohort"]
 NOTEBOOKS = Path(__file__).parents[1] / "notebooks"
 # Check → wrong answers, each with a word of the sentence that says what is wrong.
 WRONG = {
     "check_balanced": [
         (lambda truth, called: (truth == called).mean(), "both classes"),
-        (lambda truth, called: called[truth].mean(), "not 1.00"),
+        (lambda truth, called: called[truth].mean(), "gives 1.0"),
     ],
     "check_size": [
-        (lambda labels, spacing: (4, 2), "voxels"),
-        (lambda labels, spacing: (7, 18), "code 5"),
-        (lambda labels, spacing: (3, 3), "4 x 2 voxels"),
+        (lambda labels, spacing: (4, 2), "4 x 2 voxels"),
+        (lambda labels, spacing: (4, 6) if labels.shape[1] < 9 else (7, 18), "code 5"),
     ],
     "check_unsure": [
         ("Normal lungs.", "no sentence"),
         ("Transmural late enhancement of the lateral wall.", "counts it as scar"),
     ],
     "check_null": [
-        (lambda t1, loss: 2 * t1, "positive"),
         (lambda t1, loss: t1 / 2, "log of 2"),
         (lambda t1, loss: 277.26, "235 ms"),
     ],

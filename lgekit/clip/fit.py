@@ -33,7 +33,7 @@ from lgekit.reports.reader import states_enhancement
 from lgekit.reports.writer import canonical_text, report_texts
 from lgekit.scars.transforms import ScarPainter, stated_findings
 from lgekit.segmentation.model import HeartNetwork
-from lgekit.segmentation.train import base_network, heart_network, locate
+from lgekit.segmentation.train import base_network, heart_network, locate, minimise
 from lgekit.study import Cohort, Study, patient_folds
 
 POOL = 4  # synthetic scars are painted for so many epochs; an epoch draws its share of them [O]
@@ -155,7 +155,6 @@ def pretrain_polar(
     """
     images, device = batch.images[batch.mask], batch.images.device
     reach = (EVEN_INSIDE, EVEN_OUTSIDE) if settings.masks == "predicted" else (INSIDE, OUTSIDE)
-    half = cache.trains_in_bfloat16(device, settings.bfloat16)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         encoder = PolarEncoder(settings.polar_channels)
@@ -163,22 +162,19 @@ def pretrain_polar(
             nn.Conv2d(encoder.out_channels, 3 * STRIDE**2, 1), nn.PixelShuffle(STRIDE)
         )
         network = nn.ModuleList([encoder, head]).to(device)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3, fused=True)
         generator = torch.Generator(device).manual_seed(settings.seed)
-        size = 8 * settings.batch_size
-        rounds = max(1, min(settings.polar_pretraining, MOST_SLICES // len(images)))
-        steps = max(rounds * math.ceil(len(images) / size), 2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, steps)
-        for _ in tqdm(range(rounds), "polar pretraining", leave=False, disable=not progress):
-            for index in torch.randperm(len(images)).split(size):
-                pictures, classes = warp(images[index.to(device)], reach, generator)
-                with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                    logits = in_parts(lambda part: head(encoder.body(part)), pictures).float()
-                loss = F.cross_entropy(logits, classes)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
+        size = min(8 * settings.batch_size, len(images))
+        shown = min(settings.polar_pretraining * len(images), MOST_SLICES)
+
+        def loss_of(_: int) -> Tensor:
+            index = torch.randint(len(images), (size,), generator=generator, device=device)
+            pictures, classes = warp(images[index], reach, generator)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                logits = in_parts(lambda part: head(encoder.body(part)), pictures).float()
+            return F.cross_entropy(logits, classes)
+
+        steps = math.ceil(shown / size)
+        minimise(network.parameters(), loss_of, steps, 3e-3, "polar pretraining", progress)
     return encoder.state_dict()
 
 

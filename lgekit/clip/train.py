@@ -29,6 +29,7 @@ from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, draw_findings, draw_scar
 from lgekit.reports.writer import one_line, prompt_sets, sentences, write_report
+from lgekit.segmentation.train import minimise
 from lgekit.study import Cohort
 
 BATCH, REPORTS = 64, 12_000  # of teaching: reports in a step, and most that are written
@@ -134,9 +135,8 @@ def teach(settings: FitSettings, key: object = None) -> Language:
         model = CoCa(settings, tokenizer).to(device)
         offset = nn.Parameter(torch.tensor(-2.0, device=device))
         weights = [*model.text.parameters(), model.logit_scale, offset]
-        optimizer = torch.optim.AdamW(weights, lr=2e-3, betas=(0.9, 0.98), fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
-        for _ in range(steps):
+
+        def loss_of(_: int) -> Tensor:
             first = int(torch.randint(len(texts) - BATCH + 1, (), generator=generator))
             rows = by_length[first : first + BATCH]  # texts of one length need no padding
             text = tokens[rows, : lengths[rows].max()]
@@ -145,12 +145,9 @@ def teach(settings: FitSettings, key: object = None) -> Language:
             text = text.masked_fill(hidden, unknown).to(device)
             similar = model.encode_text(text) @ model.encode_text(fixed).T
             logits = model.logit_scale.exp() * similar + offset
-            loss = F.binary_cross_entropy_with_logits(logits, truth[rows].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimizer.step()
-            schedule.step()
+            return F.binary_cross_entropy_with_logits(logits, truth[rows].to(device))
+
+        minimise(weights, loss_of, steps, 2e-3, "language", progress=False)
     return Language(model.cpu().eval(), tokenizer, offset.item())
 
 
@@ -224,7 +221,6 @@ def train_epoch(
     device = data.tokens.device
     torch.manual_seed(settings.seed * 100_003 + epoch * 101)  # dropout
     generator = torch.Generator(device).manual_seed(settings.seed * 100_003 + epoch)  # augmentation
-    half = cache.trains_in_bfloat16(device, settings.bfloat16)
     weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     batches = epoch_batches(epoch, data.real, data.texts, settings)
     total = torch.zeros(2, device=device)
@@ -243,7 +239,7 @@ def train_epoch(
             text = text[:, : int(text.any(0).sum())]
         studies = data.studies.rows(torch.from_numpy(index).to(device))
         studies = augment(studies, settings, generator)
-        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             out = model(studies, text, text_of, *caption_of)
         if data.embedded is not None:
             text_of = torch.from_numpy(chosen).to(device)

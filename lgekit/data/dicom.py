@@ -127,9 +127,7 @@ def _read_reports(
         own = series_of[row[key]]
         try:
             if not own or any(uid in reports for uid in own):
-                problem = (
-                    "these images have a report already" if own else f"no image has this {key}"
-                )
+                problem = "they have a report already" if own else f"no image has this {key}"
                 raise InputError(where, problem, "Correct it, or remove the row")
             text = parse_report(row["report"], root, source, True, where)
             reports |= dict.fromkeys(own, (text, source))

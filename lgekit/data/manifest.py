@@ -182,14 +182,9 @@ def study_of_row(
 def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:
     """Write a cohort as ``images/*.nii.gz``, ``labels/*.nii.gz`` and ``manifest.csv``.
 
-    The new or empty folder is written whole or not at all. ``read_cohort`` of the manifest gives
-    the same studies back, with splits, landmarks and findings.
-
-    Returns:
-        The path of ``manifest.csv``.
-
-    Raises:
-        InputError: the folder is not empty or cannot be made, or two studies have the same id.
+    The new or empty folder is written whole or not at all. Returns the path of ``manifest.csv``,
+    which ``read_cohort`` reads back with splits, landmarks and findings. Raises InputError if the
+    folder is not empty or cannot be made, or two studies have the same id.
     """
     target = Path(out_dir).expanduser()
     ids = pd.Series([study["study_id"] for study in cohort.studies])

@@ -17,6 +17,7 @@ import joblib
 import nibabel as nib
 import numpy as np
 
+from lgekit.anatomy.segments import findings_from_labels, insertion_points
 from lgekit.data.dicom import list_series
 from lgekit.data.manifest import LANDMARK_COLUMNS, manifest, optional_rows, study_of_row
 from lgekit.data.nifti import (
@@ -31,9 +32,9 @@ from lgekit.data.nifti import (
 )
 from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
+from lgekit.reports.reader import read_report, states_enhancement
+from lgekit.reports.writer import write_report
 from lgekit.study import LABEL_NAMES, RV, SCARRED, SPLITS, Cohort, Study, hash_unit, split_of
-
-# ---- layouts ----
 
 TABLE_COLUMNS = (*LANDMARK_COLUMNS, "report", "report_source", "split")
 LAYOUTS = tomllib.loads(Path(__file__).with_name("layouts.toml").read_text(encoding="utf-8"))
@@ -112,9 +113,6 @@ def _frames(entry: Entry) -> Listing:
 
 READERS: dict[str, Callable[[str], Listing]] = {kind: partial(scan, kind) for kind in LAYOUTS}
 READERS |= {"dicom": list_series, "manifest": manifest}
-
-# ---- SPECs ----
-
 KINDS = ("phantom", *READERS)
 
 
@@ -134,25 +132,17 @@ def split_specs(text: str) -> list[str]:
     return [part for part in re.split(rf"\s+(?=(?:{'|'.join(KINDS)}):)", text.strip()) if part]
 
 
-def _path(spec: str, root: Path) -> Path | None:
+def path_of(spec: str, root: Path) -> Path | None:
     """The file or folder that a SPEC names; None if it names none (such as ``phantom:…``)."""
     kind, _, rest = spec.partition(":")
     return None if kind == "phantom" or not rest else root / Path(rest).expanduser()
 
 
-def missing_path(spec: str, root: Path) -> Path | None:
-    """The path of a SPEC if it does not exist."""
-    path = _path(spec, root)
-    return path if path is not None and not path.exists() else None
-
-
 def pretraining_specs(spec: str, asked: str = "auto", root: Path = Path()) -> list[str]:
     """Further cohorts with masks for the heart network of a cohort.
 
-    Args:
-        asked: SPECs separated by spaces; ``none``; or ``auto``: the public cine set ACDC, where a
-            folder ``acdc`` is next to the cohort's own folder.
-        root: the folder that paths in SPECs start from.
+    ``asked`` is SPECs separated by spaces; ``none``; or ``auto``: the public cine set ACDC, where a
+    folder ``acdc`` is next to the cohort's own folder. Paths start from ``root``.
     """
     if asked != "auto":
         return [] if asked == "none" else split_specs(asked)
@@ -170,9 +160,6 @@ def _phantom(rest: str) -> Cohort:
         problem = "its options are not NAME=VALUE, or one is given twice"
         raise InputError(f"phantom:{rest}", problem, "Write e.g. phantom:studies=200,seed=1")
     return phantom_cohort(**options)
-
-
-# ---- reading ----
 
 
 def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
@@ -218,14 +205,9 @@ def _load(spec: str, images_only: bool = False) -> Iterator[Fault | tuple[Entry,
 
 
 def read_cohort(spec: str, images_only: bool = False) -> Cohort:
-    """Read a cohort.
+    """Read a cohort from its SPEC ``kind:path`` (`KINDS`). Raises InputError at the first fault.
 
-    Args:
-        spec: ``kind:path``; see ``KINDS``.
-        images_only: do not open labels, reports, landmarks or findings, as for a prediction.
-
-    Raises:
-        InputError: at the first fault, naming the file or field and the remedy.
+    With ``images_only``, as for a prediction, labels, reports, landmarks and findings are not read.
     """
     kind, rest = parse_spec(spec)
     if kind == "phantom":
@@ -259,11 +241,7 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
 
 
 def check_cohort(spec: str) -> list[Fault]:
-    """Read a whole cohort and list its faults: of each study, those of image and mask.
-
-    Raises:
-        InputError: only if the SPEC itself is wrong (unknown kind, wrong option of the phantom).
-    """
+    """Read a whole cohort and list its faults. Raises InputError if the SPEC itself is wrong."""
     kind, rest = parse_spec(spec)
     if kind == "phantom":
         _phantom(rest)
@@ -283,8 +261,6 @@ def _scar_is_drawn(loaded: list[tuple[Entry, Study]]) -> bool:
 
     It does not if some report describes scar and no mask has any: only the heart was outlined.
     """
-    from lgekit.reports.reader import read_report, states_enhancement
-
     drawn = [one for entry, one in loaded if entry.labels is not None and entry.scar_labelled]
     if not drawn or any(np.isin(np.asarray(one.label_map), SCARRED).any() for one in drawn):
         return True
@@ -297,10 +273,6 @@ def _complete(entry: Entry, study: Study, drawn: bool) -> None:
 
     ``drawn`` is whether the cohort's masks show scar (:func:`_scar_is_drawn`), else reports do.
     """
-    from lgekit.anatomy.segments import findings_from_labels, insertion_points
-    from lgekit.reports.reader import read_report, states_enhancement
-    from lgekit.reports.writer import write_report
-
     labels = study.label_map
     if labels is not None and study["landmarks"] is None and (labels == RV).any():
         mirrored = storage_mirrored(study["image"].affine)
@@ -330,9 +302,6 @@ def _assign_splits(studies: list[Study]) -> None:
         patient = study["patient_id"]
         present = any(known[patient]) if known[patient] else None
         study["split"] = given.get(patient) or split_of(patient, present)
-
-
-# ---- copies of an image ----
 
 
 def copies(studies: list[Study]) -> list[tuple[Study, Study]]:

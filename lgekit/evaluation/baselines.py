@@ -10,14 +10,13 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import trange
 
 from lgekit.anatomy.segments import voxel_angle
 from lgekit.cache import accelerator
 from lgekit.clip.data import augment, batch_of, make_view
 from lgekit.clip.fit import pretrain_polar, synthetic_pool
 from lgekit.clip.model import StudyBatch, StudyEncoder
-from lgekit.clip.train import adamw, epoch_batches, learning_rate
+from lgekit.clip.train import epoch_batches
 from lgekit.clip.zeroshot import platt, probability
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
@@ -25,7 +24,7 @@ from lgekit.evaluation import metrics
 from lgekit.evaluation.scores import with_truth
 from lgekit.reports.reader import states_enhancement
 from lgekit.segmentation.model import HeartNetwork
-from lgekit.segmentation.train import locate
+from lgekit.segmentation.train import locate, minimise
 from lgekit.study import CAVITY, MYOCARDIUM, SPLITS, WALL_CODES, Cohort, Study
 
 MINIMUM_WALL = 20  # voxels of myocardium that a slice needs
@@ -170,20 +169,19 @@ def train_presence(
         network = PresenceNetwork(settings)
         if encoder_state is not None:
             network.visual.load_segmentation(encoder_state)
-        optimizer, store = adamw(network.to(device).train(), settings), batch.to(device)
-        for epoch in trange(settings.epochs, desc="supervised", disable=not progress, leave=False):
-            generator = torch.Generator(device).manual_seed(settings.seed * 100_003 + epoch)
-            steps = epoch_batches(epoch, real, options, settings)
-            for step, (index, present) in enumerate(steps, epoch * len(steps)):
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, len(steps) * settings.epochs, settings)
-                drawn = store.rows(torch.from_numpy(index).to(device))
-                logits = network(augment(drawn, settings, generator))
-                target = torch.from_numpy(present).to(logits)
-                optimizer.zero_grad()
-                F.binary_cross_entropy_with_logits(logits, target).backward()
-                nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                optimizer.step()
+        network, store = network.to(device).train(), batch.to(device)
+        generator = torch.Generator(device).manual_seed(settings.seed)
+        epochs = range(settings.epochs)
+        steps = [step for n in epochs for step in epoch_batches(n, real, options, settings)]
+
+        def loss_of(step: int) -> Tensor:
+            index, present = steps[step]
+            drawn = store.rows(torch.from_numpy(index).to(device))
+            logits = network(augment(drawn, settings, generator))
+            return F.binary_cross_entropy_with_logits(logits, torch.from_numpy(present).to(logits))
+
+        weights, rate = network.parameters(), settings.learning_rate
+        minimise(weights, loss_of, len(steps), rate, "supervised", progress)
     return network.cpu().eval()
 
 

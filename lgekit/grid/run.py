@@ -179,9 +179,9 @@ def cohort_files(spec: str, root: Path) -> list[tuple[str, int, int]]:
 
     All files of a folder count; of a table, the table and the files that its cells name.
     """
-    from lgekit.data.readers import _path
+    from lgekit.data.readers import path_of
 
-    path = _path(spec, root)
+    path = path_of(spec, root)
     if path is None or not path.exists():
         return []
     if path.is_dir():
@@ -216,7 +216,7 @@ def run_grid(
         InputError: the file is faulty, the cohort is missing, or the scheduler does not answer.
         RunError: the scheduler was lost. Finished runs are kept.
     """
-    from lgekit.data.readers import missing_path  # not in workers, which need no torch
+    from lgekit.data.readers import path_of  # not in workers, which need no torch
 
     grid = load_grid(file)
     for kind, chosen in {"row": only, "seed": seeds}.items():
@@ -227,9 +227,9 @@ def run_grid(
         runs = [run for run in grid.runs if run.place[kind] in (chosen or known)]
         grid = replace(grid, runs=runs)
     for cohort in {str(run.params.get("cohort", "")) for run in grid.runs}:
-        if missing := missing_path(cohort, grid.root):
+        if (path := path_of(cohort, grid.root)) and not path.exists():
             where = f"{grid.file}, cohort {cohort!r}"
-            raise InputError(where, f"{missing} does not exist", "Correct the path")
+            raise InputError(where, f"{path} does not exist", "Correct the path")
     # By seed first: a grid that is stopped early has complete seeds rather than complete rows.
     # Within a seed, runs side by side are of different folds, so none waits for a shared result.
     todo = {run.id: run for run in grid.runs if not run.done}

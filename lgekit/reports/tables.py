@@ -1,4 +1,4 @@
-"""Tables of what many reports say: their findings and sentences, and their masks beside them."""
+"""Say what a cohort holds, and tabulate what its reports and masks say."""
 
 from __future__ import annotations
 
@@ -51,6 +51,26 @@ def report_states(cohort: Cohort) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=["study_id", "report", "mask"])
     words = {True: "yes", False: "no"} if table["mask"].eq(True).any() else {}
     return table.assign(mask=table["mask"].map(words))
+
+
+def cohort_summary(cohort: Cohort) -> str:
+    """Say in one sentence what a cohort holds, to check before training."""
+    table, states = cohort.manifest, report_states(cohort)
+    counts = f"{len(table)} studies of {table['patient_id'].nunique()} patients"
+    own_table = cohort.name.startswith(("manifest", "dicom"))
+    if own_table and (table["patient_id"] == table["study_id"]).all():
+        counts += " (each study counts as a patient: the column patient_id can group them)"
+    sources = table["report_source"].value_counts(sort=False).items()
+    parts = [counts, f"reports: {', '.join(f'{count} {name}' for name, count in sources)}"]
+    if silent := states["report"].eq("unsaid").sum():
+        words = "of them do not say, in English, whether there is late enhancement"
+        parts.append(f"{silent} {words} (not used for training)")
+    scarred, masks = table["scar"].eq(True).sum(), sum("labels" in one for one in cohort.studies)
+    parts += [f"scar in {scarred}, none in {table['scar'].eq(False).sum()}", f"masks of {masks}"]
+    if masks and scarred and states["mask"].isna().all():
+        parts[-1] += ", none with scar outlined: presence of scar comes from the reports"
+    splits = table["split"].value_counts().items()
+    return "; ".join([*parts, ", ".join(f"{count} {split}" for split, count in splits)])
 
 
 def agreement_table(states: pd.DataFrame) -> pd.DataFrame:

@@ -345,17 +345,12 @@ def corrupt_findings(findings: Findings, rng: np.random.Generator, rate: float) 
         return Findings()
     others = list(findings.scars)
     scar = others.pop(int(which * len(others)))
-    turn, step = (1, 5)[int(rng.integers(2))], int(rng.integers(1, 4))
-    mistakes: list[dict[str, Any]] = [{"depth": None, "transmurality": None}]
-    mistakes += [{"aetiology": None}, {"no_reflow": False}]
+    mistakes: list[dict[str, Any]] = [{"aetiology": None}, {"no_reflow": False}]
+    mistakes += [{"depth": each, "transmurality": None} for each in (None, _pick(rng, DEPTHS))]
     if scar.walls:
+        turn = _pick(rng, (1, 5))
         turned = tuple(WALLS[(WALLS.index(wall) + turn) % 6] for wall in scar.walls)
-        mistakes += [{"levels": ()}, {"walls": turned}]
-    if scar.walls and scar.levels:
-        mistakes.append({"levels": LEVELS[(LEVELS.index(scar.levels[0]) + 1) % 3]})
-    if scar.depth:
-        depth = DEPTHS[(DEPTHS.index(scar.depth) + step) % 4]
-        mistakes.append({"depth": depth, "transmurality": None})
+        mistakes += [{"walls": turned}, {"levels": ()}, {"levels": _pick(rng, LEVELS[:3])}]
     wrong = [(replace(scar, **mistake),) for mistake in mistakes]
     options = [scars for scars in wrong if scars != (scar,)] + ([()] if others else [])
     return Findings((*others, *options[int(kind * len(options))]))

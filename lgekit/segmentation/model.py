@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lgekit.anatomy.segments import insertion_points
-from lgekit.cache import predicting, replacing
+from lgekit.cache import replacing
 from lgekit.errors import InputError
 from lgekit.segmentation import slices
 from lgekit.segmentation.slices import ANGLE_CHANNELS, CLASSES, LV_CLASSES
@@ -180,8 +180,7 @@ def refine_borders(
     points = ring_points(centre + half_width * middle, half_width * radius)
     pictures = functional.grid_sample(triples, points, align_corners=False)
     pictures = slices.standardise(pictures).contiguous(memory_format=torch.channels_last)
-    with predicting(device):
-        output = torch.stack([network(pictures).float() for network in networks])
+    output = torch.stack([network(pictures) for network in networks])
     shares, field = output.split((CLASSES, ANGLE_CHANNELS), dim=2)
     shares, field = shares.softmax(2).mean(0), field.mean(0)
     present = radius.square() > PRESENT * radius.square().max()
@@ -245,8 +244,7 @@ class HeartNetwork(nn.Module):
     def maps(self, crops: Tensor) -> Tensor:
         """Class probabilities and angle field ``(B, 8, h, h)`` of crops in [0, 1]."""
         crops = slices.standardise(crops).contiguous(memory_format=torch.channels_last)
-        with predicting(crops.device):
-            raw = torch.stack([network(crops).float() for network in self.networks])
+        raw = torch.stack([network(crops) for network in self.networks])
         return torch.cat([raw[:, :, :CLASSES].softmax(2), raw[:, :, CLASSES:]], dim=2).mean(0)
 
     def predict(self, study: Study) -> Study:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -115,6 +115,28 @@ def heart_loss(output: Tensor, examples: Examples) -> Tensor:
     return functional.nll_loss(logs, examples.classes) + 2 * overlap + 0.5 * angle
 
 
+def minimise(
+    weights: Iterable[Tensor],
+    loss_of: Callable[[int], Tensor],
+    steps: int,
+    rate: float,
+    title: str,
+    progress: bool,
+) -> None:
+    """Take AdamW steps down ``loss_of(step)``; the learning rate rises to ``rate``, then falls."""
+    weights = list(weights)
+    optimiser = torch.optim.AdamW(weights, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rate, max(steps, 2), pct_start=0.15, cycle_momentum=False
+    )
+    for step in tqdm(range(steps), title, leave=False, disable=not progress):
+        loss_of(step).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
+
+
 def fit_heart_network(
     cohorts: Sequence[Cohort],
     size: str = "laptop",
@@ -140,21 +162,15 @@ def fit_heart_network(
         counts = torch.bincount(slices.cohort[usable], minlength=len(cohorts)).clamp(min=1)
         chance = usable * counts[slices.cohort].float() ** -0.75
         rng = torch.Generator(device).manual_seed(seed)
-        weights = list(network.parameters())
-        optimiser = torch.optim.AdamW(weights, weight_decay=0.01, fused=True)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, settings.learning_rate, max(steps, 2), pct_start=0.15, cycle_momentum=False
-        )
-        for _ in tqdm(range(steps), name, disable=not progress):
+
+        def loss_of(_: int) -> Tensor:
             chosen = torch.multinomial(chance, batch, replacement=True, generator=rng)
             points = points_of(Slices(*(one[chosen] for one in slices)), settings, rng)
             examples = draw_examples(slices, planes[chosen], points, settings.invented, rng)
-            loss = heart_loss(network(examples.pictures), examples)
-            loss.backward()
-            nn.utils.clip_grad_norm_(weights, 1.0)
-            optimiser.step()
-            schedule.step()
-            optimiser.zero_grad()
+            return heart_loss(network(examples.pictures), examples)
+
+        weights, rate = network.parameters(), settings.learning_rate
+        minimise(weights, loss_of, steps, rate, name, progress)
 
     unet, borders = networks.build_unet(settings, seed).to(device), []
     if init is not None:

@@ -157,6 +157,6 @@ def test_settings_are_read_from_words_and_wrong_ones_are_refused():
     with pytest.raises(InputError, match="huge"):
         size_settings("huge")
     assert FitSettings().override(learning_rate="1e-4").learning_rate == 1e-4
-    words = ["masks=true", "patience=10", "bfloat16=true", "encoder=1e5", "orientation=none"]
+    words = ["masks=true", "patience=10", "shuffle_text=true", "encoder=1e5", "orientation=none"]
     read = size_settings("smoke", **read_changes(words)).model_dump()
     assert [read[word.split("=")[0]] for word in words] == ["true", 10, True, "1e5", "none"]

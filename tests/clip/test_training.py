@@ -7,7 +7,6 @@ import pytest
 import torch
 from toys import TEXTS, settings, toy
 
-from lgekit import cache
 from lgekit.clip import train as training
 from lgekit.clip.data import ImageTextPairs, augment
 from lgekit.clip.model import ReportTokenizer, StudyBatch
@@ -205,19 +204,6 @@ def test_the_shuffled_control_selects_its_epoch_by_shuffled_texts(monkeypatch):
         fit(toy(), settings(epochs=1, shuffle_text=shuffle), validation=held, progress=False)
     shuffled, plain = used
     assert plain == held.texts and sorted(shuffled) == sorted(plain) and shuffled != plain
-
-
-@pytest.mark.parametrize("changes", [{}, {"view": "image", "pixels": 32}, {"caption_weight": 0}])
-def test_bfloat16_is_used_where_asked_for_and_fast(monkeypatch, changes):
-    losses, side = [], {"height": 32, "width": 32} if "view" in changes else {}
-    for asked, fast in ((False, True), (True, False), (True, True)):
-        monkeypatch.setattr(cache, "has_fast_bfloat16", lambda fast=fast: fast)
-        own = settings(epochs=2, bfloat16=asked, **changes)
-        result = fit(toy(8, **side), own, progress=False)
-        losses.append(result.history["contrastive"].tolist())
-        assert all(weight.dtype == torch.float32 for weight in result.model.parameters())
-    assert losses[0] == losses[1] != losses[2]
-    assert np.allclose(losses[0], losses[2], rtol=0.1)
 
 
 def test_whole_reports_fit_into_the_context():

@@ -3,7 +3,8 @@
     python tests/reports/measure_reader.py FILE.csv… [--errors]
 
 FILE has columns report, present (yes, no, unsaid, not yes, not no), walls, depth (empty: not
-checked) and, if there, other: JSON with segs, pct, pattern, mvo, aet.
+checked) and, if there, other: JSON with segs, pct, pattern, mvo, aet. Prints CSV:
+shares with Wilson intervals at 95 %.
 """
 
 import csv
@@ -11,6 +12,8 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
+
+from scipy.stats import binomtest
 
 from lgekit.reports.reader import read
 
@@ -48,8 +51,8 @@ def faults(row: dict[str, str]) -> dict[str, str]:
     return checks
 
 
-def measure(path: Path) -> tuple[dict[str, float], list[str]]:
-    """Return the share right (of ``inverted``: wrong) by kind, and a line for each error."""
+def measure(path: Path) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Return (right, of ``inverted`` wrong; all) by kind, and a line for each error."""
     right, total, errors = Counter(), Counter(), []
     rows = list(csv.DictReader(path.open(encoding="utf-8", newline="")))
     for number, row in enumerate(rows, 1):
@@ -60,13 +63,16 @@ def measure(path: Path) -> tuple[dict[str, float], list[str]]:
         if problems := sorted({fault for fault in checks.values() if fault}):
             kind = row.get("kind") or row.get("style") or ""
             errors.append(f"{number} [{kind}] {'; '.join(problems)}\n    {row['report']!r}")
-    shares = {kind: right[kind] / total[kind] for kind in total if kind != "inverted"}
-    return shares | {"inverted": total["inverted"] / len(rows)}, errors
+    counts = {kind: (right[kind], total[kind]) for kind in total if kind != "inverted"}
+    return counts | {"inverted": (total["inverted"], len(rows))}, errors
 
 
 if __name__ == "__main__":
+    print("row,statistic,value,low,high,reports")
     for name in [argument for argument in sys.argv[1:] if argument != "--errors"]:
-        shares, errors = measure(Path(name))
-        print(name, ", ".join(f"{kind} {share:.3f}" for kind, share in shares.items()))
+        counts, errors = measure(Path(name))
+        for kind, (part, whole) in counts.items():
+            limits = binomtest(part, whole).proportion_ci(method="wilson")
+            print(f"{name},{kind},{part / whole:.4f},{limits.low:.4f},{limits.high:.4f},{whole}")
         if "--errors" in sys.argv:
             print("\n".join(errors))
