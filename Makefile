@@ -8,7 +8,7 @@ SOURCE ?=
 export LGEKIT_CACHE ?= $(CURDIR)/papermill_runs/.cache
 BIN := .venv/bin
 
-.PHONY: workbook test test-slow test-browser setup site lab app figures tables bench lint clean help
+.PHONY: workbook test test-slow test-browser setup site lab app figures tables bench weights lint clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -58,6 +58,9 @@ test-browser: setup  ## JupyterLab and the apps in Chromium; screenshots in pape
 
 bench: setup     ## the benchmark table, into figures/bench.csv
 	$(BIN)/pytest tests/benchmarks -m bench --bench-table figures/bench.csv
+
+weights: setup   ## train the heart network and the detector in the package again (20 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m lgekit.builtin
 
 clean:           ## remove the environment, the runs and the caches; grids, figures and notebooks stay
 	rm -rf .venv _site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

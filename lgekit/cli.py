@@ -27,6 +27,8 @@ Size = Annotated[str, option(help="smoke (seconds), laptop (minutes on two cores
 Seed = Annotated[int, option(min=0, help="Random seed.")]
 NewFolder = Annotated[Path, argument(help="A new or empty folder.")]
 ModelFolder = Annotated[Path, argument(help="Folder that `lgekit fit` wrote.")]
+ANY_MODEL = "Folder that `lgekit fit` wrote, or builtin: the one in the package."
+AnyModel = Annotated[Path, argument(help=ANY_MODEL)]
 GridYaml = Annotated[Path, argument(help="Grid YAML.")]
 Repo = Annotated[str, argument(help="Hugging Face hub repository, OWNER/NAME.")]
 Model = Annotated[Path | None, option(help="Fitted model whose heart network is used.")]
@@ -159,19 +161,18 @@ def reports(source: Source, out_csv: OutFindings = None) -> None:
 def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pixels = 96) -> None:
     """Write every study in the standard short-axis frame, with landmarks.csv.
 
-    Labels and landmarks come from the cohort if it has them, or else from --model.
+    Labels and landmarks come from the cohort if it has them, or else from the heart network of
+    --model, by default the one in the package (trained on phantoms alone).
     Example: lgekit standardize emidec:data/emidec standard_frame
     """
     import pandas as pd
     from tqdm import tqdm
 
-    from lgekit.segmentation.train import locate_hearts, ready
+    from lgekit.segmentation.train import locate_hearts
 
     memory()  # fails now if the cache cannot be written
     refuse_existing(out_dir)
     studies = lk.read_cohort(spec)
-    if model is None and not all(map(ready, studies.studies)):
-        typer.echo("Masks or insertion points are missing: training a heart network (see --model).")
     located = locate_hearts(studies, model)
     transform = lk.StandardizeShortAxis(pixels=pixels)
     bar = tqdm(located.studies, desc="standardizing", unit="study", disable=None)
@@ -224,7 +225,7 @@ def fit(
 
 
 @app.command()
-def predict(model_dir: ModelFolder, spec: Spec, out_csv: OutCsv) -> None:
+def predict(model_dir: AnyModel, spec: Spec, out_csv: OutCsv) -> None:
     """Detect scar from images alone: study_id, p_lge, p_<wall>, slice_weights, attention, segments,
     caption and insertion points (degrees).
 

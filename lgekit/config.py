@@ -38,6 +38,8 @@ class FitSettings(BaseModel):
     # from the report writer (`lgekit.clip.train`). random: it learns from image-text pairs alone
     text_init: Literal["taught", "random"] = "taught"
     shuffle_text: bool = False  # control: reports of other studies; must fall to chance
+    # Presence and walls: from the study's embedding, or the mean log-odds of slices read alone
+    scored: Literal["study", "slices"] = "study"
     masks: Literal["predicted", "true"] = "predicted"  # heart contours; true: reference only
     # Least confidence of landmarks to rotate by: a poor guess is better than none
     min_confidence: float = Field(default=0.01, ge=0, le=1)

@@ -12,7 +12,7 @@ import lgekit as lk
 PACKAGE = Path(lk.__file__).parent
 FLOORS = [  # from the top down; rooms on one floor do not import each other
     {"cli"},
-    {"grid"},
+    {"grid", "builtin"},
     {"workbook", "exercises"},
     {"viz"},
     {"evaluation"},

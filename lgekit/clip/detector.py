@@ -36,7 +36,7 @@ from lgekit.config import FitSettings, make_settings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, segment_of
 from lgekit.reports.writer import prompt_sets
-from lgekit.segmentation.model import HeartNetwork
+from lgekit.segmentation.model import WEIGHTS, HeartNetwork
 from lgekit.segmentation.train import locate
 from lgekit.study import Cohort, Landmarks, Study
 
@@ -191,7 +191,8 @@ class Detector:
         prompts = prompt_sets(self.settings.prompts)
         readings = [zeroshot.read_studies(*self.networks[0], batch, prompts, features)]
         readings += [zeroshot.read_studies(*each, batch, prompts) for each in self.networks[1:]]
-        return Reading.merge(lambda parts: np.mean(parts, axis=0), readings)
+        mean = Reading.merge(lambda parts: np.mean(parts, axis=0), readings)
+        return mean.by_slices() if self.settings.scored == "slices" else mean
 
     def table(
         self,
@@ -287,11 +288,12 @@ class Detector:
 
     @classmethod
     def load(cls, folder: str | Path) -> Detector:
-        """Read what `save` wrote. Raises InputError if a file is missing or damaged."""
-        folder = Path(folder)
+        """Read what `save` wrote, or ``"builtin"``, the detector in the package; InputError if a
+        file is missing or damaged."""
+        folder = WEIGHTS if str(folder) == "builtin" else Path(folder)
         part = folder / "detector.json"
         if not part.is_file():
-            raise InputError(part, "no such file", "Give a folder written by `lgekit fit`.")
+            raise InputError(part, "no such file", "Give a folder of `lgekit fit`, or builtin.")
         try:
             about: dict[str, Any] = json.loads(part.read_text())
             settings, kept = make_settings(**about["settings"]), about["calibration"]

@@ -58,6 +58,11 @@ class Reading(NamedTuple):
         """The reading of some of the studies."""
         return Reading(*(values[index] for values in self))
 
+    def by_slices(self) -> Reading:
+        """The same, with presence and walls as the mean over the slices that were read alone."""
+        own = {"presence": np.nanmean(self.slices, 1), "walls": np.nanmean(self.slice_walls, 1)}
+        return self._replace(**own)
+
     @staticmethod
     def merge(function: Callable[[list], np.ndarray], readings: Sequence[Reading]) -> Reading:
         """Apply a function to the values of each attribute of some readings."""

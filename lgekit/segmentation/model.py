@@ -24,6 +24,8 @@ from lgekit.segmentation import slices
 from lgekit.segmentation.slices import ANGLE_CHANNELS, CLASSES, LV_CLASSES
 from lgekit.study import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 
+# A detector and its heart network, trained on phantoms alone by lgekit/builtin.py (float16)
+WEIGHTS = Path(__file__).parents[1] / "data" / "weights"
 NEAR_VOTE = 25.0  # degrees between a vote and a junction of RV and wall that replaces it [O]
 BORDER_VOTES = 3.0  # weight of the border network's votes; the U-Net's have weight 1 [O]
 WIDE_SLICES = 4  # slices in which the heart is first looked for

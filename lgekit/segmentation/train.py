@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, to_frame_deg
 from lgekit.cache import accelerator, code_version, compute_once, memory
-from lgekit.config import FitSettings, size_settings
+from lgekit.config import FitSettings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import pretraining_specs, read_cohort, refuse_shared
 from lgekit.errors import InputError
@@ -32,6 +32,8 @@ from lgekit.study import BACKGROUND, CAVITY, RV, WALL_CODES, Cohort, Landmarks, 
 SMALLEST = 0.025  # LV radius that a slice needs to train the border network, square coordinates
 SYNTHETIC_SHARE = 0.5  # of the pictures, if a network learns from other cohorts [O]
 ROOMS = ("anatomy", "data", "segmentation")  # whose code decides what is cached
+BASE_SETTINGS = ("heart_size", "heart_phantom", "heart_base_steps", "heart_seed", "encoder")
+BASE = {name: FitSettings.model_fields[name].default for name in BASE_SETTINGS}
 
 
 class Examples(NamedTuple):
@@ -279,6 +281,9 @@ def base_network(
 ) -> HeartNetwork | None:
     """The heart network of other cohorts and phantoms alone; None where there are none. Cached."""
     others = [one for one in pretrain_on if any(s.label_map is not None for s in one.studies)]
+    # phantoms alone, by the default settings: the network in the package
+    if not others and all(getattr(settings, name) == value for name, value in BASE.items()):
+        return HeartNetwork.load(networks.WEIGHTS / "heart")
     if settings.heart_phantom:
         others.append(phantom_cohort(settings.heart_phantom, seed=7919))
     return _fitted(others, settings, settings.heart_base_steps, None, progress) if others else None
@@ -326,14 +331,12 @@ def pretraining_cohorts(cohort: Cohort, spec: str, pretrain_on: str) -> list[Coh
 def locate_hearts(cohort: Cohort, model: Path | None = None) -> Cohort:
     """Add labels and insertion points where studies lack them, from a heart network.
 
-    ``model`` is a folder that ``lgekit fit`` wrote; None: train on the cohort's masks and phantoms.
+    ``model`` is a folder that ``lgekit fit`` wrote; None: the weights in the package.
     ``study["located_by"]`` says where the insertion points come from: ``given`` or ``network``.
     """
     predicted = cohort
     if not all(map(ready, cohort.studies)):
-        trained = HeartNetwork.load(model / "heart") if model else None
-        laptop = size_settings("laptop", seed=0)
-        predicted = locate(cohort, trained or heart_network(cohort, (), laptop))
+        predicted = locate(cohort, HeartNetwork.load((model or networks.WEIGHTS) / "heart"))
     studies = []
     for study, found in zip(cohort.studies, predicted.studies, strict=True):
         own = known_landmarks(study)
