@@ -99,7 +99,8 @@ def test_constructions_are_read():
     [
         (SHARED / "hospital.csv", 0.98, 0.01, 0.95, 0.95),
         (SHARED / "sentences.csv", 0.93, 0.03, 0.85, 0.85),
-        (HERE / "unseen_reports.csv", 0.95, 0.02, 0.85, 0.95),  # these were written after the reader
+        # written after the reader
+        (HERE / "unseen_reports.csv", 0.95, 0.02, 0.85, 0.95),
         (HERE / "unseen_sentences_1.csv", 0.88, 0.05, 0.8, 0.8),
         (HERE / "unseen_sentences_2.csv", 0.88, 0.05, 0.8, 0.8),
     ],
