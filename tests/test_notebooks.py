@@ -106,10 +106,9 @@ class TestSmokeRun:
 
     def test_the_same_seed_gives_the_same_metrics_byte_for_byte(self, smoke, tmp_path, monkeypatch):
         monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path / "cache"))  # an empty one
-        again = workbook.run_workbook("smoke", only=["04", "05"], folder=tmp_path / "runs")
-        for name in workbook.NOTEBOOKS[4:6]:
-            first, second = (folder / name / "metrics.json" for folder in (smoke, again))
-            assert first.read_bytes() == second.read_bytes()
+        again = workbook.run_workbook("smoke", only=["05"], folder=tmp_path / "runs")
+        files = (folder / workbook.NOTEBOOKS[5] / "metrics.json" for folder in (smoke, again))
+        assert len({file.read_bytes() for file in files}) == 1
 
 
 @pytest.mark.parametrize(("size", "only"), [("huge", None), ("smoke", ["99"])])
