@@ -224,7 +224,7 @@ def caption_table(table: pd.DataFrame) -> Figure:
     right = table["right"].astype(bool)
     different = table[right].drop_duplicates(["caption", "truth"])
     chosen = pd.concat([different.head(5), table[~right].head(5)])
-    texts = chosen[["caption", "truth"]].map(lambda text: textwrap.fill(str(text), 62))
+    texts = chosen[["caption", "truth"]].map(lambda text: textwrap.fill(str(text), 54))
     lines = [1, *(1 + texts.map(lambda text: text.count("\n")).max(axis=1))]  # heading first
     figure, axis = plt.subplots(figsize=(PAGE, 0.14 * sum(lines) + 0.1 * len(lines)))
     axis.axis("off")
