@@ -236,14 +236,17 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "", seed: int = 0) 
 
     Returns one line per row and statistic: ``value, low, high``; ``difference, difference_low,
     difference_high`` from the reference, its two-sided ``p``, and ``p_holm`` within the statistic
-    (Holm 1979). Raises InputError if a study appears twice in one row and seed, or rows differ in
-    their seeds, studies or truth.
+    (Holm 1979). Raises InputError if the reference is missing, a study appears twice in one row
+    and seed, or rows differ in their seeds, studies or truth.
     """
     known = _comparable(predictions)
-    reference = reference or ("full" if "full" in set(known["row"]) else known["row"].iloc[0])
+    rows = known["row"].unique().tolist()
+    reference = reference or ("full" if "full" in rows else rows[0])
+    if reference not in rows:
+        raise InputError("predictions", f"no row named {reference!r}", f"Rows: {sorted(rows)}.")
     patients, seeds = np.unique(known["patient_id"].astype(str)), np.unique(known["seed"])
     # The least p, 2 / (1 + resamples), must stay below 0.05 when Holm multiplies it by the rows.
-    resamples = max(RESAMPLES, 100 * (known["row"].nunique() - 1))
+    resamples = max(RESAMPLES, 100 * (len(rows) - 1))
     drawn = patient_resamples(patients.tolist(), resamples, seed)
     patient_weights = np.vstack([np.ones(len(patients)), drawn])
     share = np.full(len(seeds), 1 / len(seeds))

@@ -90,6 +90,9 @@ class ScarPainter:
         stack, labels = study.get_image("image"), study.get_image("labels").data[0].numpy()
         self.spacing, self.labels = tuple(map(float, stack.spacing[:2])), labels
         self.image = np.ascontiguousarray(stack.data[0].numpy(), dtype=np.float32)
+        if stack.data.shape != (1, *labels.shape):
+            problem = f"image {tuple(stack.data.shape)}, labels {labels.shape}"
+            raise InputError(name, problem, "Give both the shape (1, X, Y, slices).")
         healthy = int((labels == MYOCARDIUM).sum())
         if healthy < MINIMUM_WALL_VOXELS:
             remedy = f"A scar needs {MINIMUM_WALL_VOXELS} or more (code 2)."
@@ -98,6 +101,9 @@ class ScarPainter:
         if landmarks is None and (labels == RV).any():
             landmarks = aha.insertion_points(labels, self.spacing)
         self._measure_wall(labels, landmarks)
+        if not np.isfinite(self.image[self.box]).all():
+            raise InputError(name, "NaN or infinite values around the heart", "Repair the image.")
+        self.whole_numbers = bool((self.image[self.box] == np.rint(self.image[self.box])).all())
         self._measure_intensities(self.image[self.box], labels[self.box])
 
     def _measure_wall(self, labels: np.ndarray, landmarks: Landmarks | None) -> None:
@@ -159,6 +165,13 @@ class ScarPainter:
         levels = scar.levels or tuple(LEVELS[third] for third in range(3) if third in self.thirds)
         if not scar.segments:
             raise InputError("findings", f"{scar} names neither wall nor level", "Give it some.")
+        least, most = (66, 100) if scar.depth == "transmural" else (0, 84)
+        if scar.depth and not least <= (scar.transmurality or 75) <= most:
+            remedy = "Transmural means 75 % of the wall or more."
+            raise InputError("findings", f"{scar.depth}, {scar.transmurality} %", remedy)
+        for level in levels:
+            if LEVELS.index(level) not in self.thirds:
+                raise InputError("findings", f"no slice shows {level!r}", "Leave this level out.")
         degrees = _degrees_inside(scar, levels)
         near = degrees[self.bin, self.thirds[self.plane]] > -12
         voxels = np.flatnonzero(near & self.free)
@@ -274,13 +287,14 @@ class ScarPainter:
         wanted = self.remote[plane] + height * (1 + PATCHINESS * patch)
         rise = np.zeros(image.shape, np.float32)
         rise[place] = np.clip(wanted - self.smooth[voxels], 0, 1.25 * height)
-        rise[place] *= 1 - np.clip(rng.normal(0.5, 0.25), 0.3, 1.0) * np.clip(0.5 + core, 0, 1)
+        rise[place] *= 1 - np.clip(rng.normal(0.9, 0.1), 0.7, 1.0) * np.clip(0.5 + core, 0, 1)
         rise[place] *= np.clip((expit(inside / rng.uniform(*GREY_ZONE_MM)) - 0.05) / 0.9, 0, 1)
         scar = np.zeros(image.shape, bool)
         scar[tuple(axis[inside > 0] for axis in place)] = True
         away = ndimage.distance_transform_edt(~scar, sampling=(*self.spacing, 1e3))  # in the slice
         rise = ndimage.gaussian_filter(rise, (BLUR, BLUR, 0), mode="constant", truncate=2)
-        image += np.where(away < REACH_MM, rise, 0)
+        rise = np.where(away < REACH_MM, rise, 0)
+        image += np.rint(rise) if self.whole_numbers else rise
 
     def random_copy(self, seed: int) -> Study:
         """Copy the study with the scar that :class:`RandomScar` would paint with this seed.
