@@ -34,10 +34,8 @@ def train_weights(cohort: Cohort, settings: FitSettings) -> None:
     bare = Cohort([Study(**one) for one in fields], cohort.name)
     detector = fit_detector(bare, settings)
     calibrate_distorted(detector, bare.split("validation"))
-    card = networks.WEIGHTS / "README.md"
-    own_words = card.read_text("utf-8") if card.exists() else ""
     replace(detector, histories=[], held_out=None).save(networks.WEIGHTS)
-    card.write_text(own_words or card.read_text("utf-8"), "utf-8")
+    (networks.WEIGHTS / "README.md").unlink()  # theirs is notebooks/site/model_card.md
     for file in networks.WEIGHTS.rglob("*.safetensors"):
         weights = load_file(file)
         halved = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
