@@ -34,7 +34,7 @@ from lgekit.reports.writer import canonical_text, report_texts
 from lgekit.scars.transforms import ScarPainter, stated_findings
 from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import base_network, heart_network, locate, minimise
-from lgekit.study import Cohort, Study, patient_folds
+from lgekit.study import Cohort, Study
 
 POOL = 4  # synthetic scars are painted for so many epochs; an epoch draws its share of them [O]
 
@@ -258,7 +258,7 @@ def _inner_folds(cohort: Cohort, settings: FitSettings) -> np.ndarray:
     """Fold of each study, 0 …: by patient, or the folds that all studies carry."""
     carried = [study.get("fold") for study in cohort.studies]
     if None in carried or len(set(carried)) < 2:
-        return patient_folds(cohort, settings.folds, settings.seed)
+        return cohort.patient_folds(settings.folds, settings.seed)
     return np.unique(np.array(carried), return_inverse=True)[1]
 
 

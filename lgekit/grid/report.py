@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from lgekit.config import SIZES
 from lgekit.errors import InputError
@@ -98,9 +97,9 @@ def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame) ->
         return pd.DataFrame()
     first = predictions["row"].iloc[0]
     own = predictions[predictions["row"] == first]
-    axes = ["row", *further_axes(own)]
+    axes = ["row", "seed", *further_axes(own)]
     same = references.merge(own[axes].drop_duplicates(), on=axes)
-    same = same[same["seed"].isin(own["seed"])].assign(row=same["method"])
+    same["row"] = same["method"]
     parts = [part for _, part in same.groupby("method") if len(part) == len(own)]
     columns = ["row", "seed", "study_id", "patient_id", "scar", "p_lge"]
     return compare_rows(pd.concat([own, *parts], ignore_index=True)[columns], first)
@@ -124,11 +123,9 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str) -> pd.
 
 def synthetic_ratios(grid: Grid) -> dict[str, float]:
     """Map rows that change nothing, or only the synthetic scars per real study, to this number."""
-    content = yaml.safe_load(grid.file.read_text("utf-8"))
-    common = SIZES[grid.runs[0].params["size"]].model_dump() | content.get("parameters", {})
+    common = SIZES[grid.runs[0].params["size"]].model_dump() | grid.spec.parameters
     ratios = {}
-    for row, changes in content["rows"].items():
-        changed = (changes or {}).keys() - {"compare_with"}  # which trains references only
-        if changed <= {"synthetic_per_real"}:
-            ratios[str(row)] = {**common, **(changes or {})}["synthetic_per_real"]
+    for row, changes in grid.spec.rows.items():  # compare_with trains references only
+        if changes.keys() <= {"synthetic_per_real", "compare_with"}:
+            ratios[row] = (common | changes)["synthetic_per_real"]
     return ratios

@@ -21,13 +21,7 @@ from typer.testing import CliRunner
 from lgekit.cache import is_locked, locked
 from lgekit.cli import grid_app
 from lgekit.errors import InputError
-from lgekit.grid.run import (
-    collect,
-    collect_predictions,
-    grid_status,
-    load_grid,
-    run_grid,
-)
+from lgekit.grid.run import collect, collect_predictions, grid_status, load_grid, run_grid
 
 ROOT = Path(__file__).parents[2]
 KEPT = sorted((ROOT / "papermill_runs" / "grids").glob("*.yaml"))
@@ -74,14 +68,10 @@ def wait_for(condition, seconds: float = 60) -> None:
 def test_a_grid_expands_row_by_row(project):
     runs = load_grid(grid_file(project, GRID + "folds: 3\naxes: {mode: [ok, raise]}\n")).runs
     assert len(runs) == len({run.id for run in runs}) == 2 * 2 * 2 * 3
-    assert runs[0].row == "full" and runs[-1].row == "shifted"
-    assert runs[-1].axes == {"seed": 1, "mode": "raise", "fold": 2}
-    assert runs[-1].params == runs[-1].axes | {
-        "width": 1e-4,
-        "shift": True,
-        "folds": 3,
-        "cohort": "",
-    }
+    axes = {"seed": 1, "mode": "raise", "fold": 2}
+    assert runs[0].place["row"] == "full" and runs[-1].place == {"row": "shifted", **axes}
+    further = {"width": 1e-4, "shift": True, "folds": 3, "cohort": ""}
+    assert runs[-1].params == axes | further
 
 
 def test_a_run_id_depends_on_parameters_cohort_and_notebook(project):
@@ -193,7 +183,7 @@ def test_settings_of_a_row_become_changes_of_the_notebook(tmp_path):
 def test_the_grids_of_the_repository_expand_to_the_ablation_rows(file):
     from lgekit.evaluation.metrics import ROWS
 
-    assert "full" in {run.row for run in load_grid(file).runs}
+    assert "full" in {run.place["row"] for run in load_grid(file).runs}
     rows = yaml.safe_load(file.read_text())["rows"]
     texts = {"whole_report": "report", "lge_statement": "lge_statement"}
     known = ROWS | {row: {"text": text} for row, text in texts.items()}

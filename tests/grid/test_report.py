@@ -13,6 +13,7 @@ from lgekit.errors import InputError
 from lgekit.evaluation import metrics
 from lgekit.evaluation.metrics import ROWS, claims_table, compare_rows, roc_table
 from lgekit.grid import report
+from lgekit.grid.run import GridFile
 from lgekit.viz import figures
 from lgekit.workbook import Session, save_run
 
@@ -53,10 +54,8 @@ def report_of(tmp_path, monkeypatch):
         rows = {row: {"text": "report"} for row in runs["row"]}
         rows |= {row: {"synthetic_per_real": ratio} for row, ratio in RATIOS.items()}
         rows |= {"full": {"compare_with": "supervised"}}
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(json.dumps({"rows": rows}))
         of_rows = [SimpleNamespace(params={"size": "laptop"})]
-        grid = SimpleNamespace(file=file, root=tmp_path, runs=of_rows)
+        grid = SimpleNamespace(spec=GridFile(notebook="", rows=rows), runs=of_rows)
         monkeypatch.setattr(report, "load_grid", lambda file: grid)
         monkeypatch.setattr(report, "collect", lambda file: runs)
         read = lambda file, of="": references if of else table  # noqa: E731
@@ -147,16 +146,6 @@ def test_a_report_has_tables_and_figures_and_no_patient(report_of, tmp_path):
     assert auc["row"].tolist() == ["no_synthetic", "full", "synthetic_2"]
     assert not [path for path in tmp_path.rglob("*.csv") if "P17" in path.read_text()]
     assert "\\begin{tabular}" in (tmp_path / "tables/toy_table.tex").read_text()
-
-
-def test_claims_compare_with_the_full_method_wherever_its_row_is(report_of, tmp_path):
-    def answers(rows):
-        report_of(predictions(rows))
-        claims = pd.read_csv(tmp_path / "tables/toy_claims.csv")
-        return claims[claims["statistic"] == "auc"].set_index("row")["answer"]
-
-    assert answers({"no_synthetic": 0.0, "full": 3.0})["no_synthetic"] == "yes"
-    assert answers({"no_synthetic": 3.0, "no_caption": 3.0}).eq("not run").all()
 
 
 def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(report_of, tmp_path):
