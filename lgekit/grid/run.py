@@ -26,6 +26,7 @@ from lgekit.cache import FIT_ROOMS, code_version, is_locked
 from lgekit.config import SIZES, FitSettings, size_settings
 from lgekit.errors import InputError, RunError
 
+MOST_BYTES, MOST_PARTS = 20_000, 20_000  # of a grid file; parts with its aliases written out
 BYTES_PER_RUN = 3e9  # memory that a run needs: torch, a cohort and a small model
 DASK = {"distributed.scheduler.worker-saturation": 1.0}  # no run waits behind a long one
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
@@ -81,10 +82,7 @@ def load_grid(file: str | Path) -> Grid:
     """Read a grid file, check everything its runs could fail on, and list its runs row by row."""
     file = Path(file).absolute()
     try:
-        spec = GridFile.model_validate(yaml.safe_load(file.read_text("utf-8")))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        remedy = "See papermill_runs/grids/ for examples"
-        raise InputError(file, f"cannot be read as YAML ({error})", remedy) from error
+        spec = GridFile.model_validate(_content(file))
     except pyd.ValidationError as error:
         first = error.errors()[0]
         place = " → ".join(map(str, first["loc"][:3])) or "the file"
@@ -97,6 +95,28 @@ def load_grid(file: str | Path) -> Grid:
             return replace(grid, runs=_expand(grid))
     remedy = "Give its path from the project's folder"
     raise InputError(file, f"notebook {spec.notebook!r} does not exist", remedy)
+
+
+def _content(file: Path) -> Any:
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES} bytes")
+        loader = yaml.SafeLoader(file.read_text("utf-8"))
+        document = loader.get_single_node()
+        if _parts(document, {}) > MOST_PARTS:
+            raise ValueError("its aliases repeat too much")
+        return loader.construct_document(document) if document else None
+    except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        remedy = "See papermill_runs/grids/ for examples"
+        raise InputError(file, f"cannot be read as YAML ({error})", remedy) from error
+
+
+def _parts(node: Any, known: dict[yaml.Node, int]) -> int:
+    """Count a node of YAML, or a pair, with its parts; those of an alias count each time."""
+    if isinstance(node, yaml.CollectionNode):
+        known[node] = known.get(node) or 1 + sum(_parts(part, known) for part in node.value)
+        return known[node]
+    return sum(_parts(part, known) for part in node) if isinstance(node, tuple) else 1
 
 
 def _expand(grid: Grid) -> list[Run]:

@@ -129,6 +129,28 @@ def test_a_faulty_grid_is_refused_before_anything_runs(project, old, new, messag
     assert not (project / "papermill_runs").exists()
 
 
+def nested(level: str) -> str:
+    """Nine levels, each nine times the one below it."""
+    lines = ["a0: &a0 {x: 1}"]
+    for number in range(1, 10):
+        parts = ", ".join([f"*a{number - 1}"] * 9)
+        lines.append(f"a{number}: &a{number} {level.replace('PARTS', parts)}")
+    return "\n".join(lines)
+
+
+BOMBS = {"merges": nested("{<<: [PARTS]}"), "lists": nested("[PARTS]"), "itself": "rows: &a [*a]"}
+BOMBS |= {"digits": f"seeds: [{'9' * 10_000_000}]", "fewer digits": f"seeds: [{'9' * 9999}]"}
+BOMBS |= {"depth": "[" * 500, "minutes": f"seeds: [{'9:' * 9000}9.5]"}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_grid_file_that_would_grow_without_end_is_refused_at_once(project, name):
+    file, started = grid_file(project, BOMBS[name]), time.process_time()
+    with pytest.raises(InputError, match="toy.yaml: cannot be read as YAML"):
+        load_grid(file)
+    assert time.process_time() - started < 1
+
+
 def test_unknown_rows_seeds_and_cohorts_are_refused(project):
     file = grid_file(project)
     with pytest.raises(InputError, match="no row 'ful'.*Choose from full"):
