@@ -9,57 +9,40 @@ What affirmed clauses say of walls, depth and cause becomes scars.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import groupby, pairwise, takewhile
+from itertools import groupby, islice, pairwise, takewhile
 from operator import itemgetter
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lgekit.findings import ISCHAEMIC, LEVELS, WALL_WORDS, WALLS, Findings, Scar
-from lgekit.reports.text import Sentence, sentences
-
-
-def _tables() -> dict[str, Any]:
-    """Load the rules, with the text of their parts in place of "{name}"."""
-    text = Path(__file__).with_name("reading_rules.toml").read_text(encoding="utf-8")
-    parts = {"walls": _WALL_NAMES} | tomllib.loads(text)["parts"]
-    for name, part in parts.items():
-        text = text.replace(f"{{{name}}}", part)
-    return tomllib.loads(text)
-
-
-def _rewriting(table: str) -> list[list[str]]:
-    return [line.split(" =>") for line in table.strip().splitlines()]
-
+from lgekit.reports.text import Sentence, rewrites, rules, sentences
 
 _WALL_NAMES = "|".join(sorted(WALL_WORDS, key=len, reverse=True))
-_TABLES = _tables()
+_TABLES = rules("reading_rules.toml", walls=_WALL_NAMES)
 _CAUSES = list(_TABLES["aetiology"])
-_CAUSE = re.compile("|".join(f"({'|'.join(rules)})" for rules in _TABLES["aetiology"].values()))
+_CAUSE = re.compile("|".join(f"({'|'.join(each)})" for each in _TABLES["aetiology"].values()))
 _RULES = SimpleNamespace(
     **{name: re.compile("|".join(options)) for name, options in _TABLES["rules"].items()}
 )
-_KINDS = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["events"].items())
+_KINDS = "|".join(f"(?P<{kind}>{'|'.join(each)})" for kind, each in _TABLES["events"].items())
 _EVENT = re.compile(rf"(?:(?<!\w)|(?=\W))(?:{_KINDS})")
-_WORDS = [(re.compile(rule), plain.strip()) for rule, plain in _rewriting(_TABLES["words"])]
+_WORDS = [(re.compile(rule), plain) for rule, plain in rewrites(_TABLES["words"])]
 _BOUNDED = r"(?<!\w)(?:%s)(?:(?<=\W)|(?!\w))"
 _ROUNDS = [
-    (re.compile(_BOUNDED % "|".join(rule for rule, _ in pairs)), pairs)
-    for pairs in map(_rewriting, _TABLES["phrases"])
+    (re.compile(_BOUNDED % "|".join(f"(?P<_{n}>{each[0]})" for n, each in enumerate(pairs))), pairs)
+    for pairs in map(rewrites, _TABLES["phrases"])
 ]
 _ROOTS = _TABLES["roots"].split()
 _VOCABULARY = (*WALL_WORDS, *_TABLES["vocabulary"].split())
 _YES, _NO = (set(_TABLES["values"][name].split()) for name in ("yes", "no"))
-_SAID = {"cue", "depth", "imaging", "denial"}
-_THINGS = {"cue", "depth", "other", "organ", "mvo"}
 _DENYING = re.compile(r"(?i)\b(?:absent|negative|no(?![ -]reflow))\b")
-_PLACES = {"wall", "segments", "levels", "everywhere"}
-_TARGETS = _PLACES | {"cue", "depth", "other", "organ", "mvo", "imaging"}
-_DETAILS = {"depth", "pattern", "percent"} | _PLACES
+_PLACES, _DETAILS, _LV, _SAID, _THINGS, _TARGETS = (
+    set(kinds.split()) for kinds in _TABLES["kinds"].values()
+)
+_LONG = 50_000  # characters; a report of one study has no more on late enhancement
 _Group = tuple[tuple[str, ...], tuple[str, ...]]  # (walls, levels)
 
 
@@ -87,11 +70,10 @@ def _walls_left(found: re.Match) -> str:
     return " ".join(wall for wall in WALLS if wall not in out) + found["between"]
 
 
-def _reworded(rules: list[list[str]], found: re.Match) -> str:
-    for rule, words in rules:
-        if match := re.compile(_BOUNDED % rule).match(found.string, found.start()):
-            return match.expand(words.strip())
-    return found[0]
+def _reworded(pairs: list[tuple[str, str]], found: re.Match) -> str:
+    rule, words = pairs[int(str(found.lastgroup)[1:])]
+    alone = re.compile(_BOUNDED % rule).match(found.string, found.start())
+    return alone.expand(words) if alone else found[0]
 
 
 @lru_cache(maxsize=20_000)
@@ -102,12 +84,12 @@ def _plain(text: str) -> str:
     )
     text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text)
     text = re.sub(r"\s+", " ", text)
-    for rule, rules in _ROUNDS:
-        text = rule.sub(partial(_reworded, rules), text)
+    for rule, pairs in _ROUNDS:
+        text = rule.sub(partial(_reworded, pairs), text)
     return text.strip(" .")
 
 
-def _kinds(events: list[re.Match]) -> set[str]:
+def _kinds(events: Sequence[re.Match]) -> set[str]:
     return {str(event.lastgroup) for event in events}
 
 
@@ -116,12 +98,15 @@ def _said(text: str) -> set[str]:
     return _kinds(list(_EVENT.finditer(_plain(text))))
 
 
+@lru_cache(maxsize=20_000)
+def _rooted(text: str) -> bool:
+    """Tell whether a sentence may be about late enhancement."""
+    return any(map(text.lower().__contains__, _ROOTS))
+
+
 def _reach(events: list[re.Match], start: int, ends: tuple[str, ...]) -> list[re.Match]:
     """Return the events from ``start`` to the first of these kinds."""
-    for index in range(start, len(events)):
-        if events[index].lastgroup in ends:
-            return events[start:index]
-    return events[start:]
+    return list(takewhile(lambda event: event.lastgroup not in ends, islice(events, start, None)))
 
 
 def _list(events: list[re.Match], start: int) -> tuple[list[re.Match], re.Match | None]:
@@ -173,11 +158,8 @@ def _clauses(text: str) -> list[tuple[list[re.Match], bool]]:
             clauses.append(([], event.lastgroup == "except"))
         elif exception and not clauses[0][0] and event.lastgroup in ("no", "denial"):
             clauses.append(([event], False))  # the main clause, after "Apart from …"
-        elif event.lastgroup == "soft":
-            if _parts_company(clause, event[0], events, index + 1):
-                clauses.append(([], False))
-            else:
-                clause.append(event)
+        elif event.lastgroup == "soft" and _parts_company(clause, event[0], events, index + 1):
+            clauses.append(([], False))
         else:
             clause.append(event)
     return clauses
@@ -214,13 +196,9 @@ def _statuses(events: list[re.Match]) -> list[str]:
     return statuses
 
 
-_LV = _PLACES | {"depth", "lv"}
-
-
-def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -> bool:
+def _ventricular(text: str, events: list[re.Match], cue: re.Match, default: bool) -> bool:
     """Tell whether an enhancement is the left ventricle's: asked of its attribute, then of what
     it is an enhancement of, then of the subject before it."""
-    cue = events[index]
     kinds = _LV | {"organ"} | ({"mapping"} if cue[0].endswith("fibrosis") else set())
     organs = [event for event in events if event.lastgroup in kinds]
     before = [event for event in organs if event.end() <= cue.start()]
@@ -248,12 +226,11 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
     return not organ or (default and ("," in gap or not _RULES.linked.fullmatch(gap)))
 
 
-@dataclass(frozen=True)
-class _Claim:
-    """What a clause says: yes, no, doubt, undone, undiagnostic, or detail or mvo of a scar."""
+class _Claim(NamedTuple):
+    """What a clause says: yes, no, doubt, undone, or detail or mvo of a scar."""
 
     says: str
-    events: tuple[re.Match, ...] = ()  # those affirmed
+    events: Sequence[re.Match] = ()  # those affirmed
 
 
 def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _Claim | None:
@@ -269,21 +246,17 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
     if _RULES.earlier.search(clause) and not _RULES.today.search(clause):
         return None
     statuses = _statuses(events)
-    cues = [
-        index
-        for index, event in enumerate(events)
-        if event.lastgroup == "cue" and _ventricular(text, events, index, default)
-    ]
-    affirmed = tuple(e for e, s in zip(events, statuses, strict=True) if s == "yes")
-    stated = _kinds(list(affirmed))
-    says = {statuses[index] for index in cues}
+    judged = list(zip(events, statuses, strict=True))
+    affirmed = [event for event, status in judged if status == "yes"]
+    stated = _kinds(affirmed)
+    cues = [(event, status) for event, status in judged if event.lastgroup == "cue"]
+    says = {status for cue, status in cues if _ventricular(text, events, cue, default)}
     context = context or "imaging" in kinds
-    if "organ" in kinds and not cues:
+    if "organ" in kinds and not says:
         return None
     if "yes" in says:
-        if stated & (_DETAILS | {"present", "yes", "mvo", "territory"}):
-            return _Claim("yes", affirmed)
-        return None
+        enough = stated & (_DETAILS | {"present", "yes", "mvo", "territory"})
+        return _Claim("yes", affirmed) if enough else None
     if "denial" in kinds:
         return _Claim("no")
     if says == {"doubt"} and "?" in clause:
@@ -292,13 +265,10 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
         return _Claim("doubt" if "doubt" in says else "no")
     if stated & {"other", "mapping"} and not (context and "depth" in stated):
         return None
-    if context:
-        if stated & (_PLACES | {"depth", "yes"}):
-            return _Claim("yes", affirmed)
-        if set(statuses) - {"yes"} or kinds & {"absent", "fine", "nil"}:
-            return _Claim("no")
-    elif "depth" in stated and stated & _PLACES:
+    if stated & _PLACES and "depth" in stated or context and stated & (_PLACES | {"depth", "yes"}):
         return _Claim("yes", affirmed)
+    if context and (set(statuses) - {"yes"} or kinds & {"absent", "fine", "nil"}):
+        return _Claim("no")
     if stated & (_DETAILS | {"mvo"}):
         return _Claim("detail", affirmed)
     return _Claim("mvo") if "mvo" in kinds else None
@@ -313,31 +283,24 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     plain = _RULES.left_out.sub(_walls_left, plain)
     if not _RULES.today.search(plain) and not plain.startswith(("apart", "except", "other than")):
         plain = _RULES.history.sub(" ", plain)
-    if _RULES.irrelevant.search(plain) or (
-        _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain)
-    ):
+    asked = _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain)
+    if asked or _RULES.irrelevant.search(plain):
         return (), None
     clauses = _clauses(plain)
     claims: list[_Claim] = []
     told = False  # the clause before was about an earlier enhancement
     for number, (events, exception) in enumerate(clauses):
-        implied = context or told
         if exception:  # the opposite of what it is an exception from
-            whole: Sequence[_Claim | None] = claims[-1:]
-            if not whole and number + 1 < len(clauses):
-                whole = [_claim(plain, clauses[number + 1][0], context, default)]
-            if not whole or not whole[0] or whole[0].says != "no":
+            after = clauses[number + 1 : number + 2]
+            main = claims[-1:] or [_claim(plain, one, context, default) for one, _ in after]
+            if not main or not main[0] or main[0].says != "no":
                 continue
-            implied = True
-        if claim := _claim(plain, events, implied, default):
+        if claim := _claim(plain, events, context or told or exception, default):
             claims.append(claim)
         told = "cue" in _kinds(events) and not claim and bool(_RULES.earlier.search(plain))
-    cause = _aetiology(plain)
-    if cause:
-        parts = re.split(r"[;,]|->|\b(?:but|and|with)\b", plain)
-        own = [each for each in parts if not (_RULES.denied.search(each) or "organ" in _said(each))]
-        cause = _aetiology(",".join(own))
-    return tuple(claims), cause
+    parts = re.split(r"[;,]|->|\b(?:but|and|with)\b", plain) if _aetiology(plain) else []
+    own = [each for each in parts if not (_RULES.denied.search(each) or "organ" in _said(each))]
+    return tuple(claims), _aetiology(",".join(own))
 
 
 @dataclass
@@ -383,10 +346,9 @@ class _Region:
             vague = [group for group in vague if group != (WALLS, ())]
             yield from Findings.from_segments(segments, **self.details).scars
         walls, levels = ({word for group in vague for word in group[side]} for side in (0, 1))
-        if walls:
-            yield Scar(tuple(walls), (), **self.details)
-        if levels:
-            yield Scar((), tuple(levels), **self.details)
+        for place in ((tuple(walls), ()), ((), tuple(levels))):
+            if any(place):
+                yield Scar(*place, **self.details)
         if not self.placed:
             yield Scar(WALLS if self.details.get("pattern") == "diffuse" else (), **self.details)
 
@@ -429,7 +391,7 @@ def _locate(events: list[re.Match]) -> list[_Group]:
     return groups
 
 
-def _parts(events: list[re.Match]) -> list[list[re.Match]]:
+def _parts(events: Sequence[re.Match]) -> list[list[re.Match]]:
     """Split a clause's events where another depth, cue or matter with its own place begins."""
     parts: list[list[re.Match]] = [[]]
     last = max((n for n, e in enumerate(events) if e.lastgroup in ("wall", "segments")), default=0)
@@ -532,27 +494,21 @@ class _Reading:
         if label and not kind and self.listed:
             said = _said(sentence.text)
             kind = "lesion" if said & _DETAILS and not said & {"other", "organ", "mapping"} else ""
-        about = kind in ("lge", "lesion", "place")
-        rooted = any(map(sentence.text.lower().__contains__, _ROOTS))
-        if not (self.follows or about or kind == "conclusion" or rooted):
+        context = kind in ("lge", "lesion", "place")
+        if not (self.follows or context or kind == "conclusion" or _rooted(sentence.text)):
             return
         text = _statement(label, value, kind) if label else sentence.text
-        default = not label or kind != "organ"
-        context = default and about
-        claims, cause = _claims(text, context, default)
+        claims, cause = _claims(text, context, not label or kind != "organ")
         concludes, says = kind == "conclusion", ""
         regions = self.impression if concludes else self.body
         for claim in claims:
-            if claim.says in ("yes", "detail"):
-                taken = self._assert(claim, _plain(text), regions, context)
-                for region in taken:
-                    region.sentences.append(sentence.text)
-                    if cause and "aetiology" not in region.details:
-                        region.details["aetiology"] = cause
-                if taken:
-                    says, self.follows = "yes", True
-            else:
+            if claim.says not in ("yes", "detail"):
                 says = says or claim.says
+            for region in self._assert(claim, regions, context) if claim.events else ():
+                says, self.follows = "yes", True
+                region.sentences.append(sentence.text)
+                if cause and "aetiology" not in region.details:
+                    region.details["aetiology"] = cause
         if cause and concludes and "no" not in {claim.says for claim in claims}:
             self.causes.add(cause)
         if cause and not says and (self.follows or concludes):
@@ -563,13 +519,11 @@ class _Reading:
         if self.follows:
             self.kept.append((says, sentence.text))
 
-    def _assert(
-        self, claim: _Claim, text: str, regions: list[_Region], context: bool
-    ) -> list[_Region]:
+    def _assert(self, claim: _Claim, regions: list[_Region], context: bool) -> list[_Region]:
         """Make scars of an affirming clause, or details of the last one; return them."""
         taken: list[_Region] = []
-        refers = bool(_RULES.refers.match(text))
-        parts = _parts(list(claim.events))
+        parts = _parts(claim.events)
+        refers = bool(_RULES.refers.match(parts[0][0].string))
         for index, part in enumerate(parts):
             end = parts[index + 1][0].start() if index + 1 < len(parts) else part[-1].end()
             words = part[0].string[part[0].start() : end]
@@ -580,13 +534,13 @@ class _Reading:
             region = _region(part, words, strong or context)
             last = regions[-1] if regions else None
             another = bool(last and region.placed and last.placed and not refers)
+            known = strong or context or self.follows or taken
             if strong and (last is None or (another and not (context and region.completes(last)))):
                 regions.append(region)
                 taken.append(region)
-            elif last and (region.placed or region.details):
-                if strong or self.follows or context or taken:
-                    last.absorb(region)
-                    taken.append(last)
+            elif last and known and (region.placed or region.details):
+                last.absorb(region)
+                taken.append(last)
         return taken
 
 
@@ -604,25 +558,28 @@ class ReportReading:
 def read(text: str) -> ReportReading:
     """Return all that a report says of late enhancement of the left ventricle. Never raises.
 
-    ``states`` is ``unsaid`` if no sentence is about it, it was not done or not diagnostic, or the
-    sentences are in another language than English. A scar that is only possible counts as none.
-    A conclusion adds an aetiology to the scars in the body of the report, or replaces the body if
-    that states no scar.
+    ``states`` is ``unsaid`` if no sentence is about it, it was not done or not diagnostic, the
+    sentences are in another language than English, or more than 50,000 characters of them differ:
+    that is no report of one study. A scar that is only possible counts as none. A conclusion adds
+    an aetiology to the scars in the body of the report, or replaces the body if that states no
+    scar.
     """
     reading = _Reading()
-    for sentence in sentences(str(text)):
-        if sentence.kind != "ignore":
-            reading.take(sentence)
+    said = [sentence for sentence in sentences(str(text)) if sentence.kind != "ignore"]
+    if sum(len(one.text) for one in said) > _LONG:  # then what is repeated is read once
+        said = list(dict.fromkeys(said))
+        if sum(len(one.text) for one in said if one.label or _rooted(one.text)) > _LONG:
+            said = []
+    for sentence in said:
+        reading.take(sentence)
     says = {said for said, _ in reading.kept}
     regions = reading.body or reading.impression
     causes = reading.causes - {"ischaemic", "non-ischaemic"} or reading.causes
-    if len(causes) == 1 and not any("aetiology" in region.details for region in regions):
-        for region in regions:
-            region.details["aetiology"] = next(iter(causes))
     depths = {region.details["depth"] for region in reading.impression if "depth" in region.details}
-    if len(depths) == 1 and not any("depth" in region.details for region in regions):
-        for region in regions:
-            region.details["depth"] = next(iter(depths))
+    for name, values in (("aetiology", causes), ("depth", depths)):
+        if len(values) == 1 and not any(name in region.details for region in regions):
+            for region in regions:
+                region.details[name] = next(iter(values))
     found = [
         (scar, each) for region in regions for scar in region.scars() for each in region.sentences
     ]
@@ -632,12 +589,12 @@ def read(text: str) -> ReportReading:
         for scar, each in found
         if scar.levels or scar.depth or not any(walls >= set(scar.walls or "?") for walls in exact)
     ]
-    denied = bool(says & {"no", "doubt"}) and "undone" not in says
     denials = [(None, each) for said, each in reading.kept if said in ("no", "doubt")]
-    evidence = tuple(found or (denials if denied else []))
+    denials = [] if "undone" in says else denials
     statement = "\n".join(each for _, each in reading.kept)
-    states: Literal["yes", "no", "unsaid"] = "yes" if found else "no" if denied else "unsaid"
-    return ReportReading(states, Findings(tuple(scar for scar, _ in found)), evidence, statement)
+    states: Literal["yes", "no", "unsaid"] = "yes" if found else "no" if denials else "unsaid"
+    findings = Findings(tuple(scar for scar, _ in found))
+    return ReportReading(states, findings, tuple(found or denials), statement)
 
 
 def read_report(text: str) -> Findings:
