@@ -197,8 +197,7 @@ def _statuses(events: list[re.Match]) -> list[str]:
 
 
 def _ventricular(text: str, events: list[re.Match], cue: re.Match, default: bool) -> bool:
-    """Tell whether an enhancement is the left ventricle's: asked of its attribute, then of what
-    it is an enhancement of, then of the subject before it."""
+    """Tell whether an enhancement is the left ventricle's, by its attribute, object or subject."""
     kinds = _LV | {"organ"} | ({"mapping"} if cue[0].endswith("fibrosis") else set())
     organs = [event for event in events if event.lastgroup in kinds]
     before = [event for event in organs if event.end() <= cue.start()]
@@ -276,8 +275,7 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
 
 @lru_cache(maxsize=20_000)
 def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...], str | None]:
-    """Return what the clauses of a sentence say of late enhancement of the left ventricle, and the
-    cause that it names."""
+    """Return what the clauses of a sentence say of late enhancement, and the cause it names."""
     plain = _plain(text)
     plain = _RULES.corrected.sub("", _RULES.comparison.sub(" ", plain))
     plain = _RULES.left_out.sub(_walls_left, plain)
@@ -410,17 +408,13 @@ def _parts(events: Sequence[re.Match]) -> list[list[re.Match]]:
 def _percentage(event: re.Match, sure: bool) -> dict[str, int]:
     """Read {"transmurality": 38} or {"circumference": 25}; nothing if it is neither."""
     before = re.split(r"[\d%]", event.string[: event.start()][-45:])[-1]
-    after = re.split(r"\d", event.string[event.end() :][:45])[0]
+    around = f"{before}%{re.split(r'[0-9]', event.string[event.end() :][:45])[0]}"
     value, bound, kind = int(event["low"]), (event["bound"] or "").strip(), "transmurality"
-    if re.search(r"circumf", after) or re.search(
-        r"circumferential(?!.*transm)[^;.]{0,30}$|circumference:? ?$", before
-    ):
+    other = _RULES.fraction.search(around) or not sure
+    if _RULES.circumference.search(around):
         bound, kind = "", "circumference"
-    elif _RULES.share_of_mass.search(after):
+    elif _RULES.share_of_mass.search(around) or (other and not _RULES.thickness.search(around)):
         return {}
-    elif not re.search(r"transm|thickness|\btm\b", before + after):
-        if not sure or re.search(r"\b(?:ef|lvef|rvef|fraction|ecv|burden)\b", before):
-            return {}
     if event["high"]:
         value = (value + int(event["high"]) + 1) // 2
     elif bound:

@@ -85,12 +85,10 @@ def clean(text: str) -> str:
     if not _RULE.punctuation.search(text):
         text = _RULE.spoken.sub(". ", text)
     years = set(_RULE.year.findall(text))
-    if len(years) < 2 and not (years and _RULE.now.search(text)):
-        return text
-    titles = dict.fromkeys(years, "\nPrior study:")
-    if len(years) > 1:
-        titles[max(years)] = "\nToday:"
-    return _RULE.year.sub(lambda found: titles[found[1]], text)
+    titles = {max(years): "\nToday:"} if len(years) > 1 else {}
+    if titles or (years and _RULE.now.search(text)):
+        text = _RULE.year.sub(lambda found: titles.get(found[1], "\nPrior study:"), text)
+    return text
 
 
 def _by_segment(found: re.Match) -> str:
@@ -131,12 +129,10 @@ def _open_end(words: str) -> bool:
 
 @lru_cache(maxsize=10_000)
 def _label(head: str, after: bool = False) -> tuple[int, str]:
-    """Return (length, kind) of the known label at the end of some words; (0, "") if none.
-
-    ``after``: the words follow another label, so that "no" may be its value.
-    """
+    """Return (length, kind) of the known label at the end of some words; (0, "") if none."""
     found = _LABEL_END.search(head)
     before = head[: found.start()] if found else ""
+    # After another label, "no" may be its value.
     alone = before.endswith("  ") or (after and before.strip().lower() == "no")
     if not found or (not alone and _open_end(before.rstrip()[-20:] or ".")):
         return 0, ""
@@ -213,9 +209,8 @@ def _starts_field(line: str, fits: bool) -> bool:
     if not colon:
         title = fits or (line[1:2].islower() and " of " not in line)
         return title and len(line) < 50 and _label(line)[0] == len(line) and not line[0].islower()
-    return bool(_label(head)[0] == len(head)) or (
-        line[0].isupper() and len(head.split()) <= 5 and bool(_RULE.any_label.fullmatch(head))
-    )
+    short = line[0].isupper() and len(head.split()) <= 5
+    return _label(head)[0] == len(head) or bool(short and _RULE.any_label.fullmatch(head))
 
 
 def _fields(line: str) -> Iterator[tuple[str, str, str]]:
@@ -224,31 +219,25 @@ def _fields(line: str) -> Iterator[tuple[str, str, str]]:
     dash = _RULE.dashed.match(bare)
     if dash and _label(dash[1])[0] == len(dash[1]):
         bare = f"{dash[1]}: {bare[dash.end() :]}"
-    label = kind = ""
-    start = value = 0
+    label, kind, start = "", "", 0
     for colon in re.finditer(r":(?!\d)", bare):
         head = bare[max(start, colon.start() - 70) : colon.start()]
         length, found = _label(head, bool(label))
-        whole = (
-            value == 0
-            and len(head) == colon.start()
-            and bool(_RULE.any_label.fullmatch(bare[: colon.start()]))
-        )
-        named = found in ("place", "lesion") and bool(_RULE.about.search(head))
+        whole = len(head) == colon.start() and _RULE.any_label.fullmatch(head)
+        about = bool(_RULE.about.search(head))
+        named = about and found in ("place", "lesion")
         if whole and (not length or named or (len(head.split()) < 4 and found not in _SECTIONS)):
-            if length != colon.start():
-                found = "lge" if _RULE.about.search(bare[: colon.start()]) else found
-            length = colon.start()
-        if length and colon.start() - length >= value:
-            before = bare[value : colon.start() - length].strip(" -;,(|")
+            found = "lge" if about and length != len(head) else found
+            length = len(head)
+        if length and (first := colon.start() - length) >= start:
+            before = bare[start:first].strip(" -;,(|")
             if label or before:
                 yield label, kind, before
-            label, kind = bare[colon.start() - length : colon.start()].strip(), found
-            start = value = colon.end()
+            label, kind, start = bare[first : colon.start()].strip(), found, colon.end()
     if not label and len(bare) < 50 and _label(bare)[0] == len(bare) and not bare[:1].islower():
         yield bare.strip(), _label(bare)[1], ""
     else:
-        yield label, kind, bare[value:].strip()
+        yield label, kind, bare[start:].strip()
 
 
 def sentences(text: str) -> Iterator[Sentence]:
