@@ -38,10 +38,10 @@ _ROUNDS = [
 _ROOTS = _TABLES["roots"].split()
 _VOCABULARY = (*WALL_WORDS, *_TABLES["vocabulary"].split())
 _YES, _NO = (set(_TABLES["values"][name].split()) for name in ("yes", "no"))
-_DENYING = re.compile(r"(?i)\b(?:absent|negative|no(?![ -]reflow))\b")
 _PLACES, _DETAILS, _LV, _SAID, _THINGS, _TARGETS = (
     set(kinds.split()) for kinds in _TABLES["kinds"].values()
 )
+_BACKWARD = {"absent": "no", "fine": "no", "doubted": "doubt"}
 _LONG = 50_000  # characters; a report of one study has no more on late enhancement
 _Group = tuple[tuple[str, ...], tuple[str, ...]]  # (walls, levels)
 
@@ -79,9 +79,7 @@ def _reworded(pairs: list[tuple[str, str]], found: re.Match) -> str:
 @lru_cache(maxsize=20_000)
 def _plain(text: str) -> str:
     """Return a sentence in lower case with one wording for each thing."""
-    text = re.sub(
-        r"\b(antero|infero|postero|sub|epi|endo|trans|intra) (?=[a-z])", r"\1-", text.lower()
-    )
+    text = _RULES.prefix.sub(r"\1-", text.lower())
     text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text)
     text = re.sub(r"\s+", " ", text)
     for rule, pairs in _ROUNDS:
@@ -98,7 +96,6 @@ def _said(text: str) -> set[str]:
     return _kinds(list(_EVENT.finditer(_plain(text))))
 
 
-@lru_cache(maxsize=20_000)
 def _rooted(text: str) -> bool:
     """Tell whether a sentence may be about late enhancement."""
     return any(map(text.lower().__contains__, _ROOTS))
@@ -165,23 +162,19 @@ def _clauses(text: str) -> list[tuple[list[re.Match], bool]]:
     return clauses
 
 
-_BACKWARD = {"absent": "no", "fine": "no", "doubted": "doubt"}
-
-
 def _statuses(events: list[re.Match]) -> list[str]:
     """Return yes, no or doubt for each event of a clause, by the words of denial around it."""
     statuses: list[str] = []
     reach, chunk = "yes", 0
-    before: set[str] = set()
     for index, event in enumerate(events):
         kind = str(event.lastgroup)
         if kind == "nil":
-            ahead = _kinds(events[index + 1 : index + 2]) & {"cue", "imaging", "mvo"}
-            kind = "no" if ahead else "absent"
+            absent = not _kinds(events[index + 1 : index + 2]) & {"cue", "imaging", "mvo"}
+            kind = "absent" if absent else "no"
         told = event.string[: event.start()].rstrip().endswith(":")  # "Fibrosis: no evidence of"
         if kind == "no" and told and not _kinds(events[index + 1 :]) & _TARGETS:
             kind = "absent"
-        if kind == "absent" and not before - {"soft", "present"}:
+        if kind == "absent" and _kinds(events[:index]) <= {"soft", "present"}:
             kind = "no"
         if kind in _BACKWARD:
             near = kind == "fine" or _kinds(events[chunk:index]) - {"soft"} == {"mvo"}
@@ -192,7 +185,6 @@ def _statuses(events: list[re.Match]) -> list[str]:
         elif kind == "no" or (kind == "doubt" and reach == "yes"):
             reach = kind
         statuses.append(reach)
-        before.add(kind)
     return statuses
 
 
@@ -205,24 +197,22 @@ def _ventricular(text: str, events: list[re.Match], cue: re.Match, default: bool
     gap = text[before[-1].end() : cue.start()] if before else ""
     if cue[0] in ("enhance", "enhances"):  # a comma before a verb is a line end
         gap = gap.replace(",", "")
-    organ = bool(before) and before[-1].lastgroup == "organ"
-    if organ and _RULES.attribute.fullmatch(gap.strip() + " "):
+    subject, target = (each[0].lastgroup if each else "" for each in (before[-1:], after))
+    ahead = text[cue.end() : after[0].start()] if after else ""
+    close = target == "organ" and cue[0].endswith("ing") and ahead.count(" ") < 3
+    if close or (subject == "organ" and _RULES.attribute.fullmatch(gap.strip() + " ")):
         return False
-    if after:
-        ahead = text[cue.end() : after[0].start()]
-        if after[0].lastgroup == "organ" and cue[0].endswith("ing") and ahead.count(" ") < 3:
-            return False
-        if _RULES.complement.fullmatch(ahead):
-            return after[0].lastgroup != "organ"
-    if before and before[-1].lastgroup == "mapping":
+    if after and _RULES.complement.fullmatch(ahead):
+        return target != "organ"
+    if subject == "mapping":
         return bool(re.search(r"[,;]|\b(?:no|without)\b", gap))
-    if organ and _RULES.apposed.fullmatch(gap):
-        return False
-    if not organs and _RULES.elsewhere.match(text, cue.end()):
+    apposed = subject == "organ" and _RULES.apposed.fullmatch(gap)
+    if apposed or (not organs and _RULES.elsewhere.match(text, cue.end())):
         return False
     if not before or "myocardial" in cue[0]:
         return default or bool(before)
-    return not organ or (default and ("," in gap or not _RULES.linked.fullmatch(gap)))
+    linked = "," not in gap and _RULES.linked.fullmatch(gap)
+    return subject != "organ" or (default and not linked)
 
 
 class _Claim(NamedTuple):
@@ -308,7 +298,7 @@ class _Region:
     segments: set[int] = field(default_factory=set)
     groups: list[_Group] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)  # the other fields of Scar
-    sentences: list[str] = field(default_factory=list)  # that it was read from
+    said: list[str] = field(default_factory=list)  # the sentences that it was read from
 
     @property
     def placed(self) -> bool:
@@ -355,10 +345,9 @@ def _segment_numbers(words: str) -> set[int]:
     """Read "segments 4-5 and 10" as {4, 5, 10}; "4-10-15" is a list, not a range."""
     found = set(map(int, re.findall(r"\d+", words)))
     several = len(re.findall(r"-|\bto\b", words)) > 1
-    if not several or re.search(r"[,&/+]|and", words):
-        for low, high in re.findall(r"(\d+) ?(?:-|to) ?(?=(\d+))", words):
-            found |= set(range(int(low), int(high) + 1))
-    return found
+    listed = several and not re.search(r"[,&/+]|and", words)
+    ranges = [] if listed else re.findall(r"(\d+) ?(?:-|to) ?(?=(\d+))", words)
+    return found.union(*(range(int(low), int(high) + 1) for low, high in ranges))
 
 
 def _locate(events: list[re.Match]) -> list[_Group]:
@@ -368,10 +357,9 @@ def _locate(events: list[re.Match]) -> list[_Group]:
         words.append(("levels", tuple(level for level in LEVELS if level in event[0])))
         if event.lastgroup != "levels":
             words.append(("wall", WALL_WORDS.get(event[0], WALLS)))
-    stated = (entry for entry in words if entry[1])
     runs = [
         (kind, tuple(value for _, values in run for value in values))
-        for kind, run in groupby(stated, key=itemgetter(0))
+        for kind, run in groupby(filter(itemgetter(1), words), key=itemgetter(0))
     ]
     groups: list[_Group] = []
     postfix = len(runs) > 1 and runs[0][0] == "wall" and runs[-1][0] == "levels"
@@ -393,15 +381,12 @@ def _parts(events: Sequence[re.Match]) -> list[list[re.Match]]:
     """Split a clause's events where another depth, cue or matter with its own place begins."""
     parts: list[list[re.Match]] = [[]]
     last = max((n for n, e in enumerate(events) if e.lastgroup in ("wall", "segments")), default=0)
-    kinds: set[str] = set()
     for index, event in enumerate(events):
-        begins = event.lastgroup in ("cue", "depth", "other", "pattern")
-        full = kinds & {"wall", "levels", "segments"} and kinds & {"cue", "depth", "other"}
-        if begins and full and index < last and event.string[event.start() - 1] != "(":
+        begins = event.lastgroup in ("cue", "depth", "other", "pattern") and index < last
+        kinds = _kinds(parts[-1]) if begins and event.string[event.start() - 1] != "(" else set()
+        if kinds & {"wall", "levels", "segments"} and kinds & {"cue", "depth", "other"}:
             parts.append([])
-            kinds = set()
         parts[-1].append(event)
-        kinds.add(str(event.lastgroup))
     return parts
 
 
@@ -429,13 +414,14 @@ def _aetiology(text: str) -> str | None:
 
 def _region(events: list[re.Match], text: str, sure: bool) -> _Region:
     """Read the events of one part (``text``). ``sure``: a bare percentage is a transmurality."""
-    kinds = {event.lastgroup for event in events}
+    kinds = _kinds(events)
     words = {"wall", "levels"} if kinds & {"wall", "segments"} else {"levels", "everywhere"}
-    region = _Region(groups=_locate([event for event in events if event.lastgroup in words]))
+    groups = _locate([event for event in events if event.lastgroup in words])
+    segments: set[int] = set()
     stated: dict[str, Any] = {"no_reflow": True} if "mvo" in kinds else {}
     for event in events:
         if event.lastgroup == "segments":
-            region.segments |= _segment_numbers(event[0])
+            segments |= _segment_numbers(event[0])
         elif event.lastgroup == "depth":
             stated = {"depth": event[0].replace("midwall", "mid-wall")} | stated
         elif event.lastgroup == "pattern":
@@ -443,27 +429,23 @@ def _region(events: list[re.Match], text: str, sure: bool) -> _Region:
             stated = {"pattern": pattern} | stated
         elif event.lastgroup == "percent":
             stated = _percentage(event, sure) | stated
-    if aetiology := _aetiology(text):
-        stated["aetiology"] = aetiology
-    region.details = stated
-    return region
+    cause = _aetiology(text)
+    return _Region(segments, groups, stated | ({"aetiology": cause} if cause else {}))
 
 
 def _statement(label: str, value: str, kind: str) -> str:
     """Return what a field of a kind says, without a label that adds nothing."""
     word = value.strip(" .").lower()
-    if word in _NO or (word in _YES and _DENYING.search(label)):
-        label, word = _DENYING.sub("", label), "absent"
+    if word in _NO or (word in _YES and _RULES.denying.search(label)):
+        label, word = _RULES.denying.sub("", label), "absent"
     else:
         word = "present" if word in _YES else value
     label = f"segment {label}" if label.isdigit() else label.rstrip(" ?")
     if kind == "place" and word == value:
         word = word.replace(",", f", {label} ")
     named, said = _said(label), _said(word)
-    adds = {
-        "lge": bool(named & (_DETAILS | {"no"})) or not said & (_PLACES | _SAID),
-        "lesion": "depth" not in named & said,
-    }
+    detailed = bool(named & (_DETAILS | {"no"})) or not said & (_PLACES | _SAID)
+    adds = {"lge": detailed, "lesion": "depth" not in named & said}
     return f"{label}: {word}" if adds.get(kind, kind in ("place", "")) else word
 
 
@@ -481,8 +463,7 @@ class _Reading:
     def take(self, sentence: Sentence) -> None:
         """Read a sentence."""
         label, value, kind = sentence.label, sentence.value, sentence.kind
-        if kind:
-            self.listed = kind in ("lge", "lesion", "place")
+        self.listed = kind in ("lge", "lesion", "place") if kind else self.listed
         if kind == "outside" or (label and not value.strip(" ." if kind == "place" else " -.")):
             return
         if label and not kind and self.listed:
@@ -500,7 +481,7 @@ class _Reading:
                 says = says or claim.says
             for region in self._assert(claim, regions, context) if claim.events else ():
                 says, self.follows = "yes", True
-                region.sentences.append(sentence.text)
+                region.said.append(sentence.text)
                 if cause and "aetiology" not in region.details:
                     region.details["aetiology"] = cause
         if cause and concludes and "no" not in {claim.says for claim in claims}:
@@ -510,8 +491,7 @@ class _Reading:
                 regions[-1].absorb(_Region(details={"aetiology": cause}))
             says = "cause" if self.body else ""
         self.follows = bool(says) if says != "mvo" else bool(regions)
-        if self.follows:
-            self.kept.append((says, sentence.text))
+        self.kept += [(says, sentence.text)] if self.follows else []
 
     def _assert(self, claim: _Claim, regions: list[_Region], context: bool) -> list[_Region]:
         """Make scars of an affirming clause, or details of the last one; return them."""
@@ -566,7 +546,6 @@ def read(text: str) -> ReportReading:
             said = []
     for sentence in said:
         reading.take(sentence)
-    says = {said for said, _ in reading.kept}
     regions = reading.body or reading.impression
     causes = reading.causes - {"ischaemic", "non-ischaemic"} or reading.causes
     depths = {region.details["depth"] for region in reading.impression if "depth" in region.details}
@@ -574,17 +553,13 @@ def read(text: str) -> ReportReading:
         if len(values) == 1 and not any(name in region.details for region in regions):
             for region in regions:
                 region.details[name] = next(iter(values))
-    found = [
-        (scar, each) for region in regions for scar in region.scars() for each in region.sentences
-    ]
-    exact = {frozenset(scar.walls) for scar, _ in found if scar.levels or scar.depth}
-    found = [  # without those that another one states more exactly
-        (scar, each)
-        for scar, each in found
-        if scar.levels or scar.depth or not any(walls >= set(scar.walls or "?") for walls in exact)
-    ]
-    denials = [(None, each) for said, each in reading.kept if said in ("no", "doubt")]
-    denials = [] if "undone" in says else denials
+    found = [(scar, each) for region in regions for scar in region.scars() for each in region.said]
+    vague = {scar for scar, _ in found if not (scar.levels or scar.depth)}
+    exact = {frozenset(scar.walls) for scar, _ in found if scar not in vague}
+    less = {scar for scar in vague if any(walls >= set(scar.walls or "?") for walls in exact)}
+    found = [pair for pair in found if pair[0] not in less]  # another states them more exactly
+    done = "undone" not in dict(reading.kept)
+    denials = [(None, each) for says, each in reading.kept if done and says in ("no", "doubt")]
     statement = "\n".join(each for _, each in reading.kept)
     states: Literal["yes", "no", "unsaid"] = "yes" if found else "no" if denials else "unsaid"
     findings = Findings(tuple(scar for scar, _ in found))

@@ -36,9 +36,7 @@ def rewrites(table: str) -> list[tuple[str, str]]:
 
 
 _TABLES = rules("layout.toml")
-_CHARACTERS = str.maketrans(
-    {old: new for new, olds in _TABLES["characters"].items() for old in olds}
-)
+_SIGNS = str.maketrans({old: new for new, olds in _TABLES["characters"].items() for old in olds})
 _REWRITES = [
     (re.compile(rule), word.replace("\\n", "\n")) for rule, word in rewrites(_TABLES["rewrites"])
 ]
@@ -47,9 +45,13 @@ _LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])
 _RULE = SimpleNamespace(
     **{name: re.compile("|".join(each)) for name, each in _TABLES["patterns"].items()}
 )
+_open_end = lru_cache(maxsize=10_000)(_RULE.open_end.search)
 ENCODED_LINE_END = _RULE.line_end
 # A sentence of more than 2000 characters is divided at commas, or else between words
 _PIECE = re.compile(r"(?s).{1,2000}\Z|.{1,1999}[,;](?=\s)|.{1,2000}(?=\s)|.{2000}")
+_IDENTIFIERS = [
+    (kind, re.compile(rule)) for kind, each in rules("identifiers.toml").items() for rule in each
+]
 _TABLE_RULE = set("|:+- ")
 _CODED = "\\<~¶[=%*#_/"  # one of these is in every encoded line end and mark
 _SECTIONS = ("ignore", "conclusion", "organ", "outside")
@@ -70,7 +72,7 @@ def clean(text: str) -> str:
     if any(sign in text for sign in "âÂÃ"):  # UTF-8 that was read as Windows-1252
         with suppress(UnicodeError):
             text = text.encode("cp1252").decode("utf-8")
-    text = html.unescape(text).translate(_CHARACTERS)
+    text = html.unescape(text).translate(_SIGNS)
     text = re.sub(r"\n{3,}", "\n\n", _RULE.plain_end.sub("\n", text))
     if any(sign in text for sign in _CODED):
         ends = _RULE.line_end.findall(text)
@@ -104,12 +106,11 @@ def _ticked(line: str) -> str:
     """Keep the options of a line whose box is ticked; boxes precede options, or all follow."""
     boxes = list(_RULE.box.finditer(line))
     start = line.rfind(":", 0, boxes[0].start()) + 1
-    follow = (
-        bool(line[start : boxes[0].start()].strip(" -")) and not line[boxes[-1].end() :].strip()
-    )
+    first, last = boxes[0].start(), boxes[-1].end()
+    follow = bool(line[start:first].strip(" -")) and not line[last:].strip()
     if not follow and not start:
-        head = line[: boxes[0].start()].rstrip(" ?")
-        line, start = f"{head}: {line[boxes[0].start() :]}", len(head) + 1
+        head = line[:first].rstrip(" ?")
+        line, start = f"{head}: {line[first:]}", len(head) + 1
         boxes = list(_RULE.box.finditer(line))
     after = None if follow else _RULE.options_end.search(line, boxes[-1].end())
     end = after.start() if after else len(line)
@@ -119,12 +120,6 @@ def _ticked(line: str) -> str:
     options = [line[slice(*span)].strip(" |\t") or "yes" for span in spans]
     kept = [option for option, box in zip(options, boxes, strict=True) if box["ticked"]]
     return f"{line[:start]} {', '.join(kept)}{line[end:]}"
-
-
-@lru_cache(maxsize=10_000)
-def _open_end(words: str) -> bool:
-    """Tell whether a sentence goes on after these words."""
-    return bool(_RULE.open_end.search(words))
 
 
 @lru_cache(maxsize=10_000)
@@ -143,14 +138,10 @@ def _label(head: str, after: bool = False) -> tuple[int, str]:
 def _cells(line: str) -> list[str]:
     """Return the cells of a line of a table; at most one if it is none."""
     bare = line.strip(" |;\t")
-    if len(bare) > 1000:
-        return [bare]
-    if "|" in bare:
-        return [cell.strip() for cell in bare.split("|")]
-    if ";" in bare and ":" not in bare and max(map(len, bare.split(";"))) < 30:
-        return [cell.strip() for cell in bare.split(";")]
-    columns = r"\t+" if ":" in bare else r"\t+|(?<=\S) {2,}"
-    return [cell.strip() for cell in re.split(columns, bare)]
+    short = ";" in bare and ":" not in bare and max(map(len, bare.split(";"))) < 30
+    spaces = r"\t+" if ":" in bare else r"\t+|(?<=\S) {2,}"
+    columns = r"\|" if "|" in bare else ";" if short else spaces
+    return [cell.strip() for cell in re.split(columns, bare)] if len(bare) < 1000 else [bare]
 
 
 def _tables(paragraph: list[str]) -> Iterator[tuple[bool, list[str]]]:
@@ -177,7 +168,7 @@ def _joined(lines: list[str]) -> Iterator[str]:
         end = whole[-20:].lower()
         listed = end.endswith((",", ";", " and", " or", " to"))
         listed |= bare[0].isdigit() and end.endswith((" segment", " segments"))
-        open_end = listed or whole[-1] == ":" or _open_end(whole[-20:])
+        open_end = listed or whole[-1] == ":" or bool(_open_end(whole[-20:]))
         fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
         fits &= whole[-1] == "." or whole == last.strip()  # lines wrapped twice are ragged
         item = bool(_RULE.bullet.match(line)) or _starts_field(bare, fits)
@@ -273,8 +264,7 @@ def sentences(text: str) -> Iterator[Sentence]:
 
 def _divided(label: str, kind: str, rest: str, value: str) -> Iterator[Sentence]:
     """Yield the sentences of a value; its first is of one kind, the others of another."""
-    start = 0
-    kind = kind if label else rest
+    start, kind = 0, kind if label else rest
     for end in [*(found.end() for found in _RULE.sentence_end.finditer(value)), len(value)]:
         pieces, start = _PIECE.findall(value[start:end].strip()), end
         for part in map(str.strip, pieces or [""]):
@@ -306,11 +296,6 @@ def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
         else:
             kind = _label(row[0])[1] or section
             yield from _divided(row[0], kind, kind, ", ".join(row[1:]))
-
-
-_IDENTIFIERS = [
-    (kind, re.compile(rule)) for kind, each in rules("identifiers.toml").items() for rule in each
-]
 
 
 def find_identifiers(text: str) -> list[tuple[int, int, str]]:

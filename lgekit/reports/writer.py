@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,11 @@ from lgekit.reports.text import ENCODED_LINE_END
 _FOLDER = Path(__file__).parent
 PHRASES: dict[str, Any] = tomllib.loads((_FOLDER / "phrases.toml").read_text(encoding="utf-8"))
 STYLES = tuple(PHRASES["styles"])
+# Encoded line ends, empty lines, line ends before bullets and fields, and full stops
+_SENTENCE_END = re.compile(
+    rf"{ENCODED_LINE_END.pattern}|\n\s*\n|\n(?=\s*(?:[-*•]|o )|[A-Z][^.:=\n]{{0,40}}[:=])"
+    r"|(?<=[.;!?])\s+(?=[A-Z\d+-])"
+)
 
 
 def _choices(phrases: Any) -> Any:
@@ -44,9 +49,6 @@ def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
 def _fill(rng: np.random.Generator, template: str, **words: object) -> str:
     """Draw every choice from the inside out, fill in the words, and write "<x>" as "X"."""
 
-    def draw(found: re.Match) -> str:
-        return _pick(rng, found[1].split("|"))
-
     def look_up(found: re.Match) -> str:
         name = found[1].lower()
         text = words[name] if name in words else _WORDS[name]
@@ -55,7 +57,7 @@ def _fill(rng: np.random.Generator, template: str, **words: object) -> str:
     text = template
     while "[" in text or "{" in text:
         if "[" in text:
-            text = re.sub(r"\[([^\[\]]*)\]", draw, text)
+            text = re.sub(r"\[([^\[\]]*)\]", lambda found: _pick(rng, found[1].split("|")), text)
         else:
             text = re.sub(r"\{(\w+)\}", look_up, text)
     text = re.sub(r"(?<=\S) +(?=[ ,.;>])", "", re.sub(r"< +", "<", text))
@@ -150,9 +152,7 @@ def _cause(scar: Scar) -> str:
     return re.sub(r"\[prior[^]]*\]", "[recent|acute]", words) if scar.no_reflow else words
 
 
-def _scar_text(
-    scar: Scar, rng: np.random.Generator, style: str, parts: Mapping[str, Any], number: int
-) -> str:
+def _scar_text(scar: Scar, rng: np.random.Generator, style: str, parts: dict, number: int) -> str:
     """Describe one scar: the parts of the style whose facts are stated."""
     place = _location(scar, rng, style)
     noun = "infarct_term" if scar.ischaemic and rng.random() < 0.3 else "scar_term"
@@ -345,13 +345,6 @@ def corrupt_findings(findings: Findings, rng: np.random.Generator, rate: float) 
     wrong = [(replace(scar, **mistake),) for mistake in mistakes]
     options = [scars for scars in wrong if scars != (scar,)] + ([()] if others else [])
     return Findings((*others, *options[int(kind * len(options))]))
-
-
-# Encoded line ends, empty lines, line ends before bullets and fields, and full stops
-_SENTENCE_END = re.compile(
-    rf"{ENCODED_LINE_END.pattern}|\n\s*\n|\n(?=\s*(?:[-*•]|o )|[A-Z][^.:=\n]{{0,40}}[:=])"
-    r"|(?<=[.;!?])\s+(?=[A-Z\d+-])"
-)
 
 
 def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
