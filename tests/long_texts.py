@@ -1,9 +1,8 @@
-"""Texts of a million characters, of many kinds."""
+"""Texts of many kinds that are far longer than reports."""
 
 import random
 from functools import lru_cache
 
-SIZE = 10**6
 WALLS = "anterior anteroseptal inferoseptal inferior inferolateral anterolateral".split()
 DEPTHS = "subendocardial mid-wall subepicardial transmural".split()
 REPEATED = {
@@ -36,8 +35,8 @@ REPEATED = {
 
 
 @lru_cache(maxsize=1)
-def million_characters() -> dict[str, str]:
-    """Return the texts by kind; the sentences of those that are ``different`` hardly repeat."""
+def long_texts(size: int) -> dict[str, str]:
+    """Return texts of a size by kind; the sentences of those called "different" hardly repeat."""
     rnd = random.Random(0)
     vocabulary = ["".join(rnd.choices("abcdefghiklmnoprstuvw", k=7)) for _ in range(9000)]
     ends = [", ", "\n", "; ", ". ", " with ", " except ", " (", ") ", ": ", " | ", " 1-9 ", " no "]
@@ -57,7 +56,7 @@ def million_characters() -> dict[str, str]:
         "different cells": lambda: f"{finding()} | ",
         "mixture": lambda: "".join(f"{rnd.choice(WALLS)}{rnd.choice(ends)}" for _ in range(5)),
     }
-    texts = {kind: piece * (SIZE // len(piece)) for kind, piece in REPEATED.items()}
+    texts = {kind: piece * (size // len(piece)) for kind, piece in REPEATED.items()}
     for kind, piece in different.items():
-        texts[kind] = "".join(piece() for _ in range(20_000))[:SIZE]
+        texts[kind] = "".join(piece() for _ in range(size // 50))[:size]
     return texts

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from long_texts import million_characters
+from long_texts import long_texts
 from tiny_notebook import write_notebook
 from toys import ring_study
 
@@ -196,6 +196,6 @@ def test_bare_step_trains_as_fit_does():
 @pytest.mark.bench
 def test_report_reader(record):
     """Read texts of a million characters; a real report has fewer than twenty thousand."""
-    taken = {kind: seconds(partial(read, text)) for kind, text in million_characters().items()}
+    taken = {kind: seconds(partial(read, text)) for kind, text in long_texts(10**6).items()}
     slowest = max(taken, key=taken.get)
     record(f"slowest of {len(taken)} kinds of 1 MB: {slowest}", taken[slowest], "s", "≤ 1")
