@@ -280,9 +280,9 @@ class HeartNetwork(nn.Module):
         try:
             with ThreadPoolExecutor(workers, "", torch.set_num_threads, (inner,)) as pool:
                 found = pool.map(self.predict, cohort.studies)
-                in_fold = current_process().name != "MainProcess"  # bars would overwrite each other
-                bar = {"leave": False, "delay": 2, "disable": in_fold}
-                predicted = list(tqdm(found, "locating hearts", len(cohort), **bar))
+                off = current_process().name != "MainProcess"  # bars would overwrite each other
+                bar = tqdm(found, "locating hearts", len(cohort), leave=False, delay=2, disable=off)
+                predicted = list(bar)
         finally:
             torch.set_num_threads(threads)  # of threads that are started from now on
         return Cohort(predicted, "predicted")

@@ -163,9 +163,11 @@ def forest(table: pd.DataFrame, statistics: Sequence[str] = ("balanced_accuracy"
         if paired:
             label = f"{label} − that of {title_of(first)} ({chosen.loc[first, 'value']:.2f})"
             chosen = chosen.filter(like="difference").set_axis(["value", "low", "high"], axis=1)
-        chosen, style = chosen.loc[rows], {"fmt": "o", "capsize": 2, "color": BLUE}
+        chosen = chosen.loc[rows]
         errors = np.abs(chosen[["low", "high"]].T - chosen["value"]).to_numpy()
-        axis.errorbar(chosen["value"], range(len(rows)), xerr=errors, **style)
+        axis.errorbar(
+            chosen["value"], range(len(rows)), xerr=errors, fmt="o", capsize=2, color=BLUE
+        )
         axis.axvline(0 if paired else 0.5, color="gray", linestyle=":")
         axis.set_xlabel(f"{label}, 95 % interval")
     axes[0, 0].set_yticks(range(len(rows)), map(title_of, rows))
@@ -226,8 +228,8 @@ def caption_table(table: pd.DataFrame) -> Figure:
     lines = [1, *(1 + max(text.count("\n") for text in row) for row in cells)]  # heading first
     figure, axis = plt.subplots(figsize=(PAGE, 0.14 * sum(lines) + 0.1 * len(lines)))
     axis.axis("off")
-    heading, style = ["the decoder wrote", "truth", "differences"], {"bbox": Bbox.unit()}
-    drawn = axis.table(cells, colLabels=heading, colWidths=widths, cellLoc="left", **style)
+    heading, bbox = ["the decoder wrote", "truth", "differences"], Bbox.unit()
+    drawn = axis.table(cells, cellLoc="left", colWidths=widths, colLabels=heading, bbox=bbox)
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(7)
     colours = ["white", *np.where(chosen["right"].astype(bool), "#E8F1F8", "#FBEBD5")]
