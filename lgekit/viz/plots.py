@@ -163,11 +163,9 @@ def forest(table: pd.DataFrame, statistics: Sequence[str] = ("balanced_accuracy"
         if paired:
             label = f"{label} − that of {title_of(first)} ({chosen.loc[first, 'value']:.2f})"
             chosen = chosen.filter(like="difference").set_axis(["value", "low", "high"], axis=1)
-        chosen = chosen.loc[rows]
-        errors = np.abs(chosen[["low", "high"]].T - chosen["value"]).to_numpy()
-        axis.errorbar(
-            chosen["value"], range(len(rows)), xerr=errors, fmt="o", capsize=2, color=BLUE
-        )
+        ends, value = chosen.loc[rows, ["low", "high"]], chosen.loc[rows, "value"]
+        errors = np.abs(ends.T - value).to_numpy()
+        axis.errorbar(value, range(len(rows)), xerr=errors, fmt="o", capsize=2, color=BLUE)
         axis.axvline(0 if paired else 0.5, color="gray", linestyle=":")
         axis.set_xlabel(f"{label}, 95 % interval")
     axes[0, 0].set_yticks(range(len(rows)), map(title_of, rows))
