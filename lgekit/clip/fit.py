@@ -58,7 +58,8 @@ def synthetic_pool(
     count = round(settings.synthetic_per_real * len(located) * POOL)
     free = without_scar(located.studies, language) if count else []
     made: dict[int, SyntheticScar] = {}
-    for first, study in enumerate(free[:count]):
+    bar = tqdm(free[:count], "painting scars", leave=False, delay=2)
+    for first, study in enumerate(bar):
         try:
             painter = ScarPainter(study)  # measured once for all its scars
             along = settings.frame == "polar" and settings.masks == "predicted"

@@ -22,7 +22,7 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
 
     Returns the files: in ``tables/`` ``<grid>_runs.csv`` (a line per run, with commit and device),
     ``_comparison.csv``, ``_claims.csv``, ``_table.md``, ``_table.tex``; ``_references.csv`` if runs
-    trained references; ``ablation_forest_<grid>``, and curves over axes with three values.
+    trained references; ``ablation_forest_<grid>`` and curves over axes, if of three or more.
     """
     use_style()
     grid, runs, name, tables = load_grid(file), collect(file), Path(file).stem, folder / "tables"
@@ -46,7 +46,8 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
     axes = ", ".join(further_axes(predictions))
     at = f" At the last value of {axes} in the grid's file." if axes else ""
     source = f"Grid {name}: {figures.provenance(runs, last)}.{at}"
-    made.append(figures.make_figure(f"ablation_forest_{name}", comparison, folder, source))
+    if comparison["row"].nunique() > 2:  # one difference is no figure
+        made.append(figures.make_figure(f"ablation_forest_{name}", comparison, folder, source))
     for axis, figure in CURVES.items():
         shown, of_runs = last_point(predictions, but=axis), runs
         if axis == "synthetic_per_real" and axis not in shown:

@@ -148,8 +148,18 @@ def test_a_report_has_tables_and_figures_and_no_patient(report_of, tmp_path):
     assert "\\begin{tabular}" in (tmp_path / "tables/toy_table.tex").read_text()
 
 
+def test_claims_compare_with_the_full_method_wherever_its_row_is(report_of, tmp_path):
+    def answers(rows):
+        assert "ablation_forest_toy.png" not in report_of(predictions(rows))  # two rows
+        claims = pd.read_csv(tmp_path / "tables/toy_claims.csv")
+        return claims[claims["statistic"] == "auc"].set_index("row")["answer"]
+
+    assert answers({"no_synthetic": 0.0, "full": 3.0})["no_synthetic"] == "yes"
+    assert answers({"no_synthetic": 3.0, "no_caption": 3.0}).eq("not run").all()
+
+
 def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(report_of, tmp_path):
-    rows, parts, others = {"full": 2.0, "plain_clip": 0.2}, [], []
+    rows, parts, others = {"full": 2.0, "no_caption": 1.0, "plain_clip": 0.2}, [], []
     for size in (30, 60, 0):  # 0 means all studies
         parts.append(predictions(rows, train_studies=size))
         others.append(predictions({"full": 3.0 + size}, train_studies=size))
@@ -157,11 +167,12 @@ def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(rep
     made = report_of(pd.concat(parts), pd.concat(others), name="label_efficiency")
     assert {"ablation_forest_label_efficiency.png", "label_efficiency.png"} <= made
     forest, curve = map(captions(tmp_path).get, sorted(captions(tmp_path)))
-    assert "4 of the grid's 12 runs" in forest and "last value of train_studies" in forest
-    assert "12 of the grid's 12 runs" in curve and "last value" not in curve
+    assert "6 of the grid's 18 runs" in forest and "last value of train_studies" in forest
+    assert "18 of the grid's 18 runs" in curve and "last value" not in curve
     table = pd.read_csv(tmp_path / "label_efficiency.csv").query("statistic == 'auc'")
-    assert table["train_studies"].tolist() == [30, 30, 60, 60, 200, 200] and "p" not in table
-    full, plain = table["value"].iloc[-2:]
+    assert table["train_studies"].tolist() == [30] * 3 + [60] * 3 + [200] * 3
+    assert "p" not in table
+    full, plain = table["value"].iloc[[-3, -1]]
     assert table["difference"].iloc[-1] == pytest.approx(plain - full, abs=1e-4)
     references = pd.read_csv(tmp_path / "tables/label_efficiency_references.csv")
     last = compare_rows(others[-1].assign(row="supervised"), "supervised")
