@@ -239,7 +239,7 @@ def test_an_unwritable_place_is_refused_before_the_long_work(tmp_path, monkeypat
     (tmp_path / "private").chmod(0o777)
     monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path))
     for command in (["fit"], ["standardize"], ["predict", "model"]):
-        refused(*command, SMALL, tmp_path / "out", mentions="Set the variable LGEKIT_CACHE")
+        refused(*command, SMALL, tmp_path / "out", mentions="set the variable LGEKIT_CACHE")
     assert names(tmp_path) == ["private"]
 
 

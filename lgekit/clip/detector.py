@@ -159,6 +159,8 @@ def read_predictions(path: Path) -> pd.DataFrame:
 
 def rows_so_far(table: Path) -> list[str]:
     """Study ids in a table of a stopped prediction, from which a row that was cut is removed."""
+    if table.is_symlink():  # planted: nothing here makes links
+        table.unlink()
     lines = table.read_bytes().splitlines(keepends=True) if table.exists() else []
     while lines and (not lines[-1].endswith(b"\n") or b"".join(lines).count(b'"') % 2):
         lines.pop()
