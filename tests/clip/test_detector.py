@@ -238,7 +238,7 @@ def edit(name: str, old: str, new: str):
 HOSTILE = {
     "networks": edit("detector.json", '"networks": 1', '"networks": -5'),
     "finite number": lambda model: change_calibration(model / "detector.json", [math.nan, 0.0]),
-    "settings.width": edit("detector.json", X),
+    "settings.width": edit("detector.json", '"width": 16', '"width": 99999996'),
     "settings.encoder": edit("detector.json", "regnetx_002", "hf-hub:stranger/net"),
     "settings.text_layers": edit("detector.json", '"text_layers": 2', '"text_layers": 1000'),
     "SavedHeart settings.encoder": edit("heart/heart.json", "regnetx_002", "hf-hub:stranger/net"),
