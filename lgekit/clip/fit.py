@@ -279,7 +279,7 @@ def _parallel(jobs: list, settings: FitSettings, what: str, progress: bool) -> l
     gpu = torch.cuda.is_available()
     workers = 1 if gpu else min(settings.workers or cpu_count(), len(jobs))
     jobs = jobs if gpu else [delayed(_one_thread)(job) for job in jobs]
-    results = Parallel(n_jobs=workers, return_as="generator")(jobs)
+    results = Parallel(workers, return_as="generator", initializer=cache.end_with_parent)(jobs)
     return list(tqdm(results, desc=what, total=len(jobs), unit="fold", disable=not progress))
 
 

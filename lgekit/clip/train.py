@@ -114,15 +114,11 @@ def taught_language(settings: FitSettings) -> Language:
     """Teach the text tower, or take it from the cache: it depends on no study."""
     names = {"text", "embed_dim", "text_width", "text_layers", "context_length", "text_steps"}
     about = settings.model_dump_json(include=names | {"seed"})
-    cached = cache.memory().cache(teach, ignore=["settings"])
-    return cache.compute_once(cached, settings, (about, cache.code_version(*cache.FIT_ROOMS)))
+    return cache.compute_once((about, cache.code_version(*cache.FIT_ROOMS)), teach, settings)
 
 
-def teach(settings: FitSettings, key: object = None) -> Language:
-    """Train a new text tower on written reports to tell which `statements` are true of each.
-
-    ``key`` is for the cache.
-    """
+def teach(settings: FitSettings) -> Language:
+    """Train a new text tower on written reports to tell which `statements` are true of each."""
     steps, device = settings.text_steps, cache.accelerator()
     texts, truth = written_reports(min(REPORTS, BATCH * steps), settings.seed)
     tokenizer = ReportTokenizer.train([*texts[:3000], *statements()], settings.longest_text)
@@ -349,8 +345,7 @@ def fit(
         optimizer = adamw(model.to(device), settings)
         history: list[dict[str, float]] = []
         best: dict[str, Tensor] = {}
-        if checkpoint and checkpoint.exists():
-            kept = torch.load(checkpoint, map_location=device, weights_only=True)
+        if checkpoint and (kept := cache.load(checkpoint)):
             model.load_state_dict(kept["model"])
             optimizer.load_state_dict(kept["optimizer"])
             history, best = kept["history"], kept["best"]
@@ -368,10 +363,9 @@ def fit(
                 now = model.state_dict().items()
                 best = {name: value.detach().clone() for name, value in now}
             bar.set_postfix({name: f"{row[name]:.3f}" for name in ("contrastive", "caption")})
-            if checkpoint:  # written whole or not at all
+            if checkpoint:
                 kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                with cache.replacing(checkpoint) as part:
-                    torch.save(kept | {"history": history, "best": best}, part)
+                cache.store(checkpoint, kept | {"history": history, "best": best})
         model.load_state_dict(best)
     return FitResult(model.cpu().eval(), tokenizer, pd.DataFrame(history))
 
@@ -389,14 +383,14 @@ def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Pa
     After a kill, the same arguments give the same folder; ``about`` is what else the fit depends
     on. Yields None if caching is off (`lgekit.cache`), or another process runs the same fit.
     """
-    root = cache.memory().location
+    root = cache.cache_folder()
     parts = [settings.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)]
     for one in (cohort, *about):
         if isinstance(one, Cohort):
             names = ("report", "landmarks", "patient_id", "fold")  # its fingerprint omits these
             one = one.fingerprint, [[study.get(name) for name in names] for study in one.studies]
         parts.append(repr(one))
-    lock = Path(root or "") / "training" / f"{joblib.hash(parts)[:16]}.lock"
+    lock = (root or Path()) / "training" / f"{joblib.hash(parts)[:16]}.lock"
     if not root or cache.is_locked(lock):
         yield None
         return

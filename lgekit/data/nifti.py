@@ -19,6 +19,8 @@ from lgekit.findings import Findings
 from lgekit.study import Landmarks, Study
 
 SMALLEST_MM, LARGEST_MM = 0.1, (10.0, 10.0, 40.0)  # plausible spacing; slice + gap is last
+LARGEST_GREY = 1e12  # what is larger overflows in statistics of float32
+MOST_VOXELS, MOST_SLICES, MOST_BYTES = 2**25, 256, 2**30  # of a stack; of a whole file as float64
 UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI-1: unknown (taken as mm), m, mm, µm
 
 
@@ -94,16 +96,29 @@ def folder(path: str) -> Path:
     return root
 
 
+def check_size(path: Path, header: nib.Nifti1Header) -> None:
+    """Raise InputError before reading a file whose header claims more than a heart can need."""
+    shape, offset = header.get_data_shape(), float(header["vox_offset"])
+    stored = np.prod(shape, dtype=float) * max(header.get_data_dtype().itemsize, 8) + offset
+    if np.prod(shape[:3], dtype=float) > MOST_VOXELS or stored > MOST_BYTES:
+        problem = f"claims {' × '.join(map(str, shape))} voxels after {offset:.0f} bytes"
+        remedy = f"Cut it to the heart: at most {MOST_VOXELS / 1e6:.0f} million voxels"
+        raise InputError(path, problem, remedy)
+
+
 def read_nifti(path: Path, frame: int | None = None) -> Volume:
     """Read a NIfTI file, or a ``frame`` (from 0) of a 4-D one. Raises InputError if unusable."""
     if not path.is_file():
         raise InputError(path, "there is no such file", "Put the file there, or correct the path")
     try:
         with ImageOpener(str(path)) as stream:  # nibabel's loader turns a spacing of 0 into 1
-            header = nib.Nifti1Header.from_fileobj(stream, check=False)
+            header = nib.Nifti1Header(stream.read(348), check=False)
+        check_size(path, header)
         logger.disabled = True  # nibabel logs its repairs; here they are faults
         image = nib.Nifti1Image.from_filename(path)
         array = np.asanyarray(image.dataobj)
+    except InputError:
+        raise
     except Exception as error:  # a damaged file can raise anything
         problem = f"cannot be read as NIfTI ({(str(error) or repr(error)).splitlines()[0]})"
         remedy = "Copy or export the file again: it is cut short or not a NIfTI file"
@@ -115,9 +130,6 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
     if array.ndim != 3 or array.dtype.kind not in "buif" or 0 in array.shape:
         problem = f"has {array.ndim} dimensions {array.shape} of {array.dtype}"
         raise InputError(path, problem, "Give one 3-D stack of grey values per file")
-    if bad := int(array.size - np.isfinite(array).sum()):
-        remedy = "Replace them, or export the file again"
-        raise InputError(path, f"has {bad} voxels that are NaN or infinite", remedy)
     pixdim = header["pixdim"][1:4]
     spacing = pixdim.astype(float) * UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
     lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
@@ -158,7 +170,7 @@ def storage_mirrored(affine: np.ndarray) -> bool | None:
 
 
 def check_image(volume: Volume) -> None:
-    """Raise InputError if an image has an implausible spacing, or no contrast."""
+    """Raise InputError if an image has an implausible spacing, no contrast or no finite values."""
     spacing = volume.header_spacing[axis_order(volume)]
     problem = f"spacing {np.round(volume.header_spacing, 4).tolist()} mm is"
     remedy = "Write the true spacing into pixdim: 0.1–10 mm in plane, 0.1–40 mm between slices"
@@ -166,7 +178,11 @@ def check_image(volume: Volume) -> None:
         raise InputError(volume.where, f"{problem} not positive", remedy)
     if (spacing < SMALLEST_MM).any() or (spacing > LARGEST_MM).any():
         raise InputError(volume.where, f"{problem} absurd", remedy)
-    if volume.array.min() == volume.array.max():
+    low, high = float(volume.array.min()), float(volume.array.max())  # NaN if any voxel is
+    if not (-LARGEST_GREY <= low and high <= LARGEST_GREY):
+        problem = f"has voxels that are NaN, infinite or beyond ±{LARGEST_GREY:.0e}"
+        raise InputError(volume.where, problem, "Replace them, or export the file again")
+    if np.float32(low) == np.float32(high):  # as it will be stored
         problem = f"every voxel is {volume.array.flat[0]}"
         raise InputError(volume.where, problem, "Export the image again: it is empty")
 
@@ -226,6 +242,10 @@ def read_study(entry: Entry, images_only: bool = False) -> Iterator[Study | Faul
         source = "clinical" if entry.report else "none"
         fields["report_source"] = entry.report_source or source
     order = axis_order(image)
+    if (slices := image.array.shape[order[2]]) > MOST_SLICES:
+        problem, remedy = f"has {slices} slices", f"Keep the heart's: at most {MOST_SLICES}"
+        yield Fault(image.where, problem, remedy, entry.study_id)
+        return
 
     def stored(array: np.ndarray, kind: type[tio.Image], dtype: type) -> tio.Image:
         tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(order), dtype=dtype))

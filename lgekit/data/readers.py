@@ -7,7 +7,7 @@ import re
 import tomllib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any
 import joblib
 import nibabel as nib
 import numpy as np
+import torch
+import torchio as tio
 
 from lgekit.anatomy.segments import findings_from_labels, insertion_points
 from lgekit.data.dicom import list_series
@@ -32,6 +34,7 @@ from lgekit.data.nifti import (
 )
 from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
+from lgekit.findings import Findings
 from lgekit.reports.reader import read_report, states_enhancement
 from lgekit.reports.writer import write_report
 from lgekit.study import LABEL_NAMES, RV, SCARRED, SPLITS, Cohort, Study, hash_unit, split_of
@@ -195,19 +198,57 @@ def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
     return entries, faults
 
 
-def _load(spec: str, images_only: bool = False) -> Iterator[Fault | tuple[Entry, Study]]:
+def _load(
+    spec: str, images_only: bool = False, skipped: Container[str] = ()
+) -> Iterator[Fault | tuple[Entry, Study]]:
     """Yield all faults of a cohort that opening no image shows, then each study or its faults."""
     entries, faults = list_studies(spec)
     yield from faults
-    for entry in entries:
+    for entry in (entry for entry in entries if entry.study_id not in skipped):
         for item in read_study(entry, images_only):
             yield item if isinstance(item, Fault) else (entry, item)
 
 
-def read_cohort(spec: str, images_only: bool = False) -> Cohort:
+def stream_images(
+    spec: str, skipped: Iterable[str] = (), faults: dict[str, InputError] | None = None
+) -> Iterator[Study]:
+    """Read the images of a cohort one at a time, as for a prediction.
+
+    Studies in ``skipped`` are left out. So are those with a fault, which ``faults`` collects; if it
+    is None, or a fault is of no single study, it is raised.
+    """
+    left_out = set(skipped)
+    if parse_spec(spec)[0] == "phantom":
+        studies = read_cohort(spec, images_only=True).studies
+        yield from (one for one in studies if one["study_id"] not in left_out)
+        return
+    for item in _load(spec, True, left_out):
+        if not isinstance(item, Fault):
+            yield item[1]
+        elif isinstance(item, Doubt):
+            warnings.warn(f"{item.study_id}: {item.problem}", stacklevel=2)
+        elif not item.truth_only:
+            if faults is None or not item.study_id:
+                raise item
+            faults[item.study_id] = item
+            left_out.add(item.study_id)
+
+
+def slim(study: Study) -> Study:
+    """Drop the pixels, for tables: keep a voxel of each label, and the image's hash (``same``)."""
+    fields = {**study, "same": joblib.hash(study.pixels)}
+    fields["image"] = tio.ScalarImage(tensor=torch.zeros(1, 1, 1, 1))
+    if study.label_map is not None:
+        codes = torch.from_numpy(np.unique(study.label_map))
+        fields["labels"] = tio.LabelMap(tensor=codes[None, :, None, None])
+    return Study(**fields)
+
+
+def read_cohort(spec: str, images_only: bool = False, pixels: bool = True) -> Cohort:
     """Read a cohort from its SPEC ``kind:path`` (`KINDS`). Raises InputError at the first fault.
 
     With ``images_only``, as for a prediction, labels, reports, landmarks and findings are not read.
+    Without ``pixels`` each study is read and made `slim`: a large cohort needs no more memory.
     """
     kind, rest = parse_spec(spec)
     if kind == "phantom":
@@ -217,9 +258,12 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
         keys = ("image", "study_id", "patient_id", "split")
         return Cohort([Study(**{key: one[key] for key in keys}) for one in cohort.studies], spec)
     loaded: list[tuple[Entry, Study]] = []
+    measured: dict[str, Findings | None] = {}
     for item in _load(spec, images_only):
         if not isinstance(item, Fault):
-            loaded.append(item)
+            entry, study = item
+            measured[entry.study_id] = None if images_only else _measure(entry, study)
+            loaded.append((entry, study if pixels else slim(study)))
         elif isinstance(item, Doubt):  # without its folder, whose name may be a person's
             warnings.warn(f"{item.study_id}: {item.problem}", stacklevel=2)
         elif not (images_only and item.truth_only):
@@ -228,7 +272,7 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
     if not images_only:
         drawn = _scar_is_drawn(loaded)
         for entry, study in loaded:
-            _complete(entry, study, drawn)
+            _complete(entry, study, drawn, measured[entry.study_id])
     for study, owner in copies(studies):
         patient, kept = study["patient_id"], owner["patient_id"]
         copy = f"{study['study_id']}: the same image as {owner['study_id']}; counted as patient"
@@ -246,9 +290,9 @@ def check_cohort(spec: str) -> list[Fault]:
     if kind == "phantom":
         _phantom(rest)
         return []
-    items = list(_load(spec))
+    items = [item if isinstance(item, Fault) else slim(item[1]) for item in _load(spec)]
     faults = [item for item in items if isinstance(item, Fault)]
-    for study, owner in copies([item[1] for item in items if not isinstance(item, Fault)]):
+    for study, owner in copies([item for item in items if isinstance(item, Study)]):
         name, patient = study["study_id"], owner["patient_id"]
         problem = f"the same image as {owner['study_id']} of patient {patient}"
         remedy = "Remove one of the two, or give both the same patient_id, as reading does"
@@ -268,11 +312,8 @@ def _scar_is_drawn(loaded: list[tuple[Entry, Study]]) -> bool:
     return not any(states_enhancement(text) and read_report(text).present for text in reports)
 
 
-def _complete(entry: Entry, study: Study, drawn: bool) -> None:
-    """Derive, in place, landmarks from an RV label, findings, and a report from the masks.
-
-    ``drawn`` is whether the cohort's masks show scar (:func:`_scar_is_drawn`), else reports do.
-    """
+def _measure(entry: Entry, study: Study) -> Findings | None:
+    """Derive, in place, landmarks from an RV label; return the findings that the mask shows."""
     labels = study.label_map
     if labels is not None and study["landmarks"] is None and (labels == RV).any():
         mirrored = storage_mirrored(study["image"].affine)
@@ -280,9 +321,17 @@ def _complete(entry: Entry, study: Study, drawn: bool) -> None:
         if mirrored is not None:  # else anterior and inferior cannot be told apart
             landmarks = insertion_points(labels, study.spacing_mm, mirrored=mirrored)
             study["landmarks"] = landmarks if landmarks.confidence > 0 else None
-    if study["findings"] is None and labels is not None and drawn:
-        if entry.scar_labelled and entry.report_source != "none":
-            study["findings"] = findings_from_labels(study)
+    shown = labels is not None and entry.scar_labelled and entry.report_source != "none"
+    return findings_from_labels(study) if shown and study["findings"] is None else None
+
+
+def _complete(entry: Entry, study: Study, drawn: bool, measured: Findings | None) -> None:
+    """Derive, in place, findings, and a report from the masks.
+
+    ``drawn`` is whether the cohort's masks show scar (:func:`_scar_is_drawn`), else reports do.
+    """
+    if study["findings"] is None and study.label_map is not None and drawn:
+        study["findings"] = measured
     elif study["findings"] is None and entry.report and states_enhancement(entry.report):
         study["findings"] = read_report(entry.report)  # if it says nothing: unknown
     wanted = entry.report_source in ("masks", "") and not entry.report
@@ -307,7 +356,9 @@ def _assign_splits(studies: list[Study]) -> None:
 def copies(studies: list[Study]) -> list[tuple[Study, Study]]:
     """Return pairs of studies of different patients with the same image, the later first."""
     owners: dict[str, Study] = {}
-    pairs = [(study, owners.setdefault(joblib.hash(study.pixels), study)) for study in studies]
+    images = [str(study.get("same") or joblib.hash(study.pixels)) for study in studies]
+    first = [owners.setdefault(image, one) for image, one in zip(images, studies, strict=True)]
+    pairs = zip(studies, first, strict=True)
     return [(one, other) for one, other in pairs if one["patient_id"] != other["patient_id"]]
 
 

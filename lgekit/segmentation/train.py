@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, to_frame_deg
-from lgekit.cache import accelerator, code_version, compute_once, memory
+from lgekit.cache import accelerator, code_version, compute_once
 from lgekit.config import FitSettings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import pretraining_specs, read_cohort, refuse_shared
@@ -143,7 +143,6 @@ def fit_heart_network(
     seed: int = 0,
     init: HeartNetwork | None = None,
     progress: bool = True,
-    key: object = None,
     **changes,
 ) -> HeartNetwork:
     """Train a heart network on all studies of some cohorts that have LV labels.
@@ -151,7 +150,7 @@ def fit_heart_network(
     Each cohort is drawn in proportion to the fourth root of its slices, so that small cohorts are
     not swamped by the phantom. With ``init``, training starts from its first networks and its
     settings, and studies without RV labels get the RV that ``init`` draws, so that it is not
-    forgotten. ``changes`` are fields of `HeartSettings`; ``key`` is for the cache.
+    forgotten. ``changes`` are fields of `HeartSettings`.
     """
     settings = replace(init.settings if init else HEART_SIZES[size], **changes)
     device = accelerator()
@@ -295,28 +294,27 @@ def _fitted(
     """Train on some cohorts, or take the weights from the cache."""
     landmarks = [repr(study["landmarks"]) for one in cohorts for study in one.studies]
     start = "" if init is None else weights_fingerprint(init)
-    key = [one.fingerprint for one in cohorts], landmarks, start, code_version(*ROOMS)
+    key: tuple = [one.fingerprint for one in cohorts], landmarks, start, code_version(*ROOMS)
     # without a real study of its kind, learn shapes, not the look of phantoms
     invented = 0.0 if init else SYNTHETIC_SHARE
     border_steps = min(steps, HEART_SIZES[settings.heart_size].border_steps)
     changes: dict[str, Any] = {"steps": steps, "border_steps": border_steps, "invented": invented}
     changes["encoder"] = settings.encoder
-    trained = memory().cache(fit_heart_network, ignore=["cohorts", "init", "progress"])
     seed = settings.seed if settings.heart_seed < 0 else settings.heart_seed
-    return compute_once(trained, cohorts, settings.heart_size, seed, init, progress, key, **changes)
+    key, size = (*key, settings.heart_size, seed, changes), settings.heart_size
+    return compute_once(key, fit_heart_network, cohorts, size, seed, init, progress, **changes)
 
 
 def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
     """The cohort with predicted labels and landmarks in place of its own. Cached."""
     key = cohort.fingerprint, weights_fingerprint(network), code_version(*ROOMS)
-    located = memory().cache(_located, ignore=["cohort", "network"])
-    found = compute_once(located, key, cohort, network)
+    found = compute_once(key, _located, cohort, network)
     pairs = zip(cohort.studies, found, strict=True)
-    studies = [with_labels(study, np.array(labels), marks) for study, (labels, marks) in pairs]
+    studies = [with_labels(study, labels, marks) for study, (labels, marks) in pairs]
     return Cohort(studies, cohort.name)
 
 
-def _located(key: tuple, cohort: Cohort, network: HeartNetwork) -> list[tuple]:
+def _located(cohort: Cohort, network: HeartNetwork) -> list[tuple]:
     found = copy.deepcopy(network).to(accelerator()).predict_cohort(cohort)
     return [(np.asarray(study.label_map), study["landmarks"]) for study in found.studies]
 
