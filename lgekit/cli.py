@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import tempfile
 import warnings
@@ -68,6 +69,8 @@ def main() -> None:
     for kind in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", kind)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except (InputError, RunError) as error:
@@ -102,16 +105,19 @@ def cohort(spec: Spec, out_dir: NewFolder) -> None:
 def check(spec: Spec) -> None:
     """Read a whole cohort. List every fault with its remedy (exit code 1), or say what it holds.
 
-    Also counts what the reports say about late enhancement, and compares them with the masks.
+    Also counts what the reports say about late enhancement, and compares them with the masks. Ends
+    with an account of the folder: files seen = read + left out, by reason.
     Example: lgekit check manifest:my_cohort/manifest.csv
     """
+    from lgekit.data.readers import count_files
     from lgekit.reports.tables import agreement_table, report_states
 
-    faults = lk.check_cohort(spec)
+    faults, account = lk.check_cohort(spec), count_files(spec)
     for fault in faults:
         typer.echo(f"{fault.study_id or '-'}\t{fault.where}: {fault.problem}. {fault.remedy}")
     if faults:
         typer.echo(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
+        typer.echo(account, nl=bool(account))
         raise typer.Exit(1)
     studies = lk.read_cohort(spec)
     typer.echo(f"no faults; {lk.tables.cohort_summary(studies)}")
@@ -124,6 +130,7 @@ def check(spec: Spec) -> None:
         typer.echo("report says (row) / mask shows (column); studies that disagree:")
         table = agreement_table(states).rename_axis(index=None, columns=None)
         typer.echo(table.to_string())
+    typer.echo(account, nl=bool(account))
 
 
 @app.command()
