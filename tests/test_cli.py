@@ -1,6 +1,8 @@
 """The command line as its user sees it: files, exit codes, and one line per error."""
 
+import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import torchio as tio
 from command_line import SMALL, lgekit, refused
 
 import lgekit as lk
+from lgekit import cli
 from lgekit.cache import replacing_folder
 from lgekit.clip import train as training
 from lgekit.clip.detector import Detector
@@ -79,6 +82,17 @@ def test_check_passes_a_good_cohort_and_lists_every_fault_of_a_bad_one(written, 
     table.to_csv(written / "broken.csv", index=False)
     done = lgekit("check", f"manifest:{written}/broken.csv")
     assert done.returncode == 1 and "nowhere.nii.gz" in done.stdout and "testing" in done.stdout
+
+
+def test_a_terminal_without_utf8_shows_every_message(tmp_path, monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "argv", ["lgekit", "check", f"manifest:{tmp_path}/σ.csv"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    terminal.flush()
+    assert b"u03c3.csv: the table cannot be read" in terminal.buffer.getvalue()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"  # before torch is loaded
 
 
 def test_standardize_writes_the_frame_and_the_landmarks(spec, tmp_path):
