@@ -64,7 +64,9 @@ def scan(kind: str, path: str) -> Listing:
         elif found := re.search(layout["image"] + IMAGE_NAME, text, re.I):
             images.append((found.groupdict(""), name))
             sessions[found.groupdict().get("patient")].add(found.groupdict().get("session"))
-        elif file in tables or (header != file.name and file.with_name(header).exists()):
+        elif file.name == "dseg.tsv" or file in tables:
+            yield Seen(file)
+        elif header != file.name and file.with_name(header).exists():
             yield Seen(file)
         else:
             yield Seen(file, "no images of this layout")
@@ -108,20 +110,19 @@ def _table_rows(
 ) -> tuple[dict[str, dict[str, str]], list[Path], list[Fault]]:
     """Rows of a layout's tables by id (of BIDS: and session), the tables, and their faults."""
     table, *columns = layout.get("table", [""])
-    tables = [root / table, *sorted(root.glob("derivatives/*/dseg.tsv"))]
-    rows, faults = optional_rows(root / table, columns)
-    named = [(row[columns[0]], root / table, row) for row in rows]
-    for file in sorted(root.glob("*/*_sessions.tsv")):
-        more, wrong = optional_rows(file, ("session_id",))
-        named += [(file.parent.name, file, row) for row in more]
-        tables, faults = [*tables, file], faults + wrong
+    tables = [root / table, *sorted(root.glob("*/*_sessions.tsv"))]
     about: dict[str, dict[str, str]] = {}
-    for name, file, row in named:
-        key = "_".join(filter(None, (name, row.get("session_id", ""))))
-        if key in about:
-            remedy = "Keep one of them; for sessions, give a column session_id"
-            faults.append(Fault(file, f"two rows are of {key}", remedy, truth_only=True))
-        about[key] = row
+    faults: list[Fault] = []
+    for file in tables:
+        rows, more = optional_rows(file, columns if file == root / table else ("session_id",))
+        faults += more
+        for row in rows:
+            name = row[columns[0]] if file == root / table else file.parent.name
+            key = "_".join(filter(None, (name, row.get("session_id"))))
+            if key in about:
+                remedy = "Keep one of them; for sessions, give a column session_id"
+                faults.append(Fault(file, f"two rows are of {key}", remedy, truth_only=True))
+            about[key] = row
     return about, tables, faults
 
 
