@@ -393,7 +393,7 @@ def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Pa
     parts = [settings.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)]
     for one in (cohort, *about):
         if isinstance(one, Cohort):
-            names = ("landmarks", "patient_id", "fold")  # its fingerprint omits these
+            names = ("report", "landmarks", "patient_id", "fold")  # its fingerprint omits these
             one = one.fingerprint, [[study.get(name) for name in names] for study in one.studies]
         parts.append(repr(one))
     lock = Path(root or "") / "training" / f"{joblib.hash(parts)[:16]}.lock"
