@@ -318,6 +318,8 @@ def read_study(entry: Entry, images_only: bool = False) -> Iterator[Study | Faul
         check_image(image)
     except InputError as error:
         faults.append(Fault.of(error, entry.study_id))
+        if image is not None:
+            image.trusted = False  # a wrong spacing is no fault of the mask
     try:
         mask = entry.labels() if entry.labels is not None and not images_only else None
         labels = recode(mask, entry.codes, image) if mask and image else None
