@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
 import signal
 import sys
@@ -77,6 +78,8 @@ def main() -> None:
         warnings.simplefilter("ignore", kind)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which cleans up
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except (InputError, RunError) as error:
@@ -116,16 +119,19 @@ def cohort(spec: Spec, out_dir: NewFolder) -> None:
 def check(spec: Spec) -> None:
     """Read a whole cohort. List every fault with its remedy (exit code 1), or say what it holds.
 
-    Also counts what the reports say about late enhancement, and compares them with the masks.
+    Also counts what the reports say about late enhancement, and compares them with the masks. Ends
+    with an account of the folder: files seen = read + left out, by reason.
     Example: lgekit check manifest:my_cohort/manifest.csv
     """
+    from lgekit.data.readers import count_files
     from lgekit.reports.tables import agreement_table, report_states
 
-    faults = lk.check_cohort(spec)
+    faults, account = lk.check_cohort(spec), count_files(spec)
     for fault in faults:
         typer.echo(f"{fault.study_id or '-'}\t{fault.where}: {fault.problem}. {fault.remedy}")
     if faults:
         typer.echo(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
+        typer.echo(account, nl=bool(account))
         raise typer.Exit(1)
     studies = lk.read_cohort(spec, pixels=False)
     typer.echo(f"no faults; {lk.tables.cohort_summary(studies)}")
@@ -138,6 +144,7 @@ def check(spec: Spec) -> None:
         typer.echo("report says (row) / mask shows (column); studies that disagree:")
         table = agreement_table(states).rename_axis(index=None, columns=None)
         typer.echo(table.to_string())
+    typer.echo(account, nl=bool(account))
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The command line as its user sees it: files, exit codes, and one line per error."""
 
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import torchio as tio
 from command_line import SMALL, lgekit, refused
 
 import lgekit as lk
+from lgekit import cli
 from lgekit.cache import replacing_folder
 from lgekit.clip import train as training
 from lgekit.clip.detector import Detector
@@ -81,6 +83,16 @@ def test_check_passes_a_good_cohort_and_lists_every_fault_of_a_bad_one(written, 
     table.to_csv(written / "broken.csv", index=False)
     done = lgekit("check", f"manifest:{written}/broken.csv")
     assert done.returncode == 1 and "nowhere.nii.gz" in done.stdout and "testing" in done.stdout
+
+
+def test_a_terminal_without_utf8_shows_every_message(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(cli, "app", lambda: print("failed: σ"))  # as tqdm.write does
+    cli.main()
+    terminal.flush()
+    assert b"failed: \\u03c3" in terminal.buffer.getvalue()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"  # before torch is loaded
 
 
 def test_standardize_writes_the_frame_and_the_landmarks(spec, tmp_path):
