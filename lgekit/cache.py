@@ -7,7 +7,7 @@ import hashlib
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -112,21 +112,22 @@ def is_locked(path: str | Path) -> bool:
         return True
 
 
-def compute_once(cached: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a function cached by ``memory().cache``, or a plain function.
+def compute_once(key: object, compute: Callable[[], Any]) -> Any:
+    """Return the result of ``compute``, or that of an earlier call with an equal key.
 
     Processes that start together compute the result only once.
     """
-    store = getattr(cached, "store_backend", None)
-    if store is None or cached.check_call_in_cache(*args, **kwargs):
-        return cached(*args, **kwargs)
-    from joblib import hashing
-    from joblib.func_inspect import filter_args
+    import joblib
 
-    given = filter_args(cached.func, cached.ignore, args, kwargs)
-    key = hashing.hash((cached.func.__module__, cached.func.__qualname__, given))
-    with locked(Path(store.location) / "locks" / key):
-        return cached(*args, **kwargs)
+    if not (folder := memory().location):
+        return compute()
+    file = Path(folder) / "results" / joblib.hash(key)
+    if not file.exists():
+        with locked(file.with_suffix(".lock")):
+            if not file.exists():  # no other process computed it meanwhile
+                with replacing(file) as part:
+                    joblib.dump(compute(), part)
+    return joblib.load(file, mmap_mode="c")
 
 
 def accelerator() -> torch.device:

@@ -179,13 +179,13 @@ def split_of(patient_id: str, present: bool | None) -> str:
 def patient_folds(cohort: Cohort, folds: int, seed: int) -> np.ndarray:
     """Return the fold of each study, ``(studies,)`` int, stratified by presence of scar.
 
-    A patient's studies stay in one fold. Raises InputError if neither class has ``folds`` studies.
+    A patient's studies stay in one fold. Raises InputError for too few.
     """
     present = cohort.manifest["scar"].eq(True).to_numpy(int)
     groups = cohort.manifest["patient_id"].to_numpy()
-    largest = int(np.bincount(present).max(initial=0))
-    if largest < folds:  # scikit-learn needs the larger class in every fold
-        problem = f"only {largest} studies in the larger class (scar or no scar) for {folds} folds"
+    largest = min(len(set(groups)), int(np.bincount(present).max(initial=0)))
+    if largest < folds:  # scikit-learn needs patients and the larger class in every fold
+        problem = f"only {largest} patients, or studies with or without scar, for {folds} folds"
         raise InputError(cohort.name, problem, "Give more studies, or lower the number of folds.")
     fold = np.empty(len(present), dtype=int)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)

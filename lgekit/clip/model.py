@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lgekit.config import FitSettings
-from lgekit.errors import InputError
 from lgekit.segmentation.model import HEART_SIZES, build_unet
 
 PAD, START, END, UNKNOWN = "[PAD]", "[SOT]", "[EOT]", "[UNK]"
@@ -38,27 +38,14 @@ class StudyBatch(NamedTuple):
         return StudyBatch(*(part[index] for part in self))
 
 
-def pad_studies(studies: Sequence[tuple[Tensor, Tensor]]) -> StudyBatch:
-    """Stack `(slices, 1, height, width)` images and `(slices,)` levels of studies, with padding."""
-    images, levels = zip(*studies, strict=True)
-    parts = images, levels, [torch.ones(len(own), dtype=torch.bool) for own in levels]
-    return StudyBatch(*(pad_sequence(list(part), batch_first=True) for part in parts))
-
-
-class CircularConv(nn.Module):
+def circular_conv(
+    channels_in: int, channels_out: int, stride: int = 1, size: int = 3
+) -> nn.Sequential:
     """Convolution on `(N, C, depth, angle)`: zero padding in depth, circular in angle."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int = 1, size: int = 3):
-        super().__init__()
-        self.margin = size // 2
-        self.conv = nn.Conv2d(
-            channels_in, channels_out, size, stride=stride, padding=(self.margin, 0), bias=False
-        )
-        self.norm = nn.GroupNorm(math.gcd(8, channels_out), channels_out)
-
-    def forward(self, image: Tensor) -> Tensor:
-        padded = F.pad(image, (self.margin, self.margin, 0, 0), mode="circular")
-        return F.gelu(self.norm(self.conv(padded)))
+    margin, norm = size // 2, nn.GroupNorm(math.gcd(8, channels_out), channels_out)
+    pad = nn.CircularPad2d((margin, margin, 0, 0))
+    conv = nn.Conv2d(channels_in, channels_out, size, stride, padding=(margin, 0), bias=False)
+    return nn.Sequential(OrderedDict(pad=pad, conv=conv, norm=norm, gelu=nn.GELU()))
 
 
 def in_parts(encode: Callable[[Tensor], Tensor], slices: Tensor) -> Tensor:
@@ -78,9 +65,9 @@ class PolarEncoder(nn.Module):
         super().__init__()
         self.out_channels = 2 * channels
         self.body = nn.Sequential(
-            CircularConv(1, channels, stride=2, size=5),
-            CircularConv(channels, 2 * channels),
-            CircularConv(2 * channels, 2 * channels, stride=2),
+            circular_conv(1, channels, stride=2, size=5),
+            circular_conv(channels, 2 * channels),
+            circular_conv(2 * channels, 2 * channels, stride=2),
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -88,38 +75,22 @@ class PolarEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Slice encoder of the image view: a convolutional timm network → `(N, C, 3, 3)`."""
+    """Slice encoder of the image view: the encoder of the heart network's U-Net → `(N, C, 3, 3)`.
+
+    Raises InputError if the setting ``encoder`` names no network that can be used.
+    """
 
     grid = (3, 3)
 
-    def __init__(self, name: str):
+    def __init__(self, settings: FitSettings):
         super().__init__()
-        import timm
-
-        try:
-            net: Any = timm.create_model(name, in_chans=1, num_classes=0, global_pool="")
-            with torch.no_grad():  # a transformer for one image size fails here
-                shape = net.eval().forward_features(torch.zeros(1, 1, 64, 96)).shape
-            if len(shape) != 4 or shape[1] != net.num_features:
-                raise ValueError("it gives no feature map (channels first)")
-        except (AssertionError, RuntimeError, ValueError) as error:
-            problem = f"{name!r}: {' '.join(str(error).split())[:200]}"
-            remedy = "Give a convolutional network of timm, e.g. regnetx_002 or resnet34."
-            raise InputError("setting encoder", problem, remedy) from error
-        self.net = net.train().to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
-        self.out_channels = int(net.num_features)
+        heart = replace(HEART_SIZES[settings.heart_size], encoder=settings.encoder)
+        self.net: Any = build_unet(heart, settings.seed).get_submodule("encoder")
+        self.out_channels = int(self.net.out_channels[-1])
 
     def forward(self, image: Tensor) -> Tensor:
-        image = image.contiguous(memory_format=torch.channels_last)
-        return F.adaptive_avg_pool2d(self.net.forward_features(image), self.grid)
-
-
-def check_encoder(settings: FitSettings) -> None:
-    """Raise InputError if the setting ``encoder`` names no network that can be used."""
-    if settings.needs_heart:
-        build_unet(replace(HEART_SIZES[settings.heart_size], encoder=settings.encoder), 0)
-    if settings.frame == "image":
-        ImageEncoder(settings.encoder)
+        image = image.contiguous(memory_format=torch.channels_last)  # faster on CPUs and GPUs
+        return F.adaptive_avg_pool2d(self.net(image)[-1], self.grid)
 
 
 class StudyEncoder(nn.Module):
@@ -137,7 +108,7 @@ class StudyEncoder(nn.Module):
         if settings.frame == "polar":
             self.encoder = PolarEncoder(settings.polar_channels)
         else:
-            self.encoder = ImageEncoder(settings.encoder)
+            self.encoder = ImageEncoder(settings)
         rows, columns = self.encoder.grid
         self.cell = nn.Linear(self.encoder.out_channels, width)
         self.flatten = nn.Linear(width * rows * columns, width)
@@ -158,7 +129,12 @@ class StudyEncoder(nn.Module):
 
     def forward(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
         """Embeddings, not normalized, and decoder tokens `(studies, queries + 1, text_width)`."""
-        return self.embed(*self.slice_features(batch), batch.mask)
+        features, cells = self.slice_features(batch)
+        embedded, _, gathered = self.pool(features, batch.mask)
+        padding = (~batch.mask).repeat_interleave(cells.shape[2], 1)
+        keys, queries = cells.flatten(1, 2), self.queries.expand(len(cells), -1, -1)
+        tokens, _ = self.read(queries, keys, keys, key_padding_mask=padding, need_weights=False)
+        return embedded, torch.cat([self.whole(gathered)[:, None], self.token(tokens)], 1)
 
     def slice_features(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
         """Features `(studies, slices, width)` and cells `(studies, slices, cells, width)`."""
@@ -188,14 +164,6 @@ class StudyEncoder(nn.Module):
         gathered = torch.cat([mean, largest], -1)
         return self.out(self.project(gathered)), weights.mean(-1), gathered
 
-    def embed(self, features: Tensor, cells: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """The result of `forward` from that of `slice_features`."""
-        embedded, _, gathered = self.pool(features, mask)
-        padding = (~mask).repeat_interleave(cells.shape[2], 1)
-        keys, queries = cells.flatten(1, 2), self.queries.expand(len(cells), -1, -1)
-        tokens, _ = self.read(queries, keys, keys, key_padding_mask=padding, need_weights=False)
-        return embedded, torch.cat([self.whole(gathered)[:, None], self.token(tokens)], 1)
-
     def each_slice(self, features: Tensor) -> Tensor:
         """Embed each slice as if it were a whole study: `(studies, slices, embed_dim)`."""
         alone = features.flatten(0, 1)[:, None]
@@ -203,21 +171,8 @@ class StudyEncoder(nn.Module):
         return embedded.unflatten(0, features.shape[:2])
 
     def load_segmentation(self, state: Mapping[str, Tensor]) -> None:
-        """Start the slice encoder from that of a segmentation network (names of timm or smp)."""
-        target = self.encoder.net if isinstance(self.encoder, ImageEncoder) else self.encoder
-
-        def common(name: str) -> str:  # timm's stages are "stages.0" or "stages_0"
-            return name.removeprefix("encoder.").removeprefix("model.").replace(".", "_")
-
-        own, found = target.state_dict(), {common(name): value for name, value in state.items()}
-        shape = {name: value.shape for name, value in found.items()}
-        fits = [name for name in own if shape.get(common(name)) == own[name].shape]
-        taken = {name: found[common(name)] for name in fits}
-        if len(taken) < 0.9 * len(own):
-            problem = f"{len(taken)} of {len(own)} tensors fit the slice encoder"
-            remedy = "Set encoder_init='random', or encoder=regnetx_002, resnet18 or convnext_atto."
-            raise InputError("segmentation weights", problem, remedy)
-        target.load_state_dict(own | taken)
+        """Start the slice encoder from that of a segmentation network."""
+        getattr(self.encoder, "net", self.encoder).load_state_dict(state)
 
 
 class ReportTokenizer:
@@ -260,11 +215,6 @@ class ReportTokenizer:
         core.train_from_iterator(sorted(set(texts)), trainer)
         return cls(core, context_length)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-        return self.core.get_vocab_size()
-
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Token ids of one text or several, padded to the longest of them."""
         texts = [texts] if isinstance(texts, str) else list(texts)
@@ -287,18 +237,15 @@ class CoCa(nn.Module):
 
     def __init__(self, settings: FitSettings, tokenizer: ReportTokenizer):
         super().__init__()
-        from open_clip.transformer import MultimodalTransformer, TextTransformer, VisionTransformer
+        from open_clip.transformer import MultimodalTransformer, TextTransformer
 
         width, out = settings.text_width, {"output_dim": settings.embed_dim}
         shape = {"width": width, "heads": HEADS}
         shape["context_length"] = tokenizer.context_length
         options = {"embed_cls": True, "output_tokens": True, "pad_id": tokenizer.pad_id, **out}
         options["correct_cls_mask"] = True  # otherwise the class token cannot see itself
-        size, layers = tokenizer.vocab_size, settings.text_layers
+        size, layers = tokenizer.core.get_vocab_size(), settings.text_layers
         self.text: Any = TextTransformer(vocab_size=size, layers=layers, **shape, **options)
-        # Discarded. open_clip's CoCa draws its weights here, so seeds keep giving the same models.
-        pooling = {"attentional_pool": True, "attn_pooler_heads": 1}
-        VisionTransformer(32, 32, 32, 1, 1, 4.0, **pooling, **out)
         decoder = MultimodalTransformer(layers=settings.decoder_layers, output_dim=size, **shape)
         self.visual = StudyEncoder(settings)
         self.text_decoder: Any = decoder
@@ -340,6 +287,3 @@ class CoCa(nn.Module):
             out["logits"] = self.text_decoder(image_tokens, text_tokens[caption_of][:, :-1])
             out["labels"] = text[caption_of][:, 1:]
         return out
-
-
-build_coca = CoCa  # the name that notebooks use

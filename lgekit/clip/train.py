@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
@@ -29,13 +27,10 @@ from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, draw_findings, draw_scar
 from lgekit.reports.writer import one_line, prompt_sets, sentences, write_report
-from lgekit.segmentation.train import minimise
-from lgekit.study import Cohort
+from lgekit.segmentation.train import Descent
 
 BATCH, REPORTS = 64, 12_000  # of teaching: reports in a step, and most that are written
 MASKED = 0.05  # share of the words that are hidden, so that no single one decides
-WARMUP, WEIGHT_DECAY = 0.1, 0.05  # of the fit: share of all steps; of AdamW
-VALIDATION = "validation_contrastive"
 
 
 def statements() -> list[str]:
@@ -114,15 +109,12 @@ def taught_language(settings: FitSettings) -> Language:
     """Teach the text tower, or take it from the cache: it depends on no study."""
     names = {"text", "embed_dim", "text_width", "text_layers", "context_length", "text_steps"}
     about = settings.model_dump_json(include=names | {"seed"})
-    cached = cache.memory().cache(teach, ignore=["settings"])
-    return cache.compute_once(cached, settings, (about, cache.code_version(*cache.FIT_ROOMS)))
+    key = "language", about, cache.code_version(*cache.FIT_ROOMS)
+    return cache.compute_once(key, lambda: teach(settings))
 
 
-def teach(settings: FitSettings, key: object = None) -> Language:
-    """Train a new text tower on written reports to tell which `statements` are true of each.
-
-    ``key`` is for the cache.
-    """
+def teach(settings: FitSettings) -> Language:
+    """Train a new text tower on written reports to tell which `statements` are true of each."""
     steps, device = settings.text_steps, cache.accelerator()
     texts, truth = written_reports(min(REPORTS, BATCH * steps), settings.seed)
     tokenizer = ReportTokenizer.train([*texts[:3000], *statements()], settings.longest_text)
@@ -147,7 +139,7 @@ def teach(settings: FitSettings, key: object = None) -> Language:
             logits = model.logit_scale.exp() * similar + offset
             return F.binary_cross_entropy_with_logits(logits, truth[rows].to(device))
 
-        minimise(weights, loss_of, steps, 2e-3, "language", progress=False)
+        Descent(weights, steps, 2e-3).run(loss_of, "language", progress=False)
     return Language(model.cpu().eval(), tokenizer, offset.item())
 
 
@@ -167,24 +159,6 @@ def contrastive_loss(logits: Tensor, text_ids: Tensor, targets: str = "same_text
     target = same / same.sum(1, keepdim=True)
     losses = [-(target * side.log_softmax(1)).sum(1).mean() for side in (logits, logits.T)]
     return torch.stack(losses).mean() - same.sum(1).log().mean()
-
-
-def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
-    """Linear warm-up, then a cosine to zero."""
-    warm = max(1, round(WARMUP * steps))
-    if step < warm:
-        return settings.learning_rate * (step + 1) / warm
-    progress = (step - warm) / max(1, steps - warm)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def adamw(module: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov 2019, arXiv 1711.05101), without decay for biases, norms and scalars."""
-    decayed = [weight for weight in module.parameters() if weight.ndim > 1]
-    others = [weight for weight in module.parameters() if weight.ndim < 2]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    options: dict[str, Any] = {"weight_decay": WEIGHT_DECAY, "betas": (0.9, 0.98), "fused": True}
-    return torch.optim.AdamW(groups, settings.learning_rate, **options)
 
 
 class TrainingData(NamedTuple):
@@ -211,24 +185,16 @@ def epoch_batches(
 
 
 def train_epoch(
-    model: CoCa,
-    optimizer: torch.optim.Optimizer,
-    data: TrainingData,
-    epoch: int,
-    settings: FitSettings,
+    model: CoCa, descent: Descent, data: TrainingData, epoch: int, settings: FitSettings
 ) -> dict[str, float]:
-    """Train for one epoch. Returns the mean losses, the epoch and the last learning rate."""
+    """Train for one epoch. Returns the mean losses and the epoch."""
     device = data.tokens.device
     torch.manual_seed(settings.seed * 100_003 + epoch * 101)  # dropout
     generator = torch.Generator(device).manual_seed(settings.seed * 100_003 + epoch)  # augmentation
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     batches = epoch_batches(epoch, data.real, data.texts, settings)
     total = torch.zeros(2, device=device)
     model.train()
-    for step, (index, chosen) in enumerate(batches):
-        rate = learning_rate(epoch * len(batches) + step, settings.epochs * len(batches), settings)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+    for index, chosen in batches:
         captions = np.array([data.texts[study][0] for study in index])
         read = [captions if data.embedded is not None else chosen]
         read += [captions] if settings.caption_weight > 0 else []
@@ -245,10 +211,7 @@ def train_epoch(
             text_of = torch.from_numpy(chosen).to(device)
             out["text_features"] = data.embedded[text_of]
         losses = both_losses(out, text_of, settings, model.text.pad_id)
-        (losses[0] + settings.caption_weight * losses[1]).backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        descent.step(losses[0] + settings.caption_weight * losses[1])
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
             total += losses.detach()
@@ -257,7 +220,7 @@ def train_epoch(
         problem = f"the loss of epoch {epoch + 1} is not a number"
         remedy = "Lower learning_rate, and look for images that are empty or not finite."
         raise InputError("training", problem, remedy)
-    return means | {"epoch": epoch + 1, "learning_rate": rate}
+    return means | {"epoch": epoch + 1}
 
 
 def both_losses(
@@ -286,14 +249,8 @@ def validation_loss(
     return float(both_losses(out, text_of, settings, tokenizer.pad_id)[0])
 
 
-def epochs_since_best(history: Sequence[Mapping[str, float]]) -> int:
-    """Epochs since the lowest validation loss; without validation the last epoch is best."""
-    losses = [row.get(VALIDATION, -row["epoch"]) for row in history]
-    return len(losses) - 1 - int(np.argmin(losses)) if losses else 0
-
-
 class FitResult(NamedTuple):
-    """A trained network. ``history`` has one row per epoch: losses, learning rate, seconds."""
+    """A trained network. ``history`` has one row per epoch: losses and seconds."""
 
     model: CoCa
     tokenizer: ReportTokenizer
@@ -303,24 +260,20 @@ class FitResult(NamedTuple):
 def fit(
     pairs: ImageTextPairs,
     settings: FitSettings,
-    *,
     validation: ImageTextPairs | None = None,
     encoder_state: Mapping[str, Tensor] | None = None,
     language: Language | None = None,
-    checkpoint: Path | None = None,
     progress: bool = True,
 ) -> FitResult:
-    """Train a `CoCa` on studies and texts. It returns in eval mode on the CPU.
+    """Train a `CoCa` on studies and texts. It returns in eval mode on the CPU. Cached.
 
-    The contrastive loss of ``validation`` selects the epoch to keep and stops early.
-    ``encoder_state`` are weights of a segmentation encoder, and ``language`` is the text tower to
-    use as it is. Training resumes from the file ``checkpoint`` (of the same fit) if it exists.
+    The contrastive loss of ``validation`` is measured after each epoch. ``encoder_state`` are
+    weights of a segmentation encoder, and ``language`` is the text tower to use as it is. Training
+    that was interrupted, even by kill -9, resumes after its last whole epoch.
     """
-    if settings.shuffle_text:  # also those that select the epoch
-        pairs = shuffle_texts(pairs, settings.seed, 77)
-        validation = validation and shuffle_texts(validation, settings.seed, 78)
-    if validation is not None and len({options[0] for options in validation.texts}) < 2:
-        validation = None  # the loss of a single text is 0 in every epoch
+    if settings.shuffle_text:  # the control, whose accuracy must fall to chance
+        order = np.random.default_rng([settings.seed, 77]).permutation(len(pairs.texts))
+        pairs = replace(pairs, texts=[pairs.texts[number] for number in order])
     distinct = sorted({text for options in pairs.texts for text in options})
     row_of = {text: row for row, text in enumerate(distinct)}
     tokenizer = language.tokenizer if language else None
@@ -333,7 +286,7 @@ def fit(
     device = cache.accelerator()
     data = TrainingData(
         pairs.batch.to(device),
-        len(pairs) if pairs.real is None else pairs.real,
+        len(pairs.texts) if pairs.real is None else pairs.real,
         [[row_of[text] for text in options] for options in pairs.texts],
         tokens.to(device),
         language.embed(distinct).to(device) if language else None,
@@ -346,60 +299,55 @@ def fit(
         if language is not None:
             model.text.load_state_dict(language.model.text.state_dict())
             model.text.requires_grad_(False)
-        optimizer = adamw(model.to(device), settings)
-        history: list[dict[str, float]] = []
-        best: dict[str, Tensor] = {}
-        if checkpoint and checkpoint.exists():
-            kept = torch.load(checkpoint, map_location=device, weights_only=True)
-            model.load_state_dict(kept["model"])
-            optimizer.load_state_dict(kept["optimizer"])
-            history, best = kept["history"], kept["best"]
-        todo = range(len(history), settings.epochs)
-        options = {"initial": todo.start, "total": settings.epochs, "disable": not progress}
-        for epoch in (bar := tqdm(todo, "training", leave=False, unit="epoch", **options)):
-            if settings.patience and epochs_since_best(history) >= settings.patience:
-                break
-            started = time.perf_counter()
-            row = train_epoch(model, optimizer, data, epoch, settings)
-            if validation is not None:
-                row[VALIDATION] = validation_loss(model, tokenizer, validation, settings)
-            history.append(row | {"seconds": time.perf_counter() - started})
-            if epochs_since_best(history) == 0:
-                now = model.state_dict().items()
-                best = {name: value.detach().clone() for name, value in now}
-            bar.set_postfix({name: f"{row[name]:.3f}" for name in ("contrastive", "caption")})
-            if checkpoint:  # written whole or not at all
-                kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                with cache.replacing(checkpoint) as part:
-                    torch.save(kept | {"history": history, "best": best}, part)
-        model.load_state_dict(best)
-    return FitResult(model.cpu().eval(), tokenizer, pd.DataFrame(history))
+        # training depends on these alone
+        about = [settings.model_dump_json(exclude={"workers"}), data.texts, data.real]
+        about += [validation and validation.texts, cache.code_version(*cache.FIT_ROOMS)]
+        tensors = [*model.state_dict().values(), *pairs.batch, tokens]
+        tensors += validation.batch if validation else []
+        name = joblib.hash([about, [one.cpu().numpy() for one in tensors]])
+        root = cache.memory().location
+        checkpoint = Path(root) / "training" / f"{name}.pt" if root else None
+        inputs = model.to(device), tokenizer, data, validation, settings, checkpoint, progress
+        weights, history = cache.compute_once(("fit", name), lambda: train(*inputs))
+    model.cpu().load_state_dict(weights)
+    return FitResult(model.eval(), tokenizer, pd.DataFrame(history))
 
 
-def shuffle_texts(pairs: ImageTextPairs, *seed: int) -> ImageTextPairs:
-    """Permute the texts over all studies: the control, whose accuracy must fall to chance."""
-    order = np.random.default_rng(seed).permutation(len(pairs))
-    return replace(pairs, texts=[pairs.texts[number] for number in order])
+def train(
+    model: CoCa,
+    tokenizer: ReportTokenizer,
+    data: TrainingData,
+    validation: ImageTextPairs | None,
+    settings: FitSettings,
+    checkpoint: Path | None,
+    progress: bool,
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Train the epochs that the file ``checkpoint`` does not hold yet.
 
-
-@contextmanager
-def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Path | None]:
-    """Give a cached folder for the checkpoints of one fit; it is removed when the fit is done.
-
-    After a kill, the same arguments give the same folder; ``about`` is what else the fit depends
-    on. Yields None if caching is off (`lgekit.cache`), or another process runs the same fit.
+    Returns the weights, and the losses and seconds of each epoch.
     """
-    root = cache.memory().location
-    parts = [settings.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)]
-    for one in (cohort, *about):
-        if isinstance(one, Cohort):
-            names = ("landmarks", "patient_id", "fold")  # its fingerprint omits these
-            one = one.fingerprint, [[study.get(name) for name in names] for study in one.studies]
-        parts.append(repr(one))
-    lock = Path(root or "") / "training" / f"{joblib.hash(parts)[:16]}.lock"
-    if not root or cache.is_locked(lock):
-        yield None
-        return
-    with cache.locked(lock):
-        yield lock.with_suffix("")
-        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    steps = settings.epochs * len(epoch_batches(0, data.real, data.texts, settings))
+    descent = Descent(model.parameters(), steps, settings.learning_rate)
+    parts: dict[str, Any] = {"model": model}
+    parts |= {"optimizer": descent.optimizer, "schedule": descent.schedule}
+    history: list[dict[str, float]] = []
+    if checkpoint and checkpoint.exists():
+        kept = torch.load(checkpoint, map_location=data.tokens.device, weights_only=True)
+        history = kept["history"]
+        for name, part in parts.items():
+            part.load_state_dict(kept[name])
+    todo = range(len(history), settings.epochs)
+    options = {"initial": todo.start, "total": settings.epochs, "disable": not progress}
+    for epoch in tqdm(todo, "training", leave=False, unit="epoch", **options):
+        started = time.perf_counter()
+        row = train_epoch(model, descent, data, epoch, settings)
+        if validation:
+            row["validation_contrastive"] = validation_loss(model, tokenizer, validation, settings)
+        history.append(row | {"seconds": time.perf_counter() - started})
+        if checkpoint:  # written whole or not at all
+            with cache.replacing(checkpoint) as file:
+                states = {name: part.state_dict() for name, part in parts.items()}
+                torch.save(states | {"history": history}, file)
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return model.cpu().state_dict(), history

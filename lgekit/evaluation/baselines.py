@@ -24,7 +24,7 @@ from lgekit.evaluation import metrics
 from lgekit.evaluation.scores import with_truth
 from lgekit.reports.reader import states_enhancement
 from lgekit.segmentation.model import HeartNetwork
-from lgekit.segmentation.train import locate, minimise
+from lgekit.segmentation.train import Descent, locate
 from lgekit.study import CAVITY, MYOCARDIUM, SPLITS, WALL_CODES, Cohort, Study
 
 MINIMUM_WALL = 20  # voxels of myocardium that a slice needs
@@ -137,7 +137,7 @@ def supervised_predictions(
         if settings.frame == "polar":
             state = pretrain_polar(batch, settings, progress)
         elif heart:
-            state = heart.encoder_state()
+            state = heart.networks[0].get_submodule("encoder").state_dict()
     present = np.append(labels, np.ones(len(pool), bool))
     network = train_presence(batch, present, len(train), settings, state, progress)
     views = [make_view(study, settings) for study in (*valid, *test)]
@@ -180,8 +180,8 @@ def train_presence(
             logits = network(augment(drawn, settings, generator))
             return F.binary_cross_entropy_with_logits(logits, torch.from_numpy(present).to(logits))
 
-        weights, rate = network.parameters(), settings.learning_rate
-        minimise(weights, loss_of, len(steps), rate, "supervised", progress)
+        descent = Descent(network.parameters(), len(steps), settings.learning_rate)
+        descent.run(loss_of, "supervised", progress)
     return network.cpu().eval()
 
 

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, to_frame_deg
-from lgekit.cache import accelerator, code_version, compute_once, memory
+from lgekit.cache import accelerator, code_version, compute_once
 from lgekit.config import FitSettings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.data.readers import pretraining_specs, read_cohort, refuse_shared
@@ -115,26 +115,31 @@ def heart_loss(output: Tensor, examples: Examples) -> Tensor:
     return functional.nll_loss(logs, examples.classes) + 2 * overlap + 0.5 * angle
 
 
-def minimise(
-    weights: Iterable[Tensor],
-    loss_of: Callable[[int], Tensor],
-    steps: int,
-    rate: float,
-    title: str,
-    progress: bool,
-) -> None:
-    """Take AdamW steps down ``loss_of(step)``; the learning rate rises to ``rate``, then falls."""
-    weights = list(weights)
-    optimiser = torch.optim.AdamW(weights, weight_decay=0.01, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rate, max(steps, 2), pct_start=0.15, cycle_momentum=False
-    )
-    for step in tqdm(range(steps), title, leave=False, disable=not progress):
-        loss_of(step).backward()
-        nn.utils.clip_grad_norm_(weights, 1.0)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad()
+class Descent:
+    """AdamW (Loshchilov 2019, arXiv 1711.05101) with clipped gradients, for all networks.
+
+    Over ``steps`` steps the learning rate rises to ``rate``, then falls to 0.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], steps: int, rate: float):
+        self.weights, self.steps = list(weights), steps
+        self.optimizer = torch.optim.AdamW(self.weights, weight_decay=0.01, fused=True)
+        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, rate, max(steps, 2), pct_start=0.15, cycle_momentum=False
+        )
+
+    def step(self, loss: Tensor) -> None:
+        """Take one step down the loss."""
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+
+    def run(self, loss_of: Callable[[int], Tensor], title: str, progress: bool) -> None:
+        """Take all steps down ``loss_of(step)``."""
+        for step in tqdm(range(self.steps), title, leave=False, disable=not progress):
+            self.step(loss_of(step))
 
 
 def fit_heart_network(
@@ -143,7 +148,6 @@ def fit_heart_network(
     seed: int = 0,
     init: HeartNetwork | None = None,
     progress: bool = True,
-    key: object = None,
     **changes,
 ) -> HeartNetwork:
     """Train a heart network on all studies of some cohorts that have LV labels.
@@ -151,7 +155,7 @@ def fit_heart_network(
     Each cohort is drawn in proportion to the fourth root of its slices, so that small cohorts are
     not swamped by the phantom. With ``init``, training starts from its first networks and its
     settings, and studies without RV labels get the RV that ``init`` draws, so that it is not
-    forgotten. ``changes`` are fields of `HeartSettings`; ``key`` is for the cache.
+    forgotten. ``changes`` are fields of `HeartSettings`.
     """
     settings = replace(init.settings if init else HEART_SIZES[size], **changes)
     device = accelerator()
@@ -169,8 +173,8 @@ def fit_heart_network(
             examples = draw_examples(slices, planes[chosen], points, settings.invented, rng)
             return heart_loss(network(examples.pictures), examples)
 
-        weights, rate = network.parameters(), settings.learning_rate
-        minimise(weights, loss_of, steps, rate, name, progress)
+        descent = Descent(network.parameters(), steps, settings.learning_rate)
+        descent.run(loss_of, name, progress)
 
     unet, borders = networks.build_unet(settings, seed).to(device), []
     if init is not None:
@@ -221,7 +225,7 @@ def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0)
     """Measure a heart network on labelled studies that it was not trained on.
 
     Dice is measured on the studies as stored, insertion points on copies that are turned and
-    mirrored at random. Their ground truth is the studies' landmarks, else the RV labels.
+    mirrored at random.
 
     Returns:
         One row per study: ``study_id, patient_id, dice_cavity, dice_myocardium, dice_rv``,
@@ -231,7 +235,7 @@ def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0)
     labelled = [study for study in cohort.studies if study.label_map is not None]
     rng, copies = np.random.default_rng(seed), []
     for study in labelled:
-        study = Study(**{**study, "landmarks": grids.reference_landmarks(study)})
+        study = Study(**{**study, "landmarks": study["landmarks"] or UNKNOWN})
         copies.append(rotated_copy(study, rng.uniform(0, 360), bool(rng.integers(2))))
     predicted = network.predict_cohort(Cohort(labelled)).studies
     turned = network.predict_cohort(Cohort(copies)).studies
@@ -262,11 +266,20 @@ def weights_fingerprint(network: HeartNetwork) -> str:
 def heart_network(
     cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool = True
 ) -> HeartNetwork:
-    """The heart network of a cohort: `base_network`, then trained on the cohort alone. Cached.
+    """The heart network of a cohort: a base, then trained on the cohort alone. Cached.
 
-    ``pretrain_on`` holds further cohorts with masks. A cohort without masks gets the base.
+    The base is trained on the cohorts ``pretrain_on`` that have masks, and on phantoms. A cohort
+    without masks gets the base.
     """
-    base = base_network(pretrain_on, settings, progress)
+    others = [one for one in pretrain_on if any(s.label_map is not None for s in one.studies)]
+    base = None
+    # phantoms alone, by the default settings: the network in the package
+    if not others and all(getattr(settings, name) == value for name, value in BASE.items()):
+        base = HeartNetwork.load(networks.WEIGHTS / "heart")
+    elif settings.heart_phantom:
+        others.append(phantom_cohort(settings.heart_phantom, seed=7919))
+    if others:
+        base = _fitted(others, settings, settings.heart_base_steps, None, progress)
     if any(study.label_map is not None for study in cohort.studies):
         steps = settings.heart_steps + (0 if base else settings.heart_base_steps)
         return _fitted([cohort], settings, steps, base, progress)
@@ -276,49 +289,35 @@ def heart_network(
     return base
 
 
-def base_network(
-    pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool = True
-) -> HeartNetwork | None:
-    """The heart network of other cohorts and phantoms alone; None where there are none. Cached."""
-    others = [one for one in pretrain_on if any(s.label_map is not None for s in one.studies)]
-    # phantoms alone, by the default settings: the network in the package
-    if not others and all(getattr(settings, name) == value for name, value in BASE.items()):
-        return HeartNetwork.load(networks.WEIGHTS / "heart")
-    if settings.heart_phantom:
-        others.append(phantom_cohort(settings.heart_phantom, seed=7919))
-    return _fitted(others, settings, settings.heart_base_steps, None, progress) if others else None
-
-
 def _fitted(
     cohorts: list[Cohort], settings: FitSettings, steps: int, init: HeartNetwork | None, progress
 ) -> HeartNetwork:
     """Train on some cohorts, or take the weights from the cache."""
-    landmarks = [repr(study["landmarks"]) for one in cohorts for study in one.studies]
+    marks = [repr(study["landmarks"]) for one in cohorts for study in one.studies]
     start = "" if init is None else weights_fingerprint(init)
-    key = [one.fingerprint for one in cohorts], landmarks, start, code_version(*ROOMS)
     # without a real study of its kind, learn shapes, not the look of phantoms
     invented = 0.0 if init else SYNTHETIC_SHARE
     border_steps = min(steps, HEART_SIZES[settings.heart_size].border_steps)
     changes: dict[str, Any] = {"steps": steps, "border_steps": border_steps, "invented": invented}
     changes["encoder"] = settings.encoder
-    trained = memory().cache(fit_heart_network, ignore=["cohorts", "init", "progress"])
     seed = settings.seed if settings.heart_seed < 0 else settings.heart_seed
-    return compute_once(trained, cohorts, settings.heart_size, seed, init, progress, key, **changes)
+    how = settings.heart_size, seed
+    key = ["heart", marks, start, how, changes, code_version(*ROOMS)]
+    key += [one.fingerprint for one in cohorts]
+    return compute_once(key, lambda: fit_heart_network(cohorts, *how, init, progress, **changes))
 
 
 def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
     """The cohort with predicted labels and landmarks in place of its own. Cached."""
-    key = cohort.fingerprint, weights_fingerprint(network), code_version(*ROOMS)
-    located = memory().cache(_located, ignore=["cohort", "network"])
-    found = compute_once(located, key, cohort, network)
-    pairs = zip(cohort.studies, found, strict=True)
+    key = "located", cohort.fingerprint, weights_fingerprint(network), code_version(*ROOMS)
+
+    def found() -> list[tuple]:
+        predicted = copy.deepcopy(network).to(accelerator()).predict_cohort(cohort)
+        return [(np.asarray(study.label_map), study["landmarks"]) for study in predicted.studies]
+
+    pairs = zip(cohort.studies, compute_once(key, found), strict=True)
     studies = [with_labels(study, np.array(labels), marks) for study, (labels, marks) in pairs]
     return Cohort(studies, cohort.name)
-
-
-def _located(key: tuple, cohort: Cohort, network: HeartNetwork) -> list[tuple]:
-    found = copy.deepcopy(network).to(accelerator()).predict_cohort(cohort)
-    return [(np.asarray(study.label_map), study["landmarks"]) for study in found.studies]
 
 
 def pretraining_cohorts(cohort: Cohort, spec: str, pretrain_on: str) -> list[Cohort]:
@@ -335,7 +334,7 @@ def locate_hearts(cohort: Cohort, model: Path | None = None) -> Cohort:
     ``study["located_by"]`` says where the insertion points come from: ``given`` or ``network``.
     """
     predicted = cohort
-    if not all(map(ready, cohort.studies)):
+    if any(one.label_map is None or known_landmarks(one) is None for one in cohort.studies):
         predicted = locate(cohort, HeartNetwork.load((model or networks.WEIGHTS) / "heart"))
     studies = []
     for study, found in zip(cohort.studies, predicted.studies, strict=True):
@@ -344,8 +343,3 @@ def locate_hearts(cohort: Cohort, model: Path | None = None) -> Cohort:
         fields["located_by"] = "given" if own else "network"
         studies.append(Study(**fields))
     return Cohort(studies, cohort.name)
-
-
-def ready(study: Study) -> bool:
-    """Whether a study has labels and insertion points of its own."""
-    return study.label_map is not None and known_landmarks(study) is not None

@@ -15,7 +15,7 @@ from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.cache import accelerator
 from lgekit.clip.data import ImageTextPairs, batch_of, make_view
 from lgekit.clip.detector import Detector
-from lgekit.clip.model import ReportTokenizer, build_coca
+from lgekit.clip.model import CoCa, ReportTokenizer
 from lgekit.clip.train import adamw, both_losses, fit
 from lgekit.clip.zeroshot import Calibration
 from lgekit.config import size_settings
@@ -66,7 +66,7 @@ def bare_step(pairs, settings):
     """Forward, backward and optimiser step of the network of `fit`, on prepared batches."""
     texts, device = [options[0] for options in pairs.texts], accelerator()
     tokenizer = ReportTokenizer.train(texts, settings.longest_text)
-    network = build_coca(settings, tokenizer).to(device).train()
+    network = CoCa(settings, tokenizer).to(device).train()
     optimizer, tokens = adamw(network, settings), tokenizer(texts).to(device)
     batch = pairs.batch.to(device)
     parts = torch.arange(len(tokens), device=device).split(settings.batch_size)
@@ -132,7 +132,7 @@ def test_predict(record, monkeypatch):
     cohort = phantom_cohort(studies, seed=0)
     texts = [one for study in cohort.studies for one in report_texts(study["report"])]
     tokenizer = ReportTokenizer.train(texts, settings.longest_text)
-    networks = [(build_coca(settings, tokenizer).eval(), tokenizer)]
+    networks = [(CoCa(settings, tokenizer).eval(), tokenizer)]
     heart = fit_heart_network([cohort], steps=60, border_steps=60, progress=False)
     without = Detector(settings, networks, None, Calibration())
     monkeypatch.setattr("lgekit.segmentation.model.MIN_CERTAINTY", 0.0)
