@@ -59,7 +59,7 @@ test-browser: setup  ## JupyterLab and the apps in Chromium; screenshots in pape
 bench: setup     ## the benchmark table, into figures/bench.csv
 	$(BIN)/pytest tests/benchmarks -m bench --bench-table figures/bench.csv
 
-weights: setup   ## train the heart network and the detector in the package again (20 minutes)
+weights: setup   ## train the heart network and the detector in the package again (8 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m lgekit.builtin
 
 clean:           ## remove the environment, the runs and the caches; grids, figures and notebooks stay
