@@ -198,9 +198,10 @@ def fit_detector(
     folds, ids = range(1 + max(fold.max(), 0)), studies.manifest["study_id"].to_numpy()
     language = taught_language(settings) if settings.taught else None
     alone = progress and not all_studies  # else one bar counts the folds
-    located, hearts = studies, list[Any]([None for _ in folds])
+    hearts: list[Any] = [None for _ in folds]
+    located = studies
     if settings.needs_heart:  # a held-out study is located by a heart network that has not seen it
-        jobs = []
+        jobs: list[tuple] = []
         for k in folds:
             own = studies.subset(ids[np.maximum(fold, 0) == k])
             jobs.append((studies.subset(ids[fold != k]), own, pretrain_on, settings, alone))
@@ -209,9 +210,8 @@ def fit_detector(
         by_id = {study["study_id"]: study for _, own in found for study in own.studies}
         located = Cohort([by_id[name] for name in ids], studies.name)
     train = [located.subset(ids[fold != k]) for k in folds]
-    held_out = Cohort(
-        [s for k in folds for s in located.subset(ids[fold == k]).studies], "held out"
-    )
+    tested = [located.subset(ids[fold == k]).studies for k in folds]
+    held_out = Cohort(sum(tested, []), "held out")
     pool = synthetic_pool(located if all_studies else train[0], settings, language)
     valid = None if all_studies else held_out
     jobs = [(train[k], settings, pool, hearts[k], k, language, valid, alone) for k in folds]
@@ -299,8 +299,8 @@ def train_networks(
     if settings.encoder_init == "segmentation" and settings.frame == "polar":
         seeded = settings.override(seed=settings.seed + 100 * fold)
         seen = pairs.batch.to(cache.accelerator())
-        key = "polar", seeded.model_dump_json(exclude={"workers"}), pairs.batch.images.numpy()
-        key = *key, cache.code_version(*cache.FIT_ROOMS)
+        key = ["polar", seeded.model_dump_json(exclude={"workers"}), pairs.batch.images.numpy()]
+        key += [pairs.batch.mask.numpy(), cache.code_version(*cache.FIT_ROOMS)]
         encoder_state = cache.compute_once(key, lambda: pretrain_polar(seen, seeded, progress))
     elif settings.encoder_init == "segmentation":
         if heart is None:

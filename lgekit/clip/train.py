@@ -300,7 +300,7 @@ def fit(
             model.text.load_state_dict(language.model.text.state_dict())
             model.text.requires_grad_(False)
         # training depends on these alone
-        about = [settings.model_dump_json(exclude={"workers"}), data.texts, data.real]
+        about: list[Any] = [settings.model_dump_json(exclude={"workers"}), data.texts, data.real]
         about += [validation and validation.texts, cache.code_version(*cache.FIT_ROOMS)]
         tensors = [*model.state_dict().values(), *pairs.batch, tokens]
         tensors += validation.batch if validation else []

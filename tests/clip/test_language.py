@@ -14,6 +14,7 @@ from lgekit.findings import Findings
 from lgekit.reports.writer import one_line, sentences
 from lgekit.study import Cohort, Study
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 TINY = {"text": "report", "text_steps": 8, "text_width": 16, "text_layers": 1}
 TINY |= {"epochs": 2, "width": 16, "embed_dim": 8, "depths": 8, "angles": 24, "batch_size": 4}
 REPORT = "Indication: scar?\nLVEF 40%. Subendocardial late enhancement in the\nanterior wall.\n"
