@@ -85,8 +85,8 @@ class ImageEncoder(nn.Module):
     def __init__(self, settings: FitSettings):
         super().__init__()
         heart = replace(HEART_SIZES[settings.heart_size], encoder=settings.encoder)
-        self.net: Any = build_unet(heart, settings.seed).get_submodule("encoder")
-        self.out_channels = int(self.net.out_channels[-1])
+        net: Any = build_unet(heart, settings.seed).get_submodule("encoder")
+        self.net, self.out_channels = net, int(net.out_channels[-1])
 
     def forward(self, image: Tensor) -> Tensor:
         image = image.contiguous(memory_format=torch.channels_last)  # faster on CPUs and GPUs
