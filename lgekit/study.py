@@ -151,11 +151,11 @@ class Cohort(tio.SubjectsDataset):
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with any pixel, label, report or split."""
+        """16 hex digits that change with any pixel, label or split; reports are left out."""
         digest = hashlib.sha256()
         for study in self.studies:
             spacing = np.round(study.spacing_mm, 4).tolist()  # NIfTI keeps 32 bits of it
-            fields = (study["study_id"], study["report"], study["split"], spacing)
+            fields = (study["study_id"], study["split"], spacing)
             digest.update(repr(fields).encode() + study.pixels.tobytes())
             if study.label_map is not None:
                 digest.update(study.label_map.tobytes())

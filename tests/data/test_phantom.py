@@ -120,7 +120,8 @@ def test_same_seed_gives_the_same_bytes_with_any_number_of_workers(monkeypatch):
     monkeypatch.setenv("LGEKIT_CACHE", "")  # no cache: both are rendered
     monkeypatch.setattr(phantom, "CHUNK", 4)
     one = phantom_cohort(6, 3, workers=1, **SMALL)
-    assert one.fingerprint == phantom_cohort(6, 3, workers=2, **SMALL).fingerprint
+    two = phantom_cohort(6, 3, workers=2, **SMALL)
+    assert one.fingerprint == two.fingerprint and one.manifest.equals(two.manifest)
     fewer = phantom_cohort(5, 3, **SMALL)
     assert fewer.fingerprint == Cohort(one.studies[:5]).fingerprint
     assert phantom_cohort(2, 4, **SMALL).fingerprint != phantom_cohort(2, 3, **SMALL).fingerprint

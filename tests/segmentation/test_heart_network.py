@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from lgekit.config import size_settings
 from lgekit.data.readers import read_cohort
 from lgekit.errors import InputError
 from lgekit.segmentation import model as networks
@@ -196,6 +198,25 @@ def test_the_seed_decides_the_weights_and_the_mean_network_averages():
     mean = HeartNetwork.mean([first, other])
     assert torch.allclose(mean.maps(crops), (first.maps(crops) + other.maps(crops)) / 2, atol=1e-6)
     assert len(mean.borders) == 2 and mean.trained_on == ("rings",)
+
+
+def test_one_cached_network_serves_all_reports_and_another_label_needs_its_own(
+    own_cache, monkeypatch
+):
+    own = size_settings("smoke", heart_phantom=0, heart_base_steps=1, heart_steps=1, heart_seed=0)
+    rings, trainings = ring_cohort(2), []
+    fitted = train.fit_heart_network
+
+    @wraps(fitted)
+    def counted(*args, **named):
+        trainings.append(1)
+        return fitted(*args, **named)
+
+    monkeypatch.setattr(train, "fit_heart_network", counted)
+    reworded = Cohort([Study(**{**one, "report": "No enhancement."}) for one in rings], "rings")
+    for cohort in (rings, reworded, ring_cohort(2, start=9)):
+        train.heart_network(cohort, (), own, progress=False)
+    assert len(trainings) == 2
 
 
 def test_files_restore_the_network(network, tmp_path):
