@@ -182,7 +182,7 @@ def test_polar_columns_are_angles_and_rows_are_depths():
         np.testing.assert_allclose(one.thickness[1], 10, atol=0.7)
 
 
-def test_gaps_in_the_wall_are_bridged_and_slices_without_a_heart_are_zero():
+def test_gaps_in_the_wall_are_bridged_and_slices_without_a_heart_have_no_level():
     study = heart()
     labels = study["labels"].data
     angle = torch.as_tensor(voxel_angle(*np.indices((128, 128)), (63.5, 63.5), (1, 1)))
@@ -191,7 +191,6 @@ def test_gaps_in_the_wall_are_bridged_and_slices_without_a_heart_are_zero():
     labels[0, 60, 60, 2] = MYOCARDIUM  # a speck in the cavity
     grid = polar_grid(study)
     assert np.isnan(grid.levels[0]) and grid.levels[1] == 0
-    assert (grid.view(study["image"].data)[..., 0] == 0).all()
     ray = np.exp(1j * np.radians(grid.angles_deg)) * (grid.endocardium + grid.thickness)[1]
     epicardium = (grid.centres[1] - 63.5) * 1.2 @ [1, -1j] + ray
     np.testing.assert_allclose(abs(epicardium), 24, atol=1.5)
