@@ -107,21 +107,15 @@ class FitSettings(BaseModel):
         return self.context_length or CONTEXT[self.text]
 
     def override(self, **changes: Any) -> FitSettings:
-        """Return a copy with changes, checked like the original."""
-        return make_settings(**(self.model_dump() | changes))
-
-
-def make_settings(**values: Any) -> FitSettings:
-    """Make settings. Raises InputError with the setting, the value and what is allowed."""
-    try:
-        return FitSettings(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-    name = ".".join(map(str, first["loc"]))
-    problem = f"{first['msg'].removeprefix('Value error, ')} (found {first.get('input')!r})"
-    known = f"Known settings: {', '.join(FitSettings.model_fields)}."
-    remedy = known if first["type"] == "extra_forbidden" else "See lgekit/config.py."
-    raise InputError(f"setting {name}", problem, remedy)
+        """Return a copy with changes. Raises InputError with setting, value and what is allowed."""
+        try:
+            return FitSettings(**(self.model_dump() | changes))
+        except ValidationError as error:
+            first = error.errors()[0]
+        known = f"Known settings: {', '.join(FitSettings.model_fields)}."
+        remedy = known if first["type"] == "extra_forbidden" else "See lgekit/config.py."
+        problem = f"{first['msg']} (found {first['input']!r})"
+        raise InputError(f"setting {first['loc'][0]}", problem, remedy)
 
 
 def read_changes(words: Sequence[str]) -> dict[str, str]:

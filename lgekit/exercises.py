@@ -1,7 +1,10 @@
 """Check the notebooks' exercises: a check says in a sentence what is wrong, and raises nothing."""
 
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import wraps
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,72 +44,21 @@ def check(faults: Callable[..., Iterator[tuple[bool, str]]]) -> Callable[..., Ve
     return checked
 
 
-def examples(*cases) -> Callable[..., Verdict]:
-    """Make a check of a function: its arguments, the right value and what to say otherwise."""
+def examples(answer: str, cases: list[tuple[list, Any, str]]) -> Callable[..., Verdict]:
+    """Make a check of a function by its arguments, the right value and what to say otherwise."""
 
     def faults(mine):
-        for arguments, wanted, words in cases:
-            found = mine(*arguments)
+        for given, wanted, words in cases:
+            found = mine(*(np.array(one) if isinstance(one, list) else one for one in given))
             wrong = not np.allclose(found, wanted, atol=1e-3)
             yield wrong, f"{words}; yours gives {np.round(found, 2).tolist()}"
 
+    faults.__doc__ = f"Notebook {answer}."
     return check(faults)
 
 
-# Notebook 00: ``mine(truth, called)``; ``mine(labels, spacing)``, width and height in mm.
-_LABELS = np.zeros((9, 9), int)
-_LABELS[2:6, 3:5], _LABELS[8, 8] = 2, 5
-_TRUTH, _CALLED = np.arange(10) < 8, np.arange(10) < 9
-check_balanced = examples(((_TRUTH, _CALLED), 0.75, "the mean of 1 and 0.5: both classes alike"))
-check_size = examples(
-    ((_LABELS[:, :6], (1.0, 3.0)), (4, 6), "4 x 2 voxels of 1 x 3 mm measure 4 x 6 mm"),
-    ((_LABELS, (1.0, 3.0)), (4, 6), "code 5, the right ventricle, is not part of the LV"),
-)
-# Notebook 01: ``mine(t1, loss)``, the time (ms) at which the signal is 0.
-check_null = examples(
-    ((400.0, 0.0), 400 * np.log(2), "without loss, the answer is T1 times the log of 2"),
-    ((400.0, 0.2), 400 * np.log(1.8), "with a loss of 0.2, T1 = 400 ms is nulled at 235 ms"),
-)
-# Notebook 02: ``mine(x, y, centre, spacing)``, degrees measured in mm.
-check_angle = examples(
-    ((1, 6, (1, 4), (1, 2)), 270, "a larger y is further down, at 270° and never negative"),
-    ((3, 2, (1, 4), (1, 2)), 63.435, "a pixel 2 mm to the right and 4 mm up is at 63.4°"),
-)
-# Notebook 03: ``mine(distance, width)`` falls from 75 % to 25 % within ``width`` mm.
-check_edge = examples(
-    ((0.0, 3.0), 0.5, "the share at the border is 0.5"),
-    ((1.5, 3.0), 0.75, "half a width inside, where distances are positive, the share is 0.75"),
-    ((-1.5, 3.0), 0.25, "half a width outside, the share is 0.25"),
-)
-_RING = np.indices((3, 8))[1] < 4
-_SCORES, _TRUE = np.array([[1.0, 1.0, 9.0]]), np.array([[True, True, False]])
-# Notebook 04: ``mine(true, drawn)``, ``mine(found, true)`` in degrees, ``mine(angle field)``.
-check_dice = examples(
-    ((_RING, _RING), 1, "the Dice of a mask with itself is 1"),
-    ((_RING, ~_RING), 0, "the Dice of two masks without a common pixel is 0"),
-    ((_RING, np.roll(_RING, 1, axis=1)), 0.75, "of 12 pixels each, 9 in common, it is 0.75"),
-)
-check_turn = examples(
-    ((10, 30), 20, "from 30° to 10° it is 20°; an error has no sign"),
-    ((350, 10), 20, "from 350° to 10° it is 20°, not 340°"),
-)
-_FIELD, _TURNED = np.arange(8.0).reshape(2, 1, 4), [[[3, 2, 1, 0]], [[7, 6, 5, 4]]]
-check_mirrored_field = examples(((_FIELD,), _TURNED, "each row of pixels turns round, and only so"))
-# Notebook 05: ``mine(copies, others)`` in nats, ``mine(prompt logits)``, ``mine(scores, true)``.
-check_floor = examples(
-    ((1, 31), 0, "if all texts differ, a perfect encoder reaches 0"),
-    ((8, 0), np.log(8), "with 8 copies and nothing else, it can only guess: log 8"),
-    ((8, 24), np.log(8) / 4, "only the studies with copied texts pay, here a quarter of them"),
-)
-check_pool = examples(
-    ((np.array([2.0, 2.0]),), 2, "two prompts with the same score have that score together"),
-    ((np.array([0.0, 4.0]),), np.log((1 + np.exp(4)) / 2), "it is no plain mean or maximum"),
-    ((np.array([900.0, 900.0]),), 900, "the exponential overflows; subtract the largest first"),
-)
-check_attention = examples(
-    ((_SCORES[:, :2], _TRUE[:, :2]), 0.5, "equal scores get equal shares that sum to 1"),
-    ((_SCORES, _TRUE), [[0.5, 0.5, 0]], "padding gets attention 0, whatever its score"),
-)
+EXAMPLES = tomllib.loads(Path(__file__).with_name("exercises.toml").read_text("utf-8"))
+globals().update((name, examples(**one)) for name, one in EXAMPLES.items())
 
 
 @check
@@ -172,15 +124,6 @@ def check_inferior(mine):
     """Notebook 03: the angle of the mean inferior scar, in degrees."""
     yield 60 < mine < 120, "that is the anterior wall; y runs down the picture"
     yield not 240 < mine < 300, f"the inferior wall is at 240° to 300°, and {mine:.0f}° is not"
-
-
-# Notebook 06: ``mine(width, accuracy)``, ``mine(first, second)``. Notebook 07: ``mine(x, y)``.
-check_patients = examples(((0.098, 0.8), 256, "0.098 at accuracy 0.8 needs 256 patients"))
-check_mcnemar = examples(
-    ((3, 3), 1, "three against three is what chance expects: p is 1, and never more"),
-    ((7, 1), 9 / 128, "7 against 1 counts 8 against 0 too, which is further out"),
-)
-check_area = examples((([0, 0.2, 1], [0, 0.8, 1]), 0.8, "mind the uneven steps: use trapezoids"))
 
 
 @check

@@ -149,6 +149,23 @@ class Cohort(tio.SubjectsDataset):
         wanted = set(study_ids)
         return Cohort([study for study in self.studies if study["study_id"] in wanted], self.name)
 
+    def patient_folds(self, folds: int, seed: int) -> np.ndarray:
+        """Return the fold of each study, ``(studies,)`` int, by patient and stratified by scar.
+
+        Raises InputError for too few patients, or studies of the larger class.
+        """
+        present = self.manifest["scar"].eq(True).to_numpy(int)
+        groups = self.manifest["patient_id"].to_numpy()
+        largest = min(len(set(groups)), int(np.bincount(present).max(initial=0)))
+        if largest < folds:  # scikit-learn needs patients and the larger class in every fold
+            problem = f"only {largest} patients, or studies with or without scar, for {folds} folds"
+            raise InputError(self.name, problem, "Give more studies, or lower the number of folds.")
+        fold = np.empty(len(present), dtype=int)
+        splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+        for number, (_, held_out) in enumerate(splitter.split(present, present, groups)):
+            fold[held_out] = number
+        return fold
+
     @property
     def fingerprint(self) -> str:
         """16 hex digits that change with any pixel, label or split; reports are left out."""
@@ -174,21 +191,3 @@ def split_of(patient_id: str, present: bool | None) -> str:
     """
     draw = hash_unit(f"0/{present}/{patient_id}")
     return SPLITS[int(np.searchsorted((0.6, 0.8), draw, side="right"))]
-
-
-def patient_folds(cohort: Cohort, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each study, ``(studies,)`` int, stratified by presence of scar.
-
-    A patient's studies stay in one fold. Raises InputError for too few.
-    """
-    present = cohort.manifest["scar"].eq(True).to_numpy(int)
-    groups = cohort.manifest["patient_id"].to_numpy()
-    largest = min(len(set(groups)), int(np.bincount(present).max(initial=0)))
-    if largest < folds:  # scikit-learn needs patients and the larger class in every fold
-        problem = f"only {largest} patients, or studies with or without scar, for {folds} folds"
-        raise InputError(cohort.name, problem, "Give more studies, or lower the number of folds.")
-    fold = np.empty(len(present), dtype=int)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    for number, (_, held_out) in enumerate(splitter.split(np.zeros(len(present)), present, groups)):
-        fold[held_out] = number
-    return fold

@@ -7,7 +7,6 @@ import difflib
 import importlib.metadata
 import json
 import logging
-import math
 import os
 import platform
 import shutil
@@ -112,16 +111,12 @@ def save_run(
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(dict(metrics), default=lambda array: array.tolist())
     for name, table in {**(tables or {}), **further}.items():
         pd.DataFrame(table).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     _write_json(folder / ENVIRONMENT, environment_record())
-    rounded = json.loads(
-        text,
-        parse_float=lambda digits: float(f"{float(digits):.6g}"),
-        parse_constant=lambda nan_or_infinity: None,
-    )
-    _write_json(folder / METRICS, rounded)
+    text = json.dumps(dict(metrics), default=lambda array: array.tolist())
+    rounded = partial(json.loads, parse_float=lambda digits: float(f"{float(digits):.6g}"))
+    _write_json(folder / METRICS, rounded(text, parse_constant=lambda nan_or_infinity: None))
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -130,13 +125,9 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
         part.write_text(text + "\n", "utf-8")
 
 
-def load_metrics(folder: str | Path) -> dict[str, Any] | None:
-    """Read the metrics of a complete run, with NaN for null; None if the run is not complete."""
-    path = Path(folder) / METRICS
-    if not path.is_file():
-        return None
-    metrics = json.loads(path.read_text("utf-8"))
-    return {name: math.nan if value is None else value for name, value in metrics.items()}
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a run; empty if there is none."""
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def environment_record(**run: Any) -> dict[str, Any]:
@@ -169,12 +160,9 @@ def run_notebook(
 
     The notebook has a parameter ``out: str = ""``, and its last cell calls `save_run`. ``folder``
     is emptied first; processes that run into the same folder wait for each other. Each cell may
-    take ``timeout`` seconds. ``root`` is the kernel's folder.
-
-    Raises:
-        InputError: unknown or mistyped parameters, or a folder with other files.
-        RunError: the notebook raised an error, its kernel died, or a cell took too long. The folder
-            keeps the notebook and ``error.json``.
+    take ``timeout`` seconds. ``root`` is the kernel's folder. Raises InputError for unknown or
+    mistyped parameters, or a folder with other files; RunError if the notebook raised an error, its
+    kernel died, or a cell took too long: the folder then keeps the notebook and ``error.json``.
     """
     notebook, folder = Path(notebook), Path(folder).absolute()
     defaults = read_parameters(notebook)
@@ -183,8 +171,8 @@ def run_notebook(
     if files and not files & {PARAMS, ERROR}:
         raise InputError(folder, "contains files that are not a run", "Choose another folder")
     with locked(folder.parent / ".locks" / folder.name):
-        if skip_done and (done := load_metrics(folder)) is not None:
-            return done
+        if skip_done and (folder / METRICS).exists():
+            return read_json(folder / METRICS)
         shutil.rmtree(folder, ignore_errors=True)
         _write_json(folder / PARAMS, {k: v for k, v in (defaults | params).items() if k != "out"})
         started = time.monotonic()
@@ -194,10 +182,9 @@ def run_notebook(
             kind = "" if isinstance(error, RunError) else f"{type(error).__name__}: "
             record_failure(folder, f"{kind}{error}", traceback.format_exc())
             raise RunError(f"{notebook.name} in {folder.name}: {kind}{error}") from error
-        record = json.loads((folder / ENVIRONMENT).read_text("utf-8"))
-        record["wall_seconds"] = round(time.monotonic() - started, 2)
-        _write_json(folder / ENVIRONMENT, record)
-    return load_metrics(folder) or {}
+        seconds = {"wall_seconds": round(time.monotonic() - started, 2)}
+        _write_json(folder / ENVIRONMENT, read_json(folder / ENVIRONMENT) | seconds)
+    return read_json(folder / METRICS)
 
 
 def record_failure(folder: Path, message: str, trace: str = "") -> None:
@@ -330,11 +317,9 @@ def run_workbook(
     only: Sequence[str] | None = None,
     folder: Path | None = None,
 ) -> Path:
-    """Run the notebooks in order, and return the folder of their results.
+    """Run the notebooks, or ``only`` some (``["05"]``), in order; return the folder of the results.
 
-    Args:
-        only: names or numbers of notebooks, such as ``["05"]``; None: all.
-        folder: for ``NN_name.ipynb``, ``NN_name/``, ``figures/``; None: papermill_runs/workbook/.
+    It has ``NN_name.ipynb``, ``NN_name/`` and ``figures/``; None: papermill_runs/workbook/.
     """
     from lgekit.data.readers import parse_spec
 

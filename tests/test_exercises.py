@@ -21,7 +21,7 @@ WRONG = {
     ],
     "check_size": [
         (lambda labels, spacing: (4, 2), "4 x 2 voxels"),
-        (lambda labels, spacing: (4, 6) if labels.shape[1] < 9 else (7, 18), "code 5"),
+        (lambda labels, spacing: (4, 6) if len(labels) < 6 else (6, 9), "code 5"),
     ],
     "check_unsure": [
         ("Normal lungs.", "no sentence"),

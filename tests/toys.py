@@ -5,7 +5,7 @@ import torch
 
 from lgekit.anatomy.frame import View
 from lgekit.clip.data import ImageTextPairs, batch_of
-from lgekit.config import make_settings
+from lgekit.config import FitSettings
 from lgekit.study import CAVITY, MYOCARDIUM, Landmarks, Study
 
 TINY = {"width": 16, "polar_channels": 8, "embed_dim": 16, "text_width": 16, "text_layers": 1}
@@ -31,7 +31,7 @@ def toy(studies=16, seed=0, height=12, width=24, real=None):
 
 
 def settings(**changes):
-    return make_settings(**(TINY | changes))
+    return FitSettings(**(TINY | changes))
 
 
 def ring_study(

@@ -32,7 +32,7 @@ from lgekit.clip.data import View, batch_of, make_view, view_grid
 from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch
 from lgekit.clip.train import FitResult
 from lgekit.clip.zeroshot import Calibration, Reading, probability
-from lgekit.config import FitSettings, make_settings
+from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, segment_of
 from lgekit.reports.writer import prompt_sets
@@ -293,7 +293,7 @@ class Detector:
             raise InputError(part, "no such file", "Give a folder of `lgekit fit`, or builtin.")
         try:
             about: dict[str, Any] = json.loads(part.read_text())
-            settings, kept = make_settings(**about["settings"]), about["calibration"]
+            settings, kept = FitSettings().override(**about["settings"]), about["calibration"]
             walls = [(slope, offset) for slope, offset in kept["walls"]]
             calibration = Calibration(tuple(kept["presence"]), walls)
             histories = [pd.DataFrame(history) for history in about["histories"]]

@@ -33,7 +33,7 @@ from lgekit.reports.writer import canonical_text, report_texts
 from lgekit.scars.transforms import ScarPainter, stated_findings
 from lgekit.segmentation.model import HeartNetwork
 from lgekit.segmentation.train import Descent, heart_network, locate
-from lgekit.study import Cohort, Study, patient_folds
+from lgekit.study import Cohort, Study
 
 POOL = 4  # synthetic scars are painted for so many epochs; an epoch draws its share of them [O]
 
@@ -57,7 +57,8 @@ def synthetic_pool(
     count = round(settings.synthetic_per_real * len(located) * POOL)
     free = without_scar(located.studies, language) if count else []
     made: dict[int, SyntheticScar] = {}
-    for first, study in enumerate(free[:count]):
+    bar = tqdm(free[:count], "painting scars", leave=False, delay=2)
+    for first, study in enumerate(bar):
         try:
             painter = ScarPainter(study)  # measured once for all its scars
             # a scar does not change it
@@ -235,7 +236,7 @@ def _inner_folds(cohort: Cohort, settings: FitSettings) -> np.ndarray:
     carried = [study.get("fold") for study in cohort.studies]
     if None not in carried and len(set(carried)) > 1:
         return np.unique(np.array(carried), return_inverse=True)[1]
-    return patient_folds(cohort, settings.folds, settings.seed)
+    return cohort.patient_folds(settings.folds, settings.seed)
 
 
 def _fold_heart(

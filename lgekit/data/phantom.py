@@ -19,6 +19,7 @@ from joblib import Parallel, delayed
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from scipy import fft, ndimage
 from scipy.stats import qmc
+from tqdm.auto import tqdm
 
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, Ventricle, scars_of_voxels
 from lgekit.cache import code_version, memory
@@ -486,10 +487,12 @@ def phantom_cohort(studies: int = 200, seed: int = 0, **options) -> Cohort:
     starts, version = range(0, asked.studies, CHUNK), code_version("anatomy", "data")
     render = memory().cache(render_chunk).call_and_shelve
     workers = asked.workers or (1 if len(starts) == 1 else -1)
-    chunks = Parallel(n_jobs=workers, inner_max_num_threads=1 if workers != 1 else None)(
+    inner = {"inner_max_num_threads": 1 if workers != 1 else None, "return_as": "generator"}
+    chunks = Parallel(n_jobs=workers, **inner)(
         delayed(render)(start, min(start + CHUNK, asked.studies), look, version) for start in starts
     )
-    rendered = [one for chunk in chunks for one in chunk.get()]
+    bar = tqdm(chunks, "phantoms", len(starts), leave=False, delay=2)
+    rendered = [one for chunk in bar for one in chunk.get()]
     made = [_study(index, asked, one) for index, one in enumerate(rendered)]
     return Cohort(made, f"phantom:studies={asked.studies},seed={asked.seed}")
 

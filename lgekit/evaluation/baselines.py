@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from lgekit.segmentation.train import Descent, locate
 from lgekit.study import CAVITY, MYOCARDIUM, SPLITS, WALL_CODES, Cohort, Study
 
 MINIMUM_WALL = 20  # voxels of myocardium that a slice needs
+THRESHOLD_RULES = ("5 SD", "half maximum")
 
 
 def measured_wall(study: Study) -> np.ndarray:
@@ -62,39 +63,27 @@ def remote_of(study: Study) -> Remote:
     rows = []
     for s in np.flatnonzero(wall.any((0, 1))):
         x, y = np.nonzero(wall[..., s])
-        degrees = voxel_angle(x, y, (x.mean(), y.mean()), spacing)
-        sector, values = (degrees // 60).astype(int), image[x, y, s].astype(np.float64)
-        count = np.bincount(sector, minlength=6)
-        mean = np.bincount(sector, weights=values, minlength=6) / np.maximum(count, 1)
-        remote = values[sector == np.where(count >= 4, mean, np.inf).argmin()]
+        sector = voxel_angle(x, y, (x.mean(), y.mean()), spacing) // 60
+        sectors = [image[x, y, s][sector == number].astype(float) for number in range(6)]
+        remote = min((each for each in sectors if len(each) >= 4), key=np.mean)
         blood = image[..., s][cavity[..., s]].astype(np.float64)
         rows.append((remote.mean(), remote.std(), blood.mean() if len(blood) else np.nan))
     mean, sd, blood = pd.DataFrame(rows).median()
     return Remote(mean, max(sd, 1e-6), blood)
 
 
-def five_sd_rule(study: Study) -> float:
-    """Return the share of the myocardium brighter than the remote mean + 5 SD, 0–1.
+def threshold_shares(study: Study) -> dict[str, float]:
+    """Return the share of the myocardium, 0–1, that is brighter than each of two thresholds.
 
-    Source: Bondarenko et al., J Cardiovasc Magn Reson 2005;7:481. Raises as `remote_of`.
+    ``5 SD``: remote mean + 5 SD (Bondarenko et al., J Cardiovasc Magn Reson 2005;7:481). ``half
+    maximum``: half-way from remote to blood. This is the full width at half maximum (Amado et al.,
+    J Am Coll Cardiol 2004;44:2383) with the blood pool as maximum, so that no scar must be found
+    first; NaN without a cavity. Raises as `remote_of`.
     """
-    remote = remote_of(study)
-    return float((study.pixels[measured_wall(study)] > remote.mean + 5 * remote.sd).mean())
-
-
-def half_maximum_rule(study: Study) -> float:
-    """Return the share of the myocardium brighter than half-way from remote to blood, 0–1.
-
-    Full width at half maximum (Amado et al., J Am Coll Cardiol 2004;44:2383) with the blood pool as
-    maximum, so that no scar must be found first. NaN without a cavity. Raises as `remote_of`.
-    """
-    remote = remote_of(study)
-    if np.isnan(remote.blood):
-        return float("nan")
-    return float((study.pixels[measured_wall(study)] > (remote.mean + remote.blood) / 2).mean())
-
-
-THRESHOLD_RULES = {"5 SD": five_sd_rule, "half maximum": half_maximum_rule}
+    remote, wall = remote_of(study), study.pixels[measured_wall(study)]
+    levels = remote.mean + 5 * remote.sd, (remote.mean + remote.blood) / 2
+    shares = [np.mean(wall > level) if np.isfinite(level) else np.nan for level in levels]
+    return dict(zip(THRESHOLD_RULES, map(float, shares), strict=True))
 
 
 class PresenceNetwork(nn.Module):
@@ -141,13 +130,7 @@ def supervised_predictions(
     present = np.append(labels, np.ones(len(pool), bool))
     network = train_presence(batch, present, len(train), settings, state, progress)
     views = [make_view(study, settings) for study in (*valid, *test)]
-    return _calibrated(presence_logits(network, batch_of(views)), valid, test)
-
-
-@torch.no_grad()
-def presence_logits(network: PresenceNetwork, batch: StudyBatch) -> np.ndarray:
-    """Return uncalibrated logits of presence, ``(studies,)`` float64."""
-    return network(batch).numpy().astype(float)
+    return _calibrated(network(batch_of(views)).numpy().astype(float), valid, test)
 
 
 def train_presence(
@@ -158,7 +141,7 @@ def train_presence(
     encoder_state: Mapping[str, Tensor] | None = None,
     progress: bool = False,
 ) -> PresenceNetwork:
-    """Train a presence network; return it in eval mode on the CPU.
+    """Train a presence network; return it in eval mode on the CPU, without gradients.
 
     The ``real`` studies come first, then the pool of synthetic ones. ``encoder_state`` holds the
     initial weights of the slice encoder.
@@ -182,7 +165,7 @@ def train_presence(
 
         descent = Descent(network.parameters(), len(steps), settings.learning_rate)
         descent.run(loss_of, "supervised", progress)
-    return network.cpu().eval()
+    return network.cpu().eval().requires_grad_(False)
 
 
 def _calibrated(scores: np.ndarray, valid: Sequence[Study], test: Sequence[Study]) -> pd.DataFrame:
@@ -195,17 +178,6 @@ def _calibrated(scores: np.ndarray, valid: Sequence[Study], test: Sequence[Study
 SUPERVISED = "supervised, same encoder (upper reference)"
 
 
-def check_references(which: str, cross_fit: bool = False) -> None:
-    """Raise InputError, before training, for an unknown reference, or a trained one of a
-    cross-fitted detector, which learns from the validation studies too."""
-    if which not in ("none", "supervised"):
-        remedy = "Use none or supervised; plain CLIP and shuffled texts are rows of a grid."
-        raise InputError("references", f"unknown value {which!r}", remedy)
-    if cross_fit and which != "none":
-        problem = "they do not use the same studies as a cross-fitted detector"
-        raise InputError("references", problem, "Set compare_with='none', or cross_fit=False.")
-
-
 def rule_predictions(cohort: Cohort) -> dict[str, pd.DataFrame]:
     """Apply the threshold rules inside the true outline to ``test``, calibrated on ``validation``.
 
@@ -213,12 +185,12 @@ def rule_predictions(cohort: Cohort) -> dict[str, pd.DataFrame]:
     """
     usable = [s for s in cohort.studies if s["findings"] is not None and measured_wall(s).any()]
     predictions: dict[str, pd.DataFrame] = {}
-    for name, rule in THRESHOLD_RULES.items():
-        values = {study["study_id"]: rule(study) for study in usable}
-        found = [study for study in usable if np.isfinite(values[study["study_id"]])]
+    shares = {study["study_id"]: threshold_shares(study) for study in usable}
+    for name in THRESHOLD_RULES:
+        found = [study for study in usable if np.isfinite(shares[study["study_id"]][name])]
         valid, test = ([study for study in found if study["split"] == of] for of in SPLITS[1:])
         if valid and test:
-            scores = np.array([values[study["study_id"]] for study in (*valid, *test)])
+            scores = np.array([shares[study["study_id"]][name] for study in (*valid, *test)])
             predictions[f"{name}, true outline"] = _calibrated(scores, valid, test)
     return predictions
 
@@ -231,14 +203,12 @@ def reference_table(
     Returns index ``method``; columns ``auc, auc_low, auc_high`` and likewise
     ``balanced_accuracy``.
     """
-    rows: dict[str, dict[str, Any]] = {}
+    rows = {}
     for method, table in long_table(predictions, cohort).groupby("method", sort=False):
-        found = metrics.presence_metrics(table, seed)
-        rows[method] = {}
-        for name in ("auc", "balanced_accuracy"):
-            value, low, high = found[name].values()
-            rows[method] |= {name: value, f"{name}_low": low, f"{name}_high": high}
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+        found = pd.DataFrame(metrics.presence_metrics(table, seed))
+        rows[method] = found[["auc", "balanced_accuracy"]].unstack()
+    result = pd.DataFrame(rows).T.rename_axis("method")
+    return result.set_axis(["_".join(pair).removesuffix("_value") for pair in result], axis=1)
 
 
 def long_table(predictions: Mapping[str, pd.DataFrame], cohort: Cohort) -> pd.DataFrame:

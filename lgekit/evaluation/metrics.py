@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import tomllib
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_curve
+from sklearn.metrics import roc_auc_score, roc_curve
 from statsmodels.stats.multitest import multipletests
 
 from lgekit.config import PLAIN_CLIP
@@ -33,90 +33,73 @@ def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=whole > 0)
 
 
-def presence_statistic(
-    name: str, truth: ArrayLike, probability: ArrayLike, weights: np.ndarray
-) -> np.ndarray:
-    """Compute one statistic of a binary prediction for many weightings of the studies.
+def presence_statistics(
+    truth: ArrayLike, probability: ArrayLike, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Compute the `PRESENCE_STATISTICS` of a binary prediction for many weightings of the studies.
 
-    ``name``: one of `PRESENCE_STATISTICS` (positive: probability > 0.5). ``weights``: ``(resamples,
-    studies)``, how often each study counts; one without truth or probability (NaN) does not.
-    Returns ``(resamples,)``; NaN where a class is missing.
+    ``weights``: ``(resamples, studies)``, how often each study counts; one without truth or
+    probability (NaN) does not. Positive: probability > 0.5. Returns name → ``(resamples,)``; NaN
+    where a class is missing.
     """
     truth, score = np.asarray(truth, float), np.asarray(probability, float)
     known = np.isfinite(truth) & np.isfinite(score)
     present, score, weights = truth[known] == 1, score[known], weights[:, known]
-    positive, negative = weights[:, present], weights[:, ~present]
-    with np.errstate(invalid="ignore", divide="ignore"):
-        if name == "auc":  # Mann–Whitney: share of pairs in the right order, ties count half
-            wins = np.heaviside(score[present][:, None] - score[~present], 0.5)
-            return ((positive @ wins) * negative).sum(1) / (positive.sum(1) * negative.sum(1))
-        called = score > 0.5
-        sensitivity = positive[:, called[present]].sum(1) / positive.sum(1)
-        specificity = negative[:, ~called[~present]].sum(1) / negative.sum(1)
-    if name == "balanced_accuracy":
-        return (sensitivity + specificity) / 2
-    return sensitivity if name == "sensitivity" else specificity
+    positive, negative, called = weights[:, present], weights[:, ~present], score > 0.5
+    sensitivity = ratio(positive[:, called[present]].sum(1), positive.sum(1))
+    specificity = ratio(negative[:, ~called[~present]].sum(1), negative.sum(1))
+    # Mann–Whitney: share of pairs in the right order, ties count half
+    wins = np.heaviside(score[present][:, None] - score[~present], 0.5)
+    auc = ratio(((positive @ wins) * negative).sum(1), positive.sum(1) * negative.sum(1))
+    values = (sensitivity + specificity) / 2, sensitivity, specificity, auc
+    return dict(zip(PRESENCE_STATISTICS, values, strict=True))
 
 
-def patient_resamples(
-    patients: Sequence[str], resamples: int = RESAMPLES, seed: int = 0
+def bootstrap_weights(
+    names: ArrayLike, resamples: int = RESAMPLES, seed: int | tuple[int, int] = 0
 ) -> np.ndarray:
-    """Draw patients with replacement, whatever their order: ``(resamples, studies)`` weights."""
-    names, position = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    generator = np.random.default_rng(seed)
-    counts = generator.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
-    return counts[:, position].astype(float)  # (resamples, patients) → (resamples, studies)
+    """Draw patients with replacement, whatever their order: ``(1 + resamples, studies)`` weights.
+
+    ``names`` has the patient of each study. The first row is the sample itself, and the only one if
+    there are fewer than two patients.
+    """
+    unique, position = np.unique(np.asarray(names, dtype=str), return_inverse=True)
+    once, count = np.ones((1, len(position))), len(unique)
+    if count < 2:
+        return once
+    drawn = np.random.default_rng(seed).multinomial(count, [1 / count] * count, size=resamples)
+    return np.vstack([once, drawn[:, position]])  # (resamples, patients) → (resamples, studies)
 
 
-def _with_limits(value: float, draws: np.ndarray) -> dict[str, float]:
-    """Return a value with the 2.5th and 97.5th percentile of its finite resamples."""
-    finite = draws[np.isfinite(draws)]
+def with_limits(draws: np.ndarray) -> dict[str, float]:
+    """Return ``value, low, high``: a statistic with its 95 % bootstrap interval.
+
+    ``draws``: its value in each row of `bootstrap_weights`. Percentile bootstrap (Efron &
+    Tibshirani 1993, ch. 13); NaN where it is undefined.
+    """
+    finite = draws[1:][np.isfinite(draws[1:])]
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
-    return {"value": float(value), "low": float(low), "high": float(high)}
+    return {"value": float(draws[0]), "low": float(low), "high": float(high)}
 
 
 def interval(
     statistic: Callable[[np.ndarray], np.ndarray], patients: Sequence[str], seed: int = 0
 ) -> dict[str, float]:
-    """Compute ``value, low, high``: a statistic with its 95 % bootstrap interval over patients.
-
-    Percentile bootstrap (Efron & Tibshirani 1993, ch. 13); NaN where the statistic is undefined.
-    ``statistic`` maps weights ``(resamples, studies)`` to ``(resamples,)``; ``patients`` names the
-    patient of each study. All studies of a patient are drawn together; one patient has no interval.
-    """
-    if not len(patients):
-        return dict.fromkeys(("value", "low", "high"), np.nan)
-    value = statistic(np.ones((1, len(patients))))[0]
-    if len(set(map(str, patients))) == 1:
-        return _with_limits(value, np.array([]))
-    return _with_limits(value, statistic(patient_resamples(patients, seed=seed)))
+    """Compute a statistic `with_limits`. It maps `bootstrap_weights` of patients to values."""
+    return with_limits(statistic(bootstrap_weights(patients, seed=seed)))
 
 
 def auc_interval(
     truth: ArrayLike, score: ArrayLike, patients: Sequence[str], seed: int = 0
 ) -> dict[str, float]:
-    """Compute the AUC of a score with its `interval`."""
-    return interval(partial(presence_statistic, "auc", truth, score), patients, seed)
+    """Compute the AUC of a score with its 95 % interval over patients."""
+    return interval(lambda drawn: presence_statistics(truth, score, drawn)["auc"], patients, seed)
 
 
 def mean_interval(values: ArrayLike, patients: Sequence[str], seed: int = 0) -> dict[str, float]:
-    """Compute the mean over studies with its `interval`."""
+    """Compute the mean over studies with its 95 % interval over patients."""
     array = np.asarray(values, float)
-    return interval(lambda weights: weights @ array / weights.sum(1), patients, seed)
-
-
-def quantile_interval(
-    values: ArrayLike, patients: Sequence[str], quantile: float = 0.5, seed: int = 0
-) -> dict[str, float]:
-    """Compute a quantile over studies with its `interval`."""
-    order = np.argsort(values)
-    ordered = np.asarray(values, float)[order]
-
-    def weighted_quantile(weights: np.ndarray) -> np.ndarray:
-        reached = weights[:, order].cumsum(1) >= quantile * weights.sum(1, keepdims=True)
-        return ordered[reached.argmax(1)]
-
-    return interval(weighted_quantile, patients, seed) | {"value": np.quantile(ordered, quantile)}
+    return interval(lambda weights: ratio(weights @ array, weights.sum(1)), patients, seed)
 
 
 def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict[str, float]]:
@@ -127,10 +110,8 @@ def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict
     known = known_truth(predictions)
     truth, probability = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
     patients = known["patient_id"].tolist()
-    rows = {
-        name: interval(partial(presence_statistic, name, truth, probability), patients, seed)
-        for name in PRESENCE_STATISTICS
-    }
+    drawn = presence_statistics(truth, probability, bootstrap_weights(patients, seed=seed))
+    rows = {name: with_limits(draws) for name, draws in drawn.items()}
     # Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2
     return rows | {"brier": mean_interval((probability - truth) ** 2, patients, seed)}
 
@@ -143,9 +124,8 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """
     known = known_truth(predictions)
     truth, score = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
-    resamples = patient_resamples(known["patient_id"].tolist(), 500, seed)
     rates, curves = np.linspace(0, 1, 101), []
-    for weight in np.vstack([np.ones(len(known)), resamples]):
+    for weight in bootstrap_weights(known["patient_id"], 500, seed):
         if len(np.unique(truth[weight > 0])) == 2:
             alarms, hits, _ = roc_curve(truth, score, sample_weight=weight, drop_intermediate=False)
             curves.append(np.interp(rates, alarms, hits))
@@ -161,7 +141,7 @@ def mean_auc(truth: ArrayLike, values: ArrayLike, weights: np.ndarray) -> np.nda
     ``truth, values``: ``(studies, columns)``; NaN where unknown.
     """
     columns = zip(np.asarray(truth, float).T, np.asarray(values, float).T, strict=True)
-    scores = [presence_statistic("auc", *column, weights) for column in columns]
+    scores = [presence_statistics(*column, weights)["auc"] for column in columns]
     return ratio(np.nansum(scores, 0), np.isfinite(scores).sum(0))
 
 
@@ -181,7 +161,8 @@ def auc_table(
         with_scar = int(present[own].sum())
         rows.append(row | {"with": with_scar, "without": own.sum() - with_scar})
     some = np.isfinite(expected).any(1)
-    mean = interval(partial(mean_auc, expected[some], found[some]), names[some].tolist(), seed)
+    weights = bootstrap_weights(names[some], seed=seed)
+    mean = with_limits(mean_auc(expected[some], found[some], weights))
     rows.append(mean | {"with": 0, "without": 0})  # the mean has no studies of its own
     return pd.DataFrame(rows, index=[*values.columns, "mean"])
 
@@ -200,8 +181,7 @@ def slice_metrics(slices: pd.DataFrame, column: str, seed: int = 0) -> dict[str,
     scores, patients = [], []
     for _, study in slices.dropna(subset=column).groupby("study_id"):
         if study["scar"].nunique() == 2:
-            once = np.ones((1, len(study)))
-            scores += [*presence_statistic("auc", study["scar"], study[column], once)]
+            scores.append(roc_auc_score(study["scar"].astype(bool), study[column]))
             patients.append(study["patient_id"].iloc[0])
     return mean_interval(scores, patients, seed)
 
@@ -227,12 +207,9 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "", seed: int = 0) 
 
     Each resample draws patients and, independently, seeds; all rows share the draws (Owen 2007,
     doi:10.1214/07-AOAS122). The statistic is averaged over the drawn seeds. Two or three seeds say
-    little about further seeds; one says nothing.
-
-    Args:
-        predictions: columns ``row, seed, study_id, patient_id, scar, p_lge``. With ``scar_<wall>``
-            and ``p_<wall>`` the mean AUC of the walls is compared too (``auc_walls``).
-        reference: the row that the others are compared with; empty: ``full``, else the first.
+    little about further seeds; one says nothing. Predictions have columns ``row, seed, study_id,
+    patient_id, scar, p_lge``; with ``scar_<wall>`` and ``p_<wall>`` the mean AUC of the walls is
+    compared too (``auc_walls``). An empty ``reference`` is the row ``full``, else the first.
 
     Returns one line per row and statistic: ``value, low, high``; ``difference, difference_low,
     difference_high`` from the reference, its two-sided ``p``, and ``p_holm`` within the statistic
@@ -244,54 +221,48 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "", seed: int = 0) 
     reference = reference or ("full" if "full" in rows else rows[0])
     if reference not in rows:
         raise InputError("predictions", f"no row named {reference!r}", f"Rows: {sorted(rows)}.")
-    patients, seeds = np.unique(known["patient_id"].astype(str)), np.unique(known["seed"])
+    patients, seeds = known["patient_id"].astype(str).unique(), np.unique(known["seed"])
     # The least p, 2 / (1 + resamples), must stay below 0.05 when Holm multiplies it by the rows.
     resamples = max(RESAMPLES, 100 * (len(rows) - 1))
-    drawn = patient_resamples(patients.tolist(), resamples, seed)
-    patient_weights = np.vstack([np.ones(len(patients)), drawn])
-    share = np.full(len(seeds), 1 / len(seeds))
-    drawn = np.random.default_rng((seed, 1)).multinomial(len(seeds), share, resamples)
-    seed_weights = np.vstack([np.ones(len(seeds)), drawn]).T  # (seeds, 1 + resamples)
-
-    def draws(statistic: str, of_row: pd.DataFrame) -> np.ndarray:
-        """Return the statistic of all studies, then of each resample: ``(1 + resamples,)``."""
-        per_seed = []
-        for _, run in of_row.groupby("seed"):
-            weights = patient_weights[:, np.searchsorted(patients, run["patient_id"].astype(str))]
-            if statistic == "auc_walls":
-                per_seed.append(mean_auc(*known_walls(run), weights))
-            else:
-                per_seed.append(presence_statistic(statistic, run["scar"], run["p_lge"], weights))
-        # A seed that was not drawn may have an undefined statistic.
-        return np.where(seed_weights > 0, seed_weights * per_seed, 0).sum(0) / len(seeds)
-
-    tables = dict.fromkeys(PRESENCE_STATISTICS, known)
+    patient_weights = bootstrap_weights(patients, resamples, seed)
+    place = pd.Series(range(len(patients)), patients)
+    seed_weights = bootstrap_weights(seeds, resamples, (seed, 1)).T  # (seeds, 1 + resamples)
     truth, values = known_walls(known)
-    placed = truth.notna().all(axis=1)
-    if truth.eq(True).any(axis=None) and values[placed].notna().all(axis=None):
-        tables["auc_walls"] = known[placed]
+    places_known = truth.eq(True).any(axis=None)
+    places_known &= values[truth.notna().all(axis=1)].notna().all(axis=None)
+
+    def draws(of_row: pd.DataFrame) -> dict[str, np.ndarray]:
+        """Return statistics of all studies, then of each resample: ``(1 + resamples,)``."""
+        runs = []
+        for _, run in of_row.groupby("seed"):
+            weights = patient_weights[:, place[run["patient_id"].astype(str)]]
+            runs.append(presence_statistics(run["scar"], run["p_lge"], weights))
+            if places_known:
+                runs[-1]["auc_walls"] = mean_auc(*known_walls(run), weights)
+        by_seed = {name: seed_weights * [run[name] for run in runs] for name in runs[0]}
+        # A seed that was not drawn may have an undefined statistic.
+        return {name: np.where(seed_weights, a, 0).mean(0) for name, a in by_seed.items()}
+
+    found = {row: draws(part) for row, part in known.groupby("row", sort=False)}
     lines = []
-    for statistic, table in tables.items():
-        of_rows = {row: draws(statistic, part) for row, part in table.groupby("row", sort=False)}
-        for row, draw in of_rows.items():
-            line = {"row": row, "statistic": statistic, **_with_limits(draw[0], draw[1:])}
-            other = row != reference
-            lines.append(line | (_difference(draw - of_rows[reference]) if other else {}))
+    for statistic, (row, drawn) in itertools.product(found[reference], found.items()):
+        lines.append({"row": row, "statistic": statistic, **with_limits(drawn[statistic])})
+        if row != reference:
+            lines[-1] |= _difference(drawn[statistic] - found[reference][statistic])
     compared = pd.DataFrame(lines)
     if "p" in compared:
-        of_statistic = compared.dropna(subset="p").groupby("statistic")["p"]
-        corrected = of_statistic.transform(lambda p: multipletests(p, method="holm")[1])
-        compared["p_holm"] = corrected
+        each = compared.dropna(subset="p").groupby("statistic")["p"]
+        compared["p_holm"] = each.transform(lambda p: multipletests(p, method="holm")[1])
     return compared
 
 
 def _difference(draws: np.ndarray) -> dict[str, float]:
-    """Return the difference of all studies (first of the draws), its interval and its p."""
+    """Return a difference with its interval, and its two-sided p from the resamples."""
+    value, low, high = with_limits(draws).values()
     resampled = draws[1:][np.isfinite(draws[1:])]
-    value, low, high = _with_limits(draws[0], resampled).values()
     fewer = min((resampled <= 0).sum(), (resampled >= 0).sum())
-    row = {"difference": value, "difference_low": low, "difference_high": high}
-    return row | {"p": min(1.0, 2 * (1 + fewer) / (1 + len(resampled)))}
+    p = min(1.0, 2 * (1 + fewer) / (1 + len(resampled)))
+    return {"difference": value, "difference_low": low, "difference_high": high, "p": p}
 
 
 def _comparable(predictions: pd.DataFrame) -> pd.DataFrame:
@@ -303,10 +274,9 @@ def _comparable(predictions: pd.DataFrame) -> pd.DataFrame:
         "rows have different seeds or studies": (known.groupby(run).size() < rows).any(),
         "rows differ in a study's truth": (known.groupby("study_id")["scar"].nunique() > 1).any(),
     }
-    for problem, found in faults.items():
-        if found:
-            remedy = "Compare complete runs of one cohort (`complete_runs` of lgekit.grid.report)."
-            raise InputError("predictions", problem, remedy)
+    for problem in itertools.compress(faults, faults.values()):
+        remedy = "Compare complete runs of one cohort (`complete_runs` of lgekit.grid.report)."
+        raise InputError("predictions", problem, remedy)
     return known
 
 
@@ -321,14 +291,14 @@ def uncompared(comparison: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str,
 
     Row → ``not run``, or for example ``not compared (2 of 3 runs done)``.
     """
-    words: dict[str, str] = {}
     if runs is None:
-        return words
+        return {}
     missing = runs[~runs["row"].isin(comparison["row"])]
-    for row, states in missing.groupby("row", sort=False)["state"]:
-        done = f"not compared ({(states == 'done').sum()} of {len(states)} runs done)"
-        words[str(row)] = done if states.isin(["done", "failed"]).any() else "not run"
-    return words
+    done = missing["state"].eq("done").groupby(missing["row"], sort=False).agg(["sum", "size"])
+    words = "not compared ({} of {} runs done)"
+    return {
+        str(row): words.format(*own) if own[0] else "not run" for row, *own in done.itertuples()
+    }
 
 
 def claims_table(

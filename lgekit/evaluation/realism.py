@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import cast
 
 import numpy as np
@@ -16,23 +15,11 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lgekit.anatomy.segments import findings_from_labels, wall_depth
-from lgekit.config import FitSettings
 from lgekit.errors import InputError
-from lgekit.evaluation.baselines import THRESHOLD_RULES, remote_of
-from lgekit.evaluation.metrics import auc_interval, mean_interval, quantile_interval
+from lgekit.evaluation.baselines import remote_of, threshold_shares
+from lgekit.evaluation.metrics import auc_interval, bootstrap_weights, with_limits
 from lgekit.scars.transforms import AddScar, ScarPainter
-from lgekit.segmentation.train import evaluate_heart_network, heart_network
-from lgekit.study import (
-    CAVITY,
-    MYOCARDIUM,
-    NO_REFLOW,
-    SCAR,
-    SCARRED,
-    WALL_CODES,
-    Cohort,
-    Study,
-    patient_folds,
-)
+from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, SCAR, SCARRED, WALL_CODES, Cohort, Study
 
 FEATURES = ["contrast_to_noise", "heterogeneity", "edge_width_mm", "grey_zone", "smoothness"]
 FEATURES += ["size_percent", "reach_percent", "mean_depth", "roughness"]
@@ -46,7 +33,7 @@ MEDIANS = {
     "wall_over_radius": "wall thickness / LV radius",
 }
 FOLDS = 5  # of patients, in which synthetic scars are told from real ones
-# Figure of `quality_table`, named after a column of `measure_folds` → its quantile (0: the mean).
+# Figure of `quality_table`, a column of `evaluate_heart_network` → its quantile (0: the mean).
 QUALITY = {f"dice_{name}, median": 0.5 for name in ("cavity", "myocardium", "rv")}
 QUALITY |= {"anterior_error_deg, median": 0.5, "anterior_error_deg, 95th percentile": 0.95}
 QUALITY |= {"inferior_error_deg, median": 0.5, "mirror_right, share": 0}
@@ -71,16 +58,13 @@ def scar_features(study: Study) -> pd.DataFrame:
     if labels is None:
         raise InputError(study["study_id"], "no labels", "Give a label map with scar.")
     for s in np.flatnonzero(np.isin(labels, SCARRED).sum((0, 1)) >= MINIMUM_SCAR_VOXELS):
-        ids = {"study_id": study["study_id"], "patient_id": study["patient_id"], "slice": int(s)}
         if row := _slice_features(study.pixels[..., s], labels[..., s], study.spacing_mm):
-            rows.append(ids | row)
+            rows.append((study["study_id"], study["patient_id"], int(s), *row))
     return pd.DataFrame(rows, columns=["study_id", "patient_id", "slice", *FEATURES])
 
 
-def _slice_features(
-    image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]
-) -> dict[str, float]:
-    """Describe the scar of one slice; empty if too little of it can be measured."""
+def _slice_features(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]) -> list[float]:
+    """Return the `FEATURES` of one slice's scar; empty if too little of it can be measured."""
     scar, area, wall = labels == SCAR, np.isin(labels, SCARRED), np.isin(labels, WALL_CODES)
     inside, outside = (
         ndimage.distance_transform_edt(part, sampling=spacing[:2]) for part in (area, ~area)
@@ -89,7 +73,7 @@ def _slice_features(
     middle = (depth > 0.2) & (depth < 0.8)
     remote = image[(labels == MYOCARDIUM) & middle & (distance > 4)]
     if min(len(remote), scar.sum()) < MINIMUM_SCAR_VOXELS:
-        return {}
+        return []
     noise = max(float(remote.std()), 1e-6)
     rise = np.median(image[scar]) - np.median(remote)
     # Mean level at each distance from the border, in the middle layers of the wall.
@@ -97,7 +81,7 @@ def _slice_features(
     levels = [image[ring & (distance > step) & (distance <= step + 2)] for step in steps]
     known = np.array([len(level) >= 3 for level in levels])
     if known.sum() < 4:
-        return {}
+        return []
     means = [level.mean() for level, enough in zip(levels, known, strict=True) if enough]
     profile = np.interp(steps, steps[known], means - np.median(remote)) / max(rise, noise / 2)
     start, end = np.interp([-0.75, -0.25], -np.minimum.accumulate(profile), steps + 1.0)
@@ -118,7 +102,7 @@ def _slice_features(
         "mean_depth": depth[area].mean(),
         "roughness": perimeter**2 / (4 * np.pi * area.sum() * spacing[0] * spacing[1]),
     }
-    return {name: float(value) for name, value in features.items()}
+    return [float(features[name]) for name in FEATURES]
 
 
 def synthetic_twins(real: Cohort, healthy: Cohort, seed: int = 0, constant: bool = False) -> Cohort:
@@ -168,14 +152,9 @@ def scar_realism(
     singles = np.array([roc_auc_score(truth, values[name]) for name in FEATURES])
     table["auc_alone"] = np.maximum(singles, 1 - singles)
     regression = LogisticRegression(class_weight="balanced", max_iter=1000)
-    score = cross_val_predict(
-        make_pipeline(StandardScaler(), regression),
-        values.to_numpy(),
-        truth,
-        groups=patients,
-        cv=GroupKFold(FOLDS, shuffle=True, random_state=seed),
-        method="decision_function",
-    )
+    model = make_pipeline(StandardScaler(), regression)
+    folds = GroupKFold(FOLDS, shuffle=True, random_state=seed).split(values, groups=patients)
+    score = cross_val_predict(model, values, truth, cv=folds, method="decision_function")
     return table.rename_axis("feature"), auc_interval(truth, score, patients, seed)
 
 
@@ -195,7 +174,7 @@ def cohort_figures(cohort: Cohort) -> pd.DataFrame:
         level = float(study.pixels[bright].mean()) if bright.any() else np.nan
         rows[study["study_id"]] = {
             "present": float(scar.any()),
-            **{name: rule(study) for name, rule in THRESHOLD_RULES.items()},
+            **threshold_shares(study),
             "scar_share": scar.sum() / wall.sum() if scar.any() else np.nan,
             "scar_slices": float(scar.any((0, 1)).sum()) if scar.any() else np.nan,
             "blood_contrast": (remote.blood - remote.mean) / remote.sd,
@@ -205,26 +184,8 @@ def cohort_figures(cohort: Cohort) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("study_id")
 
 
-def measure_folds(
-    cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, folds: int = 0
-) -> pd.DataFrame:
-    """Measure the heart network by cross-validation over patients.
-
-    ``pretrain_on``: further cohorts with labels, of other patients, for the base of all folds.
-    ``folds`` 0: ``settings.folds``, whose networks a fit on all studies uses too. Returns
-    what `lgekit.segmentation.train.evaluate_heart_network` returns, and ``fold``.
-    """
-    ids, parts = cohort.manifest["study_id"].to_numpy(), []
-    fold = patient_folds(cohort, folds or settings.folds, settings.seed)
-    for number in np.unique(fold):
-        network = heart_network(cohort.subset(ids[fold != number]), pretrain_on, settings)
-        held_out = cohort.subset(ids[fold == number])
-        parts.append(evaluate_heart_network(network, held_out, settings.seed).assign(fold=number))
-    return pd.concat(parts, ignore_index=True)
-
-
 def quality_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Summarize `measure_folds` over studies, with 95 % intervals over patients.
+    """Summarize what `evaluate_heart_network` measured, with 95 % intervals over patients.
 
     Errors of insertion points count where the reference has confidence 0.5 or more. Returns index
     ``figure``: medians of ``dice_…`` and ``…_error_deg``, a 95th percentile, and the share of
@@ -234,9 +195,16 @@ def quality_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     rows: dict[str, dict[str, float]] = {}
     for figure, quantile in QUALITY.items():
         name = figure.split(",")[0]
-        known = (measured if name.startswith("dice") else sure).dropna(subset=name)
-        values, patients = known[name].to_numpy(float), known["patient_id"].tolist()
-        if len(known):
-            statistic = partial(quantile_interval, quantile=quantile) if quantile else mean_interval
-            rows[figure] = statistic(values, patients, seed=seed) | {"studies": len(known)}
+        kept = measured if name.startswith("dice") else sure
+        known = kept.dropna(subset=name).sort_values(name)
+        if known.empty:
+            continue
+        values = known[name].to_numpy(float)
+        weights = bootstrap_weights(known["patient_id"], seed=seed)
+        draws = weights @ values / weights.sum(1)
+        if quantile:
+            reached = weights.cumsum(1) >= quantile * weights.sum(1, keepdims=True)
+            draws = values[reached.argmax(1)]
+            draws[0] = np.quantile(values, quantile)
+        rows[figure] = with_limits(draws) | {"studies": len(known)}
     return pd.DataFrame(rows).T.astype({"studies": int}).rename_axis("figure")

@@ -20,7 +20,7 @@ from lgekit.evaluation.metrics import interval, ratio
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings
 from lgekit.reports.reader import read_report, states_enhancement
 from lgekit.reports.writer import canonical_text, report_texts
-from lgekit.study import SCARRED, SPLITS, Cohort, Study, hash_unit, patient_folds
+from lgekit.study import SCARRED, SPLITS, Cohort, Study, hash_unit
 
 REMEDY = "Give the table that `lgekit predict` wrote, and the cohort that it read"
 LISTS = ("slice_weights", "attention", "segments")  # columns of JSON lists
@@ -125,10 +125,10 @@ def f1(
 
     F1 = 2 TP / (2 TP + FP + FN), van Rijsbergen 1979, ch. 7; NaN if nothing is true.
     """
-    known = truth.notna().all(axis=1).to_numpy()
+    known = truth.notna().all(axis=1).to_numpy() & bool(truth.eq(True).any(axis=None))
     expected, found = truth[known].to_numpy(bool), read[known].to_numpy(bool)
     both, either = (expected & found).sum(1), expected.sum(1) + found.sum(1)
-    names = np.asarray(patients, dtype=str)[known].tolist() if expected.any() else []
+    names = np.asarray(patients, dtype=str)[known].tolist()
     return interval(lambda weights: ratio(2 * (weights @ both), weights @ either), names, seed)
 
 
@@ -191,14 +191,11 @@ def score_table(
 ) -> pd.DataFrame:
     """Compute every score of a detector with its 95 % interval over patients.
 
-    Args:
-        predictions: what ``Detector.predict`` returns for this cohort, or some of its columns.
-        cohort: with findings.
-        text: kind of training text (`lgekit.reports.writer.report_texts`).
-
-    Returns the scores of ``scores.toml``: index ``score``, columns ``value, low, high``, NaN if it
-    cannot be known. ``attrs["notes"]`` says why, and which studies other scores leave out. Raises
-    InputError if the truth of no study is known.
+    Takes what ``Detector.predict`` returns for this cohort, or some of its columns. ``text`` is the
+    kind of training text (`lgekit.reports.writer.report_texts`). Returns the scores of
+    ``scores.toml``: index ``score``, columns ``value, low, high``, NaN if it cannot be known.
+    ``attrs["notes"]`` says why, and which studies other scores leave out. Raises InputError if the
+    truth of no study is known.
     """
     table = _joined(predictions, cohort)
     patients, (truth, values) = table["patient_id"].tolist(), metrics.known_walls(table)
@@ -331,7 +328,7 @@ def with_fold(cohort: Cohort, fold: int, folds: int, seed: int = 0) -> Cohort:
     names = {fold: SPLITS[2], (fold + 1) % folds: SPLITS[1]}
     studies = [
         Study(**{**study, "split": names.get(int(own), SPLITS[0]), "fold": int(own)})
-        for study, own in zip(cohort.studies, patient_folds(cohort, folds, seed), strict=True)
+        for study, own in zip(cohort.studies, cohort.patient_folds(folds, seed), strict=True)
     ]
     return Cohort(studies, cohort.name)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from lgekit.config import SIZES
 from lgekit.errors import InputError
@@ -23,7 +22,7 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
 
     Returns the files: in ``tables/`` ``<grid>_runs.csv`` (a line per run, with commit and device),
     ``_comparison.csv``, ``_claims.csv``, ``_table.md``, ``_table.tex``; ``_references.csv`` if runs
-    trained references; ``ablation_forest_<grid>``, and curves over axes with three values.
+    trained references; ``ablation_forest_<grid>`` and curves over axes, if of three or more.
     """
     use_style()
     grid, runs, name, tables = load_grid(file), collect(file), Path(file).stem, folder / "tables"
@@ -47,7 +46,8 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
     axes = ", ".join(further_axes(predictions))
     at = f" At the last value of {axes} in the grid's file." if axes else ""
     source = f"Grid {name}: {figures.provenance(runs, last)}.{at}"
-    made.append(figures.make_figure(f"ablation_forest_{name}", comparison, folder, source))
+    if comparison["row"].nunique() > 2:  # one difference is no figure
+        made.append(figures.make_figure(f"ablation_forest_{name}", comparison, folder, source))
     for axis, figure in CURVES.items():
         shown, of_runs = last_point(predictions, but=axis), runs
         if axis == "synthetic_per_real" and axis not in shown:
@@ -98,9 +98,9 @@ def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame) ->
         return pd.DataFrame()
     first = predictions["row"].iloc[0]
     own = predictions[predictions["row"] == first]
-    axes = ["row", *further_axes(own)]
+    axes = ["row", "seed", *further_axes(own)]
     same = references.merge(own[axes].drop_duplicates(), on=axes)
-    same = same[same["seed"].isin(own["seed"])].assign(row=same["method"])
+    same["row"] = same["method"]
     parts = [part for _, part in same.groupby("method") if len(part) == len(own)]
     columns = ["row", "seed", "study_id", "patient_id", "scar", "p_lge"]
     return compare_rows(pd.concat([own, *parts], ignore_index=True)[columns], first)
@@ -124,11 +124,9 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str) -> pd.
 
 def synthetic_ratios(grid: Grid) -> dict[str, float]:
     """Map rows that change nothing, or only the synthetic scars per real study, to this number."""
-    content = yaml.safe_load(grid.file.read_text("utf-8"))
-    common = SIZES[grid.runs[0].params["size"]].model_dump() | content.get("parameters", {})
+    common = SIZES[grid.runs[0].params["size"]].model_dump() | grid.spec.parameters
     ratios = {}
-    for row, changes in content["rows"].items():
-        changed = (changes or {}).keys() - {"compare_with"}  # which trains references only
-        if changed <= {"synthetic_per_real"}:
-            ratios[str(row)] = {**common, **(changes or {})}["synthetic_per_real"]
+    for row, changes in grid.spec.rows.items():  # compare_with trains references only
+        if changes.keys() <= {"synthetic_per_real", "compare_with"}:
+            ratios[row] = (common | changes)["synthetic_per_real"]
     return ratios

@@ -9,9 +9,10 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,7 @@ from lgekit.cache import FIT_ROOMS, code_version, is_locked
 from lgekit.config import SIZES, FitSettings, size_settings
 from lgekit.errors import InputError, RunError
 
+MOST_BYTES, MOST_PARTS = 20_000, 20_000  # of a grid file; parts with its aliases written out
 BYTES_PER_RUN = 3e9  # memory that a run needs: torch, a cohort and a small model
 DASK = {"distributed.scheduler.worker-saturation": 1.0}  # no run waits behind a long one
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
@@ -54,25 +56,14 @@ class Run:
     """One row of a grid at one seed (and fold, and point of further axes)."""
 
     id: str  # 16 hex digits of all that the run depends on; identical rows share a run
-    row: str
-    axes: dict[str, Any]  # seed, fold and further axes → the value
+    place: dict[str, Any]  # row, seed, fold and further axes → the value
     params: dict[str, Any]  # of the notebook
     folder: Path
-
-    @property
-    def place(self) -> dict[str, Any]:
-        """Return the row and the axes, which name the run in tables."""
-        return {"row": self.row, **self.axes}
 
     @property
     def done(self) -> bool:
         """Whether the run is complete."""
         return (self.folder / workbook.METRICS).exists()
-
-    def read(self, name: str) -> dict[str, Any]:
-        """Read a JSON file of the run; empty if there is none."""
-        file = self.folder / name
-        return json.loads(file.read_text("utf-8")) if file.exists() else {}
 
 
 @dataclass(frozen=True)
@@ -80,21 +71,18 @@ class Grid:
     """A grid file that was read and checked."""
 
     file: Path
+    spec: GridFile
     root: Path  # the project's folder
     notebook: Path
     folder: Path  # of its runs
-    timeout: float | None
-    runs: list[Run] = field(repr=False)
+    runs: list[Run]
 
 
 def load_grid(file: str | Path) -> Grid:
     """Read a grid file, check everything its runs could fail on, and list its runs row by row."""
     file = Path(file).absolute()
     try:
-        spec = GridFile.model_validate(yaml.safe_load(file.read_text("utf-8")))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        remedy = "See papermill_runs/grids/ for examples"
-        raise InputError(file, f"cannot be read as YAML ({error})", remedy) from error
+        spec = GridFile.model_validate(_content(file))
     except pyd.ValidationError as error:
         first = error.errors()[0]
         place = " → ".join(map(str, first["loc"][:3])) or "the file"
@@ -103,37 +91,58 @@ def load_grid(file: str | Path) -> Grid:
     for root in (*file.parents, Path.cwd()):
         if (root / spec.notebook).is_file():
             folder = root / "papermill_runs" / file.stem
-            runs = _expand(file, spec, root, folder)
-            return Grid(file, root, root / spec.notebook, folder, spec.timeout, runs)
+            grid = Grid(file, spec, root, root / spec.notebook, folder, [])
+            return replace(grid, runs=_expand(grid))
     remedy = "Give its path from the project's folder"
     raise InputError(file, f"notebook {spec.notebook!r} does not exist", remedy)
 
 
-def _expand(file: Path, spec: GridFile, root: Path, folder: Path) -> list[Run]:
-    common = spec.parameters
-    axes: dict[str, list[Any]] = {"seed": spec.seeds, **spec.axes}
+def _content(file: Path) -> Any:
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            raise ValueError(f"it has more than {MOST_BYTES} bytes")
+        loader = yaml.SafeLoader(file.read_text("utf-8"))
+        document = loader.get_single_node()
+        if _parts(document, {}) > MOST_PARTS:
+            raise ValueError("its aliases repeat too much")
+        return loader.construct_document(document) if document else None
+    except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
+        remedy = "See papermill_runs/grids/ for examples"
+        raise InputError(file, f"cannot be read as YAML ({error})", remedy) from error
+
+
+def _parts(node: Any, known: dict[yaml.Node, int]) -> int:
+    """Count a node of YAML, or a pair, with its parts; those of an alias count each time."""
+    if isinstance(node, yaml.CollectionNode):
+        known[node] = known.get(node) or 1 + sum(_parts(part, known) for part in node.value)
+        return known[node]
+    return sum(_parts(part, known) for part in node) if isinstance(node, tuple) else 1
+
+
+def _expand(grid: Grid) -> list[Run]:
+    spec, file = grid.spec, grid.file
+    axes: dict[str, Sequence[Any]] = {"seed": spec.seeds, **spec.axes}
+    common: dict[str, Any] = {}
     if spec.folds:
-        common, axes["fold"] = {**common, "folds": spec.folds}, list(range(spec.folds))
-    reserved = {"out", CHANGES, *axes, *(["folds"] if spec.folds else [])}
+        common["folds"], axes["fold"] = spec.folds, range(spec.folds)
     for place, part in {"parameters": spec.parameters, **spec.rows}.items():
-        for name in reserved & part.keys():
+        for name in {"out", CHANGES, *axes, *common} & part.keys():
             remedy = "Remove it here: `seeds`, `folds`, `axes` and the names of settings set it"
             raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
-    defaults = workbook.read_parameters(root / spec.notebook)
+    defaults = workbook.read_parameters(grid.notebook)
     known = FitSettings().model_dump() | defaults if CHANGES in defaults else defaults
-    base = workbook.check_parameters(known, common, f"{file}, parameters")
-    version, runs = notebook_version(root / spec.notebook), []
+    check = functools.partial(workbook.check_parameters, known)
+    base = check(common | spec.parameters, f"{file}, parameters")
+    version, runs = notebook_version(grid.notebook), []
     files_of = functools.cache(cohort_files)
     for row, changes in spec.rows.items():
-        where = f"{file}, row {row}"
-        own = base | workbook.check_parameters(known, changes, where)
+        own = base | check(changes, f"{file}, row {row}")
         for point in itertools.product(*[dict.fromkeys(values) for values in axes.values()]):
-            given = dict(zip(axes, point, strict=True))
-            at = workbook.check_parameters(known, given, f"{file}, axes")
-            params, cohorts = _checked_run(own | at, defaults, root, where)
-            known_by = [version, params, [files_of(cohort, root) for cohort in cohorts]]
+            at = check(dict(zip(axes, point, strict=True)), f"{file}, axes")
+            params, cohorts = _checked_run(own | at, defaults, grid.root, f"{file}, row {row}")
+            known_by = [version, params, [files_of(cohort, grid.root) for cohort in cohorts]]
             name = _digest(known_by)[:16]
-            runs.append(Run(name, row, at, params, folder / name))
+            runs.append(Run(name, {"row": row, **at}, params, grid.folder / name))
     return runs
 
 
@@ -207,14 +216,11 @@ def run_grid(
 
     ``only`` and ``seeds`` choose rows and seeds. Returns `grid_status` of the chosen runs.
 
-    Args:
-        workers: local processes; None: one per GPU, or else one per core if memory allows.
-        scheduler: address of a running Dask scheduler (``tcp://…``) whose workers see the files. A
-            run has as many threads as ``OMP_NUM_THREADS`` of its worker says.
-
-    Raises:
-        InputError: the file is faulty, the cohort is missing, or the scheduler does not answer.
-        RunError: the scheduler was lost. Finished runs are kept.
+    ``workers`` is the number of local processes; None: one per GPU, or else one per core if memory
+    allows. ``scheduler`` is the address of a running Dask scheduler (``tcp://…``) whose workers see
+    the files; a run has as many threads as ``OMP_NUM_THREADS`` of its worker says. Raises
+    InputError if the file is faulty, the cohort is missing, or the scheduler does not answer;
+    RunError if the scheduler was lost (finished runs are kept).
     """
     from lgekit.data.readers import path_of  # not in workers, which need no torch
 
@@ -233,7 +239,7 @@ def run_grid(
     # By seed first: a grid that is stopped early has complete seeds rather than complete rows.
     # Within a seed, runs side by side are of different folds, so none waits for a shared result.
     todo = {run.id: run for run in grid.runs if not run.done}
-    in_order = sorted(todo.values(), key=lambda run: run.axes["seed"])
+    in_order = sorted(todo.values(), key=lambda run: run.place["seed"])
     if in_order and not dry_run:
         _run_all(replace(grid, runs=in_order), workers, scheduler, progress)
     return grid_status(grid)
@@ -274,9 +280,9 @@ def _run_all(grid: Grid, workers: int | None, scheduler: str | None, progress: b
             run = futures[future]
             if future.status == "error":
                 problem = future.exception()
-                if not run.read(workbook.ERROR):  # its worker was killed
+                if not (run.folder / workbook.ERROR).exists():  # its worker was killed
                     workbook.record_failure(run.folder, f"{type(problem).__name__}: {problem}")
-                tqdm.write(f"failed: {run.row} {run.axes}: {problem}")
+                tqdm.write(f"failed: {run.place}: {problem}")
             lost += future.status in ("cancelled", "lost")
     if lost:
         remedy = "finished runs are kept: run the grid again"
@@ -301,7 +307,7 @@ def run_one(grid: Grid, version: str, threads: int, devices: list[str]) -> None:
     if devices:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[int(get_worker().name) % len(devices)]
     (run,) = grid.runs
-    what = (grid.notebook, run.folder, run.params, grid.timeout)
+    what = (grid.notebook, run.folder, run.params, grid.spec.timeout)
     workbook.run_notebook(*what, progress=False, root=grid.root, skip_done=True)
 
 
@@ -318,8 +324,9 @@ def grid_status(file: str | Path | Grid) -> pd.DataFrame:
         if is_locked(grid.folder / ".locks" / run.id):
             line["state"] = "running"
         elif run.done:
-            line |= {"state": "done", "seconds": run.read(workbook.ENVIRONMENT).get("wall_seconds")}
-        elif failure := run.read(workbook.ERROR):
+            record = workbook.read_json(run.folder / workbook.ENVIRONMENT)
+            line |= {"state": "done", "seconds": record.get("wall_seconds")}
+        elif failure := workbook.read_json(run.folder / workbook.ERROR):
             line |= {"state": "failed", "error": failure["error"]}
         lines.append({**run.place, **line})
     return pd.DataFrame(lines).astype({"seconds": float})
@@ -336,13 +343,11 @@ def collect(file: str | Path) -> pd.DataFrame:
         remedy = f"Start it: lgekit grid run {grid.file.name}"
         raise InputError(grid.file, "no run of it is done", remedy)
     for run in grid.runs:
-        metrics = workbook.load_metrics(run.folder)
-        if metrics is not None:
-            record = run.read(workbook.ENVIRONMENT)
-            metrics = {"commit": record["commit"], "device": record["device"], **metrics}
-        lines.append(metrics or {})
+        record = workbook.read_json(run.folder / workbook.ENVIRONMENT) if run.done else {}
+        known = {name: record[name] for name in ("commit", "device") if record}
+        lines.append(known | workbook.read_json(run.folder / workbook.METRICS))
     table = grid_status(grid).drop(columns=["seconds", "error"])
-    table = table.join(pd.json_normalize(lines), rsuffix="_metric")
+    table = table.join(pd.json_normalize(lines).fillna(math.nan), rsuffix="_metric")
     table.to_csv(grid.folder / TABLE, index=False)
     return table
 

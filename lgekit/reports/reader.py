@@ -9,57 +9,40 @@ What affirmed clauses say of walls, depth and cause becomes scars.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import groupby, pairwise, takewhile
+from itertools import groupby, islice, pairwise, takewhile
 from operator import itemgetter
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from lgekit.findings import ISCHAEMIC, LEVELS, WALL_WORDS, WALLS, Findings, Scar
-from lgekit.reports.text import Sentence, sentences
-
-
-def _tables() -> dict[str, Any]:
-    """Load the rules, with the text of their parts in place of "{name}"."""
-    text = Path(__file__).with_name("reading_rules.toml").read_text(encoding="utf-8")
-    parts = {"walls": _WALL_NAMES} | tomllib.loads(text)["parts"]
-    for name, part in parts.items():
-        text = text.replace(f"{{{name}}}", part)
-    return tomllib.loads(text)
-
-
-def _rewriting(table: str) -> list[list[str]]:
-    return [line.split(" =>") for line in table.strip().splitlines()]
-
+from lgekit.reports.text import Sentence, rewrites, rules, sentences
 
 _WALL_NAMES = "|".join(sorted(WALL_WORDS, key=len, reverse=True))
-_TABLES = _tables()
+_TABLES = rules("reading_rules.toml", walls=_WALL_NAMES)
 _CAUSES = list(_TABLES["aetiology"])
-_CAUSE = re.compile("|".join(f"({'|'.join(rules)})" for rules in _TABLES["aetiology"].values()))
+_CAUSE = re.compile("|".join(f"({'|'.join(each)})" for each in _TABLES["aetiology"].values()))
 _RULES = SimpleNamespace(
     **{name: re.compile("|".join(options)) for name, options in _TABLES["rules"].items()}
 )
-_KINDS = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["events"].items())
+_KINDS = "|".join(f"(?P<{kind}>{'|'.join(each)})" for kind, each in _TABLES["events"].items())
 _EVENT = re.compile(rf"(?:(?<!\w)|(?=\W))(?:{_KINDS})")
-_WORDS = [(re.compile(rule), plain.strip()) for rule, plain in _rewriting(_TABLES["words"])]
+_WORDS = [(re.compile(rule), plain) for rule, plain in rewrites(_TABLES["words"])]
 _BOUNDED = r"(?<!\w)(?:%s)(?:(?<=\W)|(?!\w))"
 _ROUNDS = [
-    (re.compile(_BOUNDED % "|".join(rule for rule, _ in pairs)), pairs)
-    for pairs in map(_rewriting, _TABLES["phrases"])
+    (re.compile(_BOUNDED % "|".join(f"(?P<_{n}>{each[0]})" for n, each in enumerate(pairs))), pairs)
+    for pairs in map(rewrites, _TABLES["phrases"])
 ]
 _ROOTS = _TABLES["roots"].split()
 _VOCABULARY = (*WALL_WORDS, *_TABLES["vocabulary"].split())
 _YES, _NO = (set(_TABLES["values"][name].split()) for name in ("yes", "no"))
-_SAID = {"cue", "depth", "imaging", "denial"}
-_THINGS = {"cue", "depth", "other", "organ", "mvo"}
-_DENYING = re.compile(r"(?i)\b(?:absent|negative|no(?![ -]reflow))\b")
-_PLACES = {"wall", "segments", "levels", "everywhere"}
-_TARGETS = _PLACES | {"cue", "depth", "other", "organ", "mvo", "imaging"}
-_DETAILS = {"depth", "pattern", "percent"} | _PLACES
+_PLACES, _DETAILS, _LV, _SAID, _THINGS, _TARGETS = (
+    set(kinds.split()) for kinds in _TABLES["kinds"].values()
+)
+_BACKWARD = {"absent": "no", "fine": "no", "doubted": "doubt"}
+_LONG = 50_000  # characters; a report of one study has no more on late enhancement
 _Group = tuple[tuple[str, ...], tuple[str, ...]]  # (walls, levels)
 
 
@@ -87,27 +70,24 @@ def _walls_left(found: re.Match) -> str:
     return " ".join(wall for wall in WALLS if wall not in out) + found["between"]
 
 
-def _reworded(rules: list[list[str]], found: re.Match) -> str:
-    for rule, words in rules:
-        if match := re.compile(_BOUNDED % rule).match(found.string, found.start()):
-            return match.expand(words.strip())
-    return found[0]
+def _reworded(pairs: list[tuple[str, str]], found: re.Match) -> str:
+    rule, words = pairs[int(str(found.lastgroup)[1:])]
+    alone = re.compile(_BOUNDED % rule).match(found.string, found.start())
+    return alone.expand(words) if alone else found[0]
 
 
 @lru_cache(maxsize=20_000)
 def _plain(text: str) -> str:
     """Return a sentence in lower case with one wording for each thing."""
-    text = re.sub(
-        r"\b(antero|infero|postero|sub|epi|endo|trans|intra) (?=[a-z])", r"\1-", text.lower()
-    )
+    text = _RULES.prefix.sub(r"\1-", text.lower())
     text = re.sub(r"[a-z]+(?:['-][a-z]+)*", lambda found: _word(found[0]), text)
     text = re.sub(r"\s+", " ", text)
-    for rule, rules in _ROUNDS:
-        text = rule.sub(partial(_reworded, rules), text)
+    for rule, pairs in _ROUNDS:
+        text = rule.sub(partial(_reworded, pairs), text)
     return text.strip(" .")
 
 
-def _kinds(events: list[re.Match]) -> set[str]:
+def _kinds(events: Sequence[re.Match]) -> set[str]:
     return {str(event.lastgroup) for event in events}
 
 
@@ -116,12 +96,14 @@ def _said(text: str) -> set[str]:
     return _kinds(list(_EVENT.finditer(_plain(text))))
 
 
+def _rooted(text: str) -> bool:
+    """Tell whether a sentence may be about late enhancement."""
+    return any(map(text.lower().__contains__, _ROOTS))
+
+
 def _reach(events: list[re.Match], start: int, ends: tuple[str, ...]) -> list[re.Match]:
     """Return the events from ``start`` to the first of these kinds."""
-    for index in range(start, len(events)):
-        if events[index].lastgroup in ends:
-            return events[start:index]
-    return events[start:]
+    return list(takewhile(lambda event: event.lastgroup not in ends, islice(events, start, None)))
 
 
 def _list(events: list[re.Match], start: int) -> tuple[list[re.Match], re.Match | None]:
@@ -173,33 +155,26 @@ def _clauses(text: str) -> list[tuple[list[re.Match], bool]]:
             clauses.append(([], event.lastgroup == "except"))
         elif exception and not clauses[0][0] and event.lastgroup in ("no", "denial"):
             clauses.append(([event], False))  # the main clause, after "Apart from …"
-        elif event.lastgroup == "soft":
-            if _parts_company(clause, event[0], events, index + 1):
-                clauses.append(([], False))
-            else:
-                clause.append(event)
+        elif event.lastgroup == "soft" and _parts_company(clause, event[0], events, index + 1):
+            clauses.append(([], False))
         else:
             clause.append(event)
     return clauses
-
-
-_BACKWARD = {"absent": "no", "fine": "no", "doubted": "doubt"}
 
 
 def _statuses(events: list[re.Match]) -> list[str]:
     """Return yes, no or doubt for each event of a clause, by the words of denial around it."""
     statuses: list[str] = []
     reach, chunk = "yes", 0
-    before: set[str] = set()
     for index, event in enumerate(events):
         kind = str(event.lastgroup)
         if kind == "nil":
-            ahead = _kinds(events[index + 1 : index + 2]) & {"cue", "imaging", "mvo"}
-            kind = "no" if ahead else "absent"
+            absent = not _kinds(events[index + 1 : index + 2]) & {"cue", "imaging", "mvo"}
+            kind = "absent" if absent else "no"
         told = event.string[: event.start()].rstrip().endswith(":")  # "Fibrosis: no evidence of"
         if kind == "no" and told and not _kinds(events[index + 1 :]) & _TARGETS:
             kind = "absent"
-        if kind == "absent" and not before - {"soft", "present"}:
+        if kind == "absent" and _kinds(events[:index]) <= {"soft", "present"}:
             kind = "no"
         if kind in _BACKWARD:
             near = kind == "fine" or _kinds(events[chunk:index]) - {"soft"} == {"mvo"}
@@ -210,17 +185,11 @@ def _statuses(events: list[re.Match]) -> list[str]:
         elif kind == "no" or (kind == "doubt" and reach == "yes"):
             reach = kind
         statuses.append(reach)
-        before.add(kind)
     return statuses
 
 
-_LV = _PLACES | {"depth", "lv"}
-
-
-def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -> bool:
-    """Tell whether an enhancement is the left ventricle's: asked of its attribute, then of what
-    it is an enhancement of, then of the subject before it."""
-    cue = events[index]
+def _ventricular(text: str, events: list[re.Match], cue: re.Match, default: bool) -> bool:
+    """Tell whether an enhancement is the left ventricle's, by its attribute, object or subject."""
     kinds = _LV | {"organ"} | ({"mapping"} if cue[0].endswith("fibrosis") else set())
     organs = [event for event in events if event.lastgroup in kinds]
     before = [event for event in organs if event.end() <= cue.start()]
@@ -228,32 +197,29 @@ def _ventricular(text: str, events: list[re.Match], index: int, default: bool) -
     gap = text[before[-1].end() : cue.start()] if before else ""
     if cue[0] in ("enhance", "enhances"):  # a comma before a verb is a line end
         gap = gap.replace(",", "")
-    organ = bool(before) and before[-1].lastgroup == "organ"
-    if organ and _RULES.attribute.fullmatch(gap.strip() + " "):
+    subject, target = (each[0].lastgroup if each else "" for each in (before[-1:], after))
+    ahead = text[cue.end() : after[0].start()] if after else ""
+    close = target == "organ" and cue[0].endswith("ing") and ahead.count(" ") < 3
+    if close or (subject == "organ" and _RULES.attribute.fullmatch(gap.strip() + " ")):
         return False
-    if after:
-        ahead = text[cue.end() : after[0].start()]
-        if after[0].lastgroup == "organ" and cue[0].endswith("ing") and ahead.count(" ") < 3:
-            return False
-        if _RULES.complement.fullmatch(ahead):
-            return after[0].lastgroup != "organ"
-    if before and before[-1].lastgroup == "mapping":
+    if after and _RULES.complement.fullmatch(ahead):
+        return target != "organ"
+    if subject == "mapping":
         return bool(re.search(r"[,;]|\b(?:no|without)\b", gap))
-    if organ and _RULES.apposed.fullmatch(gap):
-        return False
-    if not organs and _RULES.elsewhere.match(text, cue.end()):
+    apposed = subject == "organ" and _RULES.apposed.fullmatch(gap)
+    if apposed or (not organs and _RULES.elsewhere.match(text, cue.end())):
         return False
     if not before or "myocardial" in cue[0]:
         return default or bool(before)
-    return not organ or (default and ("," in gap or not _RULES.linked.fullmatch(gap)))
+    linked = "," not in gap and _RULES.linked.fullmatch(gap)
+    return subject != "organ" or (default and not linked)
 
 
-@dataclass(frozen=True)
-class _Claim:
-    """What a clause says: yes, no, doubt, undone, undiagnostic, or detail or mvo of a scar."""
+class _Claim(NamedTuple):
+    """What a clause says: yes, no, doubt, undone, or detail or mvo of a scar."""
 
     says: str
-    events: tuple[re.Match, ...] = ()  # those affirmed
+    events: Sequence[re.Match] = ()  # those affirmed
 
 
 def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _Claim | None:
@@ -269,21 +235,17 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
     if _RULES.earlier.search(clause) and not _RULES.today.search(clause):
         return None
     statuses = _statuses(events)
-    cues = [
-        index
-        for index, event in enumerate(events)
-        if event.lastgroup == "cue" and _ventricular(text, events, index, default)
-    ]
-    affirmed = tuple(e for e, s in zip(events, statuses, strict=True) if s == "yes")
-    stated = _kinds(list(affirmed))
-    says = {statuses[index] for index in cues}
+    judged = list(zip(events, statuses, strict=True))
+    affirmed = [event for event, status in judged if status == "yes"]
+    stated = _kinds(affirmed)
+    cues = [(event, status) for event, status in judged if event.lastgroup == "cue"]
+    says = {status for cue, status in cues if _ventricular(text, events, cue, default)}
     context = context or "imaging" in kinds
-    if "organ" in kinds and not cues:
+    if "organ" in kinds and not says:
         return None
     if "yes" in says:
-        if stated & (_DETAILS | {"present", "yes", "mvo", "territory"}):
-            return _Claim("yes", affirmed)
-        return None
+        enough = stated & (_DETAILS | {"present", "yes", "mvo", "territory"})
+        return _Claim("yes", affirmed) if enough else None
     if "denial" in kinds:
         return _Claim("no")
     if says == {"doubt"} and "?" in clause:
@@ -292,13 +254,10 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
         return _Claim("doubt" if "doubt" in says else "no")
     if stated & {"other", "mapping"} and not (context and "depth" in stated):
         return None
-    if context:
-        if stated & (_PLACES | {"depth", "yes"}):
-            return _Claim("yes", affirmed)
-        if set(statuses) - {"yes"} or kinds & {"absent", "fine", "nil"}:
-            return _Claim("no")
-    elif "depth" in stated and stated & _PLACES:
+    if stated & _PLACES and "depth" in stated or context and stated & (_PLACES | {"depth", "yes"}):
         return _Claim("yes", affirmed)
+    if context and (set(statuses) - {"yes"} or kinds & {"absent", "fine", "nil"}):
+        return _Claim("no")
     if stated & (_DETAILS | {"mvo"}):
         return _Claim("detail", affirmed)
     return _Claim("mvo") if "mvo" in kinds else None
@@ -306,38 +265,30 @@ def _claim(text: str, events: list[re.Match], context: bool, default: bool) -> _
 
 @lru_cache(maxsize=20_000)
 def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...], str | None]:
-    """Return what the clauses of a sentence say of late enhancement of the left ventricle, and the
-    cause that it names."""
+    """Return what the clauses of a sentence say of late enhancement, and the cause it names."""
     plain = _plain(text)
     plain = _RULES.corrected.sub("", _RULES.comparison.sub(" ", plain))
     plain = _RULES.left_out.sub(_walls_left, plain)
     if not _RULES.today.search(plain) and not plain.startswith(("apart", "except", "other than")):
         plain = _RULES.history.sub(" ", plain)
-    if _RULES.irrelevant.search(plain) or (
-        _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain)
-    ):
+    asked = _RULES.hypothetical.search(plain) and not _RULES.asserted.search(plain)
+    if asked or _RULES.irrelevant.search(plain):
         return (), None
     clauses = _clauses(plain)
     claims: list[_Claim] = []
     told = False  # the clause before was about an earlier enhancement
     for number, (events, exception) in enumerate(clauses):
-        implied = context or told
         if exception:  # the opposite of what it is an exception from
-            whole: Sequence[_Claim | None] = claims[-1:]
-            if not whole and number + 1 < len(clauses):
-                whole = [_claim(plain, clauses[number + 1][0], context, default)]
-            if not whole or not whole[0] or whole[0].says != "no":
+            after = clauses[number + 1 : number + 2]
+            main = claims[-1:] or [_claim(plain, one, context, default) for one, _ in after]
+            if not main or not main[0] or main[0].says != "no":
                 continue
-            implied = True
-        if claim := _claim(plain, events, implied, default):
+        if claim := _claim(plain, events, context or told or exception, default):
             claims.append(claim)
         told = "cue" in _kinds(events) and not claim and bool(_RULES.earlier.search(plain))
-    cause = _aetiology(plain)
-    if cause:
-        parts = re.split(r"[;,]|->|\b(?:but|and|with)\b", plain)
-        own = [each for each in parts if not (_RULES.denied.search(each) or "organ" in _said(each))]
-        cause = _aetiology(",".join(own))
-    return tuple(claims), cause
+    parts = re.split(r"[;,]|->|\b(?:but|and|with)\b", plain) if _aetiology(plain) else []
+    own = [each for each in parts if not (_RULES.denied.search(each) or "organ" in _said(each))]
+    return tuple(claims), _aetiology(",".join(own))
 
 
 @dataclass
@@ -347,7 +298,7 @@ class _Region:
     segments: set[int] = field(default_factory=set)
     groups: list[_Group] = field(default_factory=list)
     details: dict[str, Any] = field(default_factory=dict)  # the other fields of Scar
-    sentences: list[str] = field(default_factory=list)  # that it was read from
+    said: list[str] = field(default_factory=list)  # the sentences that it was read from
 
     @property
     def placed(self) -> bool:
@@ -383,10 +334,9 @@ class _Region:
             vague = [group for group in vague if group != (WALLS, ())]
             yield from Findings.from_segments(segments, **self.details).scars
         walls, levels = ({word for group in vague for word in group[side]} for side in (0, 1))
-        if walls:
-            yield Scar(tuple(walls), (), **self.details)
-        if levels:
-            yield Scar((), tuple(levels), **self.details)
+        for place in ((tuple(walls), ()), ((), tuple(levels))):
+            if any(place):
+                yield Scar(*place, **self.details)
         if not self.placed:
             yield Scar(WALLS if self.details.get("pattern") == "diffuse" else (), **self.details)
 
@@ -395,10 +345,9 @@ def _segment_numbers(words: str) -> set[int]:
     """Read "segments 4-5 and 10" as {4, 5, 10}; "4-10-15" is a list, not a range."""
     found = set(map(int, re.findall(r"\d+", words)))
     several = len(re.findall(r"-|\bto\b", words)) > 1
-    if not several or re.search(r"[,&/+]|and", words):
-        for low, high in re.findall(r"(\d+) ?(?:-|to) ?(?=(\d+))", words):
-            found |= set(range(int(low), int(high) + 1))
-    return found
+    listed = several and not re.search(r"[,&/+]|and", words)
+    ranges = [] if listed else re.findall(r"(\d+) ?(?:-|to) ?(?=(\d+))", words)
+    return found.union(*(range(int(low), int(high) + 1) for low, high in ranges))
 
 
 def _locate(events: list[re.Match]) -> list[_Group]:
@@ -408,10 +357,9 @@ def _locate(events: list[re.Match]) -> list[_Group]:
         words.append(("levels", tuple(level for level in LEVELS if level in event[0])))
         if event.lastgroup != "levels":
             words.append(("wall", WALL_WORDS.get(event[0], WALLS)))
-    stated = (entry for entry in words if entry[1])
     runs = [
         (kind, tuple(value for _, values in run for value in values))
-        for kind, run in groupby(stated, key=itemgetter(0))
+        for kind, run in groupby(filter(itemgetter(1), words), key=itemgetter(0))
     ]
     groups: list[_Group] = []
     postfix = len(runs) > 1 and runs[0][0] == "wall" and runs[-1][0] == "levels"
@@ -429,36 +377,29 @@ def _locate(events: list[re.Match]) -> list[_Group]:
     return groups
 
 
-def _parts(events: list[re.Match]) -> list[list[re.Match]]:
+def _parts(events: Sequence[re.Match]) -> list[list[re.Match]]:
     """Split a clause's events where another depth, cue or matter with its own place begins."""
     parts: list[list[re.Match]] = [[]]
     last = max((n for n, e in enumerate(events) if e.lastgroup in ("wall", "segments")), default=0)
-    kinds: set[str] = set()
     for index, event in enumerate(events):
-        begins = event.lastgroup in ("cue", "depth", "other", "pattern")
-        full = kinds & {"wall", "levels", "segments"} and kinds & {"cue", "depth", "other"}
-        if begins and full and index < last and event.string[event.start() - 1] != "(":
+        begins = event.lastgroup in ("cue", "depth", "other", "pattern") and index < last
+        kinds = _kinds(parts[-1]) if begins and event.string[event.start() - 1] != "(" else set()
+        if kinds & {"wall", "levels", "segments"} and kinds & {"cue", "depth", "other"}:
             parts.append([])
-            kinds = set()
         parts[-1].append(event)
-        kinds.add(str(event.lastgroup))
     return parts
 
 
 def _percentage(event: re.Match, sure: bool) -> dict[str, int]:
     """Read {"transmurality": 38} or {"circumference": 25}; nothing if it is neither."""
     before = re.split(r"[\d%]", event.string[: event.start()][-45:])[-1]
-    after = re.split(r"\d", event.string[event.end() :][:45])[0]
+    around = f"{before}%{re.split(r'[0-9]', event.string[event.end() :][:45])[0]}"
     value, bound, kind = int(event["low"]), (event["bound"] or "").strip(), "transmurality"
-    if re.search(r"circumf", after) or re.search(
-        r"circumferential(?!.*transm)[^;.]{0,30}$|circumference:? ?$", before
-    ):
+    other = _RULES.fraction.search(around) or not sure
+    if _RULES.circumference.search(around):
         bound, kind = "", "circumference"
-    elif _RULES.share_of_mass.search(after):
+    elif _RULES.share_of_mass.search(around) or (other and not _RULES.thickness.search(around)):
         return {}
-    elif not re.search(r"transm|thickness|\btm\b", before + after):
-        if not sure or re.search(r"\b(?:ef|lvef|rvef|fraction|ecv|burden)\b", before):
-            return {}
     if event["high"]:
         value = (value + int(event["high"]) + 1) // 2
     elif bound:
@@ -473,13 +414,14 @@ def _aetiology(text: str) -> str | None:
 
 def _region(events: list[re.Match], text: str, sure: bool) -> _Region:
     """Read the events of one part (``text``). ``sure``: a bare percentage is a transmurality."""
-    kinds = {event.lastgroup for event in events}
+    kinds = _kinds(events)
     words = {"wall", "levels"} if kinds & {"wall", "segments"} else {"levels", "everywhere"}
-    region = _Region(groups=_locate([event for event in events if event.lastgroup in words]))
+    groups = _locate([event for event in events if event.lastgroup in words])
+    segments: set[int] = set()
     stated: dict[str, Any] = {"no_reflow": True} if "mvo" in kinds else {}
     for event in events:
         if event.lastgroup == "segments":
-            region.segments |= _segment_numbers(event[0])
+            segments |= _segment_numbers(event[0])
         elif event.lastgroup == "depth":
             stated = {"depth": event[0].replace("midwall", "mid-wall")} | stated
         elif event.lastgroup == "pattern":
@@ -487,27 +429,23 @@ def _region(events: list[re.Match], text: str, sure: bool) -> _Region:
             stated = {"pattern": pattern} | stated
         elif event.lastgroup == "percent":
             stated = _percentage(event, sure) | stated
-    if aetiology := _aetiology(text):
-        stated["aetiology"] = aetiology
-    region.details = stated
-    return region
+    cause = _aetiology(text)
+    return _Region(segments, groups, stated | ({"aetiology": cause} if cause else {}))
 
 
 def _statement(label: str, value: str, kind: str) -> str:
     """Return what a field of a kind says, without a label that adds nothing."""
     word = value.strip(" .").lower()
-    if word in _NO or (word in _YES and _DENYING.search(label)):
-        label, word = _DENYING.sub("", label), "absent"
+    if word in _NO or (word in _YES and _RULES.denying.search(label)):
+        label, word = _RULES.denying.sub("", label), "absent"
     else:
         word = "present" if word in _YES else value
     label = f"segment {label}" if label.isdigit() else label.rstrip(" ?")
     if kind == "place" and word == value:
         word = word.replace(",", f", {label} ")
     named, said = _said(label), _said(word)
-    adds = {
-        "lge": bool(named & (_DETAILS | {"no"})) or not said & (_PLACES | _SAID),
-        "lesion": "depth" not in named & said,
-    }
+    detailed = bool(named & (_DETAILS | {"no"})) or not said & (_PLACES | _SAID)
+    adds = {"lge": detailed, "lesion": "depth" not in named & said}
     return f"{label}: {word}" if adds.get(kind, kind in ("place", "")) else word
 
 
@@ -525,34 +463,27 @@ class _Reading:
     def take(self, sentence: Sentence) -> None:
         """Read a sentence."""
         label, value, kind = sentence.label, sentence.value, sentence.kind
-        if kind:
-            self.listed = kind in ("lge", "lesion", "place")
+        self.listed = kind in ("lge", "lesion", "place") if kind else self.listed
         if kind == "outside" or (label and not value.strip(" ." if kind == "place" else " -.")):
             return
         if label and not kind and self.listed:
             said = _said(sentence.text)
             kind = "lesion" if said & _DETAILS and not said & {"other", "organ", "mapping"} else ""
-        about = kind in ("lge", "lesion", "place")
-        rooted = any(map(sentence.text.lower().__contains__, _ROOTS))
-        if not (self.follows or about or kind == "conclusion" or rooted):
+        context = kind in ("lge", "lesion", "place")
+        if not (self.follows or context or kind == "conclusion" or _rooted(sentence.text)):
             return
         text = _statement(label, value, kind) if label else sentence.text
-        default = not label or kind != "organ"
-        context = default and about
-        claims, cause = _claims(text, context, default)
+        claims, cause = _claims(text, context, not label or kind != "organ")
         concludes, says = kind == "conclusion", ""
         regions = self.impression if concludes else self.body
         for claim in claims:
-            if claim.says in ("yes", "detail"):
-                taken = self._assert(claim, _plain(text), regions, context)
-                for region in taken:
-                    region.sentences.append(sentence.text)
-                    if cause and "aetiology" not in region.details:
-                        region.details["aetiology"] = cause
-                if taken:
-                    says, self.follows = "yes", True
-            else:
+            if claim.says not in ("yes", "detail"):
                 says = says or claim.says
+            for region in self._assert(claim, regions, context) if claim.events else ():
+                says, self.follows = "yes", True
+                region.said.append(sentence.text)
+                if cause and "aetiology" not in region.details:
+                    region.details["aetiology"] = cause
         if cause and concludes and "no" not in {claim.says for claim in claims}:
             self.causes.add(cause)
         if cause and not says and (self.follows or concludes):
@@ -560,16 +491,13 @@ class _Reading:
                 regions[-1].absorb(_Region(details={"aetiology": cause}))
             says = "cause" if self.body else ""
         self.follows = bool(says) if says != "mvo" else bool(regions)
-        if self.follows:
-            self.kept.append((says, sentence.text))
+        self.kept += [(says, sentence.text)] if self.follows else []
 
-    def _assert(
-        self, claim: _Claim, text: str, regions: list[_Region], context: bool
-    ) -> list[_Region]:
+    def _assert(self, claim: _Claim, regions: list[_Region], context: bool) -> list[_Region]:
         """Make scars of an affirming clause, or details of the last one; return them."""
         taken: list[_Region] = []
-        refers = bool(_RULES.refers.match(text))
-        parts = _parts(list(claim.events))
+        parts = _parts(claim.events)
+        refers = bool(_RULES.refers.match(parts[0][0].string))
         for index, part in enumerate(parts):
             end = parts[index + 1][0].start() if index + 1 < len(parts) else part[-1].end()
             words = part[0].string[part[0].start() : end]
@@ -580,13 +508,13 @@ class _Reading:
             region = _region(part, words, strong or context)
             last = regions[-1] if regions else None
             another = bool(last and region.placed and last.placed and not refers)
+            known = strong or context or self.follows or taken
             if strong and (last is None or (another and not (context and region.completes(last)))):
                 regions.append(region)
                 taken.append(region)
-            elif last and (region.placed or region.details):
-                if strong or self.follows or context or taken:
-                    last.absorb(region)
-                    taken.append(last)
+            elif last and known and (region.placed or region.details):
+                last.absorb(region)
+                taken.append(last)
         return taken
 
 
@@ -604,40 +532,38 @@ class ReportReading:
 def read(text: str) -> ReportReading:
     """Return all that a report says of late enhancement of the left ventricle. Never raises.
 
-    ``states`` is ``unsaid`` if no sentence is about it, it was not done or not diagnostic, or the
-    sentences are in another language than English. A scar that is only possible counts as none.
-    A conclusion adds an aetiology to the scars in the body of the report, or replaces the body if
-    that states no scar.
+    ``states`` is ``unsaid`` if no sentence is about it, it was not done or not diagnostic, the
+    sentences are in another language than English, or more than 50,000 characters of them differ:
+    that is no report of one study. A scar that is only possible counts as none. A conclusion adds
+    an aetiology to the scars in the body of the report, or replaces the body if that states no
+    scar.
     """
     reading = _Reading()
-    for sentence in sentences(str(text)):
-        if sentence.kind != "ignore":
-            reading.take(sentence)
-    says = {said for said, _ in reading.kept}
+    said = [sentence for sentence in sentences(str(text)) if sentence.kind != "ignore"]
+    if sum(len(one.text) for one in said) > _LONG:  # then what is repeated is read once
+        said = list(dict.fromkeys(said))
+        if sum(len(one.text) for one in said if one.label or _rooted(one.text)) > _LONG:
+            said = []
+    for sentence in said:
+        reading.take(sentence)
     regions = reading.body or reading.impression
     causes = reading.causes - {"ischaemic", "non-ischaemic"} or reading.causes
-    if len(causes) == 1 and not any("aetiology" in region.details for region in regions):
-        for region in regions:
-            region.details["aetiology"] = next(iter(causes))
     depths = {region.details["depth"] for region in reading.impression if "depth" in region.details}
-    if len(depths) == 1 and not any("depth" in region.details for region in regions):
-        for region in regions:
-            region.details["depth"] = next(iter(depths))
-    found = [
-        (scar, each) for region in regions for scar in region.scars() for each in region.sentences
-    ]
-    exact = {frozenset(scar.walls) for scar, _ in found if scar.levels or scar.depth}
-    found = [  # without those that another one states more exactly
-        (scar, each)
-        for scar, each in found
-        if scar.levels or scar.depth or not any(walls >= set(scar.walls or "?") for walls in exact)
-    ]
-    denied = bool(says & {"no", "doubt"}) and "undone" not in says
-    denials = [(None, each) for said, each in reading.kept if said in ("no", "doubt")]
-    evidence = tuple(found or (denials if denied else []))
+    for name, values in (("aetiology", causes), ("depth", depths)):
+        if len(values) == 1 and not any(name in region.details for region in regions):
+            for region in regions:
+                region.details[name] = next(iter(values))
+    found = [(scar, each) for region in regions for scar in region.scars() for each in region.said]
+    vague = {scar for scar, _ in found if not (scar.levels or scar.depth)}
+    exact = {frozenset(scar.walls) for scar, _ in found if scar not in vague}
+    less = {scar for scar in vague if any(walls >= set(scar.walls or "?") for walls in exact)}
+    found = [pair for pair in found if pair[0] not in less]  # another states them more exactly
+    done = "undone" not in dict(reading.kept)
+    denials = [(None, each) for says, each in reading.kept if done and says in ("no", "doubt")]
     statement = "\n".join(each for _, each in reading.kept)
-    states: Literal["yes", "no", "unsaid"] = "yes" if found else "no" if denied else "unsaid"
-    return ReportReading(states, Findings(tuple(scar for scar, _ in found)), evidence, statement)
+    states: Literal["yes", "no", "unsaid"] = "yes" if found else "no" if denials else "unsaid"
+    findings = Findings(tuple(scar for scar, _ in found))
+    return ReportReading(states, findings, tuple(found or denials), statement)
 
 
 def read_report(text: str) -> Findings:

@@ -32,8 +32,7 @@ def findings_row(study_id: str, report: str) -> dict[str, str]:
         "aetiology": [cause for cause in AETIOLOGIES if any(cause == s.aetiology for s in scars)],
     }
     row = {name: " ".join(map(str, values)) for name, values in stated.items()}
-    sentences = dict.fromkeys(sentence for _, sentence in reading.evidence)
-    evidence = without_identifiers(" | ".join(sentences))
+    evidence = without_identifiers(" | ".join(dict.fromkeys(each for _, each in reading.evidence)))
     return {"study_id": study_id, "states": reading.states, **row, "evidence": evidence}
 
 

@@ -10,6 +10,7 @@ import html
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -20,25 +21,37 @@ from types import SimpleNamespace
 from lgekit.errors import InputError
 
 
-def _read(name: str) -> dict:
-    return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
+def rules(name: str, **parts: str) -> dict:
+    """Load a table of rules, with the text of its parts in place of "{name}"."""
+    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    for part, words in (parts | tomllib.loads(text).get("parts", {})).items():
+        text = text.replace(f"{{{part}}}", words)
+    return tomllib.loads(text)
 
 
-_TABLES = _read("layout.toml")
-_CHARACTERS = str.maketrans(
-    {old: new for new, olds in _TABLES["characters"].items() for old in olds}
-)
+def rewrites(table: str) -> list[tuple[str, str]]:
+    """Return (pattern, replacement) of each line "pattern => replacement"."""
+    pairs = (line.partition(" =>") for line in table.strip("\n").split("\n"))
+    return [(pattern, words[1:]) for pattern, _, words in pairs]
+
+
+_TABLES = rules("layout.toml")
+_SIGNS = str.maketrans({old: new for new, olds in _TABLES["characters"].items() for old in olds})
 _REWRITES = [
-    (re.compile(rule), word.replace("\\n", "\n"))
-    for rule, word in (line.split(" => ") for line in _TABLES["rewrites"].strip("\n").split("\n"))
+    (re.compile(rule), word.replace("\\n", "\n")) for rule, word in rewrites(_TABLES["rewrites"])
 ]
-_LABEL = "|".join(f"(?P<{kind}>{'|'.join(rules)})" for kind, rules in _TABLES["labels"].items())
+_LABEL = "|".join(f"(?P<{kind}>{'|'.join(each)})" for kind, each in _TABLES["labels"].items())
 _LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
 _RULE = SimpleNamespace(
-    **{name: re.compile("|".join(rules)) for name, rules in _TABLES["patterns"].items()}
+    **{name: re.compile("|".join(each)) for name, each in _TABLES["patterns"].items()}
 )
+_open_end = lru_cache(maxsize=10_000)(_RULE.open_end.search)
 ENCODED_LINE_END = _RULE.line_end
-_PIECE = re.compile(r"(?s).{1,1000}(?=\s|$)|.{1000}")  # of a sentence that lost its full stops
+# A sentence of more than 2000 characters is divided at commas, or else between words
+_PIECE = re.compile(r"(?s).{1,2000}\Z|.{1,1999}[,;](?=\s)|.{1,2000}(?=\s)|.{2000}")
+_IDENTIFIERS = [
+    (kind, re.compile(rule)) for kind, each in rules("identifiers.toml").items() for rule in each
+]
 _TABLE_RULE = set("|:+- ")
 _CODED = "\\<~¶[=%*#_/"  # one of these is in every encoded line end and mark
 _SECTIONS = ("ignore", "conclusion", "organ", "outside")
@@ -57,11 +70,9 @@ class Sentence:
 def clean(text: str) -> str:
     """Return text with ``\\n`` as its only line end, plain signs, and only ticked options."""
     if any(sign in text for sign in "âÂÃ"):  # UTF-8 that was read as Windows-1252
-        try:
+        with suppress(UnicodeError):
             text = text.encode("cp1252").decode("utf-8")
-        except UnicodeError:
-            pass
-    text = html.unescape(text).translate(_CHARACTERS)
+    text = html.unescape(text).translate(_SIGNS)
     text = re.sub(r"\n{3,}", "\n\n", _RULE.plain_end.sub("\n", text))
     if any(sign in text for sign in _CODED):
         ends = _RULE.line_end.findall(text)
@@ -76,12 +87,10 @@ def clean(text: str) -> str:
     if not _RULE.punctuation.search(text):
         text = _RULE.spoken.sub(". ", text)
     years = set(_RULE.year.findall(text))
-    if len(years) < 2 and not (years and _RULE.now.search(text)):
-        return text
-    titles = dict.fromkeys(years, "\nPrior study:")
-    if len(years) > 1:
-        titles[max(years)] = "\nToday:"
-    return _RULE.year.sub(lambda found: titles[found[1]], text)
+    titles = {max(years): "\nToday:"} if len(years) > 1 else {}
+    if titles or (years and _RULE.now.search(text)):
+        text = _RULE.year.sub(lambda found: titles.get(found[1], "\nPrior study:"), text)
+    return text
 
 
 def _by_segment(found: re.Match) -> str:
@@ -97,49 +106,42 @@ def _ticked(line: str) -> str:
     """Keep the options of a line whose box is ticked; boxes precede options, or all follow."""
     boxes = list(_RULE.box.finditer(line))
     start = line.rfind(":", 0, boxes[0].start()) + 1
-    follow = (
-        bool(line[start : boxes[0].start()].strip(" -")) and not line[boxes[-1].end() :].strip()
-    )
-    kept, end = [], len(line)
+    first, last = boxes[0].start(), boxes[-1].end()
+    follow = bool(line[start:first].strip(" -")) and not line[last:].strip()
     if not follow and not start:
-        head = line[: boxes[0].start()].rstrip(" ?")
-        line, start = f"{head}: {line[boxes[0].start() :]}", len(head) + 1
+        head = line[:first].rstrip(" ?")
+        line, start = f"{head}: {line[first:]}", len(head) + 1
         boxes = list(_RULE.box.finditer(line))
-    for number, box in enumerate(boxes):
-        if follow:
-            option = line[boxes[number - 1].end() if number else start : box.start()]
-        else:
-            last = number + 1 == len(boxes)
-            after = _RULE.options_end.search(line, box.end()) if last else boxes[number + 1]
-            end = after.start() if after else len(line)
-            option = line[box.end() : end]
-        kept += [option.strip(" |\t") or "yes"] if box["ticked"] else []
-    return f"{line[:start]} {', '.join(kept)}{'' if follow else line[end:]}"
+    after = None if follow else _RULE.options_end.search(line, boxes[-1].end())
+    end = after.start() if after else len(line)
+    edges = [edge for box in boxes for edge in box.span()]
+    edges = [start, *edges[:-1]] if follow else [*edges[1:], end]
+    spans = zip(edges[::2], edges[1::2], strict=True)
+    options = [line[slice(*span)].strip(" |\t") or "yes" for span in spans]
+    kept = [option for option, box in zip(options, boxes, strict=True) if box["ticked"]]
+    return f"{line[:start]} {', '.join(kept)}{line[end:]}"
 
 
 @lru_cache(maxsize=10_000)
 def _label(head: str, after: bool = False) -> tuple[int, str]:
-    """Return (length, kind) of the known label at the end of some words; (0, "") if none.
-
-    ``after``: the words follow another label, so that "no" may be its value.
-    """
+    """Return (length, kind) of the known label at the end of some words; (0, "") if none."""
     found = _LABEL_END.search(head)
     before = head[: found.start()] if found else ""
+    # After another label, "no" may be its value.
     alone = before.endswith("  ") or (after and before.strip().lower() == "no")
-    if not found or (not alone and _RULE.open_end.search(before.rstrip()[-20:] or ".")):
+    if not found or (not alone and _open_end(before.rstrip()[-20:] or ".")):
         return 0, ""
     return len(head) - found.start(), next(k for k, words in found.groupdict().items() if words)
 
 
+@lru_cache(maxsize=10_000)
 def _cells(line: str) -> list[str]:
     """Return the cells of a line of a table; at most one if it is none."""
     bare = line.strip(" |;\t")
-    if "|" in bare:
-        return [cell.strip() for cell in bare.split("|")]
-    if ";" in bare and ":" not in bare and max(map(len, bare.split(";"))) < 30:
-        return [cell.strip() for cell in bare.split(";")]
-    columns = r"\t+" if ":" in bare else r"\t+|(?<=\S) {2,}"
-    return [cell.strip() for cell in re.split(columns, bare)]
+    short = ";" in bare and ":" not in bare and max(map(len, bare.split(";"))) < 30
+    spaces = r"\t+" if ":" in bare else r"\t+|(?<=\S) {2,}"
+    columns = r"\|" if "|" in bare else ";" if short else spaces
+    return [cell.strip() for cell in re.split(columns, bare)] if len(bare) < 1000 else [bare]
 
 
 def _tables(paragraph: list[str]) -> Iterator[tuple[bool, list[str]]]:
@@ -151,58 +153,55 @@ def _tables(paragraph: list[str]) -> Iterator[tuple[bool, list[str]]]:
 
 
 def _paragraphs(text: str) -> Iterator[list[str]]:
-    """Yield the lines between empty lines and between rules of dashes."""
+    """Yield the lines between empty lines and between rules of dashes; a repeated line once."""
     for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip().strip(" =_-*#"))):
         if filled:
-            yield [line for line in lines if not ("--" in line and set(line) <= _TABLE_RULE)]
+            once = (line for line, _ in groupby(lines))
+            yield [line for line in once if not ("--" in line and set(line) <= _TABLE_RULE)]
 
 
 def _joined(lines: list[str]) -> Iterator[str]:
     """Yield the lines of a paragraph with those joined that were wrapped."""
-    width, whole, last = max(map(len, lines)), "", ""
-    for line in lines:
+    width, last, whole = max(map(len, lines)), lines[0], lines[0].strip()
+    for line in lines[1:]:
         bare = line.strip()
         end = whole[-20:].lower()
         listed = end.endswith((",", ";", " and", " or", " to"))
-        listed |= bare[:1].isdigit() and end.endswith((" segment", " segments"))
-        open_end = listed or whole[-1:] == ":" or bool(_RULE.open_end.search(whole[-20:]))
+        listed |= bare[0].isdigit() and end.endswith((" segment", " segments"))
+        open_end = listed or whole[-1] == ":" or bool(_open_end(whole[-20:]))
         fits = len(last.rstrip()) + 1 + len(bare.split(" ", 1)[0]) <= width
+        fits &= whole[-1] == "." or whole == last.strip()  # lines wrapped twice are ragged
         item = bool(_RULE.bullet.match(line)) or _starts_field(bare, fits)
-        if not whole:
-            whole = bare
-        elif (item and not listed) or "|" in line + last:
+        split = whole[-1] == "-" and whole[-2:-1].isalpha() and bare[0].isalpha()
+        new = fits if whole[-1] == "." else bare[1:2].islower() or (fits and not bare.isupper())
+        new &= bare[0].isupper() and not open_end and not split
+        head = fits and whole == last.strip() and bare[0].isupper() and _starts_field(whole, True)
+        if (item and not listed) or "|" in line + last or head or new:
             yield whole
             whole = bare
-        elif fits and whole == last.strip() and bare[0].isupper() and _starts_field(whole, True):
-            yield whole
-            whole = bare
-        elif whole[-1] == "-" and whole[-2:-1].isalpha() and bare[0].isalpha():
+        elif split:
             whole = (whole if _RULE.word_part.search(whole[-12:]) else whole[:-1]) + bare
         else:
-            new = fits if whole[-1] == "." else bare[1:2].islower() or (fits and not bare.isupper())
-            if bare[0].isupper() and new and not open_end:
-                yield whole
-                whole = bare
-            else:
-                apart = fits and not open_end and not _RULE.goes_on.match(bare)
-                apart &= whole[-1] not in ".-"
-                apart &= not (whole[-1].isdigit() and bare[0].islower())
-                whole += (", " if apart else " ") + bare
+            apart = fits and not open_end and not _RULE.goes_on.match(bare)
+            apart &= whole[-1] not in ".-" and not (whole[-1].isdigit() and bare[0].islower())
+            whole += (", " if apart else " ") + bare
         last = line
     yield whole
 
 
+@lru_cache(maxsize=10_000)
 def _starts_field(line: str, fits: bool) -> bool:
     """Tell whether a line begins with a label, or is a section head (never where a line wraps)."""
     head, colon, _ = line[:80].partition(":")
+    if line[0].islower() and not fits:  # the middle of a sentence
+        return False
     if (dash := _RULE.dashed.match(line)) and _label(dash[1])[0] == len(dash[1]):
         return True
     if not colon:
         title = fits or (line[1:2].islower() and " of " not in line)
         return title and len(line) < 50 and _label(line)[0] == len(line) and not line[0].islower()
-    return bool(_label(head)[0] == len(head)) or (
-        line[0].isupper() and len(head.split()) <= 5 and bool(_RULE.any_label.fullmatch(head))
-    )
+    short = line[0].isupper() and len(head.split()) <= 5
+    return _label(head)[0] == len(head) or bool(short and _RULE.any_label.fullmatch(head))
 
 
 def _fields(line: str) -> Iterator[tuple[str, str, str]]:
@@ -211,31 +210,25 @@ def _fields(line: str) -> Iterator[tuple[str, str, str]]:
     dash = _RULE.dashed.match(bare)
     if dash and _label(dash[1])[0] == len(dash[1]):
         bare = f"{dash[1]}: {bare[dash.end() :]}"
-    label = kind = ""
-    start = value = 0
+    label, kind, start = "", "", 0
     for colon in re.finditer(r":(?!\d)", bare):
         head = bare[max(start, colon.start() - 70) : colon.start()]
         length, found = _label(head, bool(label))
-        whole = (
-            value == 0
-            and len(head) == colon.start()
-            and bool(_RULE.any_label.fullmatch(bare[: colon.start()]))
-        )
-        named = found in ("place", "lesion") and bool(_RULE.about.search(head))
+        whole = len(head) == colon.start() and _RULE.any_label.fullmatch(head)
+        about = bool(_RULE.about.search(head))
+        named = about and found in ("place", "lesion")
         if whole and (not length or named or (len(head.split()) < 4 and found not in _SECTIONS)):
-            if length != colon.start():
-                found = "lge" if _RULE.about.search(bare[: colon.start()]) else found
-            length = colon.start()
-        if length and colon.start() - length >= value:
-            before = bare[value : colon.start() - length].strip(" -;,(|")
+            found = "lge" if about and length != len(head) else found
+            length = len(head)
+        if length and (first := colon.start() - length) >= start:
+            before = bare[start:first].strip(" -;,(|")
             if label or before:
                 yield label, kind, before
-            label, kind = bare[colon.start() - length : colon.start()].strip(), found
-            start = value = colon.end()
+            label, kind, start = bare[first : colon.start()].strip(), found, colon.end()
     if not label and len(bare) < 50 and _label(bare)[0] == len(bare) and not bare[:1].islower():
         yield bare.strip(), _label(bare)[1], ""
     else:
-        yield label, kind, bare[value:].strip()
+        yield label, kind, bare[start:].strip()
 
 
 def sentences(text: str) -> Iterator[Sentence]:
@@ -261,11 +254,8 @@ def sentences(text: str) -> Iterator[Sentence]:
                     content = content or bool(value)
                     rest = "" if section == "lge" and not alone else section
                     for part in _divided(label, kind or section, rest, value):
-                        if (
-                            part.kind == "ignore"
-                            and not part.label
-                            and _RULE.today.search(part.text)
-                        ):
+                        history = part.kind == "ignore" and not part.label
+                        if history and _RULE.today.search(part.text):
                             section = ""  # no line end tells where a history ends
                         yield part if section or part.label else replace(part, kind="")
         if content and section != "conclusion":
@@ -274,8 +264,7 @@ def sentences(text: str) -> Iterator[Sentence]:
 
 def _divided(label: str, kind: str, rest: str, value: str) -> Iterator[Sentence]:
     """Yield the sentences of a value; its first is of one kind, the others of another."""
-    start = 0
-    kind = kind if label else rest
+    start, kind = 0, kind if label else rest
     for end in [*(found.end() for found in _RULE.sentence_end.finditer(value)), len(value)]:
         pieces, start = _PIECE.findall(value[start:end].strip()), end
         for part in map(str.strip, pieces or [""]):
@@ -286,7 +275,7 @@ def _divided(label: str, kind: str, rest: str, value: str) -> Iterator[Sentence]
 
 def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
     """Yield one field for each cell of a table; rows or columns are named by its first ones."""
-    cells = [_cells(row) for row in rows]
+    cells = [list(_cells(row)) for row in dict.fromkeys(rows)]
     head, kinds = cells[0], [_label(cell)[1] for cell in cells[0]]
     named = sum(kind == "place" for kind in kinds[1:]) > 1
     column = next((n for n, cell in enumerate(head) if n and _RULE.about.search(cell)), 0)
@@ -307,11 +296,6 @@ def _table(rows: Iterable[str], section: str) -> Iterator[Sentence]:
         else:
             kind = _label(row[0])[1] or section
             yield from _divided(row[0], kind, kind, ", ".join(row[1:]))
-
-
-_IDENTIFIERS = [
-    (kind, re.compile(rule)) for kind, rules in _read("identifiers.toml").items() for rule in rules
-]
 
 
 def find_identifiers(text: str) -> list[tuple[int, int, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import textwrap
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,11 @@ from lgekit.reports.text import ENCODED_LINE_END
 _FOLDER = Path(__file__).parent
 PHRASES: dict[str, Any] = tomllib.loads((_FOLDER / "phrases.toml").read_text(encoding="utf-8"))
 STYLES = tuple(PHRASES["styles"])
+# Encoded line ends, empty lines, line ends before bullets and fields, and full stops
+_SENTENCE_END = re.compile(
+    rf"{ENCODED_LINE_END.pattern}|\n\s*\n|\n(?=\s*(?:[-*•]|o )|[A-Z][^.:=\n]{{0,40}}[:=])"
+    r"|(?<=[.;!?])\s+(?=[A-Z\d+-])"
+)
 
 
 def _choices(phrases: Any) -> Any:
@@ -44,9 +49,6 @@ def _pick(rng: np.random.Generator, options: Sequence[Any]) -> Any:
 def _fill(rng: np.random.Generator, template: str, **words: object) -> str:
     """Draw every choice from the inside out, fill in the words, and write "<x>" as "X"."""
 
-    def draw(found: re.Match) -> str:
-        return _pick(rng, found[1].split("|"))
-
     def look_up(found: re.Match) -> str:
         name = found[1].lower()
         text = words[name] if name in words else _WORDS[name]
@@ -55,7 +57,7 @@ def _fill(rng: np.random.Generator, template: str, **words: object) -> str:
     text = template
     while "[" in text or "{" in text:
         if "[" in text:
-            text = re.sub(r"\[([^\[\]]*)\]", draw, text)
+            text = re.sub(r"\[([^\[\]]*)\]", lambda found: _pick(rng, found[1].split("|")), text)
         else:
             text = re.sub(r"\{(\w+)\}", look_up, text)
     text = re.sub(r"(?<=\S) +(?=[ ,.;>])", "", re.sub(r"< +", "<", text))
@@ -150,9 +152,7 @@ def _cause(scar: Scar) -> str:
     return re.sub(r"\[prior[^]]*\]", "[recent|acute]", words) if scar.no_reflow else words
 
 
-def _scar_text(
-    scar: Scar, rng: np.random.Generator, style: str, parts: Mapping[str, Any], number: int
-) -> str:
+def _scar_text(scar: Scar, rng: np.random.Generator, style: str, parts: dict, number: int) -> str:
     """Describe one scar: the parts of the style whose facts are stated."""
     place = _location(scar, rng, style)
     noun = "infarct_term" if scar.ischaemic and rng.random() < 0.3 else "scar_term"
@@ -267,8 +267,8 @@ def _lay_out(findings: Findings, rng: np.random.Generator, style: str, statement
         heading = letters(_fill(rng, _choices(PHRASES["headings"][name])))
         return frame.replace("{heading}", heading).replace("{text}", text).replace("?.", "?")
 
-    text = "".join(write(name) for name in order if rng.random() < chance.get(name, 1))
-    text = text.strip("\n").rstrip()
+    texts = [write(name) for name in order if rng.random() < chance.get(name, 1)]
+    text = "".join(texts).strip("\n").rstrip()
     if rng.random() < layout.get("wrap", 0):
         width, indent = int(rng.integers(60, 101)), _pick(rng, layout["indent"])
         lines = (textwrap.fill(line, width, subsequent_indent=indent) for line in text.split("\n"))
@@ -307,24 +307,15 @@ def canonical_text(findings: Findings) -> str:
         rings = _join([level for level in scar.levels if level != "apex"])
         article, named = ("all", "") if len(scar.walls) == 6 else ("the", _join(scar.walls))
         noun = {0: "segments", 1: "wall"}.get(len(scar.walls), "walls")
-        places = [_spaced(rings, named, noun)] if rings or scar.walls else []
+        places = [" ".join(filter(None, (rings, named, noun)))] if rings or scar.walls else []
         places += ["apical cap"] if "apex" in scar.levels else []
-        kind = _spaced(scar.pattern, scar.depth, "late gadolinium enhancement")
+        kind = " ".join(filter(None, (scar.pattern, scar.depth, "late gadolinium enhancement")))
         details = [f"{kind} in {article} {_join(places)}" if places else kind]
-        if scar.transmurality:
-            details.append(f"{scar.transmurality}% transmurality")
-        if scar.circumference:
-            details.append(f"{scar.circumference}% of the circumference")
-        if scar.no_reflow:
-            details.append("with microvascular obstruction")
-        if scar.aetiology:
-            details.append(f"consistent with {PHRASES['canonical_aetiology'][scar.aetiology]}")
+        known = vars(scar) | {"aetiology": PHRASES["canonical_aetiology"].get(scar.aetiology)}
+        texts = PHRASES["canonical"].items()
+        details += [text.format(known[name]) for name, text in texts if known[name]]
         sentences.append(upper_first(", ".join(details)) + ".")
     return " ".join(sentences) or "No late gadolinium enhancement."
-
-
-def _spaced(*words: str | None) -> str:
-    return " ".join(filter(None, words))
 
 
 def corrupt_findings(findings: Findings, rng: np.random.Generator, rate: float) -> Findings:
@@ -356,14 +347,6 @@ def corrupt_findings(findings: Findings, rng: np.random.Generator, rate: float) 
     return Findings((*others, *options[int(kind * len(options))]))
 
 
-# Encoded line ends, empty lines, line ends before bullets and fields, and full stops
-_SENTENCE_END = re.compile(
-    rf"{ENCODED_LINE_END.pattern}|\n\s*\n|\n(?=\s*(?:[-*•]|o )|[A-Z][^.:=\n]{{0,40}}[:=])"
-    r"|(?<=[.;!?])\s+(?=[A-Z\d+-])"
-)
-KINDS = ("presence", "wall", "level", "depth")
-
-
 def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     """Return the training texts of a report: first the fullest (the caption), then others.
 
@@ -378,19 +361,15 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     if mode == "lge_statement":
         return (lge_statement(report).strip() or report.strip(),)
     found = read_report(report)
-    if not found.present:
-        return (canonical_text(found),)
-    plain = [
-        replace(scar, transmurality=None, circumference=None, aetiology=None)
-        for scar in found.scars
-    ]
+    left_out = dict.fromkeys(("transmurality", "circumference", "aetiology"))
+    plain = Findings(tuple(replace(scar, **left_out) for scar in found.scars))
     walls = [wall for wall in WALLS if wall in found.walls]
     levels = [level for level in LEVELS if any(level in scar.levels for scar in found.scars)]
     places = {"walls": walls, "levels": levels}
     parts: list[dict[str, Any]] = [{name: one} for name, some in places.items() for one in some]
     parts += [{name: some} for name, some in places.items() if some]
     parts += [{"depth": scar.depth} for scar in found.scars if scar.depth]
-    texts = [canonical_text(Findings(tuple(plain))), *(_one_scar(**part) for part in parts)]
+    texts = [canonical_text(plain), *(canonical_text(Findings(Scar(**part))) for part in parts)]
     return tuple(dict.fromkeys(texts))
 
 
@@ -404,23 +383,18 @@ def sentences(report: str) -> list[str]:
     return [one_line(part) for part in _SENTENCE_END.split(report) if part.strip()]
 
 
-def _one_scar(**fields) -> str:
-    return canonical_text(Findings((Scar(**fields),)))
-
-
 def prompt_sets(mode: str = "findings") -> dict[str, dict[str, list[str]]]:
-    """Return prompts by kind (`KINDS`) and label, in the words of the mode's training texts."""
-    labels = {"wall": WALLS, "level": LEVELS, "depth": DEPTHS}
+    """Return prompts by kind (presence, wall, level, depth) and label, worded as training texts."""
+    fields = {"wall": ("walls", WALLS), "level": ("levels", LEVELS), "depth": ("depth", DEPTHS)}
     sets: dict[str, dict[str, list[str]]] = {}
     if mode == "findings":
-        for kind, field in (("wall", "walls"), ("level", "levels"), ("depth", "depth")):
-            sets[kind] = {name: [_one_scar(**{field: name})] for name in labels[kind]}
+        for kind, (field, names) in fields.items():
+            sets[kind] = {name: [canonical_text(Findings(Scar(**{field: name})))] for name in names}
         positive = [text for texts in sets["wall"].values() for text in texts]
-        presence = {"positive": positive, "negative": [canonical_text(Findings())]}
-        return {"presence": presence, **sets}
+        return {"presence": {"positive": positive, "negative": [canonical_text(Findings())]}} | sets
     lists = PHRASES["lists"]
     sets["presence"] = {label: list(texts) for label, texts in lists["presence_prompts"].items()}
-    for kind, names in labels.items():
+    for kind, (_, names) in fields.items():
         texts = lists[f"{kind}_prompts"]
         sets[kind] = {name: [upper_first(text.format(name)) for text in texts] for name in names}
     sets["level"]["apex"] = list(lists["apex_prompts"])

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from math import asinh
+from multiprocessing import current_process
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from scipy import ndimage
 from torch import Tensor, nn
 from torch.nn import functional
+from tqdm.auto import tqdm
 
 from lgekit.anatomy.segments import insertion_points
 from lgekit.cache import replacing
@@ -273,7 +275,10 @@ class HeartNetwork(nn.Module):
         inner = threads if workers == 1 else 1
         try:
             with ThreadPoolExecutor(workers, "", torch.set_num_threads, (inner,)) as pool:
-                predicted = list(pool.map(self.predict, cohort.studies))
+                found = pool.map(self.predict, cohort.studies)
+                off = current_process().name != "MainProcess"  # bars would overwrite each other
+                bar = tqdm(found, "locating hearts", len(cohort), leave=False, delay=2, disable=off)
+                predicted = list(bar)
         finally:
             torch.set_num_threads(threads)  # of threads that are started from now on
         return Cohort(predicted, "predicted")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from matplotlib.image import AxesImage
 from matplotlib.transforms import Bbox
 
 from lgekit.evaluation.metrics import title_of
-from lgekit.findings import WALLS
+from lgekit.findings import DEPTHS, WALLS
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, SCARRED, Study
 
 STYLE = {
@@ -32,8 +33,8 @@ STYLE = {
     "text.parse_math": False,  # captions and reports may contain "$"
 }
 # Palette of Okabe & Ito, https://jfly.uni-koeln.de/color/, safe for colour-blind readers.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#999999"
-SKY, PINK = "#56B4E9", "#CC79A7"
+CURVES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999")
+BLUE, ORANGE, GREEN, PINK, SKY, GREY = CURVES
 TISSUE_COLOURS = {CAVITY: SKY, MYOCARDIUM: GREEN, SCAR: ORANGE, NO_REFLOW: PINK, RV: BLUE}
 # Occlusion maps, to lay over a grey picture: transparent where nothing supports the sentence.
 EVIDENCE = LinearSegmentedColormap.from_list("evidence", ["#D81B6000", "#D81B60C0"])
@@ -44,7 +45,7 @@ FINE = 200  # dots per inch on screen for figures with many small images
 
 def use_style() -> None:
     """Set the workbook's style for all figures that follow."""
-    sns.set_theme(context="paper", font_scale=0.85, style="ticks", palette="colorblind", rc=STYLE)
+    sns.set_theme(context="paper", font_scale=0.85, style="ticks", palette=CURVES, rc=STYLE)
 
 
 def closed(figure: Figure) -> Figure:
@@ -53,12 +54,7 @@ def closed(figure: Figure) -> Figure:
     return figure
 
 
-def whiskers(table: pd.DataFrame) -> np.ndarray:
-    """Distances from ``value`` down to ``low`` and up to ``high``, as matplotlib expects them."""
-    return np.stack([table["value"] - table["low"], table["high"] - table["value"]]).clip(0)
-
-
-def _show(
+def show_pixels(
     axis: Axes, image: np.ndarray, cmap: Any = "gray", limits: Any = None, aspect: float = 1
 ) -> AxesImage:
     """Draw an image ``(X, Y)`` pixel by pixel; ``limits``: darkest and brightest value."""
@@ -73,8 +69,8 @@ def bulls_eye(
 ) -> Figure:
     """The 17 AHA segments as a bull's-eye: base outside, anterior up, septum left.
 
-    Segments (1–17) without a value are grey; ``limits`` are the values of the lowest and highest
-    colour, by default those of the data. Cerqueira 2002, doi:10.1161/hc0402.102975.
+    With a unit, values and a colour bar are shown. Segments without a value are grey; ``limits``:
+    lowest and highest colour, by default of the data. Cerqueira 2002, doi:10.1161/hc0402.102975.
     """
     figure, axis = plt.subplots(figsize=(COLUMN, 2.9), subplot_kw={"projection": "polar"})
     finite = [value for value in values.values() if np.isfinite(value)]
@@ -82,6 +78,7 @@ def bulls_eye(
     colours, scale = plt.get_cmap("cividis"), plt.Normalize(low, high if high > low else low + 1)
     rings = ((3, 6, 60), (2, 6, 60), (1, 4, 45), (0, 1, 0))  # inner radius, segments, start (deg)
     wedges = [(ring, number) for ring in rings for number in range(ring[1])]
+    style: Any = {"ha": "center", "va": "center", "fontsize": 6}
     for segment, ((radius, count, first), number) in enumerate(wedges, 1):
         value, apex = values.get(segment, np.nan), segment == 17
         colour = colours(scale(value)) if np.isfinite(value) else "lightgray"
@@ -89,18 +86,21 @@ def bulls_eye(
         edge = colour if apex else "white"
         axis.bar(start, 1, width, radius, align="edge", color=colour, edgecolor=edge)
         ink = "white" if scale(value) < 0.5 else "black"
-        style = {"ha": "center", "va": "center", "fontsize": 7, "color": ink}
-        axis.text(start + width / 2, 0 if apex else radius + 0.5, str(segment), style)
-    axis.set(xticks=[], yticks=[], ylim=(0, 4), title=title)
+        words = f"{segment}\n{value:.2f}" if unit and np.isfinite(value) else str(segment)
+        axis.text(start + width / 2, 0 if apex else radius + 0.5, words, color=ink, **style)
+    for wall, angle in zip(WALLS, range(90, 450, 60), strict=True):  # along the rim
+        axis.text(np.deg2rad(angle), 4.3, wall, rotation=angle % 180 - 90, **style)
+    axis.set(xticks=[], yticks=[], ylim=(0, 4.5), title=title + ": no signal" * (not finite))
     axis.spines["polar"].set_visible(False)
-    figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=axis, shrink=0.7, label=unit)
+    if unit:
+        figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=axis, shrink=0.7, label=unit)
     return closed(figure)
 
 
 def segment_auc(table: pd.DataFrame) -> Figure:
     """AUC of each AHA segment: columns ``segment, value``."""
-    values = table.set_index("segment")["value"].to_dict()
-    return bulls_eye(values, "AUC by AHA segment", "AUC", limits=(0.5, 1))
+    values = zip(table["segment"], table["value"], strict=True)
+    return bulls_eye(dict(values), "AUC by AHA segment", "AUC", limits=(0.5, 1))
 
 
 def histogram(table: pd.DataFrame, column: str, xlabel: str) -> Figure:
@@ -143,36 +143,34 @@ def roc(curves: pd.DataFrame) -> Figure:
         axis.plot(rates, table["sensitivity"], label=name)
         axis.fill_between(rates, table["low"], table["high"], alpha=0.2)
     axis.plot([0, 1], [0, 1], color="gray", linestyle=":", label="chance")
-    axis.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.01))
-    axis.set_aspect("equal")
+    axis.set(xlabel="1 − specificity", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.01), aspect=1)
     axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
     return closed(figure)
 
 
-def forest(table: pd.DataFrame, *statistics: str) -> Figure:
-    """Ablation rows with 95 % intervals: columns ``row, statistic, value, low, high``.
+def forest(table: pd.DataFrame, statistics: Sequence[str] = ("balanced_accuracy", "auc")) -> Figure:
+    """Intervals of ablation rows: columns ``row, statistic, value, low, high``; dotted: chance.
 
-    The dotted line is the row ``full``, or chance without one.
+    Of a `compare_rows` table, the paired differences from its reference; dotted: no difference.
     """
-    statistics = statistics or ("balanced_accuracy", "auc")
-    rows = list(dict.fromkeys(table["row"]))
+    every, paired = list(dict.fromkeys(table["row"])), "difference" in table
+    first = "full" if "full" in every else every[0]  # the reference of `compare_rows`
+    rows = [row for row in every if row != first or not paired]
     size = (COLUMN if len(statistics) == 1 else PAGE, 0.24 * len(rows) + 0.8)
     figure, axes = plt.subplots(1, len(statistics), figsize=size, sharey=True, squeeze=False)
     for axis, statistic in zip(axes[0], statistics, strict=True):
-        chosen = table[table["statistic"] == statistic].set_index("row").loc[rows]
-        values, errors = chosen["value"], whiskers(chosen)
-        axis.errorbar(values, range(len(rows)), xerr=errors, fmt="o", capsize=2, color=BLUE)
-        axis.axvline(values.get("full", 0.5), color="gray", linestyle=":")
-        left = min(0.4, chosen["low"].min()) - 0.02
-        axis.set(xlabel=f"{title_of(statistic)}, 95 % interval", xlim=(left, 1.02))
+        chosen, label = table[table["statistic"] == statistic].set_index("row"), title_of(statistic)
+        if paired:
+            label = f"{label} − that of {title_of(first)} ({chosen.loc[first, 'value']:.2f})"
+            chosen = chosen.filter(like="difference").set_axis(["value", "low", "high"], axis=1)
+        ends, value = chosen.loc[rows, ["low", "high"]], chosen.loc[rows, "value"]
+        errors = np.abs(ends.T - value).to_numpy()
+        axis.errorbar(value, range(len(rows)), xerr=errors, fmt="o", capsize=2, color=BLUE)
+        axis.axvline(0 if paired else 0.5, color="gray", linestyle=":")
+        axis.set_xlabel(f"{label}, 95 % interval")
     axes[0, 0].set_yticks(range(len(rows)), map(title_of, rows))
     axes[0, 0].set_ylim(len(rows) - 0.5, -0.5)
     return closed(figure)
-
-
-def wall_bars(table: pd.DataFrame) -> Figure:
-    """AUC of each wall with its 95 % interval: columns ``wall, value, low, high``."""
-    return forest(table.rename(columns={"wall": "row"}).assign(statistic="auc"), "auc")
 
 
 def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
@@ -185,7 +183,7 @@ def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
         lines = [("", chosen)] if one_line else chosen.groupby("row", sort=False)
         for number, (row, line) in enumerate(lines):
             x = np.searchsorted(values, line[axis_name]) + 0.08 * number
-            errors, name = whiskers(line), title_of(row)
+            errors, name = np.abs(line[["low", "high"]].T - line["value"]).to_numpy(), title_of(row)
             axis.errorbar(x, line["value"], yerr=errors, marker="o", capsize=2, label=name)
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axis.set(xlabel=label, ylabel=title_of(statistic))
@@ -195,10 +193,9 @@ def interval_curve(table: pd.DataFrame, axis_name: str, label: str) -> Figure:
 
 
 def slice_bars(slices: pd.DataFrame, study_id: str = "") -> Figure:
-    """Probability of scar in each slice of a study, read alone, and the attention to each slice.
+    """Probability of scar in each slice of a study, read alone, and the attention to it.
 
-    Columns ``study_id, slice, weight, attention, scar``. Without ``study_id``, the study whose
-    slices are most evenly divided between scar and no scar is drawn.
+    Columns ``study_id, slice, weight, attention, scar``. Default: a study with both kinds of slices
     """
     slices = slices.assign(scar=slices["scar"].astype(bool))
     share = slices.groupby("study_id", sort=False)["scar"].mean()
@@ -220,20 +217,22 @@ def slice_bars(slices: pd.DataFrame, study_id: str = "") -> Figure:
 
 
 def caption_table(table: pd.DataFrame) -> Figure:
-    """Captions and ground truth, five right and five wrong: columns ``caption, truth, right``."""
+    """Five right and five wrong captions: columns ``caption, truth, differs, right``."""
     right = table["right"].astype(bool)
     different = table[right].drop_duplicates(["caption", "truth"])
-    chosen = pd.concat([different.head(5), table[~right].head(5)])
-    texts = chosen[["caption", "truth"]].map(lambda text: textwrap.fill(str(text), 54))
-    lines = [1, *(1 + texts.map(lambda text: text.count("\n")).max(axis=1))]  # heading first
+    chosen = pd.concat([different.head(5), table[~right].head(5)]).fillna("")
+    texts, widths = chosen[["caption", "truth", "differs"]].to_numpy(), (44, 48, 22)  # letters
+    cells = [[*map(partial(textwrap.fill, break_on_hyphens=False), row, widths)] for row in texts]
+    lines = [1, *(1 + max(text.count("\n") for text in row) for row in cells)]  # heading first
     figure, axis = plt.subplots(figsize=(PAGE, 0.14 * sum(lines) + 0.1 * len(lines)))
     axis.axis("off")
-    cells, heading = texts.to_numpy().tolist(), ["the decoder wrote", "truth"]
-    drawn = axis.table(cells, cellLoc="left", colLabels=heading, bbox=Bbox.unit())
+    heading, bbox = ["the decoder wrote", "truth", "differences"], Bbox.unit()
+    drawn = axis.table(cells, cellLoc="left", colWidths=widths, colLabels=heading, bbox=bbox)
     drawn.auto_set_font_size(False)
     drawn.set_fontsize(7)
     colours = ["white", *np.where(chosen["right"].astype(bool), "#E8F1F8", "#FBEBD5")]
     for (line, _), cell in drawn.get_celld().items():
+        cell.PAD = 0.03
         cell.set(height=lines[line] + 0.7, edgecolor="#CCCCCC", facecolor=colours[line])
     return closed(figure)
 
@@ -264,34 +263,36 @@ def show_studies(
 
 
 def show_images(
-    images: Mapping[str, np.ndarray] | pd.DataFrame,
-    columns: int = 4,
-    cmap: str = "gray",
-    unit: str = "",
-    down: bool = False,
+    images: Mapping[str, Any] | pd.DataFrame, columns: int = 4, cmap: str = "gray", unit: str = ""
 ) -> Figure:
-    """Several images: caption → image, or a `pixel_table`; ``down``: column by column.
-
-    Each has its own grey scale; with a unit, all have one.
-    """
+    """Images (caption → image, or a `pixel_table`), each in its own scale; with a unit, in one."""
     shown = images_from_table(images) if isinstance(images, pd.DataFrame) else dict(images)
-    if down:
-        names, rows = list(shown), len(shown) // columns
-        shown = {name: shown[name] for row in range(rows) for name in names[row::rows]}
     height = max(image.shape[1] / image.shape[0] for image in shown.values())
     figure, axes = captioned(shown, columns, height)
-    everything = np.concatenate([np.ravel(image) for image in shown.values()])
-    limits = np.nanpercentile(everything, [0, 100]) if unit else None
+    extremes = [np.nanpercentile(image, [0, 100]) for image in shown.values()]
+    limits = (np.min(extremes), np.max(extremes)) if unit else None
     for axis, image in zip(axes, shown.values(), strict=False):
-        drawn = _show(axis, image, cmap, limits)
+        drawn = show_pixels(axis, image, cmap, limits)
     if unit:
         figure.colorbar(drawn, ax=axes, label=unit, shrink=0.8)
     return closed(figure)
 
 
-def captioned(
-    captions: Iterable[str], columns: int, height: float = 1
-) -> tuple[Figure, np.ndarray]:
+def scar_gallery(table: pd.DataFrame) -> Figure:
+    """Painted scars in one grey scale, a `pixel_table` wall by wall: columns walls, rows depths."""
+    images = list(images_from_table(table).values())
+    figure, axes = plt.subplots(len(DEPTHS), len(WALLS), figsize=(PAGE, 4.9), dpi=FINE)
+    limits = np.percentile(images, [1, 99.5])
+    for axis, image in zip(axes.T.flat, images, strict=True):
+        show_pixels(axis, image, limits=limits)
+    for axis, wall in zip(axes[0], WALLS, strict=True):
+        axis.set_title(wall)
+    for axis, depth in zip(axes[:, 0], DEPTHS, strict=True):
+        axis.set_title(depth, loc="left", x=-0.2, y=0.5, rotation=90, va="center")
+    return closed(figure)
+
+
+def captioned(captions: Iterable[str], columns: int, height: float = 1) -> tuple[Figure, Any]:
     """Make axes for images below captions, at most a page wide, so that captions do not touch."""
     names = list(captions)
     rows, columns = -(-len(names) // columns), min(columns, len(names))
@@ -302,17 +303,15 @@ def captioned(
     letters = max(8, int(0.9 * 72 * side / (0.62 * font_size)))
     for axis, name in zip(axes.flat, names + [""] * columns, strict=False):
         axis.axis("off")
-        axis.set_title(
-            textwrap.fill(name, letters, max_lines=7, placeholder="…"), fontsize=font_size
-        )
+        text = textwrap.fill(name, letters, max_lines=7, placeholder="…")
+        axis.set_title(text, fontsize=font_size)
     return figure, axes.ravel()
 
 
 def draw_slice(axis: Axes, study: Study, index: int, contours: bool = True) -> None:
     """Draw one slice, with the outlines of its labels if they are wanted and known."""
-    aspect = study.spacing_mm[1] / study.spacing_mm[0]
-    limits = np.nanpercentile(study.pixels, [1, 99.5])
-    _show(axis, study.pixels[:, :, index], "gray", limits, aspect)
+    limits, (x, y, _) = np.nanpercentile(study.pixels, [1, 99.5]), study.spacing_mm
+    show_pixels(axis, study.pixels[:, :, index], "gray", limits, y / x)
     if not contours or study.label_map is None:
         return
     inside = {MYOCARDIUM: (CAVITY, MYOCARDIUM, SCAR, NO_REFLOW), SCAR: SCARRED}
@@ -332,36 +331,38 @@ def slice_with_most_scar(study: Study) -> int:
 
 
 def pipeline(table: pd.DataFrame) -> Figure:
-    """The steps of the method on one study in a row, from a `pixel_table`.
+    """The steps of the method, a study in each row: a `pixel_table` and a name ``study_id``.
 
     The last step, an occlusion map, is laid over the one before it; ``true scar`` is an outline.
     """
-    steps = images_from_table(table)
-    scar = steps.pop("true scar", None)  # unknown without a mask
-    reading, drop = steps.popitem()
+    studies = []
+    for _, part in table.groupby(table["study_id"].ffill(), sort=False):
+        steps = images_from_table(part)
+        studies.append((steps.pop("true scar", None), *steps.popitem(), steps))
     ratios = [image.shape[0] / image.shape[1] for image in steps.values()]
-    figure, axes = plt.subplots(1, len(steps), figsize=(PAGE, 2.6), width_ratios=ratios)
-    for number, (axis, (name, image)) in enumerate(zip(axes, steps.items(), strict=True), 1):
-        _show(axis, image)
-        axis.set_title(f"{number}. {name}", fontsize=7)
-    axis.set_title("\n".join([axis.get_title(), *textwrap.wrap(reading, 76)]), fontsize=7)
-    drawn = _show(axis, drop, EVIDENCE, (0, max(drop.max(), 1e-3)))
-    if scar is not None:
-        axis.contour(scar.T, [0.5], colors=TISSUE_COLOURS[SCAR], linewidths=1)
-    if ratios[-1] > 2:  # the wall, unrolled
-        name_walls(axis, image)
-    label = "drop in score when occluded (logits)"
-    figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, aspect=30, label=label)
+    strongest = max(1e-3, *(drop.max() for _, _, drop, _ in studies))
+    shape, size = (len(studies), len(ratios)), (PAGE, 1.8 * len(studies) + 0.7)
+    figure, axes = plt.subplots(*shape, figsize=size, width_ratios=ratios, squeeze=False)
+    for row, (scar, reading, drop, steps) in zip(axes, studies, strict=True):
+        for number, (axis, (name, image)) in enumerate(zip(row, steps.items(), strict=True), 1):
+            show_pixels(axis, image)
+            axis.set_title(f"{number}. {name}", fontsize=7)
+        axis.set_title("\n".join([axis.get_title(), *textwrap.wrap(reading, 76)]), fontsize=7)
+        drawn = show_pixels(axis, drop, EVIDENCE, (0, strongest))
+        if scar is not None:  # unknown without a mask
+            axis.contour(scar.T, [0.5], colors=TISSUE_COLOURS[SCAR], linewidths=1)
+        if ratios[-1] > 2:  # the wall, unrolled
+            name_walls(axis, image)
+    figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, label="drop in score (logits)")
     return closed(figure)
 
 
 def name_walls(axis: Axes, image: np.ndarray) -> None:
     """Label walls and sides of an unrolled wall, which starts at the anterior insertion point."""
     width, height = image.shape
-    places = (np.arange(6) + 0.5) * width / 6 - 0.5
     axis.axis("on")
     axis.spines[:].set_visible(False)
-    axis.set_xticks(places, (*WALLS[1:], WALLS[0]), fontsize=6)
+    axis.set_xticks((np.arange(6) + 0.5) * width / 6 - 0.5, (*WALLS[1:], WALLS[0]), fontsize=6)
     axis.set_yticks([0, height - 1], ["cavity", "outside"], fontsize=6)
     axis.tick_params(length=0, pad=1)
 
@@ -387,7 +388,6 @@ def images_from_table(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 def save_figure(figure: Figure, folder: Path, name: str, data: pd.DataFrame, caption: str) -> Path:
     """Save PNG, SVG, data as CSV, and the caption in ``captions.json``; return the PNG's path."""
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
         figure.savefig(folder / f"{name}.{ending}", dpi=220, bbox_inches="tight", metadata=metadata)

@@ -130,10 +130,9 @@ def prompt_playground(detector: Detector, cohort: Cohort) -> Explorer:
         view, sentences = embedded.views[index], ([sentence], detector.denials)
         place = list(view.own_slices).index(best)
         heat = occlusion_map(*detector.networks[0], batch_of([view]), *sentences)[place]
-        axes["heat"].imshow(view.images[place, 0], cmap="gray")
-        shade = {"cmap": plots.EVIDENCE, "vmin": 0, "vmax": max(heat.max(), 1e-3)}
-        axes["heat"].imshow(heat, **shade)
-        axes["heat"].set(title="evidence for the sentence", xticks=[], yticks=[])
+        plots.show_pixels(axes["heat"], view.images[place, 0].numpy().T)
+        plots.show_pixels(axes["heat"], heat.T, plots.EVIDENCE, (0, max(heat.max(), 1e-3)))
+        axes["heat"].set_title("evidence for the sentence")
         words = f"“{html.escape(sentence)}” and {html.escape(name)}: {studies[index]:+.2f}"
         return figure, f"<div>{words}</div>"
 

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from long_texts import long_texts
 from tiny_notebook import write_notebook
 from toys import ring_study
 
@@ -22,6 +24,7 @@ from lgekit.config import size_settings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
 from lgekit.findings import Findings, draw_scar
+from lgekit.reports.reader import read
 from lgekit.reports.writer import report_texts
 from lgekit.scars.transforms import ScarPainter
 from lgekit.segmentation.train import fit_heart_network
@@ -191,3 +194,11 @@ def test_bare_step_trains_as_fit_does(monkeypatch):
     losses = [float(step()) for _ in range(12)]
     expected = history["contrastive"] + settings.caption_weight * history["caption"]
     assert losses[0] == pytest.approx(expected, rel=1e-5) and losses[-1] < losses[0]
+
+
+@pytest.mark.bench
+def test_report_reader(record):
+    """Read texts of a million characters; a real report has fewer than twenty thousand."""
+    taken = {kind: seconds(partial(read, text)) for kind, text in long_texts(10**6).items()}
+    slowest = max(taken, key=taken.get)
+    record(f"slowest of {len(taken)} kinds of 1 MB: {slowest}", taken[slowest], "s", "≤ 1")

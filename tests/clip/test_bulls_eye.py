@@ -9,7 +9,7 @@ from lgekit.anatomy.segments import segment_map
 from lgekit.clip.data import make_view
 from lgekit.clip.detector import Detector, segment_means
 from lgekit.clip.zeroshot import Calibration, Reading
-from lgekit.config import make_settings, size_settings
+from lgekit.config import FitSettings, size_settings
 from lgekit.findings import WALLS
 from lgekit.study import CAVITY, MYOCARDIUM, Landmarks, Study
 
@@ -40,7 +40,7 @@ def cone(anterior: float, mirrored: bool, base_first: bool, segment: int) -> Stu
     ("anterior", "mirrored", "base_first"), [(120, False, True), (300, True, False)]
 )
 def test_a_bright_segment_and_the_apex_are_found(changes, anterior, mirrored, base_first):
-    settings = make_settings(**changes)
+    settings = FitSettings(**changes)
     for segment in (1, 3, 10, 12, 14, 16):
         study = cone(anterior, mirrored, base_first, segment)
         view = make_view(study, settings)
@@ -128,7 +128,7 @@ def test_segments_that_no_slice_shows_are_null(study):
     assert segments(lost) == segments(unsure) == segments(no_heart, 9) == [None] * 17
     assert segments(study, orientation="centre") == [None] * 17
     for view in ("polar", "image"):
-        own = make_settings(view=view)
+        own = FitSettings(view=view)
         for one in (lost, unsure, no_heart):
             shown = make_view(one, own)
             assert segment_means(shown.images[:, 0].numpy(), shown, one, own) == {}

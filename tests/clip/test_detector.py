@@ -20,7 +20,7 @@ from lgekit.clip.detector import Detector
 from lgekit.clip.fit import calibrate, fit_detector, pretrain_polar, warp
 from lgekit.clip.model import StudyEncoder
 from lgekit.clip.zeroshot import write_captions
-from lgekit.config import PLAIN_CLIP, make_settings, size_settings
+from lgekit.config import PLAIN_CLIP, FitSettings, size_settings
 from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS
@@ -174,7 +174,7 @@ def test_polar_pretraining_finds_the_wall_and_starts_the_slice_encoder():
     warped, classes = warp(images, (0.6, 0.4), torch.Generator().manual_seed(0))
     value = torch.tensor([1.0, 0.0, 0.5])[classes]
     assert ((warped[:, 0] - value).abs() < 0.3).float().mean() > 0.9  # all but blurred borders
-    own = make_settings(width=16, polar_channels=8, depths=16, angles=24, polar_pretraining=2)
+    own = FitSettings(width=16, polar_channels=8, depths=16, angles=24, polar_pretraining=2)
     batch = batch_of([View(images[:4], torch.linspace(0, 1, 4), np.arange(4))] * 4)
     one, other = (pretrain_polar(batch, own, False) for _ in range(2))
     encoder = StudyEncoder(own)

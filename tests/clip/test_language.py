@@ -9,7 +9,7 @@ from toys import toy
 from lgekit.clip import train as module
 from lgekit.clip.data import ImageTextPairs
 from lgekit.clip.train import fit
-from lgekit.config import make_settings
+from lgekit.config import FitSettings
 from lgekit.findings import Findings
 from lgekit.reports.writer import one_line, sentences
 from lgekit.study import Cohort, Study
@@ -22,7 +22,7 @@ REPORT = "Indication: scar?\nLVEF 40%. Subendocardial late enhancement in the\na
 
 @pytest.fixture(scope="module")
 def settings():
-    return make_settings(**TINY, polar_channels=8)
+    return FitSettings(**TINY, polar_channels=8)
 
 
 @pytest.fixture(scope="module")

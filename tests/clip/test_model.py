@@ -16,7 +16,7 @@ from lgekit.clip.model import (
     ReportTokenizer,
     StudyEncoder,
 )
-from lgekit.config import FitSettings, make_settings, read_changes, size_settings
+from lgekit.config import FitSettings, read_changes, size_settings
 from lgekit.errors import InputError
 from lgekit.segmentation.model import HEART_SIZES, build_unet
 
@@ -143,7 +143,7 @@ def test_settings_are_read_from_words_and_wrong_ones_are_refused():
         with pytest.raises(InputError, match=word):
             FitSettings().override(**changes)
     with pytest.raises(InputError, match=r"text_width: .*multiple of 4"):
-        make_settings(text_width=50)
+        FitSettings().override(text_width=50)
     with pytest.raises(InputError, match="huge"):
         size_settings("huge")
     assert FitSettings().override(learning_rate="1e-4").learning_rate == 1e-4

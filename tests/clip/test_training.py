@@ -12,7 +12,7 @@ from lgekit.clip.data import ImageTextPairs, augment
 from lgekit.clip.model import ReportTokenizer, StudyBatch
 from lgekit.clip.train import both_losses, contrastive_loss, epoch_batches, fit
 from lgekit.clip.zeroshot import write_captions
-from lgekit.config import PLAIN_CLIP, make_settings
+from lgekit.config import PLAIN_CLIP, FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import draw_findings
 from lgekit.reports.reader import read_report
@@ -182,7 +182,7 @@ def test_whole_reports_fit_into_the_context():
     rng = np.random.default_rng(0)
     drawn = [draw_findings(rng, positive=0.5) for _ in range(60)]
     reports = [write_report(findings, rng) for findings in drawn]
-    own = make_settings(**PLAIN_CLIP)
+    own = FitSettings(**PLAIN_CLIP)
     tokenizer = ReportTokenizer.train(reports, own.longest_text)
     read = [read_report(tokenizer.decode(tokenizer(report)[0])).present for report in reports]
     assert read == [findings.present for findings in drawn]

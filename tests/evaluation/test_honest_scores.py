@@ -54,11 +54,9 @@ def predictions_of(cohort, caption=True):
     return table.assign(caption=[SAID[0]] * count if caption else np.nan)
 
 
-ALL, UNPLACED, UNMASKED = (
-    "presence walls slices words",
-    "presence slices words",
-    "presence walls words",
-)
+ALL, UNPLACED = "presence walls slices words", "presence slices words"
+UNMASKED, UNTOLD = "presence walls words", "presence walls slices caption_presence_f1"
+ONE_CLASS = "sensitivity caption_walls_f1 caption_bleu slices"
 TOLD = "the truth of 8 studies is what their reports say"
 # Kind of cohort: how it is made, the scores (or groups of them) that are known, a reason for others
 KINDS = {
@@ -70,18 +68,10 @@ KINDS = {
     "scar alone": ({"codes": (3,)}, "presence words", "no mask shows slices with scar and slices"),
     "reports only": ({"masks": False, "points": None}, UNMASKED, TOLD),
     "masks of the heart": ({"codes": (1, 2)}, UNMASKED, TOLD),
-    "no reports": (
-        {"reports": False},
-        "presence walls slices caption_presence_f1",
-        "no report says whether",
-    ),
-    "only scar": (
-        {"ill": True},
-        "sensitivity caption_walls_f1 caption_bleu slices",
-        "needs studies",
-    ),
+    "no reports": ({"reports": False}, UNTOLD, "no report says whether"),
+    "only scar": ({"ill": True}, ONE_CLASS, "needs studies"),
     "no scar": ({"ill": False}, "specificity caption_bleu", "sensitivity: no study has scar"),
-    "one study": ({"count": 1}, "sensitivity caption_walls_f1 caption_bleu slices", "every study"),
+    "one study": ({"count": 1}, ONE_CLASS, "every study"),
 }
 
 

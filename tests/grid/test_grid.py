@@ -21,13 +21,7 @@ from typer.testing import CliRunner
 from lgekit.cache import is_locked, locked
 from lgekit.cli import grid_app
 from lgekit.errors import InputError
-from lgekit.grid.run import (
-    collect,
-    collect_predictions,
-    grid_status,
-    load_grid,
-    run_grid,
-)
+from lgekit.grid.run import collect, collect_predictions, grid_status, load_grid, run_grid
 
 ROOT = Path(__file__).parents[2]
 KEPT = sorted((ROOT / "papermill_runs" / "grids").glob("*.yaml"))
@@ -74,14 +68,10 @@ def wait_for(condition, seconds: float = 60) -> None:
 def test_a_grid_expands_row_by_row(project):
     runs = load_grid(grid_file(project, GRID + "folds: 3\naxes: {mode: [ok, raise]}\n")).runs
     assert len(runs) == len({run.id for run in runs}) == 2 * 2 * 2 * 3
-    assert runs[0].row == "full" and runs[-1].row == "shifted"
-    assert runs[-1].axes == {"seed": 1, "mode": "raise", "fold": 2}
-    assert runs[-1].params == runs[-1].axes | {
-        "width": 1e-4,
-        "shift": True,
-        "folds": 3,
-        "cohort": "",
-    }
+    axes = {"seed": 1, "mode": "raise", "fold": 2}
+    assert runs[0].place["row"] == "full" and runs[-1].place == {"row": "shifted", **axes}
+    further = {"width": 1e-4, "shift": True, "folds": 3, "cohort": ""}
+    assert runs[-1].params == axes | further
 
 
 def test_a_run_id_depends_on_parameters_cohort_and_notebook(project):
@@ -139,6 +129,28 @@ def test_a_faulty_grid_is_refused_before_anything_runs(project, old, new, messag
     assert not (project / "papermill_runs").exists()
 
 
+def nested(level: str) -> str:
+    """Nine levels, each nine times the one below it."""
+    lines = ["a0: &a0 {x: 1}"]
+    for number in range(1, 10):
+        parts = ", ".join([f"*a{number - 1}"] * 9)
+        lines.append(f"a{number}: &a{number} {level.replace('PARTS', parts)}")
+    return "\n".join(lines)
+
+
+BOMBS = {"merges": nested("{<<: [PARTS]}"), "lists": nested("[PARTS]"), "itself": "rows: &a [*a]"}
+BOMBS |= {"digits": f"seeds: [{'9' * 10_000_000}]", "fewer digits": f"seeds: [{'9' * 9999}]"}
+BOMBS |= {"depth": "[" * 500, "minutes": f"seeds: [{'9:' * 9000}9.5]"}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_grid_file_that_would_grow_without_end_is_refused_at_once(project, name):
+    file, started = grid_file(project, BOMBS[name]), time.process_time()
+    with pytest.raises(InputError, match="toy.yaml: cannot be read as YAML"):
+        load_grid(file)
+    assert time.process_time() - started < 1
+
+
 def test_unknown_rows_seeds_and_cohorts_are_refused(project):
     file = grid_file(project)
     with pytest.raises(InputError, match="no row 'ful'.*Choose from full"):
@@ -193,7 +205,7 @@ def test_settings_of_a_row_become_changes_of_the_notebook(tmp_path):
 def test_the_grids_of_the_repository_expand_to_the_ablation_rows(file):
     from lgekit.evaluation.metrics import ROWS
 
-    assert "full" in {run.row for run in load_grid(file).runs}
+    assert "full" in {run.place["row"] for run in load_grid(file).runs}
     rows = yaml.safe_load(file.read_text())["rows"]
     texts = {"whole_report": "report", "lge_statement": "lge_statement"}
     known = ROWS | {row: {"text": text} for row, text in texts.items()}

@@ -13,6 +13,7 @@ from lgekit.errors import InputError
 from lgekit.evaluation import metrics
 from lgekit.evaluation.metrics import ROWS, claims_table, compare_rows, roc_table
 from lgekit.grid import report
+from lgekit.grid.run import GridFile
 from lgekit.viz import figures
 from lgekit.workbook import Session, save_run
 
@@ -53,10 +54,8 @@ def report_of(tmp_path, monkeypatch):
         rows = {row: {"text": "report"} for row in runs["row"]}
         rows |= {row: {"synthetic_per_real": ratio} for row, ratio in RATIOS.items()}
         rows |= {"full": {"compare_with": "supervised"}}
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(json.dumps({"rows": rows}))
         of_rows = [SimpleNamespace(params={"size": "laptop"})]
-        grid = SimpleNamespace(file=file, root=tmp_path, runs=of_rows)
+        grid = SimpleNamespace(spec=GridFile(notebook="", rows=rows), runs=of_rows)
         monkeypatch.setattr(report, "load_grid", lambda file: grid)
         monkeypatch.setattr(report, "collect", lambda file: runs)
         read = lambda file, of="": references if of else table  # noqa: E731
@@ -151,7 +150,7 @@ def test_a_report_has_tables_and_figures_and_no_patient(report_of, tmp_path):
 
 def test_claims_compare_with_the_full_method_wherever_its_row_is(report_of, tmp_path):
     def answers(rows):
-        report_of(predictions(rows))
+        assert "ablation_forest_toy.png" not in report_of(predictions(rows))  # two rows
         claims = pd.read_csv(tmp_path / "tables/toy_claims.csv")
         return claims[claims["statistic"] == "auc"].set_index("row")["answer"]
 
@@ -160,7 +159,7 @@ def test_claims_compare_with_the_full_method_wherever_its_row_is(report_of, tmp_
 
 
 def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(report_of, tmp_path):
-    rows, parts, others = {"full": 2.0, "plain_clip": 0.2}, [], []
+    rows, parts, others = {"full": 2.0, "no_caption": 1.0, "plain_clip": 0.2}, [], []
     for size in (30, 60, 0):  # 0 means all studies
         parts.append(predictions(rows, train_studies=size))
         others.append(predictions({"full": 3.0 + size}, train_studies=size))
@@ -168,11 +167,12 @@ def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(rep
     made = report_of(pd.concat(parts), pd.concat(others), name="label_efficiency")
     assert {"ablation_forest_label_efficiency.png", "label_efficiency.png"} <= made
     forest, curve = map(captions(tmp_path).get, sorted(captions(tmp_path)))
-    assert "4 of the grid's 12 runs" in forest and "last value of train_studies" in forest
-    assert "12 of the grid's 12 runs" in curve and "last value" not in curve
+    assert "6 of the grid's 18 runs" in forest and "last value of train_studies" in forest
+    assert "18 of the grid's 18 runs" in curve and "last value" not in curve
     table = pd.read_csv(tmp_path / "label_efficiency.csv").query("statistic == 'auc'")
-    assert table["train_studies"].tolist() == [30, 30, 60, 60, 200, 200] and "p" not in table
-    full, plain = table["value"].iloc[-2:]
+    assert table["train_studies"].tolist() == [30] * 3 + [60] * 3 + [200] * 3
+    assert "p" not in table
+    full, plain = table["value"].iloc[[-3, -1]]
     assert table["difference"].iloc[-1] == pytest.approx(plain - full, abs=1e-4)
     references = pd.read_csv(tmp_path / "tables/label_efficiency_references.csv")
     last = compare_rows(others[-1].assign(row="supervised"), "supervised")

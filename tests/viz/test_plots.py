@@ -45,6 +45,10 @@ def test_a_bulls_eye_has_its_segments_where_cerqueira_put_them():
     colours = {number: wedge.get_facecolor() for number, wedge in enumerate(wedges, 1)}
     assert [colours[n] for n in (1, 10, 14, 16)] == [scale(x) for x in (0.0, 1.0, 0.5, 0.0)]
     assert all(colours[n] == grey for n in (2, 9, 13, 17))
+    figure = plots.bulls_eye({1: 1.0}, "truth")  # without a unit: no colour bar, no values
+    assert len(figure.axes) == 1
+    words = [text.get_text() for text in figure.axes[0].texts]
+    assert words == [*map(str, range(1, 18)), *WALLS]
     places = {1: (60, 60), 2: (120, 60), 4: (240, 60), 7: (60, 60), 13: (45, 90), 15: (225, 90)}
     for segment, place in places.items():
         wedge = wedges[segment - 1]
@@ -71,19 +75,25 @@ def test_a_saved_figure_has_data_and_caption_and_is_reproducible(tmp_path):
     assert json.loads((tmp_path / "captions.json").read_text()) == {"curves": "A caption."}
 
 
-def test_a_forest_shows_the_values_of_its_table():
+@pytest.mark.parametrize("paired", [False, True])
+def test_a_forest_shows_values_or_paired_differences_of_its_table(paired):
     rows, statistics = ["full", "no_caption", "plain_clip"], ["balanced_accuracy", "auc"]
+    columns, first = ["value", "low", "high"], 0
     table = intervals(row=rows * 2, statistic=np.repeat(statistics, 3))
-    figure = plots.forest(table, *statistics)
+    if paired:
+        columns, first = ["difference", "difference_low", "difference_high"], 1
+        table[columns] = table[["value", "low", "high"]] - 1
+    figure = plots.forest(table)
     labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
-    assert labels == ["full", "no caption", "plain CLIP"]
+    assert labels == ["full", "no caption", "plain CLIP"][first:]
     for axis, name in zip(figure.axes, statistics, strict=True):
-        wanted = table.loc[table["statistic"] == name, ["value", "low", "high"]].to_numpy()
+        own = table[table["statistic"] == name]
         ((line, _, (bars,)),) = (container.lines for container in axis.containers)
         ends = [segment[:, 0] for segment in bars.get_segments()]
         drawn = np.column_stack([line.get_xdata(), ends]).astype(float)
-        np.testing.assert_allclose(drawn, wanted)
-        assert axis.lines[-1].get_xdata() == [wanted[0, 0]] * 2  # dotted: the full method
+        np.testing.assert_allclose(drawn, own[columns].to_numpy()[first:])
+        assert axis.lines[-1].get_xdata() == [0 if paired else 0.5] * 2
+        assert not paired or f"full ({own['value'].iloc[0]:.2f})" in axis.get_xlabel()
 
 
 @pytest.mark.parametrize("columns", [4, 6, 8])
@@ -100,12 +110,17 @@ def test_long_captions_are_whole_and_touch_nothing(columns):
 def test_the_pipeline_lays_evidence_and_true_scar_over_the_unrolled_wall():
     wall, drop = np.random.default_rng(0).normal(size=(2, 48, 16))
     steps = {"as stored": np.eye(9), "unrolled": wall, "read as: scar": drop}
-    figure = plots.pipeline(plots.pixel_table(steps | {"true scar": drop > 1}))
-    names = [axis.get_title() for axis in figure.axes]
-    assert names == ["1. as stored", "2. unrolled\nread as: scar", ""]
-    for image, wanted in zip(figure.axes[1].images, (wall, drop), strict=True):
-        np.testing.assert_allclose(image.get_array(), wanted.T)
-    assert to_hex(figure.axes[1].collections[0].get_edgecolor()[0]) == plots.ORANGE.lower()
+    success = plots.pixel_table(steps | {"true scar": drop > 1})
+    failure = plots.pixel_table(steps)  # without a mask
+    success.loc[0, "study_id"], failure.loc[0, "study_id"] = "a", "b"
+    axes = plots.pipeline(pd.concat([success, failure])).axes
+    names = [axis.get_title() for axis in axes]
+    assert names == ["1. as stored", "2. unrolled\nread as: scar"] * 2 + [""]
+    for axis in (axes[1], axes[3]):
+        for image, wanted in zip(axis.images, (wall, drop), strict=True):
+            np.testing.assert_allclose(image.get_array(), wanted.T)
+    assert to_hex(axes[1].collections[0].get_edgecolor()[0]) == plots.ORANGE.lower()
+    assert not axes[3].collections
 
 
 def test_the_similarity_matrix_has_studies_as_rows_and_marks_their_own_texts():
