@@ -130,7 +130,8 @@ class Detector:
     """Scar detection from images alone.
 
     ``held_out`` has predictions by networks that were not trained on these studies, calibrated
-    without their reports.
+    without their reports. On a validation split, whose texts selected the epoch, they are slightly
+    optimistic.
     """
 
     settings: FitSettings
@@ -171,8 +172,9 @@ class Detector:
         batch, captions, readings = batch_of(views), [], []
         for first in range(0, len(views), CHUNK):
             part = batch.rows(slice(first, first + CHUNK))
-            captions += zeroshot.write_captions(*self.networks[0], part)
-            readings.append(self.read(part))
+            encoded = self.networks[0][0].visual.slice_features(part)  # for scores and captions
+            captions += zeroshot.write_captions(*self.networks[0], part, encoded)
+            readings.append(self.read(part, encoded[0]))
         return self.table(located.studies, views, Reading.merge(np.concatenate, readings), captions)
 
     def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
@@ -184,10 +186,11 @@ class Detector:
         table[[f"depth_{depth}" for depth in DEPTHS]] = softmax(reading.depths, axis=1)
         return table
 
-    def read(self, batch: StudyBatch) -> Reading:
-        """The mean reading of all networks."""
+    def read(self, batch: StudyBatch, features: Tensor | None = None) -> Reading:
+        """The mean reading of all networks; ``features`` are the first one's, if known."""
         prompts = prompt_sets(self.settings.prompts)
-        readings = [zeroshot.read_studies(*each, batch, prompts) for each in self.networks]
+        readings = [zeroshot.read_studies(*self.networks[0], batch, prompts, features)]
+        readings += [zeroshot.read_studies(*each, batch, prompts) for each in self.networks[1:]]
         mean = Reading.merge(lambda parts: np.mean(parts, axis=0), readings)
         return mean.by_slices() if self.settings.scored == "slices" else mean
 

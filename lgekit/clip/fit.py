@@ -32,7 +32,7 @@ from lgekit.reports.reader import states_enhancement
 from lgekit.reports.writer import canonical_text, report_texts
 from lgekit.scars.transforms import ScarPainter, stated_findings
 from lgekit.segmentation.model import HeartNetwork
-from lgekit.segmentation.train import Descent, heart_network, locate
+from lgekit.segmentation.train import heart_network, locate, minimise
 from lgekit.study import Cohort, Study
 
 POOL = 4  # synthetic scars are painted for so many epochs; an epoch draws its share of them [O]
@@ -175,7 +175,7 @@ def pretrain_polar(
             return F.cross_entropy(logits, classes)
 
         steps = math.ceil(shown / size)
-        Descent(network.parameters(), steps, 3e-3).run(loss_of, "polar pretraining", progress)
+        minimise(network.parameters(), loss_of, steps, 3e-3, "polar pretraining", progress)
     return encoder.state_dict()
 
 

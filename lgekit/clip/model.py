@@ -129,12 +129,7 @@ class StudyEncoder(nn.Module):
 
     def forward(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
         """Embeddings, not normalized, and decoder tokens `(studies, queries + 1, text_width)`."""
-        features, cells = self.slice_features(batch)
-        embedded, _, gathered = self.pool(features, batch.mask)
-        padding = (~batch.mask).repeat_interleave(cells.shape[2], 1)
-        keys, queries = cells.flatten(1, 2), self.queries.expand(len(cells), -1, -1)
-        tokens, _ = self.read(queries, keys, keys, key_padding_mask=padding, need_weights=False)
-        return embedded, torch.cat([self.whole(gathered)[:, None], self.token(tokens)], 1)
+        return self.embed(*self.slice_features(batch), batch.mask)
 
     def slice_features(self, batch: StudyBatch) -> tuple[Tensor, Tensor]:
         """Features `(studies, slices, width)` and cells `(studies, slices, cells, width)`."""
@@ -163,6 +158,14 @@ class StudyEncoder(nn.Module):
         largest = features.masked_fill(padding, -math.inf).amax(1)
         gathered = torch.cat([mean, largest], -1)
         return self.out(self.project(gathered)), weights.mean(-1), gathered
+
+    def embed(self, features: Tensor, cells: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The result of `forward` from that of `slice_features`."""
+        embedded, _, gathered = self.pool(features, mask)
+        padding = (~mask).repeat_interleave(cells.shape[2], 1)
+        keys, queries = cells.flatten(1, 2), self.queries.expand(len(cells), -1, -1)
+        tokens, _ = self.read(queries, keys, keys, key_padding_mask=padding, need_weights=False)
+        return embedded, torch.cat([self.whole(gathered)[:, None], self.token(tokens)], 1)
 
     def each_slice(self, features: Tensor) -> Tensor:
         """Embed each slice as if it were a whole study: `(studies, slices, embed_dim)`."""
@@ -237,7 +240,7 @@ class CoCa(nn.Module):
 
     def __init__(self, settings: FitSettings, tokenizer: ReportTokenizer):
         super().__init__()
-        from open_clip.transformer import MultimodalTransformer, TextTransformer
+        from open_clip.transformer import MultimodalTransformer, TextTransformer, VisionTransformer
 
         width, out = settings.text_width, {"output_dim": settings.embed_dim}
         shape = {"width": width, "heads": HEADS}
@@ -246,6 +249,9 @@ class CoCa(nn.Module):
         options["correct_cls_mask"] = True  # otherwise the class token cannot see itself
         size, layers = tokenizer.core.get_vocab_size(), settings.text_layers
         self.text: Any = TextTransformer(vocab_size=size, layers=layers, **shape, **options)
+        # Discarded. open_clip's CoCa draws its weights here, so seeds keep giving the same models.
+        pooling = {"attentional_pool": True, "attn_pooler_heads": 1}
+        VisionTransformer(32, 32, 32, 1, 1, 4.0, **pooling, **out)
         decoder = MultimodalTransformer(layers=settings.decoder_layers, output_dim=size, **shape)
         self.visual = StudyEncoder(settings)
         self.text_decoder: Any = decoder

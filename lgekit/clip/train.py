@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
@@ -27,10 +28,12 @@ from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, draw_findings, draw_scar
 from lgekit.reports.writer import one_line, prompt_sets, sentences, write_report
-from lgekit.segmentation.train import Descent
+from lgekit.segmentation.train import minimise
 
 BATCH, REPORTS = 64, 12_000  # of teaching: reports in a step, and most that are written
 MASKED = 0.05  # share of the words that are hidden, so that no single one decides
+WARMUP, WEIGHT_DECAY = 0.1, 0.05  # of the fit: share of all steps; of AdamW
+VALIDATION = "validation_contrastive"
 
 
 def statements() -> list[str]:
@@ -139,7 +142,7 @@ def teach(settings: FitSettings) -> Language:
             logits = model.logit_scale.exp() * similar + offset
             return F.binary_cross_entropy_with_logits(logits, truth[rows].to(device))
 
-        Descent(weights, steps, 2e-3).run(loss_of, "language", progress=False)
+        minimise(weights, loss_of, steps, 2e-3, "language", progress=False)
     return Language(model.cpu().eval(), tokenizer, offset.item())
 
 
@@ -159,6 +162,24 @@ def contrastive_loss(logits: Tensor, text_ids: Tensor, targets: str = "same_text
     target = same / same.sum(1, keepdim=True)
     losses = [-(target * side.log_softmax(1)).sum(1).mean() for side in (logits, logits.T)]
     return torch.stack(losses).mean() - same.sum(1).log().mean()
+
+
+def learning_rate(step: int, steps: int, settings: FitSettings) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    warm = max(1, round(WARMUP * steps))
+    if step < warm:
+        return settings.learning_rate * (step + 1) / warm
+    progress = (step - warm) / max(1, steps - warm)
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def adamw(module: nn.Module, settings: FitSettings) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov 2019, arXiv 1711.05101), without decay for biases, norms and scalars."""
+    decayed = [weight for weight in module.parameters() if weight.ndim > 1]
+    others = [weight for weight in module.parameters() if weight.ndim < 2]
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+    options: dict[str, Any] = {"weight_decay": WEIGHT_DECAY, "betas": (0.9, 0.98), "fused": True}
+    return torch.optim.AdamW(groups, settings.learning_rate, **options)
 
 
 class TrainingData(NamedTuple):
@@ -185,16 +206,24 @@ def epoch_batches(
 
 
 def train_epoch(
-    model: CoCa, descent: Descent, data: TrainingData, epoch: int, settings: FitSettings
+    model: CoCa,
+    optimizer: torch.optim.Optimizer,
+    data: TrainingData,
+    epoch: int,
+    settings: FitSettings,
 ) -> dict[str, float]:
-    """Train for one epoch. Returns the mean losses and the epoch."""
+    """Train for one epoch. Returns the mean losses, the epoch and the last learning rate."""
     device = data.tokens.device
     torch.manual_seed(settings.seed * 100_003 + epoch * 101)  # dropout
     generator = torch.Generator(device).manual_seed(settings.seed * 100_003 + epoch)  # augmentation
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     batches = epoch_batches(epoch, data.real, data.texts, settings)
     total = torch.zeros(2, device=device)
     model.train()
-    for index, chosen in batches:
+    for step, (index, chosen) in enumerate(batches):
+        rate = learning_rate(epoch * len(batches) + step, settings.epochs * len(batches), settings)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
         captions = np.array([data.texts[study][0] for study in index])
         read = [captions if data.embedded is not None else chosen]
         read += [captions] if settings.caption_weight > 0 else []
@@ -211,7 +240,10 @@ def train_epoch(
             text_of = torch.from_numpy(chosen).to(device)
             out["text_features"] = data.embedded[text_of]
         losses = both_losses(out, text_of, settings, model.text.pad_id)
-        descent.step(losses[0] + settings.caption_weight * losses[1])
+        (losses[0] + settings.caption_weight * losses[1]).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
         with torch.no_grad():
             model.logit_scale.clamp_(0, math.log(100))
             total += losses.detach()
@@ -220,7 +252,7 @@ def train_epoch(
         problem = f"the loss of epoch {epoch + 1} is not a number"
         remedy = "Lower learning_rate, and look for images that are empty or not finite."
         raise InputError("training", problem, remedy)
-    return means | {"epoch": epoch + 1}
+    return means | {"epoch": epoch + 1, "learning_rate": rate}
 
 
 def both_losses(
@@ -250,7 +282,7 @@ def validation_loss(
 
 
 class FitResult(NamedTuple):
-    """A trained network. ``history`` has one row per epoch: losses and seconds."""
+    """A trained network. ``history`` has one row per epoch: losses, learning rate, seconds."""
 
     model: CoCa
     tokenizer: ReportTokenizer
@@ -267,13 +299,15 @@ def fit(
 ) -> FitResult:
     """Train a `CoCa` on studies and texts. It returns in eval mode on the CPU. Cached.
 
-    The contrastive loss of ``validation`` is measured after each epoch. ``encoder_state`` are
-    weights of a segmentation encoder, and ``language`` is the text tower to use as it is. Training
-    that was interrupted, even by kill -9, resumes after its last whole epoch.
+    The contrastive loss of ``validation`` selects the epoch to keep. ``encoder_state`` are weights
+    of a segmentation encoder, and ``language`` is the text tower to use as it is. Training that was
+    interrupted, even by kill -9, resumes after its last whole epoch.
     """
-    if settings.shuffle_text:  # the control, whose accuracy must fall to chance
-        order = np.random.default_rng([settings.seed, 77]).permutation(len(pairs.texts))
-        pairs = replace(pairs, texts=[pairs.texts[number] for number in order])
+    if settings.shuffle_text:  # also those that select the epoch
+        pairs = shuffle_texts(pairs, settings.seed, 77)
+        validation = validation and shuffle_texts(validation, settings.seed, 78)
+    if validation and len({options[0] for options in validation.texts}) < 2:
+        validation = None  # the loss of a single text is 0 in every epoch
     distinct = sorted({text for options in pairs.texts for text in options})
     row_of = {text: row for row, text in enumerate(distinct)}
     tokenizer = language.tokenizer if language else None
@@ -313,6 +347,12 @@ def fit(
     return FitResult(model.eval(), tokenizer, pd.DataFrame(history))
 
 
+def shuffle_texts(pairs: ImageTextPairs, *seed: int) -> ImageTextPairs:
+    """Permute the texts over all studies: the control, whose accuracy must fall to chance."""
+    order = np.random.default_rng(seed).permutation(len(pairs.texts))
+    return replace(pairs, texts=[pairs.texts[number] for number in order])
+
+
 def train(
     model: CoCa,
     tokenizer: ReportTokenizer,
@@ -324,30 +364,33 @@ def train(
 ) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
     """Train the epochs that the file ``checkpoint`` does not hold yet.
 
-    Returns the weights, and the losses and seconds of each epoch.
+    Returns the best weights, and the losses and seconds of each epoch.
     """
-    steps = settings.epochs * len(epoch_batches(0, data.real, data.texts, settings))
-    descent = Descent(model.parameters(), steps, settings.learning_rate)
-    parts: dict[str, Any] = {"model": model}
-    parts |= {"optimizer": descent.optimizer, "schedule": descent.schedule}
+    optimizer = adamw(model, settings)
     history: list[dict[str, float]] = []
+    best: dict[str, Tensor] = {}
     if checkpoint and checkpoint.exists():
         kept = torch.load(checkpoint, map_location=data.tokens.device, weights_only=True)
-        history = kept["history"]
-        for name, part in parts.items():
-            part.load_state_dict(kept[name])
+        history, best = kept["history"], kept["best"]
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
     todo = range(len(history), settings.epochs)
     options = {"initial": todo.start, "total": settings.epochs, "disable": not progress}
-    for epoch in tqdm(todo, "training", leave=False, unit="epoch", **options):
+    for epoch in (bar := tqdm(todo, "training", leave=False, unit="epoch", **options)):
         started = time.perf_counter()
-        row = train_epoch(model, descent, data, epoch, settings)
+        row = train_epoch(model, optimizer, data, epoch, settings)
         if validation:
-            row["validation_contrastive"] = validation_loss(model, tokenizer, validation, settings)
+            row[VALIDATION] = validation_loss(model, tokenizer, validation, settings)
         history.append(row | {"seconds": time.perf_counter() - started})
+        # without validation the last epoch is best
+        if np.argmin([one.get(VALIDATION, -one["epoch"]) for one in history]) == epoch:
+            best = copy.deepcopy(model.state_dict())
+        bar.set_postfix({name: f"{row[name]:.3f}" for name in ("contrastive", "caption")})
         if checkpoint:  # written whole or not at all
+            kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             with cache.replacing(checkpoint) as file:
-                states = {name: part.state_dict() for name, part in parts.items()}
-                torch.save(states | {"history": history}, file)
+                torch.save(kept | {"history": history, "best": best}, file)
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
+    model.load_state_dict(best)
     return model.cpu().state_dict(), history

@@ -20,9 +20,18 @@ PromptSets = Mapping[str, Mapping[str, Sequence[str]]]  # kind → label → sen
 
 
 @torch.no_grad()
-def write_captions(model: CoCa, tokenizer: ReportTokenizer, batch: StudyBatch) -> list[str]:
-    """Write captions of studies, always the likeliest next token, with a model in eval mode."""
-    _, image_tokens = model.visual(batch)
+def write_captions(
+    model: CoCa,
+    tokenizer: ReportTokenizer,
+    batch: StudyBatch,
+    encoded: tuple[Tensor, Tensor] | None = None,
+) -> list[str]:
+    """Write captions of studies, always the likeliest next token, with a model in eval mode.
+
+    ``encoded`` is the result of `StudyEncoder.slice_features`, if it is known.
+    """
+    features, cells = encoded or model.visual.slice_features(batch)
+    _, image_tokens = model.visual.embed(features, cells, batch.mask)
     text = torch.full((len(image_tokens), 1), tokenizer.start_id, device=image_tokens.device)
     ended = torch.zeros_like(text[:, 0], dtype=torch.bool)
     while text.shape[1] < tokenizer.context_length and not ended.all():
@@ -67,9 +76,16 @@ def pooled(logits: Tensor) -> Tensor:
 
 @torch.no_grad()
 def read_studies(
-    model: CoCa, tokenizer: ReportTokenizer, batch: StudyBatch, prompts: PromptSets
+    model: CoCa,
+    tokenizer: ReportTokenizer,
+    batch: StudyBatch,
+    prompts: PromptSets,
+    features: Tensor | None = None,
 ) -> Reading:
-    """Read studies by their similarity to prompts, from images alone, with a model in eval mode."""
+    """Read studies by their similarity to prompts, from images alone, with a model in eval mode.
+
+    ``features`` are the batch's, from `StudyEncoder.slice_features`, if they are known.
+    """
     scale = model.logit_scale.exp()
     texts = {
         kind: {label: model.encode_text(tokenizer(own)) for label, own in labels.items()}
@@ -81,7 +97,8 @@ def read_studies(
         absent = pooled(scale * embedded @ negative.T)
         return torch.stack([pooled(scale * embedded @ text.T) - absent for text in texts], -1)
 
-    features, _ = model.visual.slice_features(batch)
+    if features is None:
+        features, _ = model.visual.slice_features(batch)
     embedded, attention, _ = model.visual.pool(features, batch.mask)
     image, padding = F.normalize(embedded, dim=-1), ~batch.mask[..., None]
     each = F.normalize(model.visual.each_slice(features), dim=-1)

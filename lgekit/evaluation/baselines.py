@@ -24,7 +24,7 @@ from lgekit.evaluation import metrics
 from lgekit.evaluation.scores import with_truth
 from lgekit.reports.reader import states_enhancement
 from lgekit.segmentation.model import HeartNetwork
-from lgekit.segmentation.train import Descent, locate
+from lgekit.segmentation.train import locate, minimise
 from lgekit.study import CAVITY, MYOCARDIUM, SPLITS, WALL_CODES, Cohort, Study
 
 MINIMUM_WALL = 20  # voxels of myocardium that a slice needs
@@ -163,8 +163,8 @@ def train_presence(
             logits = network(augment(drawn, settings, generator))
             return F.binary_cross_entropy_with_logits(logits, torch.from_numpy(present).to(logits))
 
-        descent = Descent(network.parameters(), len(steps), settings.learning_rate)
-        descent.run(loss_of, "supervised", progress)
+        weights, rate = network.parameters(), settings.learning_rate
+        minimise(weights, loss_of, len(steps), rate, "supervised", progress)
     return network.cpu().eval().requires_grad_(False)
 
 

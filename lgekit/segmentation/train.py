@@ -115,31 +115,26 @@ def heart_loss(output: Tensor, examples: Examples) -> Tensor:
     return functional.nll_loss(logs, examples.classes) + 2 * overlap + 0.5 * angle
 
 
-class Descent:
-    """AdamW (Loshchilov 2019, arXiv 1711.05101) with clipped gradients, for all networks.
-
-    Over ``steps`` steps the learning rate rises to ``rate``, then falls to 0.
-    """
-
-    def __init__(self, weights: Iterable[Tensor], steps: int, rate: float):
-        self.weights, self.steps = list(weights), steps
-        self.optimizer = torch.optim.AdamW(self.weights, weight_decay=0.01, fused=True)
-        self.schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self.optimizer, rate, max(steps, 2), pct_start=0.15, cycle_momentum=False
-        )
-
-    def step(self, loss: Tensor) -> None:
-        """Take one step down the loss."""
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad()
-
-    def run(self, loss_of: Callable[[int], Tensor], title: str, progress: bool) -> None:
-        """Take all steps down ``loss_of(step)``."""
-        for step in tqdm(range(self.steps), title, leave=False, disable=not progress):
-            self.step(loss_of(step))
+def minimise(
+    weights: Iterable[Tensor],
+    loss_of: Callable[[int], Tensor],
+    steps: int,
+    rate: float,
+    title: str,
+    progress: bool,
+) -> None:
+    """Take AdamW steps down ``loss_of(step)``; the learning rate rises to ``rate``, then falls."""
+    weights = list(weights)
+    optimiser = torch.optim.AdamW(weights, weight_decay=0.01, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rate, max(steps, 2), pct_start=0.15, cycle_momentum=False
+    )
+    for step in tqdm(range(steps), title, leave=False, disable=not progress):
+        loss_of(step).backward()
+        nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad()
 
 
 def fit_heart_network(
@@ -173,8 +168,8 @@ def fit_heart_network(
             examples = draw_examples(slices, planes[chosen], points, settings.invented, rng)
             return heart_loss(network(examples.pictures), examples)
 
-        descent = Descent(network.parameters(), steps, settings.learning_rate)
-        descent.run(loss_of, name, progress)
+        weights, rate = network.parameters(), settings.learning_rate
+        minimise(weights, loss_of, steps, rate, name, progress)
 
     unet, borders = networks.build_unet(settings, seed).to(device), []
     if init is not None:

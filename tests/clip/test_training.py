@@ -170,12 +170,28 @@ def test_a_loss_that_is_not_a_number_ends_the_training():
         fit(pairs, settings(epochs=2), progress=False)
 
 
-def test_the_validation_loss_is_measured_and_changes_nothing():
-    own, held = settings(epochs=3), toy(6, seed=2)
-    result, alone = fit(toy(8), own, held, progress=False), fit(toy(8), own, progress=False)
-    last = result.history["validation_contrastive"].iloc[-1]
+def test_validation_texts_that_are_all_the_same_do_not_select_an_epoch():
+    alike = ImageTextPairs(toy(8).batch, [("no scar",)] * 8)
+    result = fit(toy(8), settings(epochs=2), validation=alike, progress=False)
+    assert "validation_contrastive" not in result.history
+
+
+def test_the_epoch_with_the_lowest_validation_loss_is_kept():
+    own, held = settings(epochs=8, learning_rate=0.05), toy(6, seed=2)
+    result = fit(toy(8), own, held, progress=False)
+    losses = result.history["validation_contrastive"]
     kept = training.validation_loss(result.model, result.tokenizer, held, own)
-    assert kept == pytest.approx(last) and same_weights(result, alone)
+    assert kept == pytest.approx(losses.min()) and losses.argmin() < 7
+
+
+def test_the_shuffled_control_selects_its_epoch_by_shuffled_texts(monkeypatch):
+    used, held = [], toy(12, seed=3)
+    watch = lambda _, __, pairs, own: used.append(pairs.texts) or 1.0  # noqa: E731
+    monkeypatch.setattr(training, "validation_loss", watch)
+    for shuffle in (True, False):
+        fit(toy(), settings(epochs=1, shuffle_text=shuffle), validation=held, progress=False)
+    shuffled, plain = used
+    assert plain == held.texts and sorted(shuffled) == sorted(plain) and shuffled != plain
 
 
 def test_whole_reports_fit_into_the_context():
