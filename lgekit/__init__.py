@@ -3,8 +3,11 @@
 Use it as ``import lgekit as lk``. For research and teaching only; not a medical device.
 """
 
+import os
 from importlib import import_module
 
+# Threads of torch that wait do not spin: on a busy machine that made training several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 __version__ = "0.1.0"
 
 # Module → public names, imported at first use, so that `import lgekit` stays fast.

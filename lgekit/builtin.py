@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from lgekit.clip.data import augment, batch_of
-from lgekit.clip.detector import Detector
+from lgekit.clip.detector import Detector, seal
 from lgekit.clip.fit import fit_detector
 from lgekit.clip.zeroshot import Calibration, Reading
 from lgekit.config import FitSettings, size_settings
@@ -40,6 +40,7 @@ def train_weights(cohort: Cohort, settings: FitSettings) -> None:
         weights = load_file(file)
         halved = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}
         file.write_bytes(save(halved))
+    seal(networks.WEIGHTS)
     about = {"command": "make weights", "seed": settings.seed, "licence": "Apache-2.0"}
     about |= {"data": cohort.name, "heart_data": f"{settings.heart_phantom} other phantoms"}
     text = json.dumps(environment_record(**about), indent=1)

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import pickle
 import tempfile
-import uuid
+import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lgekit.errors import InputError
 
 if TYPE_CHECKING:
     import torch
-    from joblib import Memory
 
+T = TypeVar("T")
 # Whose code decides a fit.
 FIT_ROOMS = ("anatomy", "reports", "data", "segmentation", "scars", "clip")
 
@@ -25,16 +28,14 @@ FIT_ROOMS = ("anatomy", "reports", "data", "segmentation", "scars", "clip")
 def replacing(path: str | Path) -> Iterator[Path]:
     """Write a file completely or not at all; its folder is made if needed.
 
-    Yields a path in the same folder to write to. It becomes ``path`` when the block succeeds.
+    Yields a path in a private folder next to it, where nobody can plant a link. What is written
+    there becomes ``path`` when the block succeeds.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{uuid.uuid4().hex}.{path.name}")
-    try:
-        yield part
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as private:
+        yield (part := Path(private) / f"new.{path.name}")
         os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def code_version(*rooms: str) -> str:
@@ -66,25 +67,56 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             entry.rename(path / entry.name)
 
 
-def memory() -> Memory:
-    """Open the library's cache: the folder ``LGEKIT_CACHE``, or ``~/.cache/lgekit`` if it is unset.
+def cache_folder() -> Path | None:
+    """The cache: ``private/`` in the folder ``LGEKIT_CACHE``, by default ``~/.cache/lgekit``.
 
-    Arrays are memory-mapped, copy on write: changing them does not change the cache.
-    ``LGEKIT_CACHE=`` (empty) switches caching off.
+    ``LGEKIT_CACHE=`` (empty) switches caching off: None, as where no folder can be made. Raises
+    InputError if others could have written there, because entries are pickles.
     """
-    from joblib import Memory
-
-    folder = os.environ.get("LGEKIT_CACHE", os.path.expanduser("~/.cache/lgekit"))
-    if not folder:
-        return Memory(None, verbose=0)
+    named = os.environ.get("LGEKIT_CACHE", "~/.cache/lgekit")
+    folder = Path(named).expanduser() / "private"
     try:
-        os.makedirs(folder, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        if not named:
+            return None
+        folder.mkdir(0o700, parents=True, exist_ok=True)  # it holds images
+        found = folder.stat()
+        if found.st_uid != os.getuid() or found.st_mode & 0o002:
+            remedy = "Remove it, or set the variable LGEKIT_CACHE to another folder, or to nothing"
+            raise InputError(f"cache {folder}", "other users can write into it", remedy)
     except OSError as error:
-        remedy = "Set the variable LGEKIT_CACHE to a folder that you may write to, or to nothing: "
-        problem = f"cannot be written ({error.strerror})"
-        raise InputError(f"cache {folder}", problem, remedy + "LGEKIT_CACHE=") from error
-    return Memory(folder, mmap_mode="c", verbose=0)
+        warnings.warn(f"no cache: {error}", stacklevel=2)
+        return None
+    return folder
+
+
+def store(path: Path, value: object) -> None:
+    """Write a value as a pickle after its checksum. A full disk is only a warning."""
+    with tolerated(path), replacing(path) as part:
+        content = pickle.dumps(value)
+        part.write_bytes(hashlib.sha256(content).digest() + content)
+
+
+def load(path: Path) -> Any:
+    """Read what `store` wrote; None if it is missing or damaged, which warns and removes it."""
+    with tolerated(path):
+        if path.exists():
+            stored = path.read_bytes()
+            if hashlib.sha256(stored[32:]).digest() != stored[:32]:
+                raise ValueError("damaged entry")
+            return pickle.loads(stored[32:])
+    return None
+
+
+@contextlib.contextmanager
+def tolerated(path: Path) -> Iterator[None]:
+    """Turn any failure of the cache into a warning, and remove the entry."""
+    try:
+        yield
+    except Exception as error:
+        problem = f"cache not used ({getattr(error, 'strerror', None) or error})"
+        warnings.warn(f"{problem}; `lgekit cache clear` empties it", stacklevel=3)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -112,22 +144,36 @@ def is_locked(path: str | Path) -> bool:
         return True
 
 
-def compute_once(key: object, compute: Callable[[], Any]) -> Any:
-    """Return the result of ``compute``, or that of an earlier call with an equal key.
+def compute_once(key: object, compute: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Return the stored result of a function (never None), or call it and store the result.
 
-    Processes that start together compute the result only once.
+    The ``repr`` of ``key`` stands for everything that the result depends on. Processes that start
+    together compute it only once. Whatever is wrong with the cache, the function is called.
     """
-    import joblib
+    folder = cache_folder()
+    if folder is None:
+        return compute(*args, **kwargs)
+    named = f"{compute.__module__}.{compute.__qualname__} {key!r}"
+    path = folder / hashlib.sha256(named.encode()).hexdigest()[:32]
+    with contextlib.ExitStack() as held:
+        with tolerated(path):
+            held.enter_context(locked(path.with_suffix(".lock")))
+        if (result := load(path)) is None:
+            result = compute(*args, **kwargs)
+            store(path, result)
+    return result
 
-    if not (folder := memory().location):
-        return compute()
-    file = Path(folder) / "results" / joblib.hash(key)
-    if not file.exists():
-        with locked(file.with_suffix(".lock")):
-            if not file.exists():  # no other process computed it meanwhile
-                with replacing(file) as part:
-                    joblib.dump(compute(), part)
-    return joblib.load(file, mmap_mode="c")
+
+def end_with_parent() -> None:
+    """Let a worker process end when its parent has ended, even by kill -9."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def accelerator() -> torch.device:

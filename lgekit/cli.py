@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import shutil
+import signal
 import sys
 import tempfile
 import warnings
+from json import JSONDecodeError
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from safetensors import SafetensorError
 
 import lgekit as lk
-from lgekit.cache import memory, replacing, replacing_folder
+from lgekit import cache
 from lgekit.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -37,6 +43,7 @@ AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold fr
 PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set epochs=10.")]
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
+Strict = Annotated[bool, option("--strict", help="Stop at a study that cannot be read.")]
 OutCsv = Annotated[Path, argument(help="New table.")]
 OutFindings = Annotated[
     Path | None, argument(help="New table; else it is printed.", metavar="[OUT.csv]")
@@ -61,6 +68,8 @@ plain: Any = {"no_args_is_help": True, "rich_markup_mode": None}
 app = typer.Typer(help=ABOUT, add_completion=False, pretty_exceptions_enable=False, **plain)
 grid_app = typer.Typer(help=GRID, **plain)
 app.add_typer(grid_app, name="grid")
+cache_app = typer.Typer(help="The cache, which holds images and what was computed.", **plain)
+app.add_typer(cache_app, name="cache")
 
 
 def main() -> None:
@@ -68,11 +77,19 @@ def main() -> None:
     for kind in (DeprecationWarning, FutureWarning):
         warnings.simplefilter("ignore", kind)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl-C, which cleans up
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without UTF-8
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except (InputError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+    except (OSError, SafetensorError, JSONDecodeError) as error:
+        remedy = "Make room on the disk, correct its rights, or copy a damaged file again"
+        print(f"error: {type(error).__name__}: {error}. {remedy}", file=sys.stderr)
+    else:
+        return
+    raise SystemExit(2)
 
 
 def refuse_existing(target: Path) -> None:
@@ -102,18 +119,21 @@ def cohort(spec: Spec, out_dir: NewFolder) -> None:
 def check(spec: Spec) -> None:
     """Read a whole cohort. List every fault with its remedy (exit code 1), or say what it holds.
 
-    Also counts what the reports say about late enhancement, and compares them with the masks.
+    Also counts what the reports say about late enhancement, and compares them with the masks. Ends
+    with an account of the folder: files seen = read + left out, by reason.
     Example: lgekit check manifest:my_cohort/manifest.csv
     """
+    from lgekit.data.readers import count_files
     from lgekit.reports.tables import agreement_table, report_states
 
-    faults = lk.check_cohort(spec)
+    faults, account = lk.check_cohort(spec), count_files(spec)
     for fault in faults:
         typer.echo(f"{fault.study_id or '-'}\t{fault.where}: {fault.problem}. {fault.remedy}")
     if faults:
         typer.echo(f"{len(faults)} fault{'s' * (len(faults) > 1)}")
+        typer.echo(account, nl=bool(account))
         raise typer.Exit(1)
-    studies = lk.read_cohort(spec)
+    studies = lk.read_cohort(spec, pixels=False)
     typer.echo(f"no faults; {lk.tables.cohort_summary(studies)}")
     states = report_states(studies)
     said = [f"{(states['report'] == word).sum()} {word}" for word in ("yes", "no", "unsaid")]
@@ -124,6 +144,7 @@ def check(spec: Spec) -> None:
         typer.echo("report says (row) / mask shows (column); studies that disagree:")
         table = agreement_table(states).rename_axis(index=None, columns=None)
         typer.echo(table.to_string())
+    typer.echo(account, nl=bool(account))
 
 
 @app.command()
@@ -151,7 +172,7 @@ def reports(source: Source, out_csv: OutFindings = None) -> None:
     if out_csv is None:
         typer.echo(table.to_csv(index=False), nl=False)
         return
-    with replacing(out_csv) as part:
+    with cache.replacing(out_csv) as part:
         table.to_csv(part, index=False)
     counts = ", ".join(f"{sum(table['states'] == word)} {word}" for word in ("yes", "no", "unsaid"))
     typer.echo(f"{len(table)} reports in {out_csv}: {counts}")
@@ -170,7 +191,7 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
 
     from lgekit.segmentation.train import locate_hearts
 
-    memory()  # fails now if the cache cannot be written
+    cache.cache_folder()  # fails now if it is not private
     refuse_existing(out_dir)
     studies = lk.read_cohort(spec)
     located = locate_hearts(studies, model)
@@ -183,7 +204,7 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     rows["mirrored"] = [study["landmarks"].mirrored for study in located.studies]
     rows["turned"] = [study["orientation_confident"] for study in framed.studies]
     rows["located_by"] = [study["located_by"] for study in located.studies]
-    with replacing_folder(out_dir) as folder:
+    with cache.replacing_folder(out_dir) as folder:
         lk.write_manifest(framed, folder)
         rows.to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
     lost = int((~rows["turned"].astype(bool)).sum())
@@ -208,7 +229,7 @@ def fit(
     from lgekit.config import read_changes
 
     settings = lk.size_settings(size, **{"seed": seed, **read_changes(changes or [])})
-    memory()
+    cache.cache_folder()
     ImageEncoder(settings)  # fails now if timm has no such encoder
     refuse_existing(model_dir)
     studies = lk.read_cohort(spec)
@@ -217,32 +238,48 @@ def fit(
     sources = ["masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
     typer.echo(f"Heart network: {', '.join(sources)}.")
     fitted = lk.fit_detector(studies, settings, all_studies, pretrain_on=further)
-    with replacing_folder(model_dir) as folder:
+    with cache.replacing_folder(model_dir) as folder:
         fitted.save(folder)
     typer.echo(f"model in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
 
 
 @app.command()
-def predict(model_dir: AnyModel, spec: Spec, out_csv: OutCsv) -> None:
+def predict(model_dir: AnyModel, spec: Spec, out_csv: OutCsv, strict: Strict = False) -> None:
     """Detect scar from images alone: study_id, p_lge, p_<wall>, slice_weights, attention, segments,
     caption and insertion points (degrees).
 
     slice_weights: probability of scar in each slice by itself. attention: weight of each slice in
     the study's embedding; sums to 1. segments: probability in each AHA segment 1-17, null where
-    unseen. The decision is p_lge > 0.5.
+    unseen. The decision is p_lge > 0.5. Studies that cannot be read are listed and left out.
+    After a stop, the same command goes on from the rows in OUT.csv.*.part.
     Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
+    from lgekit.clip.detector import read_predictions, rows_so_far
+    from lgekit.data.readers import stream_images
+
     refuse_existing(out_csv)
-    memory()
+    cache.cache_folder()
     model = lk.Detector.load(model_dir)
     if model.settings.masks == "true" and model.settings.orientation != "none":
         problem = "was fitted with masks='true': it needs contours drawn by hand"
         raise InputError(model_dir, problem, "Give a model fitted with masks='predicted'")
-    table = model.predict(lk.read_cohort(spec, images_only=True))
-    with replacing(out_csv) as part:
-        table.to_csv(part, index=False, float_format="%.6g")
+    key = repr((model.settings, model.calibration, spec, cache.code_version(*cache.FIT_ROOMS)))
+    key = hashlib.sha256(key.encode()).hexdigest()[:8]
+    part = out_csv.with_name(f"{out_csv.name}.{key}.part")
+    faults: dict[str, InputError] = {}  # of the studies left out
+    studies = stream_images(spec, rows_so_far(part), None if strict else faults)
+    for rows in model.predict_groups(studies):
+        with part.open("a", encoding="utf-8") as file:
+            rows.to_csv(file, index=False, float_format="%.6g", header=not file.tell())
+    for name, fault in faults.items():
+        typer.echo(f"left out: {name}: {fault}", err=True)
+    if not part.exists():
+        raise InputError(spec, "no study can be read", "Mend the studies that are listed above")
+    part.replace(out_csv)
+    table = read_predictions(out_csv)
     positive = int((table["p_lge"] > 0.5).sum())
-    typer.echo(f"{len(table)} studies, {positive} called positive, in {out_csv}")
+    left_out = f"; {len(faults)} left out" if faults else ""
+    typer.echo(f"{len(table)} studies, {positive} called positive, in {out_csv}{left_out}")
     if model.heart is not None and (lost := int(table["anterior_rvip_deg"].isna().sum())):
         typer.echo(f"The heart was not found in {lost} of them: do not rely on these.")
 
@@ -300,7 +337,7 @@ def pull(repo: Repo, model_dir: NewFolder) -> None:
     from lgekit.clip import detector
 
     refuse_existing(model_dir)
-    with replacing_folder(model_dir) as folder:
+    with cache.replacing_folder(model_dir) as folder:
         names = detector.pull(repo, folder)
     typer.echo(f"{len(names)} files; use them with: lgekit predict {model_dir} SPEC OUT.csv")
 
@@ -382,6 +419,17 @@ def grid_report(file: GridYaml, folder: ReportFolder = Path("figures")) -> None:
 
     for path in report_grid(file, folder):
         typer.echo(path)
+
+
+@cache_app.command("clear")
+def cache_clear() -> None:
+    """Remove all results, images and unfinished fits from the cache: LGEKIT_CACHE, by default
+    ~/.cache/lgekit."""
+    folder, earlier = cache.cache_folder(), ("joblib", "training")
+    for old in [folder, *map(folder.with_name, earlier)] if folder else []:
+        if old.exists():
+            shutil.rmtree(old)
+            typer.echo(f"removed {old}")
 
 
 if __name__ == "__main__":

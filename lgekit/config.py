@@ -15,6 +15,8 @@ from lgekit.errors import InputError
 # phantom reports have at most 440, their statements on enhancement 142, and findings 33 [O].
 CONTEXT = {"findings": 64, "lge_statement": 192, "report": 512}
 
+TIMM_NAME = r"^\w+(\.\w+)?$"
+
 
 class FitSettings(BaseModel):
     """Define what `lgekit fit` trains, and how. Unknown names and wrong types are refused.
@@ -52,20 +54,21 @@ class FitSettings(BaseModel):
     heart_seed: int = Field(default=-1, ge=-1)  # -1: `seed`; fix it to share one across seeds
 
     # Slice encoder
-    encoder: str = "regnetx_002"  # timm name, for the image view and the segmentation network
+    # timm name, for the image view and the segmentation network; no hub repository (hf-hub:…)
+    encoder: str = Field(default="regnetx_002", pattern=TIMM_NAME)
     pixels: int = Field(default=96, ge=32, le=256)  # image view: side of the square frame
     depths: int = Field(default=24, ge=8, le=96, multiple_of=4)  # polar view: samples outwards
     angles: int = Field(default=72, ge=24, le=288, multiple_of=4)  # polar view: samples around
-    polar_channels: int = Field(default=16, ge=8)  # polar view: channels of the first layer
+    polar_channels: int = Field(default=16, ge=8, le=256)  # polar view: channels of the first layer
     polar_pretraining: int = Field(default=12, ge=1)  # polar view: epochs of its pretraining
-    width: int = Field(default=64, ge=16, multiple_of=4)  # slice features
+    width: int = Field(default=64, ge=16, le=1024, multiple_of=4)  # slice features
 
     # Text tower and caption decoder (open_clip's CoCa)
-    embed_dim: int = Field(default=64, ge=8)  # joint space
-    text_width: int = Field(default=64, ge=16, multiple_of=4)  # of text tower and decoder
-    text_layers: int = Field(default=2, ge=1)
-    decoder_layers: int = Field(default=1, ge=1)
-    context_length: int | None = Field(default=None, ge=8)  # longest text; None: see `CONTEXT`
+    embed_dim: int = Field(default=64, ge=8, le=1024)  # joint space
+    text_width: int = Field(default=64, ge=16, le=1024, multiple_of=4)  # of both
+    text_layers: int = Field(default=2, ge=1, le=24)
+    decoder_layers: int = Field(default=1, ge=1, le=24)
+    context_length: int | None = Field(default=None, ge=8, le=4096)  # None: see `CONTEXT`
     text_steps: int = Field(default=1500, ge=2)  # of teaching language to the text tower
 
     # Training

@@ -199,8 +199,10 @@ def _execute(notebook, folder, params, timeout, progress, root) -> None:
     from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.CRITICAL)  # our errors repeat its messages
-    # Kernels that start together can choose the same network port, so they use files instead.
-    with tempfile.TemporaryDirectory(prefix="lgekit-") as sockets:
+    # Kernels that start together can choose the same network port, so they use files instead,
+    # whose paths may have 107 characters.
+    place = None if len(tempfile.gettempdir()) < 70 else "/tmp"
+    with tempfile.TemporaryDirectory(prefix="lgekit-", dir=place) as sockets:
         channels = {"transport": "ipc", "connection_file": f"{sockets}/kernel.json"}
         paths = (str(path) for path in (notebook, folder / NOTEBOOK))
         try:

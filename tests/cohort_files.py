@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
+import torchio as tio
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
@@ -38,6 +40,19 @@ def save(path: Path, array: np.ndarray, spacing=SPACING, affine=None) -> Path:
         image.header.set_zooms((*spacing, *[1.0] * (array.ndim - 3)))
         image.header.set_sform(affine, code=1)
     image.to_filename(path)
+    return path
+
+
+def write_format(path: Path, array: np.ndarray) -> Path:
+    """Write an array in the format that the name says, on the grid diag(SPACING)."""
+    if path.suffix in (".mha", ".nrrd"):
+        tio.ScalarImage(tensor=array[None], affine=np.diag([*SPACING, 1.0])).save(path)
+        return path
+    kinds = {"2.nii": nib.Nifti2Image, "2.hdr": nib.Nifti2Pair, ".hdr": nib.Nifti1Pair}
+    kind = next((kinds[end] for end in kinds if end in path.name), nib.Nifti1Image)
+    kind(array, np.diag([*SPACING, 1.0])).to_filename(path)
+    change = {"zipped": gzip.compress, "plain": gzip.decompress}.get(path.name.split(".")[0], bytes)
+    path.write_bytes(change(path.read_bytes()))
     return path
 
 

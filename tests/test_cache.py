@@ -1,13 +1,20 @@
 """The cache: atomic files, locks that end with their process, and shared computations."""
 
+import os
+import pickle
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
+from command_line import lgekit
 
+from lgekit import cache
 from lgekit.cache import compute_once, is_locked, locked, replacing
+from lgekit.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 
@@ -45,21 +52,102 @@ def test_a_lock_is_free_after_its_process_is_killed(tmp_path):
 
 def test_processes_that_start_together_compute_once(tmp_path, monkeypatch):
     monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path / "cache"))
-    code = "import time; from lgekit.cache import compute_once\n"
-    code += "def slow(): print('computed', flush=True); time.sleep(1); return 42\n"
-    code += "assert compute_once(('slow', 41), slow) == 42"
-    started = [start(code) for _ in range(3)]
+    stage = "def slow(x): print('computed', flush=True); time.sleep(1); return x + 1"
+    (tmp_path / "stage.py").write_text(f"import time\n{stage}")
+    code = "import stage; from lgekit.cache import compute_once\n"
+    code += "assert compute_once('key', stage.slow, 41) == 42"
+    started = [start(code, cwd=tmp_path) for _ in range(3)]
     printed = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0, 0, 0]
     assert "".join(printed) == "computed\n"
 
 
-def test_a_loaded_array_does_not_change_the_cache(tmp_path, monkeypatch):
+@pytest.fixture
+def entry(tmp_path, monkeypatch):
+    """The file of a stored result."""
     monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path / "cache"))
-    compute_once("zeros", lambda: np.zeros(5))[:] = 1
-    assert not compute_once("zeros", lambda: np.ones(5)).any()
+    compute_once("key", np.zeros, 5)[:] = 1
+    (file,) = (tmp_path / "cache" / "private").iterdir()
+    assert file.stat().st_size and stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+    return file
+
+
+def test_a_stored_result_is_read_and_changes_do_not_reach_it(entry, monkeypatch):
+    opened = len(os.listdir("/dev/fd"))
+    arrays = [compute_once("key", np.zeros, 5) for _ in range(20)]
+    arrays[0][:] = 1
+    assert not arrays[1].any() and len(os.listdir("/dev/fd")) == opened
+    assert compute_once("other", np.ones, 5).all() and not compute_once("other", np.zeros, 5).any()
     monkeypatch.setenv("LGEKIT_CACHE", "")
-    assert compute_once("zeros", lambda: np.ones(5)).all()
+    assert compute_once("key", len, "four") == 4
+
+
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(file.read_bytes()[:-10]),
+        lambda file: file.write_bytes(pickle.dumps("a stranger's")),
+        lambda file: (file.unlink(), file.mkdir()),
+        flip,
+    ],
+)
+def test_a_damaged_entry_is_computed_again_with_one_warning(entry, attack):
+    attack(entry)
+    with pytest.warns(UserWarning, match="cache not used") as caught:
+        assert compute_once("key", np.zeros, 5).tolist() == [0] * 5
+    assert len({str(one.message) for one in caught}) <= 2
+    if entry.is_file():
+        assert cache.load(entry).tolist() == [0] * 5
+
+
+def test_a_full_disk_stops_nothing(entry, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.warns(UserWarning, match="No space left on device"):
+        assert compute_once("new", np.zeros, 5).tolist() == [0] * 5
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.warns(UserWarning, match="no cache"):
+        assert compute_once("new", np.zeros, 5).tolist() == [0] * 5
+
+
+def test_only_a_folder_of_ones_own_is_used_and_cleared(entry, monkeypatch):
+    folder = entry.parent
+    (folder.parent / "thesis.txt").write_text("mine")
+    assert lgekit("cache", "clear").stdout == f"removed {folder}\n"
+    assert [path.name for path in folder.parent.iterdir()] == ["thesis.txt"]
+    compute_once("key", np.zeros, 5)
+    folder.chmod(0o777)
+    with pytest.raises(InputError, match="other users can write"):
+        compute_once("key", np.zeros, 5)
+    folder.chmod(0o755)
+    monkeypatch.setattr(os, "getuid", lambda: 4321)
+    with pytest.raises(InputError, match="other users can write"):
+        compute_once("key", np.zeros, 5)
+    monkeypatch.undo()
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("LGEKIT_CACHE", "~/mine")
+    assert cache.cache_folder() == folder / "mine" / "private"
+
+
+def test_workers_end_with_their_parent():
+    code = "import os, time; from joblib import Parallel, delayed\n"
+    code += "from lgekit.cache import end_with_parent\n"
+    code += "def work(_): print(os.getpid(), flush=True); time.sleep(60)\n"
+    code += "Parallel(2, initializer=end_with_parent)(delayed(work)(n) for n in range(2))"
+    parent = start(code)
+    workers = [psutil.Process(int(parent.stdout.readline())) for _ in range(2)]
+    parent.kill()
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert all(worker.status() == psutil.STATUS_ZOMBIE for worker in alive)
 
 
 def test_importing_the_cache_loads_nothing_heavy():

@@ -1,6 +1,9 @@
 """The command line as its user sees it: files, exit codes, and one line per error."""
 
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +14,7 @@ import torchio as tio
 from command_line import SMALL, lgekit, refused
 
 import lgekit as lk
+from lgekit import cli
 from lgekit.cache import replacing_folder
 from lgekit.clip import train as training
 from lgekit.clip.detector import Detector
@@ -81,6 +85,16 @@ def test_check_passes_a_good_cohort_and_lists_every_fault_of_a_bad_one(written, 
     assert done.returncode == 1 and "nowhere.nii.gz" in done.stdout and "testing" in done.stdout
 
 
+def test_a_terminal_without_utf8_shows_every_message(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(cli, "app", lambda: print("failed: σ"))  # as tqdm.write does
+    cli.main()
+    terminal.flush()
+    assert b"failed: \\u03c3" in terminal.buffer.getvalue()
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"  # before torch is loaded
+
+
 def test_standardize_writes_the_frame_and_the_landmarks(spec, tmp_path):
     frame = tmp_path / "frame"
     done = lgekit("standardize", spec, frame)
@@ -109,6 +123,45 @@ def test_predict_reads_only_images_and_writes_the_promised_columns(written, spec
     slices = tio.ScalarImage(written / table["image"][0]).shape[3]
     lists = [json.loads(full[name][0]) for name in ("slice_weights", "attention", "segments")]
     assert list(map(len, lists)) == [slices, slices, 17]
+
+
+def test_a_stopped_predict_goes_on_and_faulty_studies_are_left_out(
+    written, model, tmp_path, monkeypatch
+):
+    table = pd.read_csv(written / "manifest.csv")[["study_id", "image"]]
+    table.loc[2, "image"] = "nowhere.nii.gz"
+    table.to_csv(written / "faulty.csv", index=False)
+    command, out = ("predict", model, f"manifest:{written}/faulty.csv"), tmp_path / "out.csv"
+    monkeypatch.setattr("lgekit.clip.detector.CHUNK", 4)
+    done = lgekit(*command, tmp_path / "whole.csv")
+    assert done.returncode == 0 and "11 studies" in done.stdout and "1 left out" in done.stdout
+    assert "left out" in done.stderr and "nowhere.nii.gz" in done.stderr
+    refused(*command, out, "--strict", mentions="nowhere.nii.gz")
+    original, calls = Detector.locate, []
+
+    def stopping(self, cohort):
+        calls.append(len(cohort))
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)  # ends like Ctrl-C
+        return original(self, cohort)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Detector, "locate", stopping)
+        assert lgekit(*command, out).returncode not in (0, 2) and calls == [4, 4, 3]
+    (part,) = tmp_path.glob("out.csv.*.part")
+    part.write_bytes(part.read_bytes()[:-9])  # the last row is cut
+    assert lgekit(*command, out).returncode == 0 and not part.exists()
+    whole, again = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("whole", "out"))
+    assert again["study_id"].tolist() == whole["study_id"].tolist() and len(whole) == 11
+    assert again["p_lge"].to_numpy() == pytest.approx(whole["p_lge"].to_numpy(), rel=1e-3)
+
+
+def test_an_error_of_the_disk_is_one_line(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device", "weights")
+
+    monkeypatch.setattr(Detector, "load", full)
+    refused("predict", "model", SMALL, tmp_path / "out.csv", mentions="No space left on device")
 
 
 def test_score_compares_with_masks_or_with_reports(written, spec, model, tmp_path):
@@ -194,11 +247,12 @@ def test_an_unwritable_place_is_refused_before_the_long_work(tmp_path, monkeypat
     refused("predict", "model", SMALL, "/proc/out.csv", mentions="/proc/out.csv: cannot be written")
     for command in ("fit", SMALL), ("standardize", SMALL), ("cohort", SMALL), ("pull", "me/model"):
         refused(*command, "/proc/out", mentions="/proc/out: cannot be written")
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path / "file" / "cache"))
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private").chmod(0o777)
+    monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path))
     for command in (["fit"], ["standardize"], ["predict", "model"]):
-        refused(*command, SMALL, tmp_path / "out", mentions="Set the variable LGEKIT_CACHE")
-    assert names(tmp_path) == ["file"]
+        refused(*command, SMALL, tmp_path / "out", mentions="set the variable LGEKIT_CACHE")
+    assert names(tmp_path) == ["private"]
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
+from pydantic import BaseModel, Field
+from safetensors.torch import save_file
 from scipy.special import softmax
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
@@ -27,6 +29,7 @@ from lgekit.anatomy.segments import (
     segment_map,
     segment_number,
 )
+from lgekit.cache import replacing
 from lgekit.clip import zeroshot
 from lgekit.clip.data import View, batch_of, make_view, view_grid
 from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch
@@ -36,11 +39,11 @@ from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, segment_of
 from lgekit.reports.writer import prompt_sets
-from lgekit.segmentation.model import WEIGHTS, HeartNetwork
+from lgekit.segmentation.model import MOST_NETWORKS, STRICT, WEIGHTS, HeartNetwork, read_weights
 from lgekit.segmentation.train import locate
 from lgekit.study import Cohort, Landmarks, Study
 
-CHUNK = 64  # studies that are read at a time
+CHUNK = 64  # studies that are read at a time: more need no more memory
 
 
 def confident_landmarks(study: Study, settings: FitSettings) -> Landmarks | None:
@@ -119,10 +122,54 @@ class StudyEmbeddings(NamedTuple):
     views: list[View]
 
 
+class SavedDetector(BaseModel):
+    """What detector.json holds."""
+
+    model_config = STRICT
+    settings: FitSettings
+    networks: int = Field(ge=1, le=MOST_NETWORKS)
+    calibration: Calibration
+    histories: list[dict[str, list[float]]]
+    sha256: dict[str, str]  # see `digests`
+
+
+def digests(folder: Path, about: Mapping[str, Any]) -> dict[str, str]:
+    """SHA-256 of the files of a model, and of what its detector.json says (``about``)."""
+    said = json.dumps({key: about[key] for key in about if key != "sha256"}, sort_keys=True)
+    found = {"detector.json": hashlib.sha256(said.encode()).hexdigest()}
+    for name in _hub_files(folder):
+        if name not in ("README.md", "detector.json"):
+            with open(folder / name, "rb") as stream:
+                found[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def seal(folder: Path) -> None:
+    """Write the `digests` of a model into its detector.json."""
+    about = json.loads((folder / "detector.json").read_text())
+    about["sha256"] = digests(folder, about)
+    (folder / "detector.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
 def read_predictions(path: Path) -> pd.DataFrame:
     """Read a table of predictions; study ids such as ``NA`` or ``007`` stay text."""
     table, text = pd.read_csv(path), pd.read_csv(path, dtype=str, keep_default_na=False)
     return table.assign(study_id=text["study_id"]) if "study_id" in table else table
+
+
+def rows_so_far(table: Path) -> list[str]:
+    """Study ids in a table of a stopped prediction, from which a row that was cut is removed."""
+    if table.is_symlink():  # planted: nothing here makes links
+        table.unlink()
+    lines = table.read_bytes().splitlines(keepends=True) if table.exists() else []
+    while lines and (not lines[-1].endswith(b"\n") or b"".join(lines).count(b'"') % 2):
+        lines.pop()
+    if not lines:
+        table.unlink(missing_ok=True)
+        return []
+    with replacing(table) as part:
+        part.write_bytes(b"".join(lines))
+    return read_predictions(table)["study_id"].tolist()
 
 
 @dataclass
@@ -156,7 +203,6 @@ class Detector:
     def views(self, located: Cohort) -> list[View]:
         return [make_view(study, self.settings) for study in located.studies]
 
-    @torch.no_grad()
     def predict(self, cohort: Cohort) -> pd.DataFrame:
         """Read every study from its image alone.
 
@@ -167,15 +213,19 @@ class Detector:
             of 17 AHA segments, `segment_maxima`, null where no slice shows it); ``caption``;
             ``anterior_rvip_deg, inferior_rvip_deg`` (NaN without a heart network).
         """
-        located = self.locate(cohort)
-        views = self.views(located)
-        batch, captions, readings = batch_of(views), [], []
-        for first in range(0, len(views), CHUNK):
-            part = batch.rows(slice(first, first + CHUNK))
-            encoded = self.networks[0][0].visual.slice_features(part)  # for scores and captions
-            captions += zeroshot.write_captions(*self.networks[0], part, encoded)
-            readings.append(self.read(part, encoded[0]))
-        return self.table(located.studies, views, Reading.merge(np.concatenate, readings), captions)
+        return pd.concat(self.predict_groups(cohort.studies), ignore_index=True)
+
+    @torch.no_grad()
+    def predict_groups(self, studies: Iterable[Study]) -> Iterator[pd.DataFrame]:
+        """The table of `predict` in parts of `CHUNK` studies, which are read when needed."""
+        stream = iter(studies)
+        while group := list(islice(stream, CHUNK)):
+            located = self.locate(Cohort(group))
+            views = self.views(located)
+            batch = batch_of(views)
+            encoded = self.networks[0][0].visual.slice_features(batch)  # for scores and captions
+            captions = zeroshot.write_captions(*self.networks[0], batch, encoded)
+            yield self.table(located.studies, views, self.read(batch, encoded[0]), captions)
 
     def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
         """Read level and depth of scar from images alone, one row per study: ``level_<level>`` is
@@ -216,6 +266,9 @@ class Detector:
                 stored = np.zeros(study.spatial_shape[2])
                 stored[view.own_slices] = values[place]
                 row[name] = json.dumps([round(value, 4) for value in stored.tolist()])
+                if not np.isfinite([*stored, table["p_lge"][number], *by_wall[number]]).all():
+                    remedy = "Fit the model again: its weights do not fit this image"
+                    raise InputError(study["study_id"], "a probability is not a number", remedy)
             found = segment_maxima(each[place], present[place], view, study, self.settings)
             segments = [round(found[n], 4) if n in found else None for n in range(1, 18)]
             row |= {"segments": json.dumps(segments), "caption": captions[number]}
@@ -281,6 +334,7 @@ class Detector:
             "histories": [history.to_dict("list") for history in self.histories],
         }
         (folder / "detector.json").write_text(json.dumps(about, indent=1) + "\n")
+        seal(folder)
         (folder / "README.md").write_text(CARD.format(settings=self.settings))
         if self.held_out is not None:
             self.held_out.to_csv(folder / "held_out.csv", index=False)
@@ -288,25 +342,25 @@ class Detector:
 
     @classmethod
     def load(cls, folder: str | Path) -> Detector:
-        """Read what `save` wrote, or ``"builtin"``, the detector in the package; InputError if a
-        file is missing or damaged."""
+        """Read what `save` wrote, a stranger's too, or ``"builtin"``, the detector in the package;
+        InputError if a file is missing, changed or damaged."""
         folder = WEIGHTS if str(folder) == "builtin" else Path(folder)
         part = folder / "detector.json"
         if not part.is_file():
             raise InputError(part, "no such file", "Give a folder of `lgekit fit`, or builtin.")
         try:
             about: dict[str, Any] = json.loads(part.read_text())
-            settings, kept = FitSettings().override(**about["settings"]), about["calibration"]
-            walls = [(slope, offset) for slope, offset in kept["walls"]]
-            calibration = Calibration(tuple(kept["presence"]), walls)
-            histories = [pd.DataFrame(history) for history in about["histories"]]
-            networks = []
-            for number in range(about["networks"]):
+            saved = SavedDetector.model_validate(about)
+            found, settings, networks = digests(folder, about), saved.settings, []
+            for name in sorted(found.keys() | saved.sha256.keys()):
+                part = folder / name
+                if found.get(name) != saved.sha256.get(name):
+                    raise ValueError("it is not as it was when the model was saved")
+            for number in range(saved.networks):
                 part = folder / f"clip_{number}"
-                core = Tokenizer.from_file(str(part / "tokenizer.json"))
-                tokenizer = ReportTokenizer(core, settings.longest_text)
+                tokenizer = ReportTokenizer.load(part / "tokenizer.json", settings.longest_text)
                 model = CoCa(settings, tokenizer)
-                model.load_state_dict(load_file(part / "model.safetensors"))
+                model.load_state_dict(read_weights(part / "model.safetensors"))
                 networks.append((model.eval(), tokenizer))
             part = folder / "held_out.csv"
             held_out = read_predictions(part) if part.is_file() else None
@@ -317,7 +371,8 @@ class Detector:
             remedy = "It may be damaged, or of another version of lgekit. Copy or fit it again"
             raise InputError(part, f"not a detector: {problem}", remedy) from error
         heart = HeartNetwork.load(folder / "heart") if settings.needs_heart else None
-        return cls(settings, networks, heart, calibration, histories, held_out)
+        histories = [pd.DataFrame(history) for history in saved.histories]
+        return cls(settings, networks, heart, saved.calibration, histories, held_out)
 
 
 CARD = Path(__file__).with_name("model_card.md").read_text("utf-8")

@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from joblib import Parallel, cpu_count, delayed, parallel_config
+from joblib import Parallel, cpu_count, delayed
+from joblib import hash as joblib_hash
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -262,10 +263,10 @@ def _parallel(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with parallel_config("loky", inner_max_num_threads=1):
-            calls = [delayed(function)(*job) for job in jobs]
-            found = Parallel(n_jobs=workers, return_as="generator")(calls)
-            return list(tqdm(found, desc=what, total=len(jobs), unit="fold", disable=not progress))
+        options: dict[str, Any] = {"return_as": "generator", "inner_max_num_threads": 1}
+        pool = Parallel(workers, initializer=cache.end_with_parent, **options)
+        found = pool(delayed(function)(*job) for job in jobs)
+        return list(tqdm(found, desc=what, total=len(jobs), unit="fold", disable=not progress))
     finally:
         torch.set_num_threads(threads)
 
@@ -300,9 +301,10 @@ def train_networks(
     if settings.encoder_init == "segmentation" and settings.frame == "polar":
         seeded = settings.override(seed=settings.seed + 100 * fold)
         seen = pairs.batch.to(cache.accelerator())
-        key = ["polar", seeded.model_dump_json(exclude={"workers"}), pairs.batch.images.numpy()]
-        key += [pairs.batch.mask.numpy(), cache.code_version(*cache.FIT_ROOMS)]
-        encoder_state = cache.compute_once(key, lambda: pretrain_polar(seen, seeded, progress))
+        key: list[Any] = [pairs.batch.images.numpy(), pairs.batch.mask.numpy()]
+        key += [seeded.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)]
+        name = joblib_hash(key)
+        encoder_state = cache.compute_once(name, pretrain_polar, seen, seeded, progress)
     elif settings.encoder_init == "segmentation":
         if heart is None:
             problem = "'segmentation' in the image view needs a heart network"

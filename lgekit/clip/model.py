@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from lgekit.segmentation.model import HEART_SIZES, build_unet
 
 PAD, START, END, UNKNOWN = "[PAD]", "[SOT]", "[EOT]", "[UNK]"
 VOCABULARY = 600  # most tokens that the tokenizer may learn
+MOST_WORDS = 20_000  # of a saved tokenizer, which may know many signs
 HEADS, QUERIES = 4, 8  # attention heads; image tokens that the decoder reads
 SLICES_AT_ONCE = 64  # on a CPU: intermediate results stay in its caches [O]
 
@@ -217,6 +220,19 @@ class ReportTokenizer:
         )
         core.train_from_iterator(sorted(set(texts)), trainer)
         return cls(core, context_length)
+
+    @classmethod
+    def load(cls, path: str | Path, context_length: int) -> ReportTokenizer:
+        """Read a saved tokenizer. ValueError if more than its words and merges is not `train`'s."""
+        from tokenizers import Tokenizer
+
+        loaded, rules = cls(Tokenizer.from_file(str(path)), context_length), []
+        for one in (loaded, cls.train([])):
+            rules.append(json.loads(one.core.to_str()))
+            del rules[-1]["model"]["vocab"], rules[-1]["model"]["merges"]
+        if rules[0] != rules[1] or loaded.core.get_vocab_size() > MOST_WORDS:
+            raise ValueError("it is not a tokenizer of lgekit")
+        return loaded
 
     def __call__(self, texts: str | Sequence[str]) -> Tensor:
         """Token ids of one text or several, padded to the longest of them."""

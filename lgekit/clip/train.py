@@ -112,8 +112,7 @@ def taught_language(settings: FitSettings) -> Language:
     """Teach the text tower, or take it from the cache: it depends on no study."""
     names = {"text", "embed_dim", "text_width", "text_layers", "context_length", "text_steps"}
     about = settings.model_dump_json(include=names | {"seed"})
-    key = "language", about, cache.code_version(*cache.FIT_ROOMS)
-    return cache.compute_once(key, lambda: teach(settings))
+    return cache.compute_once((about, cache.code_version(*cache.FIT_ROOMS)), teach, settings)
 
 
 def teach(settings: FitSettings) -> Language:
@@ -339,10 +338,10 @@ def fit(
         tensors = [*model.state_dict().values(), *pairs.batch, tokens]
         tensors += validation.batch if validation else []
         name = joblib.hash([about, [one.cpu().numpy() for one in tensors]])
-        root = cache.memory().location
-        checkpoint = Path(root) / "training" / f"{name}.pt" if root else None
+        root = cache.cache_folder()
+        checkpoint = root / "training" / name if root else None
         inputs = model.to(device), tokenizer, data, validation, settings, checkpoint, progress
-        weights, history = cache.compute_once(("fit", name), lambda: train(*inputs))
+        weights, history = cache.compute_once(name, train, *inputs)
     model.cpu().load_state_dict(weights)
     return FitResult(model.eval(), tokenizer, pd.DataFrame(history))
 
@@ -369,8 +368,7 @@ def train(
     optimizer = adamw(model, settings)
     history: list[dict[str, float]] = []
     best: dict[str, Tensor] = {}
-    if checkpoint and checkpoint.exists():
-        kept = torch.load(checkpoint, map_location=data.tokens.device, weights_only=True)
+    if checkpoint and (kept := cache.load(checkpoint)):
         history, best = kept["history"], kept["best"]
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
@@ -386,10 +384,9 @@ def train(
         if np.argmin([one.get(VALIDATION, -one["epoch"]) for one in history]) == epoch:
             best = copy.deepcopy(model.state_dict())
         bar.set_postfix({name: f"{row[name]:.3f}" for name in ("contrastive", "caption")})
-        if checkpoint:  # written whole or not at all
+        if checkpoint:
             kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            with cache.replacing(checkpoint) as file:
-                torch.save(kept | {"history": history, "best": best}, file)
+            cache.store(checkpoint, kept | {"history": history, "best": best})
     if checkpoint:
         checkpoint.unlink(missing_ok=True)
     model.load_state_dict(best)

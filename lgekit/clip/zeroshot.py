@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
 from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch
@@ -118,7 +119,7 @@ class Calibration:
     """Platt scaling (Platt 1999): probability = sigmoid(slope · score + offset)."""
 
     presence: Platt = (1.0, 0.0)  # of a study, and of each of its slices
-    walls: Sequence[Platt] = ((1.0, 0.0),) * 6
+    walls: Annotated[Sequence[Platt], Field(min_length=6, max_length=6)] = ((1.0, 0.0),) * 6
 
     @classmethod
     def fit(cls, reading: Reading, reports: Iterable[str]) -> Calibration:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import nibabel as nib
 import numpy as np
@@ -36,12 +37,19 @@ CONFIDENCE = {"high": 1.0, "medium": 0.66, "low": 0.33}
 # Other names of columns. A close spelling of one of these or of a column is a mistake.
 SYNONYMS = dict.fromkeys(("mask", "segmentation", "segmentations"), "labels")
 SYNONYMS |= dict.fromkeys(("patient", "subjectid"), "patient_id")
+NO_VALUE = r"n\.?/?a\.?|nan|null|none|nil|[-–—?]+"  # reports that say only this are missing
+
+
+def on_disk(root: Path, path: str) -> Path:
+    """A path below a folder, in the Unicode form of the disk: macOS writes NFD, tables are NFC."""
+    forms = (root / normalize(form, path) for form in ("NFC", "NFD"))
+    return next(filter(os.path.exists, forms), root / path)
 
 
 def read_text(path: Path, what: str) -> str:
     """Read a UTF-8 file, which messages call ``what``."""
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return normalize("NFC", path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         problem = f"{what} is not UTF-8 (byte {error.start})"
         raise InputError(path, problem, f"Save {what} as UTF-8") from error
@@ -62,6 +70,8 @@ def read_table(path: Path, required: Sequence[str]) -> list[dict[str, str]]:
         problem = f"not a readable table ({str(error).rpartition('C error: ')[2].strip()})"
         raise InputError(path, problem, remedy) from error
     cells = cells.fillna("").map(str.strip)
+    if delimiter == "\t":
+        cells = cells.replace("n/a", "")  # BIDS
     columns = cells.iloc[0].tolist()
     if missing := [name for name in required if name not in columns]:
         problem = f"column {missing[0]!r} is missing (found: {', '.join(columns) or 'nothing'})"
@@ -118,13 +128,14 @@ def parse_report(cell: str, root: Path, source: str, any_report: bool, where: st
     if source and source not in REPORT_SOURCES:
         remedy = f"Use one of {', '.join(REPORT_SOURCES)}"
         raise InputError(where, f"unknown report_source {source!r}", remedy)
+    cell = "" if re.fullmatch(NO_VALUE, cell, re.I) else cell
     if any_report and not cell and source not in ("none", "masks"):
         problem = "report is empty, while other studies have one"
         remedy = "Write the report, or set report_source: none (no report) or masks (from the mask)"
         raise InputError(f"{where}, report", problem, remedy)
     if not cell.lower().endswith(".txt") or "\n" in cell:
         return cell
-    file = root / cell
+    file = on_disk(root, cell)
     text = read_text(file, "the report").replace("\r\n", "\n").strip()
     if not text:
         remedy = "Write the report, or clear the cell and set report_source to none"
@@ -172,7 +183,7 @@ def study_of_row(
         except InputError as error:
             place = f"{where}, findings" if key == "findings" else error.where
             yield Fault(place, error.problem, error.remedy, name, truth_only=True)
-    files = tuple(root / row[key] for key in ("image", "labels") if row[key])
+    files = tuple(on_disk(root, row[key]) for key in ("image", "labels") if row[key])
     image, *labels = (partial(read_nifti, file) for file in files)
     facts |= {"report_source": source, "split": row["split"]}
     facts["labels"] = labels[0] if labels else None
@@ -216,6 +227,7 @@ def _write_study(study: Study, root: Path) -> dict[str, str]:
             (root / row[key]).parent.mkdir(exist_ok=True)
             image = nib.Nifti1Image(array.astype(dtype), study["image"].affine)
             image.header.set_xyzt_units("mm")
+            image.header.set_dim_info(slice=2)
             image.to_filename(root / row[key])
     if study["findings"] is not None:
         row["findings"] = study["findings"].to_json()

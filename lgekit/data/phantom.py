@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from scipy.stats import qmc
 from tqdm.auto import tqdm
 
 from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, Ventricle, scars_of_voxels
-from lgekit.cache import code_version, memory
+from lgekit.cache import code_version, compute_once, end_with_parent
 from lgekit.errors import InputError
 from lgekit.findings import Findings
 from lgekit.study import (
@@ -461,13 +462,13 @@ def render_study(index: int, seed: int, pixels: int, prevalence: float) -> dict[
 CHUNK = 48  # studies in a cache entry
 
 
-def render_chunk(start: int, stop: int, look: dict[str, Any], version: str) -> list[dict[str, Any]]:
-    """Render studies ``start`` to ``stop - 1``. ``version`` is only part of the cache's key."""
+def render_chunk(start: int, stop: int, look: dict[str, Any]) -> list[dict[str, Any]]:
+    """Render studies ``start`` to ``stop - 1``."""
     return [render_study(index, **look) for index in range(start, stop)]
 
 
 def phantom_cohort(studies: int = 200, seed: int = 0, **options) -> Cohort:
-    """Make a phantom cohort. It is rendered once, then memory-mapped from the cache.
+    """Make a phantom cohort. It is rendered once, then read from the cache.
 
     A study has an image ``(1, X, Y, slices)`` float32 (phase-sensitive ones have an offset, as from
     a scanner), labels with RV, a report, and exact landmarks and findings. Study ``i`` of a seed is
@@ -485,15 +486,15 @@ def phantom_cohort(studies: int = 200, seed: int = 0, **options) -> Cohort:
         raise InputError(where, f"found {first['input']!r}", remedy) from None
     look = asked.model_dump(include={"seed", "pixels", "prevalence"})
     starts, version = range(0, asked.studies, CHUNK), code_version("anatomy", "data")
-    render = memory().cache(render_chunk).call_and_shelve
     workers = asked.workers or (1 if len(starts) == 1 else -1)
-    inner = {"inner_max_num_threads": 1 if workers != 1 else None, "return_as": "generator"}
+    parts = [(start, min(start + CHUNK, asked.studies), look) for start in starts]
+    inner: dict[str, Any] = {"inner_max_num_threads": 1 if workers != 1 else None}
+    inner |= {"return_as": "generator", "initializer": end_with_parent}
     chunks = Parallel(n_jobs=workers, **inner)(
-        delayed(render)(start, min(start + CHUNK, asked.studies), look, version) for start in starts
+        delayed(compute_once)((version, *part), render_chunk, *part) for part in parts
     )
     bar = tqdm(chunks, "phantoms", len(starts), leave=False, delay=2)
-    rendered = [one for chunk in bar for one in chunk.get()]
-    made = [_study(index, asked, one) for index, one in enumerate(rendered)]
+    made = [_study(index, asked, one) for index, one in enumerate(chain.from_iterable(bar))]
     return Cohort(made, f"phantom:studies={asked.studies},seed={asked.seed}")
 
 

@@ -7,31 +7,39 @@ import re
 import tomllib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import joblib
-import nibabel as nib
 import numpy as np
+import torch
+import torchio as tio
 
 from lgekit.anatomy.segments import findings_from_labels, insertion_points
 from lgekit.data.dicom import list_series
 from lgekit.data.manifest import LANDMARK_COLUMNS, manifest, optional_rows, study_of_row
 from lgekit.data.nifti import (
+    IMAGE_NAME,
     Doubt,
     Entry,
     Fault,
     Listing,
+    Seen,
+    files_below,
     folder,
+    load,
+    of_system,
     read_nifti,
     read_study,
     storage_mirrored,
 )
 from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
+from lgekit.findings import Findings
 from lgekit.reports.reader import read_report, states_enhancement
 from lgekit.reports.writer import write_report
 from lgekit.study import LABEL_NAMES, RV, SCARRED, SPLITS, Cohort, Study, hash_unit, split_of
@@ -44,40 +52,81 @@ def scan(kind: str, path: str) -> Listing:
     """List the studies of a folder of NIfTI files, in a layout of ``layouts.toml``."""
     root, layout = folder(path), LAYOUTS[kind]
     codes, faults = _label_codes(root, layout["codes"])
-    table, *columns = layout.get("table", [""])
-    rows, more = optional_rows(root / table, columns)
+    about, tables, more = _table_rows(root, layout)
     yield from faults + more
-    about = {row[columns[0]]: row for row in rows}
     masks: dict[str, list[Path]] = defaultdict(list)
     images: list[tuple[dict[str, str], Path]] = []
-    for file in sorted(root.rglob("*.nii*")):
-        name = file.relative_to(root)
-        if found := re.search(rf"{layout['mask']}\.nii", name.as_posix(), re.I):
+    sessions: dict[str | None, set[str | None]] = defaultdict(set)
+    for file in files_below(root):
+        name, header = file.relative_to(root), re.sub(r"\.img(?=$|\.gz$)", ".hdr", file.name)
+        text = normalize("NFC", name.as_posix())
+        if of_system(file, root):
+            yield Seen(file, "system files")
+        elif found := re.search(layout["mask"] + IMAGE_NAME, text, re.I):
             masks[found["key"]].append(name)
-        elif found := re.search(rf"{layout['image']}\.nii", name.as_posix(), re.I):
-            images.append((found.groupdict(), name))
+        elif found := re.search(layout["image"] + IMAGE_NAME, text, re.I):
+            images.append((found.groupdict(""), name))
+            sessions[found.groupdict().get("patient")].add(found.groupdict().get("session"))
+        elif file.name == "dseg.tsv" or file in tables:
+            yield Seen(file)
+        elif header != file.name and file.with_name(header).exists():
+            yield Seen(file)
+        else:
+            yield Seen(file, "no images of this layout")
     facts = {key: layout[key] for key in ("scar_labelled", "mirrored") if key in layout}
+    sharing = Counter(names["key"] for names, _ in images)
     for names, file in images:
         study = names.get("study", names["key"])
         patient = names.get("patient", study)
         own = masks.pop(names["key"], [])
+        if own and sharing[names["key"]] > 1:
+            where, problem = root / own[0], f"could be of {sharing[names['key']]} images"
+            yield Fault(where, problem, "Name it like its image", study, truth_only=True)
         for other in own[1:]:
             remedy, where = "Keep one mask file for each image", root / other
             yield Fault(where, "a second mask for the same image", remedy, study, truth_only=True)
-        known = about.get(study, about.get(patient, {}))
+        known = dict(about.get(patient, {}))
+        if known.get("report") and len(sessions[patient]) > 1:
+            problem = f"one report for the {len(sessions[patient])} sessions of {patient}"
+            remedy = f"Write them to {patient}/{patient}_sessions.tsv (session_id, report)"
+            yield Fault(tables[0], problem, remedy, study, truth_only=True)
+        known |= about.get(f"{patient}_{names.get('session')}", {}) | about.get(study, {})
         row = {key: known[key] for key in TABLE_COLUMNS if key in known}
         row |= {"rvip_confidence": known.get("confidence", ""), "study_id": study}
         row |= {"patient_id": layout.get("same_patient", {}).get(patient, patient)}
         row |= {"image": str(file), "labels": str(own[0]) if own else ""}
-        for item in study_of_row(row, root, f"{root / table}, {study}", codes=codes, **facts):
+        for item in study_of_row(row, root, f"{tables[0]}, {study}", codes=codes, **facts):
             if isinstance(item, Entry) and study.lower().endswith(layout.get("four_d", "/")):
                 yield from _frames(item)
             else:
                 yield item
     for key, (file, *_) in sorted(masks.items()):
-        if not layout.get("other_masks"):
+        if layout.get("other_masks"):
+            yield from (Seen(root / file, "masks of other images") for file in masks[key])
+        else:
             remedy = "Copy the image of this study into the folder again, or remove the mask"
             yield Fault(root / file, "a mask without its image", remedy, key)
+
+
+def _table_rows(
+    root: Path, layout: dict[str, Any]
+) -> tuple[dict[str, dict[str, str]], list[Path], list[Fault]]:
+    """Rows of a layout's tables by id (of BIDS: and session), the tables, and their faults."""
+    table, *columns = layout.get("table", [""])
+    tables = [root / table, *sorted(root.glob("*/*_sessions.tsv"))]
+    about: dict[str, dict[str, str]] = {}
+    faults: list[Fault] = []
+    for file in tables:
+        rows, more = optional_rows(file, columns if file == root / table else ("session_id",))
+        faults += more
+        for row in rows:
+            name = row[columns[0]] if file == root / table else file.parent.name
+            key = "_".join(filter(None, (name, row.get("session_id"))))
+            if key in about:
+                remedy = "Keep one of them; for sessions, give a column session_id"
+                faults.append(Fault(file, f"two rows are of {key}", remedy, truth_only=True))
+            about[key] = row
+    return about, tables, faults
 
 
 def _label_codes(root: Path, names: dict[str, str]) -> tuple[dict[int, int], list[Fault]]:
@@ -100,8 +149,7 @@ def _frames(entry: Entry) -> Listing:
     """List the end-diastolic and end-systolic frame of a 4-D file: those with labels, in order."""
     frames: list[int] = []
     with contextlib.suppress(Exception):  # no label file, or a damaged one
-        codes = np.asanyarray(nib.Nifti1Image.from_filename(entry.files[1]).dataobj)
-        frames = np.flatnonzero(codes.any(axis=(0, 1, 2))).tolist()
+        frames = np.flatnonzero(load(entry.files[1])[2].any(axis=(0, 1, 2))).tolist()
     if not frames:
         problem = "which frames are end-diastole and end-systole is not known"
         remedy = "Put its label file (_gt) next to it, or remove the patient's folder"
@@ -167,7 +215,7 @@ def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
     kind, rest = parse_spec(spec)
     try:
         items = list(READERS[kind](rest))
-        if not items:
+        if all(isinstance(item, Seen) for item in items):
             expected = LAYOUTS.get(kind, {}).get("expected", "DICOM files of MR images")
             remedy = f"Expected in that folder: {expected}"
             raise InputError(spec, "no study found there", remedy)
@@ -179,6 +227,11 @@ def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
         if count > 1:
             remedy = "Give every study its own study_id"
             faults.append(Fault(name, f"{count} studies have this id", remedy, name))
+    for patient, count in Counter(entry.patient_id for entry in entries).most_common(1):
+        if count > 2 and count > len(entries) / 2:
+            problem = f"{count} of {len(entries)} studies are of this patient: all in one split"
+            remedy = "If they are of several, give each a patient id (ANONYMOUS is none)"
+            faults.append(Doubt(f"patient {patient}", problem, remedy))
     splits: dict[str, set[str]] = defaultdict(set)
     for entry in entries:
         if entry.split in SPLITS:
@@ -195,19 +248,57 @@ def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
     return entries, faults
 
 
-def _load(spec: str, images_only: bool = False) -> Iterator[Fault | tuple[Entry, Study]]:
+def _load(
+    spec: str, images_only: bool = False, skipped: Container[str] = ()
+) -> Iterator[Fault | tuple[Entry, Study]]:
     """Yield all faults of a cohort that opening no image shows, then each study or its faults."""
     entries, faults = list_studies(spec)
     yield from faults
-    for entry in entries:
+    for entry in (entry for entry in entries if entry.study_id not in skipped):
         for item in read_study(entry, images_only):
             yield item if isinstance(item, Fault) else (entry, item)
 
 
-def read_cohort(spec: str, images_only: bool = False) -> Cohort:
+def stream_images(
+    spec: str, skipped: Iterable[str] = (), faults: dict[str, InputError] | None = None
+) -> Iterator[Study]:
+    """Read the images of a cohort one at a time, as for a prediction.
+
+    Studies in ``skipped`` are left out. So are those with a fault, which ``faults`` collects; if it
+    is None, or a fault is of no single study, it is raised.
+    """
+    left_out = set(skipped)
+    if parse_spec(spec)[0] == "phantom":
+        studies = read_cohort(spec, images_only=True).studies
+        yield from (one for one in studies if one["study_id"] not in left_out)
+        return
+    for item in _load(spec, True, left_out):
+        if not isinstance(item, Fault):
+            yield item[1]
+        elif isinstance(item, Doubt):
+            warnings.warn(f"{item.study_id or item.where}: {item.problem}", stacklevel=2)
+        elif not item.truth_only:
+            if faults is None or not item.study_id:
+                raise item
+            faults[item.study_id] = item
+            left_out.add(item.study_id)
+
+
+def slim(study: Study) -> Study:
+    """Drop the pixels, for tables: keep a voxel of each label, and the image's hash (``same``)."""
+    fields = {**study, "same": joblib.hash(study.pixels)}
+    fields["image"] = tio.ScalarImage(tensor=torch.zeros(1, 1, 1, 1))
+    if study.label_map is not None:
+        codes = torch.from_numpy(np.unique(study.label_map))
+        fields["labels"] = tio.LabelMap(tensor=codes[None, :, None, None])
+    return Study(**fields)
+
+
+def read_cohort(spec: str, images_only: bool = False, pixels: bool = True) -> Cohort:
     """Read a cohort from its SPEC ``kind:path`` (`KINDS`). Raises InputError at the first fault.
 
     With ``images_only``, as for a prediction, labels, reports, landmarks and findings are not read.
+    Without ``pixels`` each study is read and made `slim`: a large cohort needs no more memory.
     """
     kind, rest = parse_spec(spec)
     if kind == "phantom":
@@ -217,18 +308,21 @@ def read_cohort(spec: str, images_only: bool = False) -> Cohort:
         keys = ("image", "study_id", "patient_id", "split")
         return Cohort([Study(**{key: one[key] for key in keys}) for one in cohort.studies], spec)
     loaded: list[tuple[Entry, Study]] = []
+    measured: dict[str, Findings | None] = {}
     for item in _load(spec, images_only):
         if not isinstance(item, Fault):
-            loaded.append(item)
+            entry, study = item
+            measured[entry.study_id] = None if images_only else _measure(entry, study)
+            loaded.append((entry, study if pixels else slim(study)))
         elif isinstance(item, Doubt):  # without its folder, whose name may be a person's
-            warnings.warn(f"{item.study_id}: {item.problem}", stacklevel=2)
+            warnings.warn(f"{item.study_id or item.where}: {item.problem}", stacklevel=2)
         elif not (images_only and item.truth_only):
             raise item
     studies = [study for _, study in loaded]
     if not images_only:
         drawn = _scar_is_drawn(loaded)
         for entry, study in loaded:
-            _complete(entry, study, drawn)
+            _complete(entry, study, drawn, measured[entry.study_id])
     for study, owner in copies(studies):
         patient, kept = study["patient_id"], owner["patient_id"]
         copy = f"{study['study_id']}: the same image as {owner['study_id']}; counted as patient"
@@ -246,14 +340,32 @@ def check_cohort(spec: str) -> list[Fault]:
     if kind == "phantom":
         _phantom(rest)
         return []
-    items = list(_load(spec))
+    items = [item if isinstance(item, Fault) else slim(item[1]) for item in _load(spec)]
     faults = [item for item in items if isinstance(item, Fault)]
-    for study, owner in copies([item[1] for item in items if not isinstance(item, Fault)]):
+    for study, owner in copies([item for item in items if isinstance(item, Study)]):
         name, patient = study["study_id"], owner["patient_id"]
         problem = f"the same image as {owner['study_id']} of patient {patient}"
         remedy = "Remove one of the two, or give both the same patient_id, as reading does"
         faults.append(Fault(name, problem, remedy, name, truth_only=True))
     return faults
+
+
+def count_files(spec: str) -> str:
+    """Say how many files of a SPEC's folder are read and how many are left out, and why."""
+    kind, rest = parse_spec(spec)
+    if kind in ("phantom", "manifest") or not Path(rest).expanduser().is_dir():
+        return ""
+    files = dict.fromkeys(files_below(folder(rest)), "fault")
+    for item in READERS[kind](rest):
+        if isinstance(item, Entry):
+            files |= dict.fromkeys(item.files, "read")
+        elif isinstance(item, Seen):
+            files[item.file] = item.left_out or "read"
+    counts = Counter(files.values())
+    read, faulty = counts.pop("read", 0), counts.pop("fault", 0)
+    why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
+    left = f"{counts.total()} left out ({why})"
+    return f"{len(files)} files seen = {read} read + {left} + {faulty} with a fault"
 
 
 def _scar_is_drawn(loaded: list[tuple[Entry, Study]]) -> bool:
@@ -268,11 +380,8 @@ def _scar_is_drawn(loaded: list[tuple[Entry, Study]]) -> bool:
     return not any(states_enhancement(text) and read_report(text).present for text in reports)
 
 
-def _complete(entry: Entry, study: Study, drawn: bool) -> None:
-    """Derive, in place, landmarks from an RV label, findings, and a report from the masks.
-
-    ``drawn`` is whether the cohort's masks show scar (:func:`_scar_is_drawn`), else reports do.
-    """
+def _measure(entry: Entry, study: Study) -> Findings | None:
+    """Derive, in place, landmarks from an RV label; return the findings that the mask shows."""
     labels = study.label_map
     if labels is not None and study["landmarks"] is None and (labels == RV).any():
         mirrored = storage_mirrored(study["image"].affine)
@@ -280,9 +389,17 @@ def _complete(entry: Entry, study: Study, drawn: bool) -> None:
         if mirrored is not None:  # else anterior and inferior cannot be told apart
             landmarks = insertion_points(labels, study.spacing_mm, mirrored=mirrored)
             study["landmarks"] = landmarks if landmarks.confidence > 0 else None
-    if study["findings"] is None and labels is not None and drawn:
-        if entry.scar_labelled and entry.report_source != "none":
-            study["findings"] = findings_from_labels(study)
+    shown = labels is not None and entry.scar_labelled and entry.report_source != "none"
+    return findings_from_labels(study) if shown and study["findings"] is None else None
+
+
+def _complete(entry: Entry, study: Study, drawn: bool, measured: Findings | None) -> None:
+    """Derive, in place, findings, and a report from the masks.
+
+    ``drawn`` is whether the cohort's masks show scar (:func:`_scar_is_drawn`), else reports do.
+    """
+    if study["findings"] is None and study.label_map is not None and drawn:
+        study["findings"] = measured
     elif study["findings"] is None and entry.report and states_enhancement(entry.report):
         study["findings"] = read_report(entry.report)  # if it says nothing: unknown
     wanted = entry.report_source in ("masks", "") and not entry.report
@@ -307,7 +424,9 @@ def _assign_splits(studies: list[Study]) -> None:
 def copies(studies: list[Study]) -> list[tuple[Study, Study]]:
     """Return pairs of studies of different patients with the same image, the later first."""
     owners: dict[str, Study] = {}
-    pairs = [(study, owners.setdefault(joblib.hash(study.pixels), study)) for study in studies]
+    images = [str(study.get("same") or joblib.hash(study.pixels)) for study in studies]
+    first = [owners.setdefault(image, one) for image, one in zip(images, studies, strict=True)]
+    pairs = zip(studies, first, strict=True)
     return [(one, other) for one, other in pairs if one["patient_id"] != other["patient_id"]]
 
 

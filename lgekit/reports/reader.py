@@ -280,8 +280,9 @@ def _claims(text: str, context: bool, default: bool) -> tuple[tuple[_Claim, ...]
     for number, (events, exception) in enumerate(clauses):
         if exception:  # the opposite of what it is an exception from
             after = clauses[number + 1 : number + 2]
-            main = claims[-1:] or [_claim(plain, one, context, default) for one, _ in after]
-            if not main or not main[0] or main[0].says != "no":
+            rest = (_claim(plain, one, context, default) for one, _ in after)
+            main = claims[-1] if claims else next(rest, None)
+            if not main or main.says != "no":
                 continue
         if claim := _claim(plain, events, context or told or exception, default):
             claims.append(claim)

@@ -361,16 +361,24 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     if mode == "lge_statement":
         return (lge_statement(report).strip() or report.strip(),)
     found = read_report(report)
-    left_out = dict.fromkeys(("transmurality", "circumference", "aetiology"))
-    plain = Findings(tuple(replace(scar, **left_out) for scar in found.scars))
+    plain = Findings(
+        tuple(
+            replace(scar, transmurality=None, circumference=None, aetiology=None)
+            for scar in found.scars
+        )
+    )
     walls = [wall for wall in WALLS if wall in found.walls]
     levels = [level for level in LEVELS if any(level in scar.levels for scar in found.scars)]
     places = {"walls": walls, "levels": levels}
     parts: list[dict[str, Any]] = [{name: one} for name, some in places.items() for one in some]
     parts += [{name: some} for name, some in places.items() if some]
     parts += [{"depth": scar.depth} for scar in found.scars if scar.depth]
-    texts = [canonical_text(plain), *(canonical_text(Findings(Scar(**part))) for part in parts)]
+    texts = [canonical_text(plain), *(_one_scar(**part) for part in parts)]
     return tuple(dict.fromkeys(texts))
+
+
+def _one_scar(**fields: Any) -> str:
+    return canonical_text(Findings((Scar(**fields),)))
 
 
 def one_line(text: str) -> str:
@@ -389,7 +397,7 @@ def prompt_sets(mode: str = "findings") -> dict[str, dict[str, list[str]]]:
     sets: dict[str, dict[str, list[str]]] = {}
     if mode == "findings":
         for kind, (field, names) in fields.items():
-            sets[kind] = {name: [canonical_text(Findings(Scar(**{field: name})))] for name in names}
+            sets[kind] = {name: [_one_scar(**{field: name})] for name in names}
         positive = [text for texts in sets["wall"].values() for text in texts]
         return {"presence": {"positive": positive, "negative": [canonical_text(Findings())]}} | sets
     lists = PHRASES["lists"]

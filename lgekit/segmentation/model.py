@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import asinh
 from multiprocessing import current_process
 from pathlib import Path
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, TypeAdapter
+from pydantic.dataclasses import dataclass
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from scipy import ndimage
@@ -21,6 +24,7 @@ from tqdm.auto import tqdm
 
 from lgekit.anatomy.segments import insertion_points
 from lgekit.cache import replacing
+from lgekit.config import TIMM_NAME
 from lgekit.errors import InputError
 from lgekit.segmentation import slices
 from lgekit.segmentation.slices import ANGLE_CHANNELS, CLASSES, LV_CLASSES
@@ -40,25 +44,31 @@ _STEPS = (torch.arange(DEPTHS)[:, None] + 0.5) * STRETCH
 SAMPLE_DEPTHS = torch.sinh(_STEPS)  # (depth, 1) LV radii from the centre; dense in the wall
 SAMPLE_AREAS = torch.sinh(_STEPS) * torch.cosh(_STEPS)  # (depth, 1), r dr
 COLUMN_ANGLES = torch.arange(ANGLES) * (2 * torch.pi / ANGLES)  # radians, clockwise on the screen
+MOST_NETWORKS = 128  # that are averaged
 DRAWN = 96  # side of the maps that are drawn
 PRESENT = 0.15  # of a study's largest LV area: a slice with less stays as the U-Net drew it
 
 
-@dataclass(frozen=True)
+Channels = Annotated[int, Field(ge=1, le=1024)]
+Share = Annotated[float, Field(ge=0, le=1)]
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)  # of what is read from a file
+
+
+@dataclass(frozen=True, config=STRICT)
 class HeartSettings:
     """Architecture and training of the heart network."""
 
-    encoder: str = "regnetx_002"  # timm name
-    decoder: tuple[int, ...] = (64, 48, 32, 24)  # channels of its four blocks, coarse to fine
-    pixels: int = 64  # side of a crop
-    heart_view: float = 2.5  # width of the crop around the heart, in LV diameters
-    steps: int = 3000  # of the optimiser
-    batch: int = 8  # crops per step
-    wide_share: float = 0.25  # share of crops of the whole field of view
-    learning_rate: float = 2e-3  # peak of the one-cycle schedule
-    invented: float = 0.0  # share of training pictures that are generated from their labels
-    border_channels: tuple[int, ...] = (16, 32, 64, 64)  # of the border network's levels
-    border_steps: int = 700  # of its optimiser; 0: no border network
+    encoder: Annotated[str, Field(pattern=TIMM_NAME)] = "regnetx_002"
+    decoder: tuple[Channels, Channels, Channels, Channels] = (64, 48, 32, 24)  # coarse to fine
+    pixels: Annotated[int, Field(ge=32, le=512)] = 64  # side of a crop
+    heart_view: PositiveFloat = 2.5  # width of the crop around the heart, in LV diameters
+    steps: PositiveInt = 3000  # of the optimiser
+    batch: PositiveInt = 8  # crops per step
+    wide_share: Share = 0.25  # share of crops of the whole field of view
+    learning_rate: PositiveFloat = 2e-3  # peak of the one-cycle schedule
+    invented: Share = 0.0  # share of training pictures that are generated from their labels
+    border_channels: Annotated[tuple[Channels, ...], Field(max_length=8)] = (16, 32, 64, 64)
+    border_steps: NonNegativeInt = 700  # of the border network's optimiser; 0: no border network
 
 
 HEART_SIZES = {
@@ -75,6 +85,22 @@ HEART_SIZES = {
         border_steps=6000,
     ),
 }
+
+
+class SavedHeart(NamedTuple):
+    """What heart.json holds."""
+
+    settings: HeartSettings
+    trained_on: tuple[str, ...]
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file. Raises ValueError if a weight is not finite."""
+    weights = load_file(path)
+    for name, values in weights.items():
+        if not torch.isfinite(values).all():
+            raise ValueError(f"{name} is not finite")
+    return weights
 
 
 def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
@@ -319,23 +345,24 @@ class HeartNetwork(nn.Module):
 
     @classmethod
     def load(cls, folder: str | Path) -> HeartNetwork:
-        """Read what :meth:`save` wrote; InputError if that is missing or does not fit."""
+        """Read what :meth:`save` wrote, a stranger's too; InputError if it is missing or unfit."""
         try:
-            about = json.loads((Path(folder) / "heart.json").read_text())
-            weights = load_file(Path(folder) / "heart.safetensors")
-            for name in ("decoder", "border_channels"):
-                about["settings"][name] = tuple(about["settings"][name])
-            settings = HeartSettings(**about["settings"])
+            text = (Path(folder) / "heart.json").read_bytes()
+            settings, names = TypeAdapter(SavedHeart).validate_json(text)
+            weights = read_weights(Path(folder) / "heart.safetensors")
             kinds = [kind for kind, _ in {tuple(name.split(".")[:2]) for name in weights}]
+            if not 0 < kinds.count("networks") <= len(kinds) <= MOST_NETWORKS:
+                raise ValueError(f"it has {len(kinds)} networks")
             unets = [build_unet(settings, 0) for _ in range(kinds.count("networks"))]
             channels = settings.border_channels
             borders = [build_border_network(channels, 0) for _ in range(kinds.count("borders"))]
-            network = cls(settings, unets, about["trained_on"], borders)
+            network = cls(settings, unets, names, borders)
             network.load_state_dict(weights)
             return network
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            problem = f"not a heart network: {' '.join(str(error).split())[:200]}"
             remedy = "Give a folder written by HeartNetwork.save, or fit the network again"
-            raise InputError(folder, f"not a heart network: {error}", remedy) from error
+            raise InputError(folder, problem, remedy) from error
 
 
 def find_heart(maps: Tensor, centre: Tensor, half_width: Tensor) -> tuple[Tensor, Tensor]:

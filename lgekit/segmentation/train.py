@@ -288,31 +288,31 @@ def _fitted(
     cohorts: list[Cohort], settings: FitSettings, steps: int, init: HeartNetwork | None, progress
 ) -> HeartNetwork:
     """Train on some cohorts, or take the weights from the cache."""
-    marks = [repr(study["landmarks"]) for one in cohorts for study in one.studies]
+    landmarks = [repr(study["landmarks"]) for one in cohorts for study in one.studies]
     start = "" if init is None else weights_fingerprint(init)
+    key: tuple = [one.fingerprint for one in cohorts], landmarks, start, code_version(*ROOMS)
     # without a real study of its kind, learn shapes, not the look of phantoms
     invented = 0.0 if init else SYNTHETIC_SHARE
     border_steps = min(steps, HEART_SIZES[settings.heart_size].border_steps)
     changes: dict[str, Any] = {"steps": steps, "border_steps": border_steps, "invented": invented}
     changes["encoder"] = settings.encoder
     seed = settings.seed if settings.heart_seed < 0 else settings.heart_seed
-    how = settings.heart_size, seed
-    key = ["heart", marks, start, how, changes, code_version(*ROOMS)]
-    key += [one.fingerprint for one in cohorts]
-    return compute_once(key, lambda: fit_heart_network(cohorts, *how, init, progress, **changes))
+    key, size = (*key, settings.heart_size, seed, changes), settings.heart_size
+    return compute_once(key, fit_heart_network, cohorts, size, seed, init, progress, **changes)
 
 
 def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
     """The cohort with predicted labels and landmarks in place of its own. Cached."""
-    key = "located", cohort.fingerprint, weights_fingerprint(network), code_version(*ROOMS)
-
-    def found() -> list[tuple]:
-        predicted = copy.deepcopy(network).to(accelerator()).predict_cohort(cohort)
-        return [(np.asarray(study.label_map), study["landmarks"]) for study in predicted.studies]
-
-    pairs = zip(cohort.studies, compute_once(key, found), strict=True)
-    studies = [with_labels(study, np.array(labels), marks) for study, (labels, marks) in pairs]
+    key = cohort.fingerprint, weights_fingerprint(network), code_version(*ROOMS)
+    found = compute_once(key, _located, cohort, network)
+    pairs = zip(cohort.studies, found, strict=True)
+    studies = [with_labels(study, labels, marks) for study, (labels, marks) in pairs]
     return Cohort(studies, cohort.name)
+
+
+def _located(cohort: Cohort, network: HeartNetwork) -> list[tuple]:
+    found = copy.deepcopy(network).to(accelerator()).predict_cohort(cohort)
+    return [(np.asarray(study.label_map), study["landmarks"]) for study in found.studies]
 
 
 def pretraining_cohorts(cohort: Cohort, spec: str, pretrain_on: str) -> list[Cohort]:

@@ -341,7 +341,7 @@ def pipeline(table: pd.DataFrame) -> Figure:
         studies.append((steps.pop("true scar", None), *steps.popitem(), steps))
     ratios = [image.shape[0] / image.shape[1] for image in steps.values()]
     strongest = max(1e-3, *(drop.max() for _, _, drop, _ in studies))
-    shape, size = (len(studies), len(ratios)), (PAGE, 1.8 * len(studies) + 0.7)
+    shape, size = (len(studies), len(ratios)), (PAGE, 2.1 * len(studies) + 0.6)
     figure, axes = plt.subplots(*shape, figsize=size, width_ratios=ratios, squeeze=False)
     for row, (scar, reading, drop, steps) in zip(axes, studies, strict=True):
         for number, (axis, (name, image)) in enumerate(zip(row, steps.items(), strict=True), 1):

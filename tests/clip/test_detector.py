@@ -1,6 +1,7 @@
 """The whole method: fit, predict from images alone, save, load, and share on the hub."""
 
 import json
+import math
 import shutil
 import warnings
 from dataclasses import replace
@@ -11,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import lgekit, refused
+from safetensors.torch import load_file, save_file
 
 from lgekit.anatomy.frame import View
 from lgekit.clip import detector as hub
@@ -202,24 +204,71 @@ def test_a_saved_detector_is_the_same_after_loading(saved, fitted, cohort):
     [
         ("detector.json", '"settings"', '"changes"'),
         ("detector.json", '"epochs"', '"wings"'),
-        ("clip_0/tokenizer.json", "{", ""),
+        ("detector.json", '"view": "polar"', '"view": "image"'),
+        ("clip_0/tokenizer.json", "{", " {"),
         ("held_out.csv", "study_id", "study"),
         ("heart/heart.json", "{", ""),
     ],
 )
 def test_a_damaged_model_is_reported_in_one_line_that_names_the_part(saved, name, old, new):
-    (saved / name).write_text((saved / name).read_text().replace(old, new))
+    (saved / name).write_text((saved / name).read_text().replace(old, new, 1))
     with pytest.raises(InputError) as caught:
         Detector.load(saved)
     assert caught.value.where.startswith(str(saved / name.split("/")[0]))
     assert "\n" not in str(caught.value)
 
 
+def not_finite(file: Path) -> None:
+    weights = load_file(file)
+    name = next(name for name in weights if weights[name].is_floating_point())
+    save_file(weights | {name: torch.full_like(weights[name], torch.nan)}, file)
+
+
+def change_calibration(file: Path, pair: list[float]) -> None:
+    about = json.loads(file.read_text())
+    about["calibration"]["presence"] = pair
+    file.write_text(json.dumps(about))
+
+
+def edit(name: str, old: str, new: str):
+    return lambda model: (model / name).write_text((model / name).read_text().replace(old, new, 1))
+
+
+HOSTILE = {
+    "networks": edit("detector.json", '"networks": 1', '"networks": -5'),
+    "finite number": lambda model: change_calibration(model / "detector.json", [math.nan, 0.0]),
+    "settings.width": edit("detector.json", '"width": 16', '"width": 99999996'),
+    "settings.encoder": edit("detector.json", "regnetx_002", "hf-hub:stranger/net"),
+    "settings.text_layers": edit("detector.json", '"text_layers": 2', '"text_layers": 1000'),
+    "SavedHeart settings.encoder": edit("heart/heart.json", "regnetx_002", "hf-hub:stranger/net"),
+    "not a tokenizer": edit("clip_0/tokenizer.json", "[ \\\\t]+", "(a+)+$"),
+    "is not finite": lambda model: not_finite(model / "clip_0/model.safetensors"),
+    "heart: is not finite": lambda model: not_finite(model / "heart/heart.safetensors"),
+}
+
+
+@pytest.mark.parametrize("problem", HOSTILE)
+def test_what_a_stranger_put_into_a_sealed_model_is_refused(saved, monkeypatch, problem):
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it asked the network"))
+    HOSTILE[problem](saved)
+    hub.seal(saved)
+    with pytest.raises(InputError) as caught:
+        Detector.load(saved)
+    assert problem.split(": ")[-1] in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_probability_that_is_not_a_number_is_an_error(fitted, cohort):
+    broken = replace(fitted, calibration=replace(fitted.calibration, presence=(math.nan, 0.0)))
+    with pytest.raises(InputError, match="not a number"):
+        broken.predict(Cohort(cohort.studies[:2], "few"))
+
+
 def test_a_model_without_its_weights_or_heart_network_is_refused(saved):
     shutil.rmtree(saved / "heart")
-    with pytest.raises(InputError, match="not a heart network"):
+    with pytest.raises(InputError, match=r"heart.json: not a detector: .* as it was"):
         Detector.load(saved)
     (saved / "clip_0" / "model.safetensors").write_bytes(b"short")
+    hub.seal(saved)
     with pytest.raises(InputError, match=r"clip_0: not a detector"):
         Detector.load(saved)
 

@@ -1,13 +1,16 @@
 """DICOM series that the tests write: order, grid, contrast, faults, and no trace of the person."""
 
 import pickle
+import re
 import warnings
 
 import numpy as np
 import pydicom
 import pytest
 from cohort_files import SECRETS, picture, ring, write_dicom
+from command_line import lgekit
 
+from lgekit.data import readers
 from lgekit.data.readers import check_cohort, list_studies, read_cohort
 from lgekit.errors import InputError
 
@@ -111,6 +114,7 @@ def test_files_without_pixels_of_their_own_are_ignored(tmp_path):
         ({"Modality": "CT"}, "modality 'CT' is not MR"),
         ({"NumberOfFrames": 4}, "multi-frame"),
         ({"SamplesPerPixel": 3}, "colour"),
+        ({"PhotometricInterpretation": "PALETTE COLOR"}, "colour"),
         ({"ImagePositionPatient": None}, "no usable ImagePositionPatient"),
         ({"PixelSpacing": [0, 0]}, "not positive"),
         ({"ImagePositionPatient": [0, 0, 0]}, "position of another"),
@@ -138,11 +142,10 @@ SCAR, NONE = "LGE: subendocardial scar of the inferior wall.", "LGE: no late enh
 
 @pytest.fixture
 def export(tmp_path):
-    """Two patients; the first has two series of one exam."""
-    first, second = ({"PatientID": f"P-01{n}", "AccessionNumber": f"A{n}"} for n in (7, 8))
-    write_dicom(tmp_path / "1" / "a", ARRAY, HEIGHTS, **first)
-    write_dicom(tmp_path / "1" / "b", ARRAY + 1, HEIGHTS, **first)
-    write_dicom(tmp_path / "2", ARRAY + 2, HEIGHTS, **second)
+    """Two patients."""
+    for number in (7, 8):
+        ids = {"PatientID": f"P-01{number}", "AccessionNumber": f"A{number}"}
+        write_dicom(tmp_path / str(number), ARRAY + number, HEIGHTS, **ids)
     return tmp_path
 
 
@@ -155,10 +158,10 @@ def test_reports_are_joined_by_an_id_that_is_not_kept(export, key, ids):
     (export / "Reports.CSV").write_text(f'{key},report\n{ids[0]},"{SCAR}"\n{ids[1]},second.txt\n')
     assert check_cohort(spec) == []
     cohort = read_cohort(spec)
-    assert sorted(cohort.manifest["report"]) == [NONE, SCAR, SCAR]
-    assert sorted(cohort.manifest["scar"].astype(bool)) == [False, True, True]
+    assert sorted(cohort.manifest["report"]) == [NONE, SCAR]
+    assert sorted(cohort.manifest["scar"].astype(bool)) == [False, True]
     assert set(cohort.manifest["report_source"]) == {"clinical"}
-    assert len({study["patient_id"] for study in cohort.studies if study["report"] == SCAR}) == 1
+    assert readers.count_files(spec).startswith("10 files seen = 10 read + 0 left out")
     stored = pickle.dumps((list_studies(spec), [dict(study) for study in cohort.studies]))
     assert not any(name.encode() in stored for name in ids)
     assert not read_cohort(spec, images_only=True).manifest["report"].any()
@@ -173,6 +176,7 @@ def test_reports_are_joined_by_an_id_that_is_not_kept(export, key, ids):
         ("PatientID,report\nP-017,x\nP-018,", ["report is empty", "no row of reports.csv"]),
         ("PatientID,report\nP-017,x\nP-018,y\nP-019,z", ["no image has this PatientID"]),
         ("PatientID,report\nP-017,x\nP-018,y\nP-018,z", ["have a report already"]),
+        ("PatientID,report\nP-017,x\nP-018,N/A", ["report is empty", "no row of reports.csv"]),
         ("PatientID,report,report_sorce\nP-017,x,\nP-018,,none", ["unknown column 'report_sorce'"]),
         ("patient_id,report\nP-017,x\nP-018,y", ["unknown column 'patient_id'"]),
         ("PatientID,report,accession_number,report_source\nP-017,x,1,\nP-018,,2,none", []),
@@ -188,4 +192,185 @@ def test_faults_of_the_table_of_reports_name_rows_and_nobody(export, table, prob
     if problems:
         with pytest.raises(InputError, match=problems[0]):
             read_cohort(f"dicom:{export}")
-    assert len(read_cohort(f"dicom:{export}", images_only=True)) == 3
+    assert len(read_cohort(f"dicom:{export}", images_only=True)) == 2
+
+
+# ---- what scanners, archives and clusters make of a series ----
+
+
+def account(tmp_path) -> str:
+    return lgekit("check", f"dicom:{tmp_path}").stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("suffix", ["", ".dcm"])
+@pytest.mark.parametrize("syntax", [(True, True), (False, True), (False, False)])
+def test_files_without_preamble_and_meta_header_are_read(tmp_path, suffix, syntax):
+    for path in write_dicom(tmp_path, ARRAY, HEIGHTS):
+        data = pydicom.dcmread(path)
+        if not syntax[1]:
+            data.PixelData = data.pixel_array.astype(">u2").tobytes()
+        plain = pydicom.Dataset({tag: data[tag] for tag in data.keys()})
+        path.unlink()
+        how = dict(zip(("implicit_vr", "little_endian"), syntax, strict=True))
+        pydicom.dcmwrite(path.with_name(path.name + suffix), plain, **how)
+    (study,) = read_cohort(f"dicom:{tmp_path}").studies
+    assert np.array_equal(study.pixels, ARRAY)
+    assert account(tmp_path).startswith("4 files seen = 4 read + 0 left out")
+
+
+def test_no_file_vanishes_without_a_reason(tmp_path):
+    paths = write_dicom(tmp_path / "a", ARRAY, HEIGHTS)
+    for name in ("a/._IM0000", "__MACOSX/a/._IM0001", ".DS_Store", "a/Thumbs.db", "DICOMDIR"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(paths[0].read_bytes()[:600])
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF-1.4 " + bytes(range(256)) * 9)
+    (tmp_path / "a" / "IM0000 (1).dcm").write_bytes(paths[0].read_bytes())
+    (tmp_path / "linked").symlink_to(tmp_path / "a", target_is_directory=True)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
+    assert check_cohort(f"dicom:{tmp_path}") == []
+    (study,) = read_cohort(f"dicom:{tmp_path}").studies
+    assert np.array_equal(study.pixels, ARRAY)
+    counts = re.findall(r"\d+", account(tmp_path))
+    seen, read, left, *reasons, faulty = map(int, counts)
+    assert seen == read + left and left == sum(reasons) and (read, faulty) == (4, 0)
+    (tmp_path / "cut.dcm").write_bytes(b"\0" * 128 + b"DIC")
+    assert account(tmp_path).endswith("+ 1 with a fault")
+
+
+@pytest.mark.parametrize("phase_sensitive", [False, True])
+def test_one_series_uid_for_each_slice_is_one_stack(tmp_path, phase_sensitive):
+    exam = {"StudyInstanceUID": "1.2.3"}
+    for number, height in enumerate(HEIGHTS):
+        own = {"array": ARRAY[..., [number]], "positions": [height]} | exam
+        write_dicom(tmp_path, **own, SeriesInstanceUID=f"1.2.3.{number}")
+        if phase_sensitive:
+            own["array"] = own["array"] + 7
+            kind = {"ImageType": ["ORIGINAL", "PRIMARY", "PSIR"]}
+            write_dicom(tmp_path, **own, **kind, SeriesInstanceUID=f"1.2.4.{number}")
+    right, down = (1.0, 0.0, 0.0), (0.0, 0.0, -1.0)
+    write_dicom(tmp_path, ARRAY[..., :1], [0], right=right, down=down, **exam)  # a long axis
+    write_dicom(tmp_path, ARRAY[..., :1], [0], FlipAngle=70, **exam)  # another acquisition
+    stack = max(read_cohort(f"dicom:{tmp_path}").studies, key=lambda study: study.pixels.size)
+    assert len(read_cohort(f"dicom:{tmp_path}")) == 3
+    assert np.array_equal(stack.pixels, ARRAY + 7 * phase_sensitive)
+    table = f"SeriesInstanceUID,report\n1.2.{3 + phase_sensitive}.2,{NONE}\n"
+    (tmp_path / "reports.csv").write_text(table)
+    (study,) = read_cohort(f"dicom:{tmp_path}").studies
+    assert study["report"] and study.pixels.shape == ARRAY.shape
+    assert "2 other series" in account(tmp_path)
+
+
+def test_slices_of_two_patients_under_one_series_uid_are_not_mixed(tmp_path):
+    write_dicom(tmp_path, ARRAY, HEIGHTS, SeriesInstanceUID="1.2", PatientID="a")
+    write_dicom(tmp_path, ARRAY, [5, 15, 25, 35], SeriesInstanceUID="1.2", PatientID="b")
+    assert "2 studies have this id" in [one.problem for one in check_cohort(f"dicom:{tmp_path}")]
+
+
+def made(fields, data=None):
+    """A data set with these fields."""
+    data = pydicom.Dataset() if data is None else data
+    for name, value in fields.items():
+        setattr(data, name, value)
+    return data
+
+
+def slopes(number, slope, intercept):
+    return {slope: 2.0 + number, intercept: -30.0 * number}
+
+
+RESCALE = ("RescaleSlope", "RescaleIntercept")
+REAL = ("RealWorldValueSlope", "RealWorldValueIntercept")
+
+
+def lut(number):
+    return np.arange(number, 300 + number).astype("<u2").tobytes()
+
+
+LUT = {"LUTDescriptor": [300, 0, 16], "ModalityLUTType": "US"}
+# What the header of a slice says, and what its pixels then mean.
+SCALES = {
+    "slope": (lambda n: slopes(n, *RESCALE), lambda pixels, n: pixels * (2.0 + n) - 30 * n),
+    "real world": (
+        lambda n: {"RealWorldValueMappingSequence": [made(slopes(n, *REAL))]},
+        lambda pixels, n: pixels * (2.0 + n) - 30 * n,
+    ),
+    "lookup": (
+        lambda n: {"ModalityLUTSequence": [made(LUT | {"LUTData": lut(n)})]},
+        lambda pixels, n: pixels + n,
+    ),
+    "slope alone": (lambda n: {"RescaleSlope": 3}, lambda pixels, n: pixels * 3),
+    "empty slope": (lambda n: dict.fromkeys(RESCALE), lambda pixels, n: pixels),
+    "Philips": (lambda n: {"RescaleSlope": 4.0 + n}, lambda pixels, n: pixels * 2.0 * (n + 1)),
+}
+
+
+@pytest.mark.parametrize("kind", SCALES)
+def test_pixels_are_read_on_the_scale_of_the_header(tmp_path, kind):
+    fields, expected = SCALES[kind]
+    for number, path in enumerate(write_dicom(tmp_path, ARRAY, HEIGHTS)):
+        data = made(fields(number), pydicom.dcmread(path))
+        if kind == "Philips":
+            block = data.private_block(0x2005, "Philips MR Imaging DD 001", create=True)
+            block.add_new(0x0E, "FL", 0.5 / (number + 1))
+        data.save_as(path)
+    (study,) = read_cohort(f"dicom:{tmp_path}").studies
+    for number in range(4):
+        assert np.allclose(study.pixels[..., number], expected(ARRAY[..., number], number))
+
+
+def test_inverted_images_are_turned_back(tmp_path):
+    inverse = {"PhotometricInterpretation": "MONOCHROME1"}
+    paths = write_dicom(tmp_path, 4095 - ARRAY, HEIGHTS, **inverse)
+    (study,) = read_cohort(f"dicom:{tmp_path}").studies
+    assert np.ptp(study.pixels - ARRAY) == 0  # scar is brighter than muscle again
+    made({"PhotometricInterpretation": "MONOCHROME2"}, pydicom.dcmread(paths[0])).save_as(paths[0])
+    (fault,) = check_cohort(f"dicom:{tmp_path}")
+    assert "MONOCHROME1" in fault.problem
+
+
+@pytest.mark.parametrize("thickness", [0.8, 1.3, 1.5, 8.0])
+def test_slices_of_a_series_are_its_slices_however_thin(tmp_path, thickness):
+    heights = np.arange(4) * thickness
+    write_dicom(tmp_path, ARRAY, heights, SliceThickness=thickness)
+    assert np.array_equal(read_cohort(f"dicom:{tmp_path}").studies[0].pixels, ARRAY)
+
+
+@pytest.mark.parametrize("apart", [0.5, 1.5, 3.0])
+@pytest.mark.parametrize("thickness", [8.0, None])
+def test_a_stack_acquired_twice_is_named(tmp_path, apart, thickness):
+    heights = [*HEIGHTS, *(height + apart for height in HEIGHTS)]
+    twice = np.concatenate([ARRAY, ARRAY], axis=2)
+    write_dicom(tmp_path, twice, heights, SliceThickness=thickness)
+    (fault,) = check_cohort(f"dicom:{tmp_path}")
+    assert "acquired twice" in fault.problem or apart / 10 > 0.25 and thickness is None
+
+
+EXAM = {"StudyInstanceUID": "1.9", "PatientID": "P-1"}
+
+
+@pytest.mark.parametrize("key", ["PatientID", "StudyInstanceUID"])
+@pytest.mark.parametrize("named", [True, False])
+def test_which_series_of_an_exam_is_lge_is_said_by_its_description_or_asked(tmp_path, key, named):
+    for number, text in enumerate(["cine_sax", "LGE_SAX", "T1 map lateral plate"]):
+        description = {"SeriesDescription": text if named else ""}
+        uid = {"SeriesInstanceUID": f"1.9.{number}"}
+        write_dicom(tmp_path / str(number), ARRAY + number, HEIGHTS, **EXAM, **uid, **description)
+    (tmp_path / "reports.csv").write_text(f"{key},report\n{EXAM[key]},{SCAR}\n")
+    if not named:
+        faults = check_cohort(f"dicom:{tmp_path}")
+        (fault,) = (one for one in faults if one.truth_only)
+        assert "3 series have this" in fault.problem and "SeriesInstanceUID" in fault.remedy
+        (tmp_path / "reports.csv").write_text(f"SeriesInstanceUID,report\n1.9.1,{SCAR}\n")
+    (study,) = read_cohort(f"dicom:{tmp_path}").studies
+    assert study["report"] == SCAR and np.array_equal(study.pixels, ARRAY + 1)
+    assert "8 other series of an exam with LGE" in account(tmp_path)
+
+
+@pytest.mark.parametrize("exams", [3, 6])
+def test_all_exams_under_one_patient_id_are_named(tmp_path, exams):
+    for number in range(exams):
+        write_dicom(tmp_path, ARRAY + number, HEIGHTS, PatientID="ANONYMOUS")
+    (fault,) = check_cohort(f"dicom:{tmp_path}")
+    assert f"{exams} of {exams} studies are of this patient" in fault.problem
+    with pytest.warns(UserWarning, match="studies are of this patient"):
+        assert len(read_cohort(f"dicom:{tmp_path}")) == exams

@@ -1,13 +1,15 @@
 """Small copies of public data sets: codes, ids, patients, landmarks; real ones if present."""
 
+import re
 import warnings
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
-from cohort_files import SPACING, picture, ring, save, write_emidec
+from cohort_files import SPACING, picture, ring, save, write_emidec, write_format
 
-from lgekit.data.readers import check_cohort, read_cohort
+from lgekit.data.readers import check_cohort, count_files, read_cohort
 from lgekit.errors import InputError
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -170,3 +172,72 @@ def test_real_acdc_cohort():
     assert not any(study["landmarks"].mirrored for study in cohort.studies)
     volumes = np.bincount(cohort.studies[0].label_map.ravel(), minlength=6)
     assert volumes[[1, 2, 5]].all() and not volumes[[3, 4]].any()
+
+
+def write_bids(root, names=("sub-1_ses-1_acq-LGE_T1w", "sub-1_ses-2_acq-LGE_T1w")):
+    for number, name in enumerate(names):
+        place = root / "/".join(re.findall("(?:sub|ses)-[^_]+", name)) / "anat"
+        save(place / f"{name}.nii.gz", picture(ring(), number))
+    return f"bids:{root}"
+
+
+def test_bids_masks_belong_to_their_own_images_wherever_they_lie(tmp_path):
+    names = ("sub-1_acq-LGE", "sub-1_acq-LGE_rec-PSIR")
+    spec, anat = write_bids(tmp_path, [f"{name}_T1w" for name in names]), tmp_path / "sub-1/anat"
+    for name, own in zip(names, (ring(), ring(scar=False)), strict=True):
+        mask = f"{name}_desc-a_dseg.nii.gz"
+        save(tmp_path / "derivatives/hand/sub-1/anat" / mask, own)
+        assert len(read_cohort(spec)) == 2
+        (tmp_path / "derivatives/hand/sub-1/anat" / mask).rename(anat / mask)
+    assert read_cohort(spec).manifest["scar"].tolist() == [True, False]
+    (anat / "sub-1_acq-LGE_T1w.nii.gz").rename(anat / "sub-1_acq-LGE_rec-PSIR_bold.nii.gz")
+    assert "could be of 2 images" in " ".join(one.problem for one in check_cohort(spec))
+
+
+def test_two_sessions_have_two_reports_and_na_is_none(tmp_path):
+    spec = write_bids(tmp_path)
+    people = tmp_path / "participants.tsv"
+    people.write_text("participant_id\treport\tsplit\nsub-1\tLateral scar.\ttest\n")
+    faults = check_cohort(spec)
+    assert ["one report for the 2 sessions" in one.problem for one in faults] == [True, True]
+    people.write_text("participant_id\treport\tsplit\nsub-1\tn/a\ttest\n")
+    study = read_cohort(spec).studies[0]
+    assert (study["report"], study["report_source"]) == ("", "none")
+    rows = "session_id\treport\nses-1\tLateral scar.\nses-2\tNo late enhancement.\n"
+    (tmp_path / "sub-1" / "sub-1_sessions.tsv").write_text(rows)
+    table = read_cohort(spec).manifest
+    assert table["report"].tolist() == ["Lateral scar.", "No late enhancement."]
+    assert set(table["split"]) == {"test"}
+    people.write_text("participant_id\tsplit\nsub-1\ttest\nsub-1\ttrain\n")
+    assert "two rows are of sub-1" in check_cohort(spec)[0].problem
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_another_unicode_form_are_found(tmp_path, forms):
+    table, disk = (normalize(form, "Größe/Fälle é") for form in forms)
+    (tmp_path / disk).parent.mkdir()
+    save(tmp_path / f"{disk}.nii.gz", picture(ring()))
+    (tmp_path / f"{disk}.txt").write_text(normalize(forms[1], "Spätes Enhancement inferior."))
+    (tmp_path / "m.csv").write_text(f"study_id,image,report\na,{table}.nii.gz,{table}.txt\n")
+    (study,) = read_cohort(f"manifest:{tmp_path / 'm.csv'}").studies
+    assert study["report"].startswith("Spätes")
+    save(tmp_path / normalize(forms[0], "Case_é/Images/a.nii.gz"), picture(ring()))
+    save(tmp_path / normalize(forms[1], "Case_é/Contours/a.nii.gz"), ring() % 5)
+    assert read_cohort(f"emidec:{tmp_path}").studies[0].label_map is not None
+
+
+@pytest.mark.parametrize("name", ["a.hdr", "a.nrrd", "a.mha", "a.NII", "a.nii.gz"])
+def test_a_layout_reads_every_kind_of_file_and_accounts_for_the_rest(tmp_path, name):
+    for case, array in (("Images", picture(ring())), ("Contours", ring() % 5)):
+        (tmp_path / "Case_P1" / case).mkdir(parents=True)
+        path = write_format(tmp_path / "Case_P1" / case / name, array)
+        path.with_name(f"._{name}").write_bytes(b"\0\5\x16\7")
+    (tmp_path / ".DS_Store").write_bytes(b"x")
+    (tmp_path / "rvip.csv").write_text("case,anterior_rvip_deg,inferior_rvip_deg\nCase_P1,9,200\n")
+    (tmp_path / "notes.txt").write_text("x")
+    save(tmp_path / "other.nii.gz", picture(ring()))
+    assert check_cohort(f"emidec:{tmp_path}") == []
+    assert read_cohort(f"emidec:{tmp_path}").manifest["scar"].tolist() == [True]
+    read = 5 if name == "a.hdr" else 3
+    account = f"{read + 5} files seen = {read} read + 5 left out (2 no images of this layout, "
+    assert count_files(f"emidec:{tmp_path}") == f"{account}3 system files) + 0 with a fault"

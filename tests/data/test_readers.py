@@ -15,8 +15,15 @@ from cohort_files import (
 from command_line import lgekit
 
 from lgekit.data import readers
-from lgekit.data.readers import check_cohort, pretraining_specs, read_cohort, split_specs
+from lgekit.data.readers import (
+    check_cohort,
+    pretraining_specs,
+    read_cohort,
+    split_specs,
+    stream_images,
+)
 from lgekit.errors import InputError
+from lgekit.reports.tables import cohort_summary, report_states
 from lgekit.workbook import Session
 
 
@@ -95,9 +102,17 @@ def voxel(value):
     return change
 
 
+def field(name, value):
+    return lambda root, rows: patch_header(root / "s1.nii", name, value)
+
+
 def pixdim(*values):
-    field = [1, *values, 1, 0, 0, 0]
-    return lambda root, rows: patch_header(root / "s1.nii", "pixdim", field)
+    return field("pixdim", [1, *values, 1, 0, 0, 0])
+
+
+def many_slices(root, rows):
+    for change in (image, mask):
+        change(lambda array: np.repeat(array, 75, 2))(root, rows)
 
 
 def content(name, change):
@@ -122,7 +137,22 @@ SPOILED = {
     "image cut short": (content("s1.nii", lambda data: data[:2000]), "cannot be read as NIfTI"),
     "image is text": (content("s1.nii", lambda _: b"text " * 99), "cannot be read as NIfTI"),
     "image 4-D": (image(lambda a: np.stack([a, a], -1)), "4 dimensions (24, 28, 4, 2)"),
-    "image NaN": (image(voxel(np.nan)), "1 voxels that are NaN or infinite"),
+    "image NaN": (image(voxel(np.nan)), "voxels that are NaN"),
+    "image beyond float32": (
+        image(lambda a: voxel(1e300)(a.astype(float))),
+        "voxels that are NaN, infinite or beyond",
+    ),
+    "image scaled by 1e38": (field("scl_slope", 1e38), "voxels that are NaN, infinite or beyond"),
+    "image constant in float32": (
+        image(lambda a: 3e9 + (a > 99).astype(float)),
+        "every voxel is 3000000000.0",
+    ),
+    "image of 300 slices": (many_slices, "has 300 slices"),
+    "image that claims 2 GB": (
+        field("dim", [3, 1000, 1000, 400, 1, 1, 1, 1]),
+        "claims 1000 × 1000",
+    ),
+    "image after 3 GB of nothing": (field("vox_offset", 3e9), "after 3000000000 bytes"),
     "image constant": (image(lambda a: a * 0 + 7), "every voxel is 7"),
     "image complex": (image(lambda a: a.astype(np.complex64)), "complex64"),
     "spacing zero": (pixdim(1.5, 0, 10), "not positive"),
@@ -132,7 +162,7 @@ SPOILED = {
     "mask of another shape": (mask(lambda a: a[:-1]), "shape (23, 28, 4) on an image of shape (24"),
     "mask unknown code": (mask(voxel(9)), "unknown label code 9"),
     "mask between codes": (mask(voxel(1.5)), "unknown label code 1.5"),
-    "mask NaN": (mask(voxel(np.nan)), "NaN"),
+    "mask NaN": (mask(voxel(np.nan)), "unknown label code nan"),
     "mask empty": (mask(lambda a: a * 0), "the mask is empty"),
     "mask turned": (mask(lambda a: a, affine=np.diag([1.5, -1.25, 10, 1])), "mask orientation"),
     "report empty": (row(report="  "), "report is empty"),
@@ -172,6 +202,24 @@ def test_bad_input_is_found_by_check_and_by_reading(tmp_path, kind):
     assert str(caught.value) == str(fault) and "\n" not in str(fault)
     if fault.truth_only:
         assert len(read_cohort(spec, images_only=True)) == 3
+    if fault.study_id:  # what check finds, predict leaves out, and nothing else
+        faults = {}
+        predicted = [study["study_id"] for study in stream_images(spec, faults=faults)]
+        assert len(predicted) + len(faults) >= 2 and bool(faults) is not fault.truth_only
+
+
+def test_the_tables_of_a_cohort_need_no_pixels(tmp_path):
+    write_own(tmp_path)
+    whole, tables = (
+        read_cohort(f"manifest:{tmp_path / 'manifest.csv'}", pixels=pixels)
+        for pixels in (True, False)
+    )
+    assert cohort_summary(tables) == cohort_summary(whole) and tables.studies[0].pixels.size == 1
+    assert report_states(tables).equals(report_states(whole))
+    assert tables.manifest.equals(whole.manifest)
+    same = ("report", "landmarks", "findings", "split", "patient_id")
+    for one, other in zip(whole.studies, tables.studies, strict=True):
+        assert all(repr(one[name]) == repr(other[name]) for name in same)
 
 
 RVIP = "case,anterior_rvip_deg,inferior_rvip_deg,confidence\nCase_P002,"
