@@ -148,7 +148,7 @@ def test_a_killed_run_resumes_to_the_same_result(tmp_path, monkeypatch, killed, 
     whole = fit(toy(real=8), own, progress=False, **options)
     monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path))
     killed(2, toy(real=8), own, **options)
-    (file,) = (tmp_path / "training").iterdir()
+    (file,) = (tmp_path / "private" / "training").iterdir()
     rest = fit(toy(real=8), own, progress=False, **options)
     assert same_weights(whole, rest) and not file.exists()
     columns = [name for name in whole.history if name != "seconds"]
