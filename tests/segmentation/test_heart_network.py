@@ -234,7 +234,9 @@ def test_bad_encoders_and_cohorts_are_named():
     bare = Cohort([Study.from_arrays("bare", np.ones((20, 20, 2)), (1, 1, 8))])
     with pytest.raises(InputError, match="no study has a label"):
         fit(bare)
-    for name in ("resnet999", "vit_tiny_patch16_224", "a/b"):
+    with pytest.raises(InputError, match="setting encoder"):
+        size_settings("smoke", encoder="a/b")
+    for name in ("resnet999", "vit_tiny_patch16_224"):
         with pytest.raises(InputError, match=f"setting encoder: '{name}'") as caught:
             build_unet(replace(SMOKE, encoder=name), 0)
         assert "\n" not in str(caught.value)
