@@ -28,7 +28,7 @@ DISTORTION, DRAWS = 4.0, 4  # strength of the augmentation, and times each study
 def train_weights(cohort: Cohort, settings: FitSettings) -> None:
     """Write heart network and detector in float16 into `WEIGHTS`; ``weights.json`` says how.
 
-    The detector learns from images and reports: without masks, its heart network is `base_network`.
+    The detector learns from images and reports: without masks, its heart network is a base.
     """
     fields = [{key: one[key] for key in one if key != "labels"} for one in cohort.studies]
     bare = Cohort([Study(**one) for one in fields], cohort.name)

@@ -41,7 +41,7 @@ Model = Annotated[Path | None, option(help="Fitted model whose heart network is 
 Pixels = Annotated[int, option(min=16, help="Side of the square frame in pixels.")]
 AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold from inner folds.")]
 PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
-Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set patience=10.")]
+Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set epochs=10.")]
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
 Strict = Annotated[bool, option("--strict", help="Stop at a study that cannot be read.")]
 OutCsv = Annotated[Path, argument(help="New table.")]
@@ -225,23 +225,21 @@ def fit(
 
     Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
     """
-    from lgekit.clip.model import check_encoder
+    from lgekit.clip.model import ImageEncoder
     from lgekit.config import read_changes
 
     settings = lk.size_settings(size, **{"seed": seed, **read_changes(changes or [])})
     cache.cache_folder()
-    check_encoder(settings)
+    ImageEncoder(settings)  # fails now if timm has no such encoder
     refuse_existing(model_dir)
     studies = lk.read_cohort(spec)
     further = lk.pretraining_cohorts(studies, spec, pretrain_on)
     typer.echo(lk.tables.cohort_summary(studies))
     sources = ["masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
     typer.echo(f"Heart network: {', '.join(sources)}.")
-    with lk.resumable(studies, settings, all_studies, *further) as checkpoints:
-        options: Any = {"pretrain_on": further, "checkpoints": checkpoints}
-        fitted = lk.fit_detector(studies, settings, all_studies, **options)
-        with cache.replacing_folder(model_dir) as folder:
-            fitted.save(folder)
+    fitted = lk.fit_detector(studies, settings, all_studies, pretrain_on=further)
+    with cache.replacing_folder(model_dir) as folder:
+        fitted.save(folder)
     typer.echo(f"model in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
 
 

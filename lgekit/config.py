@@ -77,7 +77,6 @@ class FitSettings(BaseModel):
     learning_rate: float = Field(default=2e-3, gt=0)  # peak; linear warm-up, then cosine to zero
     dropout: float = Field(default=0.1, ge=0, lt=1)
     augment: float = Field(default=1.0, ge=0)  # strength of the image augmentation; 0: none
-    patience: int = Field(default=0, ge=0)  # epochs to wait for a better validation loss; 0: off
     models: int = Field(default=1, ge=1)  # networks from different seeds; their scores are averaged
     folds: int = Field(default=5, ge=2)  # inner folds of a fit on all studies, by patient
     workers: int = Field(default=0, ge=0)  # processes for the folds; 0: one per core
@@ -123,13 +122,12 @@ class FitSettings(BaseModel):
 
 
 def read_changes(words: Sequence[str]) -> dict[str, str]:
-    """Read ``["patience=10"]`` as ``{"patience": "10"}``; settings convert texts to their types."""
+    """Read ``["epochs=10"]`` as ``{"epochs": "10"}``; settings convert texts to their types."""
     named = {}
     for word in words:
         name, equals, named[name] = word.partition("=")
         if not equals:
-            problem = f"{word!r} is not NAME=VALUE"
-            raise InputError("--set", problem, "Write e.g. --set patience=10.")
+            raise InputError("--set", f"{word!r} is not NAME=VALUE", "Write e.g. --set epochs=10.")
     return named
 
 

@@ -129,11 +129,6 @@ class Scar:
         """Whether the stated aetiology is an infarct."""
         return self.aetiology in ISCHAEMIC
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the stated fields, ready for JSON."""
-        stated = {name: value for name, value in vars(self).items() if value}
-        return stated | {name: list(stated[name]) for name in ("walls", "levels") if name in stated}
-
 
 @dataclass(frozen=True)
 class Findings:
@@ -191,8 +186,9 @@ class Findings:
         return cls(tuple(scars))
 
     def to_json(self) -> str:
-        """Return one line of JSON for a manifest column: a list of scars."""
-        return json.dumps([scar.to_dict() for scar in self.scars])
+        """Return one line of JSON for a manifest column: a list of scars, with stated fields."""
+        stated = [{name: value for name, value in vars(one).items() if value} for one in self.scars]
+        return json.dumps(stated)
 
     @classmethod
     def from_json(cls, text: str) -> Findings:

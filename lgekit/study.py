@@ -152,13 +152,13 @@ class Cohort(tio.SubjectsDataset):
     def patient_folds(self, folds: int, seed: int) -> np.ndarray:
         """Return the fold of each study, ``(studies,)`` int, by patient and stratified by scar.
 
-        Raises InputError if neither class has ``folds`` studies.
+        Raises InputError for too few patients, or studies of the larger class.
         """
         present = self.manifest["scar"].eq(True).to_numpy(int)
         groups = self.manifest["patient_id"].to_numpy()
-        largest = int(np.bincount(present).max(initial=0))
-        if largest < folds:  # scikit-learn needs the larger class in every fold
-            problem = f"the larger class (scar or no scar) has {largest} studies for {folds} folds"
+        largest = min(len(set(groups)), int(np.bincount(present).max(initial=0)))
+        if largest < folds:  # scikit-learn needs patients and the larger class in every fold
+            problem = f"only {largest} patients, or studies with or without scar, for {folds} folds"
             raise InputError(self.name, problem, "Give more studies, or lower the number of folds.")
         fold = np.empty(len(present), dtype=int)
         splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)

@@ -224,7 +224,7 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     refused("cohort", SMALL, written, mentions="exists already")
     refused("fit", SMALL, written, mentions="exists already")
     refused("fit", SMALL, out, "--size", "huge", mentions="huge")
-    for setting in ("patience", "patiense=3", "patience=-3", "encoder=resnet999"):
+    for setting in ("epochs", "epoch=3", "epochs=-3", "encoder=resnet999"):
         refused("fit", SMALL, out, "--set", setting, mentions=setting.split("=")[0])
     refused("predict", tmp_path, SMALL, tmp_path / "out.csv", mentions=str(tmp_path))
     nowhere = out / "out.csv"

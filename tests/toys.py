@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from lgekit.clip.data import ImageTextPairs
-from lgekit.clip.model import pad_studies
+from lgekit.anatomy.frame import View
+from lgekit.clip.data import ImageTextPairs, batch_of
 from lgekit.config import FitSettings
 from lgekit.study import CAVITY, MYOCARDIUM, Landmarks, Study
 
@@ -18,16 +18,16 @@ TEXTS = ["no scar", *(f"scar in the {wall} wall" for wall in WALLS)]
 def toy(studies=16, seed=0, height=12, width=24, real=None):
     """Studies with a bright sector in slice 0 at one of two places, or none, and texts about it."""
     rng = np.random.default_rng(seed)
-    tensors, texts = [], []
+    views, texts = [], []
     for number in range(studies):
         slices = int(rng.integers(2, 5))
         image = torch.from_numpy(rng.normal(0, 0.1, (slices, 1, height, width)).astype(np.float32))
         kind = number % 3
         if kind:
             image[0, 0, 3:8, 12 * (kind - 1) + 2 : 12 * (kind - 1) + 8] += 1.5
-        tensors.append((image, torch.linspace(0, 1, slices)))
+        views.append(View(image, torch.linspace(0, 1, slices), np.arange(slices)))
         texts.append((TEXTS[kind],))
-    return ImageTextPairs(pad_studies(tensors), texts, real)
+    return ImageTextPairs(batch_of(views), texts, real)
 
 
 def settings(**changes):

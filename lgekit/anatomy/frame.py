@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -98,8 +98,9 @@ class StandardizeShortAxis(tio.SpatialTransform):
     The study's labels and landmarks (its own, or those that ``HeartNetwork.predict`` added) show
     where the heart is. If the landmarks are missing or not confident, the study is not turned, and
     ``study["orientation_confident"]`` is False. Without a heart label the frame is a square around
-    the centre of the image. The result carries ``frame`` (a :class:`ShortAxisFrame`; see
-    `frame_to_scanner`) and its landmarks in the frame; points keep their scanner coordinates.
+    the centre of the image. The result carries ``frame`` (a :class:`ShortAxisFrame`, whose
+    ``to_scanner`` is the way back) and its landmarks in the frame; points keep their scanner
+    coordinates.
 
     Args:
         pixels: side of the square frame.
@@ -128,16 +129,9 @@ class StandardizeShortAxis(tio.SpatialTransform):
         if orientation not in ORIENTATIONS:
             remedy = f"Use one of {', '.join(ORIENTATIONS)}."
             raise InputError("orientation", f"{orientation!r}", remedy)
-        for name, value in (("pixels", pixels), ("field_of_view_mm", field_of_view_mm)):
-            if value is not None and not value > 0:
-                raise InputError(name, f"{value!r}", "Give a number above 0.")
         self.pixels, self.field_of_view_mm = int(pixels), field_of_view_mm
         self.orientation, self.min_confidence = orientation, min_confidence
         self.args_names = ["pixels", "field_of_view_mm", "orientation", "min_confidence"]
-
-    if TYPE_CHECKING:  # TorchIO's own annotation says Subject in, Subject out
-
-        def __call__(self, data: Study) -> Study: ...  # type: ignore[override]
 
     def find_frame(self, study: Study) -> ShortAxisFrame:
         """Find the frame of a study; the study is not changed."""
@@ -168,32 +162,14 @@ class StandardizeShortAxis(tio.SpatialTransform):
         return self.find_frame(cast(Study, subject)).apply(cast(Study, subject))
 
 
-def frame_to_scanner(array, study: Study) -> torch.Tensor:
-    """Bring an array from the standard frame of a study back to the scanner's grid.
+def normalised(study: Study) -> torch.Tensor:
+    """Return ``(image − remote) / half_range``, ``(1, X, Y, slices)``, clipped at ± 4.
 
-    ``array`` is ``(pixels, pixels, slices)``, or with a leading channel axis. Integers and booleans
-    (masks) use the nearest neighbour and keep their dtype; real numbers are interpolated. Raises
-    InputError if the study is not in the standard frame, or the array has another shape.
-    """
-    if "frame" not in study:
-        name, remedy = study.get("study_id", "study"), "Apply StandardizeShortAxis to it first."
-        raise InputError(name, "not in the standard frame", remedy)
-    tensor = torch.as_tensor(array)
-    if tensor.shape[-3:] != study.spatial_shape:
-        remedy = f"This frame needs {study.spatial_shape}."
-        raise InputError("array", f"shape {tuple(tensor.shape)}", remedy)
-    data = tensor[None] if tensor.ndim == 3 else tensor
-    out = study["frame"].to_scanner(data, nearest=not data.is_floating_point())
-    return out[0] if tensor.ndim == 3 else out
-
-
-def intensity_reference(study: Study) -> tuple[np.ndarray, float]:
-    """Measure the signal of remote myocardium in each slice, and half of the range of signals.
-
-    Remote is the 30th percentile of the slice's wall: scar does not change it while it fills less
-    than half of the wall. The range is from the 5th to the 95th percentile of wall and cavity over
-    all slices, relative to remote. Both are our choice [O]. Without a heart label, remote is the
-    25th percentile of the image's middle ninth. Returns ``(slices,)`` float64, and the half range.
+    Remote myocardium is 0 and blood, mostly, between 1 and 2. Remote is the 30th percentile of the
+    slice's wall: scar does not change it while it fills less than half of the wall. The range is
+    from the 5th to the 95th percentile of wall and cavity over all slices, relative to remote. Both
+    are our choice [O]. Without a heart label, remote is the 25th percentile of the image's middle
+    ninth.
     """
     pixels, labels = study.pixels, study.label_map
     slices, remote = pixels.shape[2], np.full(pixels.shape[2], np.nan)
@@ -210,19 +186,10 @@ def intensity_reference(study: Study) -> tuple[np.ndarray, float]:
         middle = [slice(n // 3, max(n - n // 3, n // 3 + 1)) for n in pixels.shape[:2]]
         remote = np.percentile(pixels[tuple(middle)], 25, axis=(0, 1))
         above = pixels[tuple(middle)] - remote
-    low, high = np.percentile(above, [5, 95])
-    return remote, float(high - low) / 2
-
-
-def normalised(study: Study) -> torch.Tensor:
-    """Return ``(image − remote) / half_range``, ``(1, X, Y, slices)``, clipped at ± 4.
-
-    Remote myocardium is 0 and blood, mostly, between 1 and 2; see `intensity_reference`.
-    """
-    remote, half_range = intensity_reference(study)
+    half_range = float(np.ptp(np.percentile(above, [5, 95]))) / 2
     unit = max(half_range, 1e-6 * float(np.abs(remote).max()), 1e-12)  # a constant image gives 0
-    above = study.get_image("image").data.float() - torch.as_tensor(remote, dtype=torch.float32)
-    return (above / unit).clamp_(-INTENSITY_LIMIT, INTENSITY_LIMIT)
+    relative = study.get_image("image").data.float() - torch.as_tensor(remote, dtype=torch.float32)
+    return (relative / unit).clamp_(-INTENSITY_LIMIT, INTENSITY_LIMIT)
 
 
 @dataclass(frozen=True)
@@ -264,14 +231,13 @@ class PolarGrid:
     spacing: tuple[float, float, float]
 
     def view(self, data: torch.Tensor) -> torch.Tensor:
-        """Sample ``(1, X, Y, slices)`` as ``(1, depths, angles, slices)``; 0 without a heart."""
+        """Sample ``(1, X, Y, slices)`` as ``(1, depths, angles, slices)``."""
         row = (np.arange(self.depths) + 0.5) / self.depths
         depth = -self.inside + (1 + self.inside + self.outside) * row
         radius = self.endocardium[:, None] + depth[None, :, None] * self.thickness[:, None]
         slices = data.float()[0].permute(2, 0, 1)[torch.as_tensor(self.order), None]
         radius = np.maximum(radius, 0)
         out = _sample_rays(slices, self.centres, radius, self.angles_deg, self.spacing)
-        out[torch.as_tensor(np.isnan(self.levels))] = 0
         return out.permute(1, 2, 3, 0)
 
     def study_view(self, study: Study) -> View:
@@ -337,7 +303,7 @@ def polar_grid(
     if ventricle is None or not ventricle.area.any():
         side = min(shape[0] * spacing[0], shape[1] * spacing[1])
         centres = np.tile((np.array(shape[:2]) - 1) / 2, (shape[2], 1))
-        levels = np.linspace(0, 1, shape[2]) if shape[2] > 1 else np.array([0.5])
+        levels = np.full(shape[2], np.nan)
         endocardium, thickness = (np.full((shape[2], angles), k * side) for k in (0.08, 0.04))
     else:
         levels = ventricle.levels

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import cast
 
 import numpy as np
 from scipy import ndimage
@@ -85,9 +84,6 @@ class Ventricle:
     @classmethod
     def of(cls, labels) -> Ventricle:
         """Measure a label map ``(X, Y, slices)``."""
-        if labels.ndim != 3:
-            remedy = "Give a label map of shape (X, Y, slices), or run the heart network."
-            raise InputError("labels", f"shape {labels.shape}", remedy)
         rows = labels.reshape(len(labels), -1).any(1)  # five times faster than labels.any(2)
         inside = np.outer(rows, labels.any(0).any(1)).view(np.int8)
         (box,) = ndimage.find_objects(inside) or [(slice(0, 1), slice(0, 1))]
@@ -187,7 +183,7 @@ def segment_map(labels, spacing: Vector, landmarks: Landmarks | None) -> np.ndar
     return segments
 
 
-def insertion_points(labels, spacing: Vector, *, mirrored: bool | None = None) -> Landmarks:
+def insertion_points(labels, spacing: Vector, mirrored: bool) -> Landmarks:
     """Find the insertion points: both ends of the arc where the right ventricle touches the left.
 
     The epicardium is in contact where the RV cavity is within 5 % of the LV's diameter. Slices in
@@ -195,8 +191,7 @@ def insertion_points(labels, spacing: Vector, *, mirrored: bool | None = None) -
     the spread over slices; without contact it is 0, and the angles are NaN.
 
     A mirrored heart (anterior → septum → inferior runs clockwise) swaps both ends, and a mask
-    cannot tell them apart. If ``mirrored`` is None, the end towards which the outermost part of the
-    RV leans is inferior (right in 90 % of 120 ACDC stacks), and the confidence is halved.
+    cannot tell them apart.
     """
     ventricle = Ventricle.of(labels)
     levels, right = ventricle.levels, ventricle.labels == RV
@@ -210,15 +205,13 @@ def insertion_points(labels, spacing: Vector, *, mirrored: bool | None = None) -
             arcs.append(arc)
     if not arcs:
         return Landmarks(float("nan"), float("nan"), 0.0)
-    starts, ends, lean = np.transpose(arcs)
+    starts, ends = np.transpose(arcs)
     wide = (ends - starts) % 360
     weight = np.clip(4 * wide / wide.max() - 2.8, 0, 1)
     start, start_spread = _circular_mean(starts, weight)
     end, end_spread = _circular_mean(ends, weight)
     confidence = float(np.clip(1 - (start_spread + end_spread) / 60, 0, 1))
     confidence *= min(1.0, 0.4 + 0.2 * weight.sum())
-    if mirrored is None:
-        mirrored, confidence = bool(lean @ weight < 0), confidence / 2
     anterior, inferior = (end, start) if mirrored else (start, end)
     return Landmarks(anterior, inferior, confidence)
 
@@ -231,11 +224,8 @@ def _circular_mean(angles: np.ndarray, weight: np.ndarray) -> tuple[float, float
 
 
 def _contact_arc(left: np.ndarray, right: np.ndarray, centre: np.ndarray, spacing: Vector):
-    """Find the arc of one slice's epicardium that touches the RV; None if there is none.
-
-    Returns its first and last angle (counter-clockwise), and by how many degrees the RV's outermost
-    tenth leans from the middle of the arc towards the last angle.
-    """
+    """First and last angle (counter-clockwise) of the arc of one slice's epicardium that touches
+    the RV; None if there is none."""
     diameter = 2 * np.sqrt(left.sum() * spacing[0] * spacing[1] / np.pi)
     x, y = np.nonzero(left & ~ndimage.binary_erosion(left))
     edge = np.transpose(np.nonzero(right & ~ndimage.binary_erosion(right)))
@@ -259,20 +249,12 @@ def _contact_arc(left: np.ndarray, right: np.ndarray, centre: np.ndarray, spacin
     # Both ends count as contact a little too early, because `reach` exceeds the usual distance.
     early = np.degrees(max(reach - np.median(nearest[contact]), 0) / (diameter / 2))
     start = ((longest[0] + first) * 360 / bins % 360 + early) % 360
-    arc -= 2 * early
-    x, y = np.nonzero(right)
-    radius = np.hypot((x - centre[0]) * spacing[0], (y - centre[1]) * spacing[1])
-    outer = radius >= np.percentile(radius, 90)
-    lean = (voxel_angle(x[outer], y[outer], centre, spacing) - start - arc / 2 + 180) % 360 - 180
-    return start, (start + arc) % 360, float(lean.mean())
+    return start, (start + arc - 2 * early) % 360
 
 
 def known_landmarks(study: Study) -> Landmarks | None:
-    """Return the study's landmarks, else those that its RV label shows; None if one is unknown."""
-    landmarks = cast("Landmarks | None", study.get("landmarks"))
-    labels = study.label_map
-    if landmarks is None and labels is not None and (labels == RV).any():
-        landmarks = insertion_points(labels, study.spacing_mm)
+    """Return the study's landmarks; None if one is unknown."""
+    landmarks = study["landmarks"]
     return landmarks if landmarks is not None and _both_known(landmarks) else None
 
 
@@ -282,10 +264,12 @@ def findings_from_labels(study: Study) -> Findings:
     :func:`scars_in_words` has the definitions. Without insertion points the scar has no walls.
     Without cavity and healthy myocardium only the presence of scar is known.
     """
-    labels = np.asarray(study.label_map)
-    if labels.ndim and not np.isin(labels, SCARRED).any():
+    labels = study.label_map
+    if labels is None:
+        raise InputError(study["study_id"], "no labels", "Give a label map of the scar.")
+    if not np.isin(labels, SCARRED).any():
         return Findings(())
-    if labels.ndim and not np.isin((CAVITY, MYOCARDIUM), labels).all():
+    if not np.isin((CAVITY, MYOCARDIUM), labels).all():
         return Findings((Scar(),))
     known = known_landmarks(study)
     landmarks = known or Landmarks(ANTERIOR_RVIP_DEG, 360 - ANTERIOR_RVIP_DEG)

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from lgekit.anatomy.frame import PolarGrid, View, image_view, polar_grid
-from lgekit.clip.model import StudyBatch, pad_studies
+from lgekit.clip.model import StudyBatch
 from lgekit.config import FitSettings
 from lgekit.study import Study
 
@@ -80,9 +81,6 @@ class ImageTextPairs:
     texts: Sequence[tuple[str, ...]]
     real: int | None = None
 
-    def __len__(self) -> int:
-        return len(self.texts)
-
 
 def make_view(study: Study, settings: FitSettings) -> View:
     """Return the view of a study; its labels and landmarks (true or predicted) locate the heart.
@@ -106,4 +104,6 @@ def view_grid(study: Study, settings: FitSettings) -> PolarGrid:
 
 def batch_of(views: Sequence[View]) -> StudyBatch:
     """Stack views into one padded batch."""
-    return pad_studies([(view.images, view.levels) for view in views])
+    images, levels = [one.images for one in views], [one.levels for one in views]
+    mask = [torch.ones(len(own), dtype=torch.bool) for own in levels]
+    return StudyBatch(*(pad_sequence(part, batch_first=True) for part in (images, levels, mask)))

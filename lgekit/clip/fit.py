@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import compress
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from joblib import Parallel, cpu_count, delayed
+from joblib import hash as joblib_hash
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -33,7 +33,7 @@ from lgekit.reports.reader import states_enhancement
 from lgekit.reports.writer import canonical_text, report_texts
 from lgekit.scars.transforms import ScarPainter, stated_findings
 from lgekit.segmentation.model import HeartNetwork
-from lgekit.segmentation.train import base_network, heart_network, locate, minimise
+from lgekit.segmentation.train import heart_network, locate, minimise
 from lgekit.study import Cohort, Study
 
 POOL = 4  # synthetic scars are painted for so many epochs; an epoch draws its share of them [O]
@@ -62,8 +62,8 @@ def synthetic_pool(
     for first, study in enumerate(bar):
         try:
             painter = ScarPainter(study)  # measured once for all its scars
-            along = settings.frame == "polar" and settings.masks == "predicted"
-            grid = view_grid(study, settings) if along else None  # a scar does not change it
+            # a scar does not change it
+            grid = view_grid(study, settings) if settings.frame == "polar" else None
         except InputError:
             continue
         for number in range(first, count, len(free)):
@@ -80,8 +80,9 @@ def synthetic_pool(
 
 def usable_studies(
     cohort: Cohort, settings: FitSettings, all_studies: bool
-) -> tuple[Cohort, Cohort]:
-    """The studies to train on and those to calibrate on: the splits, or all studies for both.
+) -> tuple[Cohort, np.ndarray]:
+    """The studies to learn from, and the fold of each: 0 for the split ``validation``, -1 for
+    ``train``, which no network leaves out. With ``all_studies``, each has a fold of `_inner_folds`.
 
     Reports that do not say whether there is late enhancement are left out. Warns or raises
     InputError if the others leave little or nothing to learn.
@@ -97,19 +98,19 @@ def usable_studies(
         train = [study for study in train if study["split"] == "train"]
     free = len(without_scar(train))
     alike = free == len(train) and not settings.synthetic_per_real
-    faults = {
-        "fewer than two studies with a report that mentions late enhancement": len(train) < 2,
-        "all training reports state scar": not free,
-        "no training report states scar, and synthetic_per_real is 0": alike,
-    }
-    for problem in compress(faults, faults.values()):
-        raise InputError(where, problem, "Give more studies, with scar and without.")
+    if len(train) < 2 or not free or alike:
+        problem = f"{len(train)} training reports mention late enhancement, {free} of them deny it"
+        remedy = "Give reports with scar (or set synthetic_per_real above 0) and without."
+        raise InputError(where, problem, remedy)
     scarred = len(valid) - len(without_scar(valid))
     if not 0 < scarred < len(valid):
         message = f"{scarred} of {len(valid)} studies for calibration have scar by their reports"
         remedy = "Put more studies into the split validation, or fit with --all"
         warnings.warn(f"{message}: p_lge > 0.5 is then unreliable. {remedy}", stacklevel=3)
-    return Cohort(train, where), Cohort(valid, "validation")
+    if all_studies:
+        usable = Cohort(train, where)
+        return usable, _inner_folds(usable, settings)
+    return Cohort(train + valid, where), np.repeat([-1, 0], [len(train), len(valid)])
 
 
 def without_scar(studies: Sequence[Study], language: Language | None = None) -> list[Study]:
@@ -185,7 +186,6 @@ def fit_detector(
     all_studies: bool = False,
     progress: bool = True,
     pretrain_on: Sequence[Cohort] = (),
-    checkpoints: Path | None = None,
 ) -> Detector:
     """Train the whole method: heart network, views, synthetic scars, CLIP + captions, calibration.
 
@@ -193,129 +193,92 @@ def fit_detector(
     the heart network, together with those of ``pretrain_on``. The split ``train`` is learned from,
     and ``validation`` calibrates. With ``all_studies`` the fit is crossed by patient, or by the
     ``fold`` that all studies carry: the networks of each fold see the other folds only, their
-    scores of it set the calibration, and the mean of all networks is the detector. ``checkpoints``
-    is a folder from `lgekit.clip.train.resumable`.
+    scores of it set the calibration, and the mean of all networks is the detector. What is trained
+    is cached, so that the same call resumes a fit that was interrupted.
     """
-    if settings.masks == "true":
-        _starting_weights(None, settings)  # refuse before a long run: no heart network is trained
-    train, valid = usable_studies(cohort, settings, all_studies)
+    studies, fold = usable_studies(cohort, settings, all_studies)
+    folds, ids = range(1 + max(fold.max(), 0)), studies.manifest["study_id"].to_numpy()
     language = taught_language(settings) if settings.taught else None
-    options: dict[str, Any] = {"checkpoints": checkpoints, "language": language}
-    if all_studies:
-        return _cross_fit(train, settings, progress, pretrain_on, options)
-    heart = heart_network(train, pretrain_on, settings, progress) if settings.needs_heart else None
-    if heart:
-        train, valid = locate(train, heart), locate(valid, heart)
-    pool, start = synthetic_pool(train, settings, language), _starting_weights(heart, settings)
-    options |= {"validation": valid, "progress": progress}
-    trained = train_networks(train, settings, pool, start, **options)
-    detector = Detector.of(settings, trained, heart)
-    if valid:
-        views, patients = detector.views(valid), valid.manifest["patient_id"].to_numpy()
-        calibrate(detector, valid, views, detector.read(batch_of(views)), patients)
-    return detector
-
-
-def _cross_fit(
-    cohort: Cohort,
-    settings: FitSettings,
-    progress: bool,
-    pretrain_on: Sequence[Cohort],
-    options: dict[str, Any],
-) -> Detector:
-    if cohort.manifest["patient_id"].nunique() < settings.folds:
-        problem = f"fewer patients than the {settings.folds} inner folds"
-        raise InputError(cohort.name, problem, "Give more studies, or lower the setting folds.")
-    ids, fold = cohort.manifest["study_id"].to_numpy(), _inner_folds(cohort, settings)
-    folds = range(1 + max(fold))
-    base = base_network(pretrain_on, settings, progress) if settings.needs_heart else None
-    start, located, heart = _starting_weights(base, settings), cohort, None
-    if settings.needs_heart:  # every study is located by a heart network that has not seen it
-        parts = [(cohort.subset(ids[fold != k]), cohort.subset(ids[fold == k])) for k in folds]
-        jobs = [delayed(_fold_heart)(*part, pretrain_on, settings) for part in parts]
-        found = _parallel(jobs, settings, "heart networks", progress)
-        heart = HeartNetwork.mean([own for own, _ in found])
+    alone = progress and not all_studies  # else one bar counts the folds
+    hearts: list[Any] = [None for _ in folds]
+    located = studies
+    if settings.needs_heart:  # a held-out study is located by a heart network that has not seen it
+        jobs: list[tuple] = []
+        for k in folds:
+            own = studies.subset(ids[np.maximum(fold, 0) == k])
+            jobs.append((studies.subset(ids[fold != k]), own, pretrain_on, settings, alone))
+        found = _parallel(_fold_heart, jobs, settings, "heart networks", progress)
+        hearts = [heart for heart, _ in found]
         by_id = {study["study_id"]: study for _, own in found for study in own.studies}
-        located = Cohort([by_id[name] for name in ids], cohort.name)
-    pool = synthetic_pool(located, settings, options["language"])
-    jobs = [
-        delayed(train_networks)(located.subset(ids[fold != k]), settings, pool, start, k, **options)
-        for k in folds
-    ]
-    trained = _parallel(jobs, settings, "CLIP + captioning", progress)
+        located = Cohort([by_id[name] for name in ids], studies.name)
+    train = [located.subset(ids[fold != k]) for k in folds]
+    tested = [located.subset(ids[fold == k]).studies for k in folds]
+    held_out = Cohort(sum(tested, []), "held out")
+    pool = synthetic_pool(located if all_studies else train[0], settings, language)
+    valid = None if all_studies else held_out
+    jobs = [(train[k], settings, pool, hearts[k], k, language, valid, alone) for k in folds]
+    trained = _parallel(train_networks, jobs, settings, "CLIP + captioning", progress)
+    heart = HeartNetwork.mean(hearts) if settings.needs_heart else None
     detector = Detector.of(settings, [one for own in trained for one in own], heart)
-    views, readings = detector.views(located), []
-    batch = batch_of(views)
-    for k in folds:  # by the networks that have not seen them
-        reader = Detector.of(settings, trained[k], heart)
-        readings.append(reader.read(batch.rows(torch.from_numpy(fold == k))))
-    order = np.argsort(fold, kind="stable")
-    in_order = Reading.merge(np.concatenate, readings).rows(np.argsort(order))
-    calibrate(detector, located, views, in_order, fold)
+    if held_out:
+        group, views = np.sort(fold[fold >= 0]), detector.views(held_out)
+        batch, readings = batch_of(views), []
+        for k in folds:  # by the networks that have not seen them
+            reader = Detector.of(settings, trained[k], None)
+            readings.append(reader.read(batch.rows(torch.from_numpy(group == k))))
+        reading = Reading.merge(np.concatenate, readings)
+        patients = held_out.manifest["patient_id"].to_numpy()
+        calibrate(detector, held_out, views, reading, group if all_studies else patients)
     return detector
 
 
 def _inner_folds(cohort: Cohort, settings: FitSettings) -> np.ndarray:
     """Fold of each study, 0 …: by patient, or the folds that all studies carry."""
     carried = [study.get("fold") for study in cohort.studies]
-    if None in carried or len(set(carried)) < 2:
-        return cohort.patient_folds(settings.folds, settings.seed)
-    return np.unique(np.array(carried), return_inverse=True)[1]
+    if None not in carried and len(set(carried)) > 1:
+        return np.unique(np.array(carried), return_inverse=True)[1]
+    return cohort.patient_folds(settings.folds, settings.seed)
 
 
 def _fold_heart(
-    train: Cohort, own: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings
+    train: Cohort, own: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool
 ) -> tuple[HeartNetwork, Cohort]:
-    """The heart network of a fold, and the fold's own studies located by it."""
-    heart = heart_network(train, pretrain_on, settings, progress=False)
+    """The heart network of a fold, and some studies located by it."""
+    heart = heart_network(train, pretrain_on, settings, progress)
     return heart, locate(own, heart)
 
 
-def _parallel(jobs: list, settings: FitSettings, what: str, progress: bool) -> list:
-    """Results of the folds' jobs, in order: one process per core, or in turn on a GPU.
+def _parallel(
+    function: Callable, jobs: list[tuple], settings: FitSettings, what: str, progress: bool
+) -> list:
+    """Results of a function for the arguments of each fold: one process per core, or in turn on a
+    GPU.
 
-    Each job has one thread of torch, so that the number of processes does not change results.
+    Each fold has one thread of torch, so that the number of processes does not change results.
     """
-    gpu = torch.cuda.is_available()
-    workers = 1 if gpu else min(settings.workers or cpu_count(), len(jobs))
-    jobs = jobs if gpu else [delayed(_one_thread)(job) for job in jobs]
-    results = Parallel(workers, return_as="generator", initializer=cache.end_with_parent)(jobs)
-    return list(tqdm(results, desc=what, total=len(jobs), unit="fold", disable=not progress))
-
-
-def _one_thread(job: tuple[Callable[..., Any], tuple, dict[str, Any]]) -> Any:
-    call, arguments, named = job
-    before = torch.get_num_threads()
+    if len(jobs) == 1:
+        return [function(*jobs[0])]
+    workers = settings.workers or cpu_count()
+    workers = 1 if torch.cuda.is_available() else min(workers, len(jobs))
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return call(*arguments, **named)
+        options: dict[str, Any] = {"return_as": "generator", "inner_max_num_threads": 1}
+        pool = Parallel(workers, initializer=cache.end_with_parent, **options)
+        found = pool(delayed(function)(*job) for job in jobs)
+        return list(tqdm(found, desc=what, total=len(jobs), unit="fold", disable=not progress))
     finally:
-        torch.set_num_threads(before)
-
-
-def _starting_weights(
-    heart: HeartNetwork | None, settings: FitSettings
-) -> dict[str, Tensor] | None:
-    """First weights of the image view's slice encoder; None if random, or in the polar view."""
-    if settings.encoder_init != "segmentation" or settings.frame == "polar":
-        return None
-    if heart is None:
-        problem = "'segmentation' in the image view needs a heart network, and none is trained"
-        remedy = "Set heart_phantom > 0 and masks='predicted', or encoder_init='random'."
-        raise InputError("setting encoder_init", problem, remedy)
-    return heart.encoder_state()
+        torch.set_num_threads(threads)
 
 
 def train_networks(
     train: Cohort,
     settings: FitSettings,
     pool: Sequence[SyntheticScar],
-    encoder_state: dict[str, Tensor] | None = None,
+    heart: HeartNetwork | None = None,
     fold: int = 0,
-    *,
     language: Language | None = None,
     validation: Cohort | None = None,
-    checkpoints: Path | None = None,
     progress: bool = False,
 ) -> list[FitResult]:
     """Train ``settings.models`` networks on located studies, and on the scars painted into them.
@@ -334,16 +297,24 @@ def train_networks(
     ids = set(train.manifest["study_id"])
     pairs = pairs_of(train, [scar for scar in pool if scar.source in ids])
     valid = pairs_of(validation) if validation else None
-    if settings.frame == "polar" and settings.encoder_init == "segmentation":
+    encoder_state = None
+    if settings.encoder_init == "segmentation" and settings.frame == "polar":
         seeded = settings.override(seed=settings.seed + 100 * fold)
-        encoder_state = pretrain_polar(pairs.batch.to(cache.accelerator()), seeded, progress)
-    options: dict[str, Any] = {"validation": valid, "encoder_state": encoder_state}
-    trained = []
+        seen = pairs.batch.to(cache.accelerator())
+        key: list[Any] = [pairs.batch.images.numpy(), pairs.batch.mask.numpy()]
+        key += [seeded.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)]
+        name = joblib_hash(key)
+        encoder_state = cache.compute_once(name, pretrain_polar, seen, seeded, progress)
+    elif settings.encoder_init == "segmentation":
+        if heart is None:
+            problem = "'segmentation' in the image view needs a heart network"
+            remedy = "Set masks='predicted', or encoder_init='random'."
+            raise InputError("setting encoder_init", problem, remedy)
+        encoder_state = heart.networks[0].get_submodule("encoder").state_dict()
+    trained: list[FitResult] = []
     for number in range(settings.models):
         own = settings.override(seed=settings.seed + 1000 * number + 100 * fold)
-        file = checkpoints / f"fold{fold}_{number}.pt" if checkpoints else None
-        options |= {"language": language, "checkpoint": file, "progress": progress}
-        trained.append(fit(pairs, own, **options))
+        trained.append(fit(pairs, own, valid, encoder_state, language, progress))
     return trained
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lgekit.config import FitSettings
-from lgekit.errors import InputError
 from lgekit.segmentation.model import HEART_SIZES, build_unet
 
 PAD, START, END, UNKNOWN = "[PAD]", "[SOT]", "[EOT]", "[UNK]"
@@ -41,27 +41,14 @@ class StudyBatch(NamedTuple):
         return StudyBatch(*(part[index] for part in self))
 
 
-def pad_studies(studies: Sequence[tuple[Tensor, Tensor]]) -> StudyBatch:
-    """Stack `(slices, 1, height, width)` images and `(slices,)` levels of studies, with padding."""
-    images, levels = zip(*studies, strict=True)
-    parts = images, levels, [torch.ones(len(own), dtype=torch.bool) for own in levels]
-    return StudyBatch(*(pad_sequence(list(part), batch_first=True) for part in parts))
-
-
-class CircularConv(nn.Module):
+def circular_conv(
+    channels_in: int, channels_out: int, stride: int = 1, size: int = 3
+) -> nn.Sequential:
     """Convolution on `(N, C, depth, angle)`: zero padding in depth, circular in angle."""
-
-    def __init__(self, channels_in: int, channels_out: int, stride: int = 1, size: int = 3):
-        super().__init__()
-        self.margin = size // 2
-        self.conv = nn.Conv2d(
-            channels_in, channels_out, size, stride=stride, padding=(self.margin, 0), bias=False
-        )
-        self.norm = nn.GroupNorm(math.gcd(8, channels_out), channels_out)
-
-    def forward(self, image: Tensor) -> Tensor:
-        padded = F.pad(image, (self.margin, self.margin, 0, 0), mode="circular")
-        return F.gelu(self.norm(self.conv(padded)))
+    margin, norm = size // 2, nn.GroupNorm(math.gcd(8, channels_out), channels_out)
+    pad = nn.CircularPad2d((margin, margin, 0, 0))
+    conv = nn.Conv2d(channels_in, channels_out, size, stride, padding=(margin, 0), bias=False)
+    return nn.Sequential(OrderedDict(pad=pad, conv=conv, norm=norm, gelu=nn.GELU()))
 
 
 def in_parts(encode: Callable[[Tensor], Tensor], slices: Tensor) -> Tensor:
@@ -81,9 +68,9 @@ class PolarEncoder(nn.Module):
         super().__init__()
         self.out_channels = 2 * channels
         self.body = nn.Sequential(
-            CircularConv(1, channels, stride=2, size=5),
-            CircularConv(channels, 2 * channels),
-            CircularConv(2 * channels, 2 * channels, stride=2),
+            circular_conv(1, channels, stride=2, size=5),
+            circular_conv(channels, 2 * channels),
+            circular_conv(2 * channels, 2 * channels, stride=2),
         )
 
     def forward(self, image: Tensor) -> Tensor:
@@ -91,38 +78,22 @@ class PolarEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Slice encoder of the image view: a convolutional timm network → `(N, C, 3, 3)`."""
+    """Slice encoder of the image view: the encoder of the heart network's U-Net → `(N, C, 3, 3)`.
+
+    Raises InputError if the setting ``encoder`` names no network that can be used.
+    """
 
     grid = (3, 3)
 
-    def __init__(self, name: str):
+    def __init__(self, settings: FitSettings):
         super().__init__()
-        import timm
-
-        try:
-            net: Any = timm.create_model(name, in_chans=1, num_classes=0, global_pool="")
-            with torch.no_grad():  # a transformer for one image size fails here
-                shape = net.eval().forward_features(torch.zeros(1, 1, 64, 96)).shape
-            if len(shape) != 4 or shape[1] != net.num_features:
-                raise ValueError("it gives no feature map (channels first)")
-        except (AssertionError, RuntimeError, ValueError) as error:
-            problem = f"{name!r}: {' '.join(str(error).split())[:200]}"
-            remedy = "Give a convolutional network of timm, e.g. regnetx_002 or resnet34."
-            raise InputError("setting encoder", problem, remedy) from error
-        self.net = net.train().to(memory_format=torch.channels_last)  # faster on CPUs and GPUs
-        self.out_channels = int(net.num_features)
+        heart = replace(HEART_SIZES[settings.heart_size], encoder=settings.encoder)
+        net: Any = build_unet(heart, settings.seed).get_submodule("encoder")
+        self.net, self.out_channels = net, int(net.out_channels[-1])
 
     def forward(self, image: Tensor) -> Tensor:
-        image = image.contiguous(memory_format=torch.channels_last)
-        return F.adaptive_avg_pool2d(self.net.forward_features(image), self.grid)
-
-
-def check_encoder(settings: FitSettings) -> None:
-    """Raise InputError if the setting ``encoder`` names no network that can be used."""
-    if settings.needs_heart:
-        build_unet(replace(HEART_SIZES[settings.heart_size], encoder=settings.encoder), 0)
-    if settings.frame == "image":
-        ImageEncoder(settings.encoder)
+        image = image.contiguous(memory_format=torch.channels_last)  # faster on CPUs and GPUs
+        return F.adaptive_avg_pool2d(self.net(image)[-1], self.grid)
 
 
 class StudyEncoder(nn.Module):
@@ -140,7 +111,7 @@ class StudyEncoder(nn.Module):
         if settings.frame == "polar":
             self.encoder = PolarEncoder(settings.polar_channels)
         else:
-            self.encoder = ImageEncoder(settings.encoder)
+            self.encoder = ImageEncoder(settings)
         rows, columns = self.encoder.grid
         self.cell = nn.Linear(self.encoder.out_channels, width)
         self.flatten = nn.Linear(width * rows * columns, width)
@@ -206,21 +177,8 @@ class StudyEncoder(nn.Module):
         return embedded.unflatten(0, features.shape[:2])
 
     def load_segmentation(self, state: Mapping[str, Tensor]) -> None:
-        """Start the slice encoder from that of a segmentation network (names of timm or smp)."""
-        target = self.encoder.net if isinstance(self.encoder, ImageEncoder) else self.encoder
-
-        def common(name: str) -> str:  # timm's stages are "stages.0" or "stages_0"
-            return name.removeprefix("encoder.").removeprefix("model.").replace(".", "_")
-
-        own, found = target.state_dict(), {common(name): value for name, value in state.items()}
-        shape = {name: value.shape for name, value in found.items()}
-        fits = [name for name in own if shape.get(common(name)) == own[name].shape]
-        taken = {name: found[common(name)] for name in fits}
-        if len(taken) < 0.9 * len(own):
-            problem = f"{len(taken)} of {len(own)} tensors fit the slice encoder"
-            remedy = "Set encoder_init='random', or encoder=regnetx_002, resnet18 or convnext_atto."
-            raise InputError("segmentation weights", problem, remedy)
-        target.load_state_dict(own | taken)
+        """Start the slice encoder from that of a segmentation network."""
+        getattr(self.encoder, "net", self.encoder).load_state_dict(state)
 
 
 class ReportTokenizer:
@@ -263,11 +221,6 @@ class ReportTokenizer:
         core.train_from_iterator(sorted(set(texts)), trainer)
         return cls(core, context_length)
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens."""
-        return self.core.get_vocab_size()
-
     @classmethod
     def load(cls, path: str | Path, context_length: int) -> ReportTokenizer:
         """Read a saved tokenizer. ValueError if more than its words and merges is not `train`'s."""
@@ -277,7 +230,7 @@ class ReportTokenizer:
         for one in (loaded, cls.train([])):
             rules.append(json.loads(one.core.to_str()))
             del rules[-1]["model"]["vocab"], rules[-1]["model"]["merges"]
-        if rules[0] != rules[1] or loaded.vocab_size > MOST_WORDS:
+        if rules[0] != rules[1] or loaded.core.get_vocab_size() > MOST_WORDS:
             raise ValueError("it is not a tokenizer of lgekit")
         return loaded
 
@@ -310,7 +263,7 @@ class CoCa(nn.Module):
         shape["context_length"] = tokenizer.context_length
         options = {"embed_cls": True, "output_tokens": True, "pad_id": tokenizer.pad_id, **out}
         options["correct_cls_mask"] = True  # otherwise the class token cannot see itself
-        size, layers = tokenizer.vocab_size, settings.text_layers
+        size, layers = tokenizer.core.get_vocab_size(), settings.text_layers
         self.text: Any = TextTransformer(vocab_size=size, layers=layers, **shape, **options)
         # Discarded. open_clip's CoCa draws its weights here, so seeds keep giving the same models.
         pooling = {"attentional_pool": True, "attn_pooler_heads": 1}
@@ -356,6 +309,3 @@ class CoCa(nn.Module):
             out["logits"] = self.text_decoder(image_tokens, text_tokens[caption_of][:, :-1])
             out["labels"] = text[caption_of][:, 1:]
         return out
-
-
-build_coca = CoCa  # the name that notebooks use

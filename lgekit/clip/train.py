@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
-import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import compress
@@ -30,7 +29,6 @@ from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, draw_findings, draw_scar
 from lgekit.reports.writer import one_line, prompt_sets, sentences, write_report
 from lgekit.segmentation.train import minimise
-from lgekit.study import Cohort
 
 BATCH, REPORTS = 64, 12_000  # of teaching: reports in a step, and most that are written
 MASKED = 0.05  # share of the words that are hidden, so that no single one decides
@@ -282,12 +280,6 @@ def validation_loss(
     return float(both_losses(out, text_of, settings, tokenizer.pad_id)[0])
 
 
-def epochs_since_best(history: Sequence[Mapping[str, float]]) -> int:
-    """Epochs since the lowest validation loss; without validation the last epoch is best."""
-    losses = [row.get(VALIDATION, -row["epoch"]) for row in history]
-    return len(losses) - 1 - int(np.argmin(losses)) if losses else 0
-
-
 class FitResult(NamedTuple):
     """A trained network. ``history`` has one row per epoch: losses, learning rate, seconds."""
 
@@ -299,23 +291,21 @@ class FitResult(NamedTuple):
 def fit(
     pairs: ImageTextPairs,
     settings: FitSettings,
-    *,
     validation: ImageTextPairs | None = None,
     encoder_state: Mapping[str, Tensor] | None = None,
     language: Language | None = None,
-    checkpoint: Path | None = None,
     progress: bool = True,
 ) -> FitResult:
-    """Train a `CoCa` on studies and texts. It returns in eval mode on the CPU.
+    """Train a `CoCa` on studies and texts. It returns in eval mode on the CPU. Cached.
 
-    The contrastive loss of ``validation`` selects the epoch to keep and stops early.
-    ``encoder_state`` are weights of a segmentation encoder, and ``language`` is the text tower to
-    use as it is. Training resumes from the file ``checkpoint`` (of the same fit) if it exists.
+    The contrastive loss of ``validation`` selects the epoch to keep. ``encoder_state`` are weights
+    of a segmentation encoder, and ``language`` is the text tower to use as it is. Training that was
+    interrupted, even by kill -9, resumes after its last whole epoch.
     """
     if settings.shuffle_text:  # also those that select the epoch
         pairs = shuffle_texts(pairs, settings.seed, 77)
         validation = validation and shuffle_texts(validation, settings.seed, 78)
-    if validation is not None and len({options[0] for options in validation.texts}) < 2:
+    if validation and len({options[0] for options in validation.texts}) < 2:
         validation = None  # the loss of a single text is 0 in every epoch
     distinct = sorted({text for options in pairs.texts for text in options})
     row_of = {text: row for row, text in enumerate(distinct)}
@@ -329,7 +319,7 @@ def fit(
     device = cache.accelerator()
     data = TrainingData(
         pairs.batch.to(device),
-        len(pairs) if pairs.real is None else pairs.real,
+        len(pairs.texts) if pairs.real is None else pairs.real,
         [[row_of[text] for text in options] for options in pairs.texts],
         tokens.to(device),
         language.embed(distinct).to(device) if language else None,
@@ -342,58 +332,62 @@ def fit(
         if language is not None:
             model.text.load_state_dict(language.model.text.state_dict())
             model.text.requires_grad_(False)
-        optimizer = adamw(model.to(device), settings)
-        history: list[dict[str, float]] = []
-        best: dict[str, Tensor] = {}
-        if checkpoint and (kept := cache.load(checkpoint)):
-            model.load_state_dict(kept["model"])
-            optimizer.load_state_dict(kept["optimizer"])
-            history, best = kept["history"], kept["best"]
-        todo = range(len(history), settings.epochs)
-        options = {"initial": todo.start, "total": settings.epochs, "disable": not progress}
-        for epoch in (bar := tqdm(todo, "training", leave=False, unit="epoch", **options)):
-            if settings.patience and epochs_since_best(history) >= settings.patience:
-                break
-            started = time.perf_counter()
-            row = train_epoch(model, optimizer, data, epoch, settings)
-            if validation is not None:
-                row[VALIDATION] = validation_loss(model, tokenizer, validation, settings)
-            history.append(row | {"seconds": time.perf_counter() - started})
-            if epochs_since_best(history) == 0:
-                now = model.state_dict().items()
-                best = {name: value.detach().clone() for name, value in now}
-            bar.set_postfix({name: f"{row[name]:.3f}" for name in ("contrastive", "caption")})
-            if checkpoint:
-                kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-                cache.store(checkpoint, kept | {"history": history, "best": best})
-        model.load_state_dict(best)
-    return FitResult(model.cpu().eval(), tokenizer, pd.DataFrame(history))
+        # training depends on these alone
+        about: list[Any] = [settings.model_dump_json(exclude={"workers"}), data.texts, data.real]
+        about += [validation and validation.texts, cache.code_version(*cache.FIT_ROOMS)]
+        tensors = [*model.state_dict().values(), *pairs.batch, tokens]
+        tensors += validation.batch if validation else []
+        name = joblib.hash([about, [one.cpu().numpy() for one in tensors]])
+        root = cache.cache_folder()
+        checkpoint = root / "training" / name if root else None
+        inputs = model.to(device), tokenizer, data, validation, settings, checkpoint, progress
+        weights, history = cache.compute_once(name, train, *inputs)
+    model.cpu().load_state_dict(weights)
+    return FitResult(model.eval(), tokenizer, pd.DataFrame(history))
 
 
 def shuffle_texts(pairs: ImageTextPairs, *seed: int) -> ImageTextPairs:
     """Permute the texts over all studies: the control, whose accuracy must fall to chance."""
-    order = np.random.default_rng(seed).permutation(len(pairs))
+    order = np.random.default_rng(seed).permutation(len(pairs.texts))
     return replace(pairs, texts=[pairs.texts[number] for number in order])
 
 
-@contextmanager
-def resumable(cohort: Cohort, settings: FitSettings, *about: Any) -> Iterator[Path | None]:
-    """Give a cached folder for the checkpoints of one fit; it is removed when the fit is done.
+def train(
+    model: CoCa,
+    tokenizer: ReportTokenizer,
+    data: TrainingData,
+    validation: ImageTextPairs | None,
+    settings: FitSettings,
+    checkpoint: Path | None,
+    progress: bool,
+) -> tuple[dict[str, Tensor], list[dict[str, float]]]:
+    """Train the epochs that the file ``checkpoint`` does not hold yet.
 
-    After a kill, the same arguments give the same folder; ``about`` is what else the fit depends
-    on. Yields None if caching is off (`lgekit.cache`), or another process runs the same fit.
+    Returns the best weights, and the losses and seconds of each epoch.
     """
-    root = cache.cache_folder()
-    parts = [settings.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)]
-    for one in (cohort, *about):
-        if isinstance(one, Cohort):
-            names = ("report", "landmarks", "patient_id", "fold")  # its fingerprint omits these
-            one = one.fingerprint, [[study.get(name) for name in names] for study in one.studies]
-        parts.append(repr(one))
-    lock = (root or Path()) / "training" / f"{joblib.hash(parts)[:16]}.lock"
-    if not root or cache.is_locked(lock):
-        yield None
-        return
-    with cache.locked(lock):
-        yield lock.with_suffix("")
-        shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+    optimizer = adamw(model, settings)
+    history: list[dict[str, float]] = []
+    best: dict[str, Tensor] = {}
+    if checkpoint and (kept := cache.load(checkpoint)):
+        history, best = kept["history"], kept["best"]
+        model.load_state_dict(kept["model"])
+        optimizer.load_state_dict(kept["optimizer"])
+    todo = range(len(history), settings.epochs)
+    options = {"initial": todo.start, "total": settings.epochs, "disable": not progress}
+    for epoch in (bar := tqdm(todo, "training", leave=False, unit="epoch", **options)):
+        started = time.perf_counter()
+        row = train_epoch(model, optimizer, data, epoch, settings)
+        if validation:
+            row[VALIDATION] = validation_loss(model, tokenizer, validation, settings)
+        history.append(row | {"seconds": time.perf_counter() - started})
+        # without validation the last epoch is best
+        if np.argmin([one.get(VALIDATION, -one["epoch"]) for one in history]) == epoch:
+            best = copy.deepcopy(model.state_dict())
+        bar.set_postfix({name: f"{row[name]:.3f}" for name in ("contrastive", "caption")})
+        if checkpoint:
+            kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            cache.store(checkpoint, kept | {"history": history, "best": best})
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    model.load_state_dict(best)
+    return model.cpu().state_dict(), history

@@ -126,7 +126,7 @@ def supervised_predictions(
         if settings.frame == "polar":
             state = pretrain_polar(batch, settings, progress)
         elif heart:
-            state = heart.encoder_state()
+            state = heart.networks[0].get_submodule("encoder").state_dict()
     present = np.append(labels, np.ones(len(pool), bool))
     network = train_presence(batch, present, len(train), settings, state, progress)
     views = [make_view(study, settings) for study in (*valid, *test)]

@@ -21,7 +21,7 @@ from lgekit.errors import InputError
 from lgekit.findings import LEVELS, WALLS, Findings, Scar, draw_findings
 from lgekit.reports.reader import read_report
 from lgekit.reports.writer import write_report
-from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, Landmarks, Study
+from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, SCAR, Landmarks, Study
 
 # Contrast of the scars of 40 EMIDEC infarcts (Lalande et al., Data 2020;5(4):89), over studies:
 # median of enhancement / (blood - remote) 1.1, log-sd 0.33.
@@ -77,32 +77,22 @@ def _degrees_inside(scar: Scar, levels: tuple[str, ...]) -> np.ndarray:
 class ScarPainter:
     """A study that was measured once, to paint many scars into it.
 
-    It needs ``landmarks`` (both RV insertion points) or a labelled right ventricle. The arrays from
-    ``x`` to ``smooth`` (local mean of the wall) are over the voxels of the wall, with their place
-    in the box around it. ``thirds``, ``remote`` and ``blood`` (medians) are per slice.
+    It needs labels and ``landmarks`` (both RV insertion points). The arrays from ``x`` to
+    ``smooth`` (local mean of the wall) are over the voxels of the wall, with their place in the box
+    around it. ``thirds``, ``remote`` and ``blood`` (medians) are per slice.
     """
 
-    def __init__(self, study: tio.Subject):
-        self.study, name = study, str(study.get("study_id", "study"))
-        if not {"image", "labels"} <= set(study):
-            remedy = f"It has {', '.join(study)}. The heart network makes labels."
-            raise InputError(name, "has no image or no labels", remedy)
-        stack, labels = study.get_image("image"), study.get_image("labels").data[0].numpy()
-        self.spacing, self.labels = tuple(map(float, stack.spacing[:2])), labels
-        self.image = np.ascontiguousarray(stack.data[0].numpy(), dtype=np.float32)
-        if stack.data.shape != (1, *labels.shape):
-            problem = f"image {tuple(stack.data.shape)}, labels {labels.shape}"
-            raise InputError(name, problem, "Give both the shape (1, X, Y, slices).")
+    def __init__(self, study: Study):
+        labels = study.label_map
+        if labels is None:
+            raise InputError(study["study_id"], "no labels", "The heart network makes labels.")
         healthy = int((labels == MYOCARDIUM).sum())
         if healthy < MINIMUM_WALL_VOXELS:
             remedy = f"A scar needs {MINIMUM_WALL_VOXELS} or more (code 2)."
-            raise InputError(name, f"{healthy} voxels of healthy myocardium", remedy)
-        landmarks = cast("Landmarks | None", study.get("landmarks"))
-        if landmarks is None and (labels == RV).any():
-            landmarks = aha.insertion_points(labels, self.spacing)
-        self._measure_wall(labels, landmarks)
-        if not np.isfinite(self.image[self.box]).all():
-            raise InputError(name, "NaN or infinite values around the heart", "Repair the image.")
+            raise InputError(study["study_id"], f"{healthy} voxels of healthy myocardium", remedy)
+        self.study, self.labels, self.spacing = study, labels, study.spacing_mm[:2]
+        self.image = study.pixels.astype(np.float32)
+        self._measure_wall(labels, aha.known_landmarks(study))
         self.whole_numbers = bool((self.image[self.box] == np.rint(self.image[self.box])).all())
         self._measure_intensities(self.image[self.box], labels[self.box])
 
@@ -163,15 +153,6 @@ class ScarPainter:
         inside its core of no-reflow (mm; negative outside).
         """
         levels = scar.levels or tuple(LEVELS[third] for third in range(3) if third in self.thirds)
-        if not scar.segments:
-            raise InputError("findings", f"{scar} names neither wall nor level", "Give it some.")
-        least, most = (66, 100) if scar.depth == "transmural" else (0, 84)
-        if scar.depth and not least <= (scar.transmurality or 75) <= most:
-            remedy = "Transmural means 75 % of the wall or more."
-            raise InputError("findings", f"{scar.depth}, {scar.transmurality} %", remedy)
-        for level in levels:
-            if LEVELS.index(level) not in self.thirds:
-                raise InputError("findings", f"no slice shows {level!r}", "Leave this level out.")
         degrees = _degrees_inside(scar, levels)
         near = degrees[self.bin, self.thirds[self.plane]] > -12
         voxels = np.flatnonzero(near & self.free)
@@ -180,7 +161,8 @@ class ScarPainter:
             if region is not None:
                 return region
         problem = f"{scar} does not fit the {len(voxels)} healthy voxels there"
-        raise InputError("findings", problem, "Choose other walls or levels, or a larger scar.")
+        remedy = "Choose other walls or levels, a larger scar, or percentages that suit the depth."
+        raise InputError("findings", problem, remedy)
 
     def _draw_once(self, voxels, degrees, scar: Scar, rng: np.random.Generator):
         """Draw one shape; None if it does not measure as the scar says."""
@@ -275,10 +257,8 @@ class ScarPainter:
     def _paint_region(self, region: tuple, rng, image: np.ndarray, labels: np.ndarray) -> None:
         """Paint one scar into the box, in place."""
         voxels, inside, core = region
-        plane, place = (
-            self.plane[voxels],
-            tuple(axis[voxels] for axis in (self.x, self.y, self.plane)),
-        )
+        place = self.x[voxels], self.y[voxels], self.plane[voxels]
+        plane = place[2]
         grown = np.where(core > 0, NO_REFLOW, SCAR)
         labels[place] = np.where(inside > 0, grown, labels[place])
         contrast = CONTRAST * np.exp(np.clip(rng.normal(0, CONTRAST_SPREAD), -0.7, 0.7))
@@ -302,7 +282,7 @@ class ScarPainter:
         InputError if none fits.
         """
         found, own_seed, *painted = self.draw(np.random.default_rng(seed))
-        return cast(Study, _with_scar(deepcopy(self.study), found, own_seed, *painted))
+        return _with_scar(deepcopy(self.study), found, own_seed, *painted)
 
     def draw(self, rng: np.random.Generator):
         """Draw findings that fit this study, and paint them.
@@ -325,33 +305,31 @@ def _medians(values: np.ndarray, plane: np.ndarray, slices: int) -> np.ndarray:
     return np.array(medians, np.float32)
 
 
-def stated_findings(subject: tio.Subject) -> Findings:
+def stated_findings(study: Study) -> Findings:
     """Return the findings of the report; without one, those of ``findings``, else of the labels.
 
     The report comes first because training must not use any other truth.
     """
-    report = subject.get("report")
-    return read_report(str(report)) if report else _known_findings(subject)
+    return read_report(study["report"]) if study["report"] else _known_findings(study)
 
 
-def _known_findings(subject: tio.Subject) -> Findings:
-    found = cast("Findings | None", subject.get("findings"))
-    if found is None and isinstance(subject, Study) and subject.label_map is not None:
-        found = aha.findings_from_labels(subject)
-    return found or Findings()
+def _known_findings(study: Study) -> Findings:
+    if study["findings"] is None and study.label_map is not None:
+        return aha.findings_from_labels(study)
+    return study["findings"] or Findings()
 
 
 def _with_scar(
-    subject: tio.Subject, added: Findings, seed: int, image: np.ndarray, labels: np.ndarray
-) -> tio.Subject:
-    """Put painted arrays into a subject, and rewrite its findings and report."""
-    stated, known = stated_findings(subject), _known_findings(subject)
-    subject.get_image("image").set_data(torch.from_numpy(image)[None])
-    subject.get_image("labels").set_data(torch.from_numpy(labels)[None])
+    study: Study, added: Findings, seed: int, image: np.ndarray, labels: np.ndarray
+) -> Study:
+    """Put painted arrays into a study, and rewrite its findings and report."""
+    stated, known = stated_findings(study), _known_findings(study)
+    study["image"].set_data(torch.from_numpy(image)[None])
+    study["labels"].set_data(torch.from_numpy(labels)[None])
     report = write_report(Findings(stated.scars + added.scars), np.random.default_rng([seed, 1]))
     fields = {"findings": Findings(known.scars + added.scars), "report": report}
-    subject.update(fields | {"report_source": "synthetic", "scar_note": "painted"})
-    return subject
+    study.update(fields | {"report_source": "synthetic", "scar_note": "painted"})
+    return study
 
 
 class AddScar(IntensityTransform):
@@ -377,14 +355,12 @@ class AddScar(IntensityTransform):
     def __init__(self, findings: Findings | Scar, seed: int = 0, **kwargs):
         super().__init__(**kwargs)
         self.findings = Findings((findings,)) if isinstance(findings, Scar) else findings
-        if not isinstance(self.findings, Findings):
-            problem = f"{type(findings).__name__} given"
-            raise InputError("findings", problem, "Give Findings or a Scar.")
         self.seed, self.args_names = int(seed), ["findings", "seed"]
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        painted = ScarPainter(subject).paint(self.findings, np.random.default_rng(self.seed))
-        return _with_scar(subject, self.findings, self.seed, *painted)
+        study = cast(Study, subject)
+        painted = ScarPainter(study).paint(self.findings, np.random.default_rng(self.seed))
+        return _with_scar(study, self.findings, self.seed, *painted)
 
 
 class RandomScar(RandomTransform, IntensityTransform):
@@ -406,18 +382,14 @@ class RandomScar(RandomTransform, IntensityTransform):
         (True, 'synthetic', 'AddScar')
     """
 
-    def __init__(self, p: float = 0.5, **kwargs):
-        super().__init__(p=p, **kwargs)
-
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
-        rng = np.random.default_rng(self._get_random_seed())
+        study, rng = cast(Study, subject), np.random.default_rng(self._get_random_seed())
         try:
-            labels = subject.get_image("labels").data if "labels" in subject else 0
-            if np.isin(labels, aha.SCARRED).any() or stated_findings(subject).present:
-                name = str(subject.get("study_id", "study"))
-                raise InputError(name, "has a scar", "AddScar adds one.")
-            found, seed, *_ = ScarPainter(subject).draw(rng)
+            painter = ScarPainter(study)
+            if np.isin(painter.labels, aha.SCARRED).any() or stated_findings(study).present:
+                raise InputError(study["study_id"], "has a scar", "AddScar adds one.")
+            found, seed, *_ = painter.draw(rng)
         except InputError as error:
-            subject["scar_note"] = f"unchanged: {error}"
-            return subject
-        return AddScar(found, seed, **cast(dict, self._get_base_args()))(subject)
+            study["scar_note"] = f"unchanged: {error}"
+            return study
+        return AddScar(found, seed, **cast(dict, self._get_base_args()))(study)

@@ -117,7 +117,8 @@ def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
                 in_channels=1,
                 decoder_channels=(*settings.decoder, 8),
             )
-        except (RuntimeError, ValueError) as error:
+            unet.eval()(torch.zeros(1, 1, 64, 96))  # a transformer for one image size fails here
+        except (AssertionError, RuntimeError, ValueError) as error:
             problem = f"{settings.encoder!r}: {' '.join(str(error).split())[:200]}"
             remedy = "Give a convolutional network of timm.list_models(), e.g. regnetx_002"
             raise InputError("setting encoder", problem, remedy) from error
@@ -125,7 +126,7 @@ def build_unet(settings: HeartSettings, seed: int) -> nn.Module:
         unet.decoder.blocks = unet.decoder.blocks[:-1]
         channels = settings.decoder[-1], CLASSES + ANGLE_CHANNELS
         unet.segmentation_head = SegmentationHead(*channels, kernel_size=3, upsampling=2)
-    return unet.to(memory_format=torch.channels_last)
+    return unet.train().to(memory_format=torch.channels_last)
 
 
 def ring_block(channels_in: int, channels_out: int) -> nn.Sequential:
@@ -258,11 +259,6 @@ class HeartNetwork(nn.Module):
         borders = [one for member in members for one in member.borders]
         return cls(members[0].settings, networks, names, borders)
 
-    def encoder_state(self) -> dict[str, Tensor]:
-        """Weights of the first U-Net's encoder, with the names of timm's ``settings.encoder``."""
-        state = self.networks[0].get_submodule("encoder").state_dict()
-        return {name.removeprefix("model."): value for name, value in state.items()}
-
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
@@ -281,8 +277,8 @@ class HeartNetwork(nn.Module):
         Labels are BACKGROUND, CAVITY, MYOCARDIUM (scar included) and RV. Where no heart is found,
         labels are empty and landmarks are NaN with confidence 0.
         """
-        square = slices.square_slices(study)
-        images = square.images.to(self.device)
+        frame, images = slices.square_slices(study)
+        images = images.to(self.device)
         some = images[len(images) // 8 :: max(len(images) // WIDE_SLICES, 1)]
         whole = torch.zeros(2), torch.tensor(1.0)
         best = self._draw(images, *find_heart(self._crop_maps(some, *whole), *whole))
@@ -292,10 +288,10 @@ class HeartNetwork(nn.Module):
                 around = self._draw(images, *find_heart(*middle[1:4]))
                 best = max(best, middle, around, key=lambda drawing: drawing[0])
         _, maps, centre, half_width, votes = best
-        labels = square.draw_labels(maps, centre, half_width)
+        labels = slices.draw_labels(frame, maps, centre, half_width)
         found = ((labels == CAVITY) | (labels == MYOCARDIUM)).any()
         landmarks = slices.landmarks_from_votes(votes * found)
-        landmarks = move_to_junctions(landmarks, labels.numpy(), study.spacing_mm)
+        landmarks = move_to_junctions(landmarks, labels, study.spacing_mm)
         return with_labels(study, labels, landmarks)
 
     def predict_cohort(self, cohort: Cohort) -> Cohort:
@@ -332,8 +328,9 @@ class HeartNetwork(nn.Module):
     def _crop_maps(self, images: Tensor, centre: Tensor, half_width: Tensor) -> Tensor:
         """Maps of one upright crop per slice, at ``centre (2,)``."""
         pixels = self.settings.pixels
-        crops = slices.resample(images, centre, half_width.expand(2), (pixels, pixels))
-        return self.maps(crops).cpu()
+        points = slices.screen_grid((pixels, pixels)) * half_width + centre
+        points = points.to(images.device).expand(len(images), -1, -1, -1)
+        return self.maps(functional.grid_sample(images, points, align_corners=False)).cpu()
 
     def save(self, folder: str | Path) -> Path:
         """Write ``heart.safetensors`` and ``heart.json`` into a folder (made if absent)."""

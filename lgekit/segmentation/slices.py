@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -12,40 +12,17 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from lgekit.anatomy.segments import insertion_points
+from lgekit.anatomy.frame import ShortAxisFrame
 from lgekit.errors import InputError
 from lgekit.study import CAVITY, MYOCARDIUM, RV, WALL_CODES, Landmarks, Study
 
 SQUARE_PIXELS = 256  # side of the square grid on which every slice is resampled
 CLASSES = 4  # the network's codes: background, cavity, myocardium (with scar, no-reflow), RV
 CLASS_CODES = (0, CAVITY, MYOCARDIUM, RV)
-NETWORK_CODES = (0.0, 1.0, 2.0, 2.0, 2.0, 3.0)  # of a study's codes
+NETWORK_CODES = (0, 1, 2, 2, 2, 3)  # of a study's codes
 LV_CLASSES = slice(1, 3)
 ANGLE_CHANNELS = 4  # cosine and sine of the angle from the anterior and the inferior point
 UNKNOWN = Landmarks(float("nan"), float("nan"), 0.0)
-
-
-@dataclass(frozen=True)
-class SquareSlices:
-    """A study's slices on a square isotropic grid.
-
-    Its coordinates run from -1 to 1 (y down), like those of the study's own grid.
-    """
-
-    images: Tensor  # (S, 1, 256, 256) float32; 0 and 1 are the study's percentiles 0.5 and 99.5
-    centre: Tensor  # (2,) of the square, in the study's coordinates
-    half_width: Tensor  # (2,) of the square, in the study's coordinates
-    shape: tuple[int, int]  # of the study's slices, (Y, X)
-
-    def draw_labels(self, maps: Tensor, centre: Tensor, half_width: Tensor) -> Tensor:
-        """Label map ``(X, Y, S)`` uint8 of the study: each ventricle's largest part in a crop."""
-        middle, half = self.centre + self.half_width * centre, self.half_width * half_width
-        heart = resample(maps[:, 1:CLASSES], -middle / half, 1 / half, self.shape)
-        background = 1 - heart.sum(1, keepdim=True)
-        classes = torch.cat([background, heart], dim=1).max(1).indices.numpy()
-        for mask in ((classes == 1) | (classes == 2), classes == 3):
-            classes[mask & ~largest_part(mask)] = 0
-        return torch.tensor(CLASS_CODES, dtype=torch.uint8)[classes].permute(2, 1, 0)
 
 
 def largest_part(mask: np.ndarray, weight: np.ndarray | None = None) -> np.ndarray:
@@ -61,34 +38,40 @@ def screen_grid(shape: Sequence[int], device: torch.device | None = None) -> Ten
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
-def resample(
-    arrays: Tensor, centre: Tensor, half_width: Tensor, shape: tuple[int, int], mode="bilinear"
-) -> Tensor:
-    """Cut the same upright rectangle out of all ``(S, C, H, W)``; zero outside of them."""
-    grid = screen_grid(shape, arrays.device) * half_width.to(arrays.device)
-    grid = (grid + centre.to(arrays.device))[None]
-    channels = arrays.flatten(0, 1)[None]  # all slices share one grid
-    sampled = functional.grid_sample(channels, grid, mode=mode, align_corners=False)
-    return sampled[0].unflatten(0, arrays.shape[:2])
+def square_slices(study: Study) -> tuple[ShortAxisFrame, Tensor]:
+    """Resample a study's slices, without a border of exact zeros, to a square isotropic grid.
 
-
-def square_slices(study: Study) -> SquareSlices:
-    """Resample a study's slices, without a border of exact zeros, to a square grid."""
-    pixels = study["image"].data[0].float()  # (X, Y, S)
-    shape = np.array(pixels.shape[:2])
+    Returns the grid and ``(S, 1, 256, 256)`` float32 images, in which 0 and 1 are the study's
+    percentiles 0.5 and 99.5. Coordinates on the square run from -1 to 1, y down.
+    """
+    pixels = study["image"].data.float()  # (1, X, Y, S)
+    shape, spacing = np.array(pixels.shape[1:3]), np.array(study.spacing_mm[:2])
     start, stop = np.zeros(2, int), shape
-    filled = np.argwhere((pixels != 0).any(dim=2).numpy())
+    filled = np.argwhere((pixels[0] != 0).any(dim=2).numpy())
     if len(filled):
         start, stop = filled.min(0), filled.max(0) + 1
-    inside = pixels[start[0] : stop[0] : 2, start[1] : stop[1] : 2].numpy()
+    inside = pixels[0, start[0] : stop[0] : 2, start[1] : stop[1] : 2].numpy()
     low, high = (float(value) for value in np.percentile(inside, (0.5, 99.5)))
-    side_mm = ((stop - start) * study.spacing_mm[:2]).max()
-    centre = torch.tensor((start + stop) / shape - 1, dtype=torch.float32)
-    half_width = torch.tensor(side_mm / (shape * study.spacing_mm[:2]), dtype=torch.float32)
+    mm = float(((stop - start) * spacing).max()) / SQUARE_PIXELS
+    place = np.diag(mm / spacing), (start + stop - 1) / 2, False, study.spatial_shape
+    frame = ShortAxisFrame(SQUARE_PIXELS, mm, *place, landmarks=None, oriented=False)
     scaled = ((pixels - low) / max(high - low, 1e-6)).clamp(0, 1)
-    scaled = scaled.permute(2, 1, 0)[:, None].contiguous()
-    images = resample(scaled, centre, half_width, (SQUARE_PIXELS, SQUARE_PIXELS))
-    return SquareSlices(images, centre, half_width, (int(shape[1]), int(shape[0])))
+    return frame, frame.to_frame(scaled).permute(3, 0, 2, 1).contiguous()
+
+
+def draw_labels(
+    frame: ShortAxisFrame, maps: Tensor, centre: Tensor, half_width: Tensor
+) -> np.ndarray:
+    """Label map ``(X, Y, S)`` uint8 of the study: each ventricle's largest part in a crop."""
+    pixels, half = maps.shape[-1], frame.pixels / 2
+    middle = frame.centre + frame.matrix @ (half * centre.numpy())
+    matrix = frame.matrix * (frame.pixels / pixels * float(half_width))
+    crop = replace(frame, pixels=pixels, matrix=matrix, centre=middle)
+    heart = crop.to_scanner(maps[:, 1:CLASSES].permute(1, 3, 2, 0), nearest=False)
+    classes = torch.cat([1 - heart.sum(0, keepdim=True), heart]).max(0).indices.numpy()
+    for mask in ((classes == 1) | (classes == 2), classes == 3):
+        classes[mask & ~largest_part(mask)] = 0
+    return np.array(CLASS_CODES, np.uint8)[classes]
 
 
 class Slices(NamedTuple):
@@ -123,23 +106,15 @@ def collect_slices(cohorts: Iterable[Sequence[Study]]) -> Slices:
     return Slices(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def reference_landmarks(study: Study) -> Landmarks:
-    """A study's landmarks, else those that its RV label shows in plain storage, else NaN."""
-    if study["landmarks"] is None and np.any(study.label_map == RV):
-        return insertion_points(study.label_map, study.spacing_mm, mirrored=False)
-    return study["landmarks"] or UNKNOWN
-
-
 def _study_slices(study: Study, labels: np.ndarray, cohort: int, first: int) -> Slices:
-    square = square_slices(study)
-    classes = torch.tensor(NETWORK_CODES)[labels.astype(int)].permute(2, 1, 0)[:, None].contiguous()
-    place, shape = (square.centre, square.half_width), (SQUARE_PIXELS, SQUARE_PIXELS)
-    drawn = resample(classes, *place, shape, "nearest")[:, 0].to(torch.uint8)
+    frame, images = square_slices(study)
+    classes = torch.tensor(NETWORK_CODES, dtype=torch.uint8)[None, labels.astype(int)]
+    drawn = frame.to_frame(classes, nearest=True)[0].permute(2, 1, 0).contiguous()
     lv = ((drawn == 1) | (drawn == 2)).float()
     centre, area = lv_centres(lv, smallest=1)
     middle, _ = lv_centres(lv.sum(0, keepdim=True), smallest=1)
     radius, count = torch.sqrt(area / torch.pi) * 2 / SQUARE_PIXELS, len(drawn)
-    landmarks = reference_landmarks(study)
+    landmarks = study["landmarks"] or UNKNOWN
     angles = torch.tensor([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg])
     per_study = {
         "diameter": 2 * radius.max(),
@@ -152,7 +127,7 @@ def _study_slices(study: Study, labels: np.ndarray, cohort: int, first: int) -> 
     tensors = {name: torch.as_tensor(value) for name, value in per_study.items()}
     around = torch.arange(count)[:, None] + torch.tensor([-1, 0, 1])
     return Slices(
-        images=(square.images[:, 0] * 255).round().to(torch.uint8),
+        images=(images[:, 0] * 255).round().to(torch.uint8),
         labels=drawn,
         neighbours=first + around.clamp(0, count - 1),
         centre=torch.where(area[:, None] > 0, centre, middle),

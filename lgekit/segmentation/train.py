@@ -220,7 +220,7 @@ def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0)
     """Measure a heart network on labelled studies that it was not trained on.
 
     Dice is measured on the studies as stored, insertion points on copies that are turned and
-    mirrored at random. Their ground truth is the studies' landmarks, else the RV labels.
+    mirrored at random.
 
     Returns:
         One row per study: ``study_id, patient_id, dice_cavity, dice_myocardium, dice_rv``,
@@ -230,7 +230,7 @@ def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0)
     labelled = [study for study in cohort.studies if study.label_map is not None]
     rng, copies = np.random.default_rng(seed), []
     for study in labelled:
-        study = Study(**{**study, "landmarks": grids.reference_landmarks(study)})
+        study = Study(**{**study, "landmarks": study["landmarks"] or UNKNOWN})
         copies.append(rotated_copy(study, rng.uniform(0, 360), bool(rng.integers(2))))
     predicted = network.predict_cohort(Cohort(labelled)).studies
     turned = network.predict_cohort(Cohort(copies)).studies
@@ -261,11 +261,20 @@ def weights_fingerprint(network: HeartNetwork) -> str:
 def heart_network(
     cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool = True
 ) -> HeartNetwork:
-    """The heart network of a cohort: `base_network`, then trained on the cohort alone. Cached.
+    """The heart network of a cohort: a base, then trained on the cohort alone. Cached.
 
-    ``pretrain_on`` holds further cohorts with masks. A cohort without masks gets the base.
+    The base is trained on the cohorts ``pretrain_on`` that have masks, and on phantoms. A cohort
+    without masks gets the base.
     """
-    base = base_network(pretrain_on, settings, progress)
+    others = [one for one in pretrain_on if any(s.label_map is not None for s in one.studies)]
+    base = None
+    # phantoms alone, by the default settings: the network in the package
+    if not others and all(getattr(settings, name) == value for name, value in BASE.items()):
+        base = HeartNetwork.load(networks.WEIGHTS / "heart")
+    elif settings.heart_phantom:
+        others.append(phantom_cohort(settings.heart_phantom, seed=7919))
+    if others:
+        base = _fitted(others, settings, settings.heart_base_steps, None, progress)
     if any(study.label_map is not None for study in cohort.studies):
         steps = settings.heart_steps + (0 if base else settings.heart_base_steps)
         return _fitted([cohort], settings, steps, base, progress)
@@ -273,19 +282,6 @@ def heart_network(
         remedy = "Give labelled studies, a cohort to pretrain on, or heart_phantom > 0."
         raise InputError(cohort.name, "no study has a label of the left ventricle", remedy)
     return base
-
-
-def base_network(
-    pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool = True
-) -> HeartNetwork | None:
-    """The heart network of other cohorts and phantoms alone; None where there are none. Cached."""
-    others = [one for one in pretrain_on if any(s.label_map is not None for s in one.studies)]
-    # phantoms alone, by the default settings: the network in the package
-    if not others and all(getattr(settings, name) == value for name, value in BASE.items()):
-        return HeartNetwork.load(networks.WEIGHTS / "heart")
-    if settings.heart_phantom:
-        others.append(phantom_cohort(settings.heart_phantom, seed=7919))
-    return _fitted(others, settings, settings.heart_base_steps, None, progress) if others else None
 
 
 def _fitted(
@@ -333,7 +329,7 @@ def locate_hearts(cohort: Cohort, model: Path | None = None) -> Cohort:
     ``study["located_by"]`` says where the insertion points come from: ``given`` or ``network``.
     """
     predicted = cohort
-    if not all(map(ready, cohort.studies)):
+    if any(one.label_map is None or known_landmarks(one) is None for one in cohort.studies):
         predicted = locate(cohort, HeartNetwork.load((model or networks.WEIGHTS) / "heart"))
     studies = []
     for study, found in zip(cohort.studies, predicted.studies, strict=True):
@@ -342,8 +338,3 @@ def locate_hearts(cohort: Cohort, model: Path | None = None) -> Cohort:
         fields["located_by"] = "given" if own else "network"
         studies.append(Study(**fields))
     return Cohort(studies, cohort.name)
-
-
-def ready(study: Study) -> bool:
-    """Whether a study has labels and insertion points of its own."""
-    return study.label_map is not None and known_landmarks(study) is not None

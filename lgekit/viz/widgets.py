@@ -71,7 +71,7 @@ class Explorer(ipywidgets.VBox):
 
 def scar_painter(study: Study) -> Explorer:
     """Choose walls, levels, depth, transmurality and no-reflow; image, mask and report follow."""
-    before = FRAME(study)
+    before: Any = FRAME(study)  # a study, TorchIO's types say a subject
 
     def draw(depth: str, transmurality: int, no_reflow: bool, **pressed: bool) -> Drawing:
         walls, levels = (tuple(filter(pressed.get, names)) for names in (WALLS, LEVELS))
@@ -83,7 +83,7 @@ def scar_painter(study: Study) -> Explorer:
             painted = AddScar(scar, seed=0)(study)
         except ValueError as error:
             return plt.figure(figsize=(3, 1)), f"This scar cannot be placed: {error}"
-        after = FRAME(Study(**painted))
+        after: Any = FRAME(Study(**painted))
         index = plots.slice_with_most_scar(after)
         panels = {"before": before, "after": after, "mask": after}
         figure, axes = plots.captioned(panels, columns=3)

@@ -112,19 +112,17 @@ def test_unknown_landmarks_and_missing_labels_are_refused():
     for landmarks in (None, Landmarks(float("nan"), 200.0), Landmarks(90.0, float("nan"))):
         with pytest.raises(InputError, match="landmarks"):
             segment_map(stack(), SPACING, landmarks)
-    with pytest.raises(InputError, match=r"\(4, 4\)"):
-        Ventricle.of(np.zeros((4, 4)))
     with pytest.raises(InputError, match="labels"):
         findings_from_labels(Study.from_arrays("bare", np.zeros((4, 4, 2)), SPACING))
 
 
-def crescent(turned=0.0, mirrored=False, pixels=110, spacing=(1.0, 1.0), lean=False, slices=5):
+def crescent(turned=0.0, mirrored=False, pixels=110, spacing=(1.0, 1.0), slices=5):
     """An LV of 30 mm radius and an RV disc that it cuts: the circles meet at known angles."""
     x, y = ((np.arange(pixels) - (pixels - 1) / 2) * h for h in spacing)
     sign = -1 if mirrored else 1
     z = (x[:, None] - 1j * sign * y[None]) * np.exp(-1j * np.radians(sign * turned))
     labels = np.zeros((pixels, pixels), np.uint8)
-    labels[(abs(z + 27) < 27) | ((abs(z + 30 + 18j) < 20) & lean)] = RV
+    labels[abs(z + 27) < 27] = RV
     labels[abs(z) < 30], labels[abs(z) < 20] = MYOCARDIUM, CAVITY
     half = np.degrees(np.arccos((30**2 + 27**2 - 27**2) / (2 * 30 * 27)))
     anterior, inferior = ((turned + sign * (180 + way * half)) % 360 for way in (-1, 1))
@@ -141,18 +139,10 @@ def test_insertion_points_are_where_two_circles_meet(turned, mirrored, dx, dy):
     assert found.mirrored == mirrored and found.confidence > 0.9
 
 
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_without_a_hint_the_shape_of_the_rv_decides_with_half_the_confidence(mirrored):
-    labels, anterior, _ = crescent(40, mirrored, lean=True)
-    found = insertion_points(labels, (1, 1, 10))
-    assert found.mirrored == mirrored and found.confidence <= 0.5
-    assert apart(found.anterior_rvip_deg, anterior) < 7
-
-
 def test_confidence_is_low_if_slices_disagree_and_0_without_an_rv():
     planes = [crescent(turn, slices=1)[0] for turn in (0, 50, 100, 150, 200, 250)]
     assert insertion_points(np.concatenate(planes, 2), (1, 1, 10), mirrored=False).confidence < 0.3
-    assert insertion_points(stack(), SPACING).confidence == 0
+    assert insertion_points(stack(), SPACING, mirrored=False).confidence == 0
 
 
 def scarred(low, high, shallow, deep, slices, code=SCAR, landmarks=UPRIGHT):

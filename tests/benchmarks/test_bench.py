@@ -17,8 +17,8 @@ from lgekit.anatomy.frame import StandardizeShortAxis
 from lgekit.cache import accelerator
 from lgekit.clip.data import ImageTextPairs, batch_of, make_view
 from lgekit.clip.detector import Detector
-from lgekit.clip.model import ReportTokenizer, build_coca
-from lgekit.clip.train import adamw, both_losses, fit
+from lgekit.clip.model import CoCa, ReportTokenizer
+from lgekit.clip.train import both_losses, fit
 from lgekit.clip.zeroshot import Calibration
 from lgekit.config import size_settings
 from lgekit.data.phantom import phantom_cohort
@@ -69,8 +69,9 @@ def bare_step(pairs, settings):
     """Forward, backward and optimiser step of the network of `fit`, on prepared batches."""
     texts, device = [options[0] for options in pairs.texts], accelerator()
     tokenizer = ReportTokenizer.train(texts, settings.longest_text)
-    network = build_coca(settings, tokenizer).to(device).train()
-    optimizer, tokens = adamw(network, settings), tokenizer(texts).to(device)
+    network = CoCa(settings, tokenizer).to(device).train()
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, fused=True)
+    tokens = tokenizer(texts).to(device)
     batch = pairs.batch.to(device)
     parts = torch.arange(len(tokens), device=device).split(settings.batch_size)
     ready = [(batch.rows(part), tokens[part], part) for part in parts]
@@ -104,11 +105,12 @@ def scar_seconds() -> float:
 
 
 @pytest.mark.bench
-def test_fit(record):
+def test_fit(record, monkeypatch):
     """Compare a training step with the bare network, and painting a scar with a training step."""
     settings = size_settings("laptop", synthetic_per_real=0.0, epochs=3, masks="true")
     pairs, count = distinct_pairs(96, settings), 96 // settings.batch_size
     step, bare, ours = bare_step(pairs, settings), [], []
+    monkeypatch.setenv("LGEKIT_CACHE", "")  # a fit is cached
     for seed in range(4):
         bare.append(seconds(lambda: [step(number) for number in range(2 * count)]) / (2 * count))
         history = fit(pairs, settings.override(seed=seed), progress=False).history
@@ -135,7 +137,7 @@ def test_predict(record, monkeypatch):
     cohort = phantom_cohort(studies, seed=0)
     texts = [one for study in cohort.studies for one in report_texts(study["report"])]
     tokenizer = ReportTokenizer.train(texts, settings.longest_text)
-    networks = [(build_coca(settings, tokenizer).eval(), tokenizer)]
+    networks = [(CoCa(settings, tokenizer).eval(), tokenizer)]
     heart = fit_heart_network([cohort], steps=60, border_steps=60, progress=False)
     without = Detector(settings, networks, None, Calibration())
     monkeypatch.setattr("lgekit.segmentation.model.MIN_CERTAINTY", 0.0)
@@ -181,10 +183,11 @@ def test_grid(record, tmp_path):
     record("grid: scaling to two workers", one / two / 2, "×", "≥ 0.85")
 
 
-def test_bare_step_trains_as_fit_does():
+def test_bare_step_trains_as_fit_does(monkeypatch):
     changes = dict(synthetic_per_real=0.0, augment=0.0, dropout=0.0, epochs=1)
     settings = size_settings("smoke", masks="true", **changes)
     pairs = distinct_pairs(8, settings)  # one batch
+    monkeypatch.setenv("LGEKIT_CACHE", "")
     (history,) = fit(pairs, settings, progress=False).history.to_dict("records")
     torch.manual_seed(settings.seed)
     step = bare_step(pairs, settings)

@@ -4,16 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toys import toy
 
 from lgekit.clip import train as module
 from lgekit.clip.data import ImageTextPairs
-from lgekit.clip.model import pad_studies
 from lgekit.clip.train import fit
 from lgekit.config import FitSettings
 from lgekit.findings import Findings
 from lgekit.reports.writer import one_line, sentences
 from lgekit.study import Cohort, Study
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 TINY = {"text": "report", "text_steps": 8, "text_width": 16, "text_layers": 1}
 TINY |= {"epochs": 2, "width": 16, "embed_dim": 8, "depths": 8, "angles": 24, "batch_size": 4}
 REPORT = "Indication: scar?\nLVEF 40%. Subendocardial late enhancement in the\nanterior wall.\n"
@@ -69,9 +70,8 @@ def test_texts_are_a_sentence_of_the_report_and_the_whole(language):
 
 @pytest.mark.parametrize("weight", [0.0, 1.0])
 def test_a_fit_keeps_the_tower_and_embeds_texts_once(settings, language, weight):
-    images = [(torch.randn(3, 1, 8, 24), torch.linspace(0, 1, 3)) for _ in range(8)]
     texts = [(f"Scar {number}.", f"LVEF 50%. Scar {number}.") for number in range(8)]
-    given = ImageTextPairs(pad_studies(images), texts)
+    given = ImageTextPairs(toy(8, height=8).batch, texts)
     own = settings.override(caption_weight=weight)
     result = fit(given, own, language=language, progress=False)
     before = language.model.text.state_dict()

@@ -129,7 +129,7 @@ def test_cross_fitting_reads_each_study_with_networks_that_never_saw_it(cohort, 
 def test_networks_are_trained_only_with_scars_painted_into_their_own_studies(cohort, monkeypatch):
     given = []
 
-    def fit(pairs, settings, **_):
+    def fit(pairs, *_):
         given.append(slices_of(pairs.batch.rows(slice(pairs.real, None))))
         raise StopIteration
 

@@ -1,5 +1,6 @@
 """Training: losses with known values, over-fitting, determinism, resuming, the shuffled control."""
 
+import copy
 import math
 
 import numpy as np
@@ -10,14 +11,18 @@ from toys import TEXTS, settings, toy
 from lgekit.clip import train as training
 from lgekit.clip.data import ImageTextPairs, augment
 from lgekit.clip.model import ReportTokenizer, StudyBatch
-from lgekit.clip.train import both_losses, contrastive_loss, epoch_batches, fit, resumable
+from lgekit.clip.train import both_losses, contrastive_loss, epoch_batches, fit
 from lgekit.clip.zeroshot import write_captions
 from lgekit.config import PLAIN_CLIP, FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import draw_findings
 from lgekit.reports.reader import read_report
 from lgekit.reports.writer import write_report
-from lgekit.study import Cohort, Study
+
+
+@pytest.fixture(autouse=True)
+def no_cache(monkeypatch):
+    monkeypatch.setenv("LGEKIT_CACHE", "")
 
 
 def same_weights(one, other) -> bool:
@@ -137,47 +142,26 @@ def killed(monkeypatch):
 
 
 @pytest.mark.parametrize("extra", [{}, {"view": "image", "pixels": 32}])
-def test_a_killed_run_resumes_to_the_same_result(tmp_path, killed, extra):
-    own, file = settings(epochs=4, dropout=0.1, synthetic_per_real=0.5, **extra), tmp_path / "a.pt"
+def test_a_killed_run_resumes_to_the_same_result(tmp_path, monkeypatch, killed, extra):
+    own = settings(epochs=4, dropout=0.1, synthetic_per_real=0.5, **extra)
     options = {"validation": None if extra else toy(6, seed=7)}
     whole = fit(toy(real=8), own, progress=False, **options)
-    killed(2, toy(real=8), own, checkpoint=file, **options)
-    rest = fit(toy(real=8), own, checkpoint=file, progress=False, **options)
-    assert list(tmp_path.iterdir()) == [file]
-    assert same_weights(whole, rest)
+    monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path))
+    killed(2, toy(real=8), own, **options)
+    (file,) = (tmp_path / "private" / "training").iterdir()
+    rest = fit(toy(real=8), own, progress=False, **options)
+    assert same_weights(whole, rest) and not file.exists()
     columns = [name for name in whole.history if name != "seconds"]
     assert whole.history[columns].equals(rest.history[columns])
-
-
-def test_an_interrupted_fit_finds_its_folder_again(tmp_path, monkeypatch):
-    monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path))
-    image, own = np.zeros((8, 8, 2), np.float32), settings()
-    studies = [Study.from_arrays(name, image, (1, 1, 8)) for name in ("a", "b")]
-    cohort = Cohort(studies, "two")
-    with pytest.raises(KeyboardInterrupt), resumable(cohort, own, "none") as folder:
-        folder.mkdir(parents=True)
-        raise KeyboardInterrupt
-    for other in (own.override(epochs=own.epochs + 1), own):
-        with resumable(cohort, other, "none") as again:
-            assert (again == folder) is (other == own) and folder.exists()
-    assert not folder.exists()
-    with resumable(cohort, own) as first, resumable(cohort, own) as second:
-        assert first is not None and second is None  # another process runs the same fit
-    changed = Cohort([Study(**{**studies[0], "patient_id": "another"}), studies[1]], "two")
-    names = set()
-    for one, *about in ((cohort,), (changed,), (cohort, cohort), (cohort, changed), (cohort, True)):
-        with resumable(one, own, *about) as folder:
-            names.add(folder.name)
-    assert len(names) == 5
-    monkeypatch.setenv("LGEKIT_CACHE", "")
-    with resumable(cohort, own) as nowhere:
-        assert nowhere is None
-
-
-def test_validation_texts_that_are_all_the_same_do_not_select_an_epoch():
-    alike = ImageTextPairs(toy(8).batch, [("no scar",)] * 8)
-    result = fit(toy(8), settings(epochs=2), validation=alike, progress=False)
-    assert "validation_contrastive" not in result.history
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "train_epoch", None)  # a finished fit is taken from the cache
+        assert same_weights(fit(toy(real=8), own, progress=False, **options), whole)
+    for other in (
+        {"pairs": toy(seed=1, real=8)},
+        {"pairs": toy(real=7)},
+        {"settings": own.override(seed=1)},
+    ):
+        killed(0, **({"pairs": toy(real=8), "settings": own} | other | options))
 
 
 def test_a_loss_that_is_not_a_number_ends_the_training():
@@ -187,13 +171,23 @@ def test_a_loss_that_is_not_a_number_ends_the_training():
         fit(pairs, settings(epochs=2), progress=False)
 
 
-def test_early_stopping_keeps_the_best_epoch():
-    own, held = settings(epochs=60, patience=3, learning_rate=0.05), toy(6, seed=2)
-    result = fit(toy(8), own, validation=held, progress=False)
-    losses = result.history["validation_contrastive"]
-    assert len(losses) < 60 and len(losses) - 1 - int(losses.argmin()) == 3
-    kept = training.validation_loss(result.model, result.tokenizer, held, own)
-    assert kept == pytest.approx(losses.min())
+def test_validation_texts_that_are_all_the_same_do_not_select_an_epoch():
+    alike = ImageTextPairs(toy(8).batch, [("no scar",)] * 8)
+    result = fit(toy(8), settings(epochs=2), validation=alike, progress=False)
+    assert "validation_contrastive" not in result.history
+
+
+def test_the_epoch_with_the_lowest_validation_loss_is_kept(monkeypatch):
+    seen, losses = [], [3.0, 1.0, 2.0]
+
+    def loss(model, *_):
+        seen.append(copy.deepcopy(model.state_dict()))
+        return losses[len(seen) - 1]
+
+    monkeypatch.setattr(training, "validation_loss", loss)
+    kept = fit(toy(8), settings(epochs=3), toy(6, seed=2), progress=False).model.state_dict()
+    same = [all(torch.equal(kept[name], one[name]) for name in one) for one in seen]
+    assert same == [False, True, False]
 
 
 def test_the_shuffled_control_selects_its_epoch_by_shuffled_texts(monkeypatch):

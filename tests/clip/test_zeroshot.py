@@ -19,6 +19,7 @@ from lgekit.findings import LEVELS, WALLS, Findings, Scar
 from lgekit.reports.reader import lge_statement, read_report
 from lgekit.reports.writer import canonical_text, prompt_sets, report_texts, write_report
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 NEGATIVE, POSITIVE = TEXTS[:1], TEXTS[1:]
 PROMPTS = {
     "presence": {"positive": POSITIVE, "negative": NEGATIVE},

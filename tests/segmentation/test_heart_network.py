@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import timm
 import torch
 
 from lgekit.config import size_settings
@@ -78,19 +77,17 @@ def test_square_slices_are_isotropic_and_labels_return_to_the_study(spacing):
     padding = ((40, 0), (0, 0), (0, 0))  # of exact zeros
     image, labels = np.pad(study.pixels, padding), np.pad(study.label_map, padding)
     padded = Study.from_arrays("padded", image, spacing, labels)
-    square = grids.square_slices(padded)
-    extent = np.array(padded.spatial_shape[:2]) * spacing[:2]
-    half_mm = square.half_width.numpy() * extent / 2
-    assert half_mm == pytest.approx([120, 120], abs=2), "the padding does not count"
+    frame, _ = grids.square_slices(padded)
+    assert 128 * frame.mm_per_pixel == pytest.approx(120, abs=2), "the padding does not count"
     slices = collect_slices([[padded]])
     across = [(slices.labels[0] == 1).any(axis).sum() for axis in (0, 1)]
     assert abs(across[0] - across[1]) <= 2, "the circle stays a circle"
     assert float(slices.diameter[0]) == pytest.approx(68 / 120, rel=0.02)
     maps = torch.stack([slices.labels == code for code in range(4)], dim=1).float()
-    back = square.draw_labels(maps, torch.zeros(2), torch.tensor(1.0)).numpy()
+    back = grids.draw_labels(frame, maps, torch.zeros(2), torch.tensor(1.0))
     for label in (CAVITY, MYOCARDIUM, RV):
         assert dice(back == label, labels == label) > 0.95
-    edge = square.draw_labels(maps, torch.tensor([0.9, 0.0]), torch.tensor(0.3)).numpy()
+    edge = grids.draw_labels(frame, maps, torch.tensor([0.9, 0.0]), torch.tensor(0.3))
     assert edge.shape == labels.shape and not edge[: labels.shape[0] // 2].any()
 
 
@@ -231,18 +228,6 @@ def test_files_restore_the_network(network, tmp_path):
     for bad in (folder, tmp_path / "nowhere"):
         with pytest.raises(InputError, match="not a heart network"):
             HeartNetwork.load(bad)
-
-
-@pytest.mark.parametrize("name", ["regnetx_002", "resnet34"])
-def test_the_timm_encoder_gives_the_features_of_the_unet(name):
-    settings = replace(SMOKE, encoder=name)
-    network = HeartNetwork(settings, [build_unet(settings, 0)])
-    encoder = timm.create_model(name, in_chans=1, num_classes=0, global_pool="").eval()
-    encoder.load_state_dict(network.encoder_state())
-    images = torch.rand(2, 1, 64, 64)
-    with torch.inference_mode():
-        features = network.networks[0].encoder(images)[-1]
-        assert torch.allclose(encoder.forward_features(images), features, atol=1e-5)
 
 
 def test_bad_encoders_and_cohorts_are_named():

@@ -7,7 +7,7 @@ import pytest
 from matplotlib.axes import Axes
 
 from lgekit.clip.detector import Detector
-from lgekit.clip.model import ReportTokenizer, build_coca
+from lgekit.clip.model import CoCa, ReportTokenizer
 from lgekit.clip.zeroshot import Calibration
 from lgekit.config import PLAIN_CLIP, size_settings
 from lgekit.data.phantom import phantom_cohort
@@ -29,7 +29,7 @@ def move(explorer: widgets.Explorer, control: str, value) -> tuple[bytes, str]:
 def test_the_playground_compares_a_sentence_with_no_enhancement(cohort, monkeypatch):
     settings = size_settings("smoke", **PLAIN_CLIP | {"text": "findings", "pixels": 48})
     tokenizer = ReportTokenizer.train([study["report"] for study in cohort.studies])
-    network = build_coca(settings, tokenizer).eval()
+    network = CoCa(settings, tokenizer).eval()
     detector = Detector(settings, [(network, tokenizer)], None, Calibration())
     drawn, barh = [], Axes.barh
     monkeypatch.setattr(Axes, "barh", lambda *a, **k: drawn.append(a[2]) or barh(*a, **k))
