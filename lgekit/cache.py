@@ -12,14 +12,13 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from lgekit.errors import InputError
 
 if TYPE_CHECKING:
     import torch
 
-T = TypeVar("T")
 # Whose code decides a fit.
 FIT_ROOMS = ("anatomy", "reports", "data", "segmentation", "scars", "clip")
 
@@ -144,7 +143,7 @@ def is_locked(path: str | Path) -> bool:
         return True
 
 
-def compute_once(key: object, compute: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+def compute_once(key: object, compute: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Return the stored result of a function (never None), or call it and store the result.
 
     The ``repr`` of ``key`` stands for everything that the result depends on. Processes that start
