@@ -363,8 +363,8 @@ def count_files(spec: str) -> str:
             files[item.file] = item.left_out or "read"
     counts = Counter(files.values())
     read, faulty = counts.pop("read", 0), counts.pop("fault", 0)
-    why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items())) or "none"
-    left = f"{counts.total()} left out ({why})"
+    why = ", ".join(f"{count} {reason}" for reason, count in sorted(counts.items()))
+    left = f"{counts.total()} left out" + f" ({why})" * bool(why)
     return f"{len(files)} files seen = {read} read + {left} + {faulty} with a fault"
 
 
