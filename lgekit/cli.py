@@ -1,7 +1,5 @@
 """The command line of lgekit."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import shutil
@@ -11,7 +9,7 @@ import tempfile
 import warnings
 from json import JSONDecodeError
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from safetensors import SafetensorError
@@ -19,9 +17,6 @@ from safetensors import SafetensorError
 import lgekit as lk
 from lgekit import cache
 from lgekit.errors import InputError, RunError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SPEC_HELP = """Cohort SPEC: phantom:studies=200,seed=1 | emidec:FOLDER | acdc:FOLDER | myops:FOLDER
 | mnms:FOLDER | manifest:FILE.csv | dicom:FOLDER | bids:FOLDER"""
@@ -195,19 +190,17 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     refuse_existing(out_dir)
     studies = lk.read_cohort(spec)
     located = locate_hearts(studies, model)
-    transform = lk.StandardizeShortAxis(pixels=pixels)
-    bar = tqdm(located.studies, desc="standardizing", unit="study", disable=None)
-    framed = lk.Cohort([transform(study) for study in bar], located.name)
-    rows = located.manifest[["study_id"]].join(
-        pd.DataFrame([vars(study["landmarks"]) for study in located.studies])
-    )
-    rows["mirrored"] = [study["landmarks"].mirrored for study in located.studies]
-    rows["turned"] = [study["orientation_confident"] for study in framed.studies]
-    rows["located_by"] = [study["located_by"] for study in located.studies]
+    transform, framed, rows = lk.StandardizeShortAxis(pixels=pixels), [], []
+    for study in tqdm(located.studies, desc="standardizing", unit="study", disable=None):
+        framed.append(transform(study))
+        marks, turned = study["landmarks"], framed[-1]["orientation_confident"]
+        row = {"study_id": study["study_id"], **vars(marks), "mirrored": marks.mirrored}
+        rows.append(row | {"turned": turned, "located_by": study["located_by"]})
     with cache.replacing_folder(out_dir) as folder:
-        lk.write_manifest(framed, folder)
-        rows.to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
-    lost = int((~rows["turned"].astype(bool)).sum())
+        lk.write_manifest(lk.Cohort(framed, located.name), folder)
+        landmarks = pd.DataFrame(rows)
+        landmarks.to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
+    lost = sum(not row["turned"] for row in rows)
     typer.echo(f"{len(framed)} studies and landmarks.csv in {out_dir}; {lost} could not be turned")
 
 
@@ -396,7 +389,7 @@ def grid_status(file: GridYaml) -> None:
     show_runs(run.grid_status(file))
 
 
-def show_runs(table: pd.DataFrame) -> None:
+def show_runs(table: Any) -> None:
     """Print the states of runs, and below them each error once."""
     typer.echo(table.drop(columns="error").to_string(index=False, na_rep=""))
     for error, runs in table[table["error"] != ""].groupby("error"):
@@ -425,11 +418,9 @@ def grid_report(file: GridYaml, folder: ReportFolder = Path("figures")) -> None:
 def cache_clear() -> None:
     """Remove all results, images and unfinished fits from the cache: LGEKIT_CACHE, by default
     ~/.cache/lgekit."""
-    folder, earlier = cache.cache_folder(), ("joblib", "training")
-    for old in [folder, *map(folder.with_name, earlier)] if folder else []:
-        if old.exists():
-            shutil.rmtree(old)
-            typer.echo(f"removed {old}")
+    if folder := cache.cache_folder():
+        shutil.rmtree(folder)
+        typer.echo(f"removed {folder}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Start, run and save notebooks."""
 
-from __future__ import annotations
-
 import ast
 import difflib
 import importlib.metadata
@@ -250,7 +248,7 @@ class Session:
         record = environment_record(cohort=self.spec, size=self.size, seed=self.seed)
         return pd.Series(record).to_frame("")
 
-    def cohort(self, show_identifiers: bool = False) -> Cohort:
+    def cohort(self, show_identifiers: bool = False) -> "Cohort":
         """Read the cohort. Raises InputError if reports seem to hold names, dates or addresses."""
         from lgekit.data.readers import read_cohort
         from lgekit.reports.text import require_privacy

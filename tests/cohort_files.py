@@ -1,7 +1,5 @@
 """Write small cohorts for tests: a ring of myocardium around a cavity."""
 
-from __future__ import annotations
-
 import gzip
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The notebooks run in order, at smoke size, on copies: later ones read the tables of earlier ones.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
@@ -150,7 +148,7 @@ class Notebook:
         pictures = self.page.locator(".jp-OutputArea-output img").evaluate_all(drawn)
         return pictures, texts.all_inner_texts()
 
-    def widget(self, number: int = 0) -> Widget:
+    def widget(self, number: int = 0) -> "Widget":
         boxes = self.page.locator(".jp-OutputArea-output .widget-vbox")
         return Widget(self.page, boxes.nth(number))
 

@@ -1,7 +1,5 @@
 """Baselines to compare a detector with: threshold rules and a supervised reader."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

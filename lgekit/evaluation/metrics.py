@@ -1,7 +1,5 @@
 """Statistics with 95 % bootstrap intervals over patients, and the comparison of ablation rows."""
 
-from __future__ import annotations
-
 import itertools
 import re
 import tomllib

@@ -1,7 +1,5 @@
 """How real synthetic scars, phantom cohorts and the heart network's contours are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import cast
 
@@ -21,8 +19,6 @@ from lgekit.evaluation.metrics import auc_interval, bootstrap_weights, with_limi
 from lgekit.scars.transforms import AddScar, ScarPainter
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, SCAR, SCARRED, WALL_CODES, Cohort, Study
 
-FEATURES = ["contrast_to_noise", "heterogeneity", "edge_width_mm", "grey_zone", "smoothness"]
-FEATURES += ["size_percent", "reach_percent", "mean_depth", "roughness"]
 MINIMUM_SCAR_VOXELS = 15
 # Measurement of `cohort_figures` → its name in pictures.
 MEDIANS = {
@@ -59,12 +55,15 @@ def scar_features(study: Study) -> pd.DataFrame:
         raise InputError(study["study_id"], "no labels", "Give a label map with scar.")
     for s in np.flatnonzero(np.isin(labels, SCARRED).sum((0, 1)) >= MINIMUM_SCAR_VOXELS):
         if row := _slice_features(study.pixels[..., s], labels[..., s], study.spacing_mm):
-            rows.append((study["study_id"], study["patient_id"], int(s), *row))
-    return pd.DataFrame(rows, columns=["study_id", "patient_id", "slice", *FEATURES])
+            place = {"study_id": study["study_id"], "patient_id": study["patient_id"], "slice": s}
+            rows.append(place | row)
+    return pd.DataFrame(rows)
 
 
-def _slice_features(image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]) -> list[float]:
-    """Return the `FEATURES` of one slice's scar; empty if too little of it can be measured."""
+def _slice_features(
+    image: np.ndarray, labels: np.ndarray, spacing: Sequence[float]
+) -> dict[str, float]:
+    """Describe the scar of one slice; empty if too little of it can be measured."""
     scar, area, wall = labels == SCAR, np.isin(labels, SCARRED), np.isin(labels, WALL_CODES)
     inside, outside = (
         ndimage.distance_transform_edt(part, sampling=spacing[:2]) for part in (area, ~area)
@@ -73,7 +72,7 @@ def _slice_features(image: np.ndarray, labels: np.ndarray, spacing: Sequence[flo
     middle = (depth > 0.2) & (depth < 0.8)
     remote = image[(labels == MYOCARDIUM) & middle & (distance > 4)]
     if min(len(remote), scar.sum()) < MINIMUM_SCAR_VOXELS:
-        return []
+        return {}
     noise = max(float(remote.std()), 1e-6)
     rise = np.median(image[scar]) - np.median(remote)
     # Mean level at each distance from the border, in the middle layers of the wall.
@@ -81,7 +80,7 @@ def _slice_features(image: np.ndarray, labels: np.ndarray, spacing: Sequence[flo
     levels = [image[ring & (distance > step) & (distance <= step + 2)] for step in steps]
     known = np.array([len(level) >= 3 for level in levels])
     if known.sum() < 4:
-        return []
+        return {}
     means = [level.mean() for level, enough in zip(levels, known, strict=True) if enough]
     profile = np.interp(steps, steps[known], means - np.median(remote)) / max(rise, noise / 2)
     start, end = np.interp([-0.75, -0.25], -np.minimum.accumulate(profile), steps + 1.0)
@@ -91,7 +90,7 @@ def _slice_features(image: np.ndarray, labels: np.ndarray, spacing: Sequence[flo
         both, neighbour = scar & np.roll(scar, 1, axis), np.roll(image, 1, axis)
         if both.sum() > 5 and np.ptp(image[both]) * np.ptp(neighbour[both]):
             correlations.append(np.corrcoef(image[both], neighbour[both])[0, 1])
-    features = {
+    return {
         "contrast_to_noise": rise / noise,
         "heterogeneity": image[scar].std() / noise,
         "edge_width_mm": end - start,
@@ -102,7 +101,6 @@ def _slice_features(image: np.ndarray, labels: np.ndarray, spacing: Sequence[flo
         "mean_depth": depth[area].mean(),
         "roughness": perimeter**2 / (4 * np.pi * area.sum() * spacing[0] * spacing[1]),
     }
-    return [float(features[name]) for name in FEATURES]
 
 
 def synthetic_twins(real: Cohort, healthy: Cohort, seed: int = 0, constant: bool = False) -> Cohort:
@@ -147,9 +145,10 @@ def scar_realism(
     if min(truth.sum(), (~truth).sum()) < FOLDS:
         problem = f"{truth.sum()} synthetic and {(~truth).sum()} real slices"
         raise InputError("scar_realism", problem, "Give larger cohorts.")
-    values, patients = data[FEATURES].astype(float), data["patient_id"].astype(str).tolist()
+    values = data.drop(columns=["study_id", "patient_id", "slice", "kind"]).astype(float)
+    patients = data["patient_id"].astype(str).tolist()
     table = values.groupby(data["kind"].to_numpy()).median().T.add_suffix("_median")
-    singles = np.array([roc_auc_score(truth, values[name]) for name in FEATURES])
+    singles = np.array([roc_auc_score(truth, values[name]) for name in values])
     table["auc_alone"] = np.maximum(singles, 1 - singles)
     regression = LogisticRegression(class_weight="balanced", max_iter=1000)
     model = make_pipeline(StandardScaler(), regression)

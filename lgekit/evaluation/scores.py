@@ -1,7 +1,5 @@
 """Score predictions against the truth of a cohort, and split cohorts for cross-validation."""
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib
@@ -19,13 +17,15 @@ from lgekit.evaluation import metrics
 from lgekit.evaluation.metrics import interval, ratio
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings
 from lgekit.reports.reader import read_report, states_enhancement
+from lgekit.reports.tables import report_states
 from lgekit.reports.writer import canonical_text, report_texts
 from lgekit.study import SCARRED, SPLITS, Cohort, Study, hash_unit
 
 REMEDY = "Give the table that `lgekit predict` wrote, and the cohort that it read"
 LISTS = ("slice_weights", "attention", "segments")  # columns of JSON lists
 CELL = "Write probabilities from 0 to 1 and JSON lists as `lgekit predict` does, or predict again"
-SCORES = tomllib.loads(Path(__file__).with_name("scores.toml").read_text("utf-8"))
+_FILE = tomllib.loads(Path(__file__).with_name("scores.toml").read_text("utf-8"))
+SCORES: dict[str, dict[str, Any]] = _FILE["scores"]
 TRUE_WALLS = [f"scar_{wall}" for wall in WALLS]
 SEGMENTS = [f"segment_{number}" for number in range(1, 18)]
 LEVELS_AND_DEPTHS = [f"level_{name}" for name in LEVELS] + [f"depth_{name}" for name in DEPTHS]
@@ -66,18 +66,16 @@ def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
 
 
 def _usable(column: str, cell: Any, study: Study) -> bool:
-    """Tell whether a cell holds what `lgekit predict` writes."""
+    """Tell whether a cell holds what `lgekit predict` writes: numbers from 0 to 1."""
     if pd.isna(cell):  # slice weights are needed where a mask gives the truth of each slice
         return column not in {"p_lge", "slice_weights" if study.label_map is not None else ""}
     try:
         values = np.array(json.loads(str(cell)), float)
     except (TypeError, ValueError):
         return False
-    if column.startswith("p_"):
-        return values.shape == () and bool(0 <= values <= 1)
-    if column == "segments":
-        return values.shape == (17,)
-    return values.shape == study.spatial_shape[2:] and bool(np.isfinite(values).all())
+    shape = {"segments": (17,)} | dict.fromkeys(LISTS[:2], study.spatial_shape[2:])
+    inside = (values >= 0) & (values <= 1) | (np.isnan(values) & (column == "segments"))
+    return values.shape == shape.get(column, ()) and bool(inside.all())
 
 
 def _truth(findings: Findings | None) -> dict[str, bool]:
@@ -142,20 +140,18 @@ def bleu(
     """
     from nltk.translate.bleu_score import modified_precision
 
-    counts, lengths = [], []
-    for texts in zip(written, references, strict=True):
+    counts = np.zeros((len(written), 10))  # shared runs of 1-4 words, all runs, words of both texts
+    for row, *texts in zip(counts, written, references, strict=True):
         text, reference = (re.findall(r"\w+|[^\w\s]", one.lower()) for one in texts)
-        precisions = [modified_precision([reference], text, n) for n in range(1, 5)]
-        counts.append([(precision.numerator, precision.denominator) for precision in precisions])
-        lengths.append((len(text), len(reference)))
-    # (texts, 4 run lengths): shared and all runs; (texts,): length of text and reference
-    shared, runs = np.moveaxis(np.array(counts, float).reshape(-1, 4, 2), -1, 0)
-    own, wanted = np.array(lengths, float).reshape(-1, 2).T
+        found = [modified_precision([reference], text, n) for n in range(1, 5)]
+        row[:8] = [part.numerator for part in found] + [part.denominator for part in found]
+        row[8:] = len(text), len(reference)
 
     def statistic(weights: np.ndarray) -> np.ndarray:
+        shared, runs, own, wanted = np.split(weights @ counts, [4, 8, 9], axis=1)
         with np.errstate(divide="ignore"):  # no shared run of four: the score is 0
-            mean = np.log(ratio(weights @ shared, weights @ runs)).mean(1)
-        longer = np.nan_to_num(ratio(weights @ wanted, weights @ own))
+            mean = np.log(ratio(shared, runs)).mean(1)
+        longer = np.nan_to_num(ratio(wanted, own))[:, 0]
         return np.exp(mean + np.minimum(0, 1 - longer))
 
     return interval(statistic, patients, seed)
@@ -228,12 +224,6 @@ def score_table(
     return scores
 
 
-NOWHERE = (
-    "no study has scar in known walls (a mask must show cavity and myocardium, and the insertion "
-    "points be given; a report must name the walls)"
-)
-
-
 def _notes(
     scores: pd.DataFrame, predictions: pd.DataFrame, cohort: Cohort, truth: pd.DataFrame
 ) -> list[str]:
@@ -246,17 +236,14 @@ def _notes(
         if SCORES[name]["column"] not in given:
             reason = "the predictions lack the column that it is computed from"
         elif SCORES[name].get("walls") and not placed.any():
-            reason = NOWHERE
+            reason = _FILE["nowhere"]
         reasons.setdefault(reason, []).append(name)
     notes = [f"left out: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
     if placed.any() and (lost := (scarred & ~placed).sum()):
         count = f"{lost} of {scarred.sum()} studies with scar"
         notes.append(f"scores of walls and segments leave out {count}: their walls are not known")
-    masks = {study["study_id"]: study.label_map for study in cohort.studies}
-    drawn = any(mask is not None and np.isin(mask, SCARRED).any() for mask in masks.values())
-    masked = truth["study_id"].map(lambda name: masks[name] is not None)
-    masked &= drawn or not scarred.any()
-    if told := (truth["scar"].notna() & ~masked).sum():
+    states = report_states(cohort).query("mask.isna() and report != 'unsaid'")
+    if told := truth["study_id"].isin(states["study_id"]).sum():
         notes.append(f"the truth of {told} studies is what their reports say, not a scar mask")
     return notes
 

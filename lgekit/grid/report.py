@@ -1,7 +1,5 @@
 """Tables and figures of a grid's finished runs."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

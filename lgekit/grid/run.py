@@ -1,7 +1,5 @@
 """Ablation grids: read the YAML file, run it with Dask, collect the results."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import glob
@@ -26,7 +24,7 @@ from lgekit.cache import FIT_ROOMS, code_version, is_locked
 from lgekit.config import SIZES, FitSettings, size_settings
 from lgekit.errors import InputError, RunError
 
-MOST_BYTES, MOST_PARTS = 20_000, 20_000  # of a grid file; parts with its aliases written out
+MOST_ALIASES = 20  # in a grid file: lists of aliases of lists … grow without end
 BYTES_PER_RUN = 3e9  # memory that a run needs: torch, a cohort and a small model
 DASK = {"distributed.scheduler.worker-saturation": 1.0}  # no run waits behind a long one
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
@@ -82,12 +80,18 @@ def load_grid(file: str | Path) -> Grid:
     """Read a grid file, check everything its runs could fail on, and list its runs row by row."""
     file = Path(file).absolute()
     try:
-        spec = GridFile.model_validate(_content(file))
+        text = file.read_text("utf-8")
+        if sum(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)) > MOST_ALIASES:
+            raise ValueError(f"more than {MOST_ALIASES} aliases")
+        spec = GridFile.model_validate(yaml.safe_load(text))
     except pyd.ValidationError as error:
         first = error.errors()[0]
         place = " → ".join(map(str, first["loc"][:3])) or "the file"
         remedy = f"The fields are {', '.join(GridFile.model_fields)}"
         raise InputError(f"{file}, {place}", first["msg"], remedy) from error
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        remedy = "See papermill_runs/grids/ for examples"
+        raise InputError(file, f"cannot be read as YAML ({error})", remedy) from error
     for root in (*file.parents, Path.cwd()):
         if (root / spec.notebook).is_file():
             folder = root / "papermill_runs" / file.stem
@@ -95,28 +99,6 @@ def load_grid(file: str | Path) -> Grid:
             return replace(grid, runs=_expand(grid))
     remedy = "Give its path from the project's folder"
     raise InputError(file, f"notebook {spec.notebook!r} does not exist", remedy)
-
-
-def _content(file: Path) -> Any:
-    try:
-        if file.stat().st_size > MOST_BYTES:
-            raise ValueError(f"it has more than {MOST_BYTES} bytes")
-        loader = yaml.SafeLoader(file.read_text("utf-8"))
-        document = loader.get_single_node()
-        if _parts(document, {}) > MOST_PARTS:
-            raise ValueError("its aliases repeat too much")
-        return loader.construct_document(document) if document else None
-    except (OSError, yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:
-        remedy = "See papermill_runs/grids/ for examples"
-        raise InputError(file, f"cannot be read as YAML ({error})", remedy) from error
-
-
-def _parts(node: Any, known: dict[yaml.Node, int]) -> int:
-    """Count a node of YAML, or a pair, with its parts; those of an alias count each time."""
-    if isinstance(node, yaml.CollectionNode):
-        known[node] = known.get(node) or 1 + sum(_parts(part, known) for part in node.value)
-        return known[node]
-    return sum(_parts(part, known) for part in node) if isinstance(node, tuple) else 1
 
 
 def _expand(grid: Grid) -> list[Run]:
@@ -131,18 +113,16 @@ def _expand(grid: Grid) -> list[Run]:
             raise InputError(f"{file}, {place}", f"{name!r} is set by the grid", remedy)
     defaults = workbook.read_parameters(grid.notebook)
     known = FitSettings().model_dump() | defaults if CHANGES in defaults else defaults
-    check = functools.partial(workbook.check_parameters, known)
-    base = check(common | spec.parameters, f"{file}, parameters")
     version, runs = notebook_version(grid.notebook), []
     files_of = functools.cache(cohort_files)
     for row, changes in spec.rows.items():
-        own = base | check(changes, f"{file}, row {row}")
         for point in itertools.product(*[dict.fromkeys(values) for values in axes.values()]):
-            at = check(dict(zip(axes, point, strict=True)), f"{file}, axes")
-            params, cohorts = _checked_run(own | at, defaults, grid.root, f"{file}, row {row}")
+            given = common | spec.parameters | changes | dict(zip(axes, point, strict=True))
+            given = workbook.check_parameters(known, given, f"{file}, row {row}")
+            params, cohorts = _checked_run(given, defaults, grid.root, f"{file}, row {row}")
             known_by = [version, params, [files_of(cohort, grid.root) for cohort in cohorts]]
-            name = _digest(known_by)[:16]
-            runs.append(Run(name, {"row": row, **at}, params, grid.folder / name))
+            name, place = _digest(known_by)[:16], {axis: given[axis] for axis in axes}
+            runs.append(Run(name, {"row": row, **place}, params, grid.folder / name))
     return runs
 
 
@@ -198,8 +178,8 @@ def cohort_files(spec: str, root: Path) -> list[tuple[str, int, int]]:
     else:
         rows = csv.reader(path.read_text("utf-8", "replace").splitlines())
         folder, names = path.parent, [path.name, *(cell.strip() for row in rows for cell in row)]
-    files = [name for name in sorted(set(names)) if os.path.isfile(os.path.join(folder, name))]
-    stats = [(name, os.stat(folder / name)) for name in files]
+    files = [name for name in sorted(set(names)) if os.path.isfile(folder / name)]
+    stats = [(name, (folder / name).stat()) for name in files]
     return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
 

@@ -1,7 +1,5 @@
 """Figures and tables of the paper, drawn and set from CSV files alone."""
 
-from __future__ import annotations
-
 import json
 import tomllib
 from pathlib import Path

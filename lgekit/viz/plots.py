@@ -1,7 +1,5 @@
 """Plots for notebooks, figures and widgets; images are ``(X, Y)``, X to the right and Y down."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +10,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -23,18 +20,8 @@ from lgekit.evaluation.metrics import title_of
 from lgekit.findings import DEPTHS, WALLS
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, SCARRED, Study
 
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 120,  # on screen
-    "figure.titlesize": 9,
-    "svg.hashsalt": "lgekit",  # makes SVG files reproducible
-    "text.parse_math": False,  # captions and reports may contain "$"
-}
-# Palette of Okabe & Ito, https://jfly.uni-koeln.de/color/, safe for colour-blind readers.
-CURVES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999")
-BLUE, ORANGE, GREEN, PINK, SKY, GREY = CURVES
+# The palette of plots.mplstyle.
+BLUE, ORANGE, GREEN, PINK, SKY, GREY = "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #999999".split()
 TISSUE_COLOURS = {CAVITY: SKY, MYOCARDIUM: GREEN, SCAR: ORANGE, NO_REFLOW: PINK, RV: BLUE}
 # Occlusion maps, to lay over a grey picture: transparent where nothing supports the sentence.
 EVIDENCE = LinearSegmentedColormap.from_list("evidence", ["#D81B6000", "#D81B60C0"])
@@ -45,7 +32,7 @@ FINE = 200  # dots per inch on screen for figures with many small images
 
 def use_style() -> None:
     """Set the workbook's style for all figures that follow."""
-    sns.set_theme(context="paper", font_scale=0.85, style="ticks", palette=CURVES, rc=STYLE)
+    plt.style.use(Path(__file__).with_name("plots.mplstyle"))
 
 
 def closed(figure: Figure) -> Figure:
@@ -76,16 +63,16 @@ def bulls_eye(
     finite = [value for value in values.values() if np.isfinite(value)]
     low, high = limits or ((min(finite), max(finite)) if finite else (0, 1))
     colours, scale = plt.get_cmap("cividis"), plt.Normalize(low, high if high > low else low + 1)
+    colours = colours.with_extremes(bad="lightgray")
     rings = ((3, 6, 60), (2, 6, 60), (1, 4, 45), (0, 1, 0))  # inner radius, segments, start (deg)
     wedges = [(ring, number) for ring in rings for number in range(ring[1])]
     style: Any = {"ha": "center", "va": "center", "fontsize": 6}
     for segment, ((radius, count, first), number) in enumerate(wedges, 1):
         value, apex = values.get(segment, np.nan), segment == 17
-        colour = colours(scale(value)) if np.isfinite(value) else "lightgray"
+        colour, ink = colours(scale(value)), "white" if scale(value) < 0.5 else "black"
         start, width = np.deg2rad(first + 360 / count * number), 2 * np.pi / count
         edge = colour if apex else "white"
         axis.bar(start, 1, width, radius, align="edge", color=colour, edgecolor=edge)
-        ink = "white" if scale(value) < 0.5 else "black"
         words = f"{segment}\n{value:.2f}" if unit and np.isfinite(value) else str(segment)
         axis.text(start + width / 2, 0 if apex else radius + 0.5, words, color=ink, **style)
     for wall, angle in zip(WALLS, range(90, 450, 60), strict=True):  # along the rim

@@ -1,7 +1,5 @@
 """Widgets for notebooks and the apps: each shows a picture and a text that follow its controls."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io
