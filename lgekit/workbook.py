@@ -279,23 +279,15 @@ class Session:
 
 
 def start(name: str, cohort: str, size: str, seed: int, out: str) -> Session:
-    """Start a notebook: check its parameters, enter the project's folder, seed torch, style plots.
+    """Start a notebook: check size and seed, enter the project's folder, seed torch, style plots.
 
-    Relative paths in SPECs start from the project's folder. Raises InputError at parameters that
-    the notebook does not have, also from plain Papermill, which would only warn.
+    Relative paths in SPECs start from the project's folder.
     """
     import torch
-    from IPython import get_ipython
 
     from lgekit.viz.plots import use_style
 
     size_settings(size, seed=seed)  # refuses unknown sizes and negative seeds
-    ran = get_ipython().user_ns["In"] if get_ipython() else []
-    if "".join(ran[2:3]).startswith("# Parameters"):  # Papermill's, after the notebook's own
-        lines: list[list[Any]] = [ast.parse(cell).body for cell in ran[1:3]]
-        own = {line.target.id: ast.literal_eval(line.value) for line in lines[0]}
-        given = {line.targets[0].id: ast.literal_eval(line.value) for line in lines[1]}
-        check_parameters(own, given, name)
     root = project_root()
     os.chdir(root)
     # Threads add gradients in any order, so the same seed could give different last digits.

@@ -6,7 +6,6 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 from tiny_notebook import write_notebook
 
 from lgekit.errors import InputError, RunError
-from lgekit.workbook import check_parameters, read_parameters, run_notebook, save_run, start
+from lgekit.workbook import check_parameters, read_parameters, run_notebook, save_run
 
 FILES = {"run.ipynb", "params.json", "metrics.json", "environment.json", "predictions.csv"}
 
@@ -138,13 +137,6 @@ def test_a_failed_run_is_recorded_and_can_be_repeated(tmp_path, mode, message):
     if mode == "raise":
         assert run_notebook(notebook, folder, **options)["seed_seen"] == 0
         assert files(folder) == FILES
-
-
-def test_start_refuses_a_parameter_of_plain_papermill_that_the_notebook_lacks(monkeypatch):
-    cells = ["", 'size: str = "laptop"  # size\nseed: int = 0', "# Parameters\nsed = -3\n"]
-    monkeypatch.setattr("IPython.get_ipython", lambda: SimpleNamespace(user_ns={"In": cells}))
-    with pytest.raises(InputError, match="00_start_here: .*no parameter 'sed'.*Did you mean seed"):
-        start("00_start_here", "", "smoke", 0, "")
 
 
 def test_bad_requests_are_refused_before_anything_runs(tmp_path):

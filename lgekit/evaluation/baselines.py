@@ -1,7 +1,6 @@
 """Baselines to compare a detector with: threshold rules and a supervised reader."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -40,18 +39,11 @@ def measured_wall(study: Study) -> np.ndarray:
     return wall & (wall.sum((0, 1)) >= MINIMUM_WALL)
 
 
-class Remote(NamedTuple):
-    """Intensities of remote myocardium and blood, medians over slices."""
+def remote_of(study: Study) -> tuple[float, float, float]:
+    """Measure mean and SD of remote myocardium, the darkest 60° of the wall, and the mean of blood.
 
-    mean: float
-    sd: float
-    blood: float  # NaN without a cavity
-
-
-def remote_of(study: Study) -> Remote:
-    """Measure remote myocardium, the darkest 60° of the wall, and blood.
-
-    Raises InputError if no slice has 20 voxels of labelled myocardium.
+    Medians over slices; blood is NaN without a cavity. Raises InputError if no slice has 20 voxels
+    of labelled myocardium.
     """
     wall, image, spacing = measured_wall(study), study.pixels, study.spacing_mm
     cavity = np.asarray(study.label_map) == CAVITY
@@ -67,7 +59,7 @@ def remote_of(study: Study) -> Remote:
         blood = image[..., s][cavity[..., s]].astype(np.float64)
         rows.append((remote.mean(), remote.std(), blood.mean() if len(blood) else np.nan))
     mean, sd, blood = pd.DataFrame(rows).median()
-    return Remote(mean, max(sd, 1e-6), blood)
+    return mean, max(sd, 1e-6), blood
 
 
 def threshold_shares(study: Study) -> dict[str, float]:
@@ -78,8 +70,8 @@ def threshold_shares(study: Study) -> dict[str, float]:
     J Am Coll Cardiol 2004;44:2383) with the blood pool as maximum, so that no scar must be found
     first; NaN without a cavity. Raises as `remote_of`.
     """
-    remote, wall = remote_of(study), study.pixels[measured_wall(study)]
-    levels = remote.mean + 5 * remote.sd, (remote.mean + remote.blood) / 2
+    (mean, sd, blood), wall = remote_of(study), study.pixels[measured_wall(study)]
+    levels = mean + 5 * sd, (mean + blood) / 2
     shares = [np.mean(wall > level) if np.isfinite(level) else np.nan for level in levels]
     return dict(zip(THRESHOLD_RULES, map(float, shares), strict=True))
 

@@ -3,7 +3,7 @@
 import itertools
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +81,20 @@ def with_limits(draws: np.ndarray) -> dict[str, float]:
 
 
 def interval(
-    statistic: Callable[[np.ndarray], np.ndarray], patients: Sequence[str], seed: int = 0
+    statistic: Callable[[np.ndarray], np.ndarray], patients: ArrayLike, seed: int = 0
 ) -> dict[str, float]:
     """Compute a statistic `with_limits`. It maps `bootstrap_weights` of patients to values."""
     return with_limits(statistic(bootstrap_weights(patients, seed=seed)))
 
 
 def auc_interval(
-    truth: ArrayLike, score: ArrayLike, patients: Sequence[str], seed: int = 0
+    truth: ArrayLike, score: ArrayLike, patients: ArrayLike, seed: int = 0
 ) -> dict[str, float]:
     """Compute the AUC of a score with its 95 % interval over patients."""
     return interval(lambda drawn: presence_statistics(truth, score, drawn)["auc"], patients, seed)
 
 
-def mean_interval(values: ArrayLike, patients: Sequence[str], seed: int = 0) -> dict[str, float]:
+def mean_interval(values: ArrayLike, patients: ArrayLike, seed: int = 0) -> dict[str, float]:
     """Compute the mean over studies with its 95 % interval over patients."""
     array = np.asarray(values, float)
     return interval(lambda weights: ratio(weights @ array, weights.sum(1)), patients, seed)
@@ -107,7 +107,7 @@ def presence_metrics(predictions: pd.DataFrame, seed: int = 0) -> dict[str, dict
     """
     known = known_truth(predictions)
     truth, probability = known["scar"].to_numpy(bool), known["p_lge"].to_numpy(float)
-    patients = known["patient_id"].tolist()
+    patients = known["patient_id"]
     drawn = presence_statistics(truth, probability, bootstrap_weights(patients, seed=seed))
     rows = {name: with_limits(draws) for name, draws in drawn.items()}
     # Brier 1950, doi:10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2
@@ -144,7 +144,7 @@ def mean_auc(truth: ArrayLike, values: ArrayLike, weights: np.ndarray) -> np.nda
 
 
 def auc_table(
-    truth: pd.DataFrame, values: pd.DataFrame, patients: Sequence[str], seed: int = 0
+    truth: pd.DataFrame, values: pd.DataFrame, patients: ArrayLike, seed: int = 0
 ) -> pd.DataFrame:
     """Compute the AUC of each column (wall, segment, …), and last the row ``mean`` (`mean_auc`).
 
@@ -152,15 +152,14 @@ def auc_table(
     columns. Returns columns ``value, low, high, with, without`` (numbers of studies).
     """
     expected, found = truth.to_numpy(float), values.to_numpy(float)
-    names, rows = np.asarray(patients, dtype=str), []
+    names, rows = np.asarray(patients), []
     for present, score in zip(expected.T, found.T, strict=True):
         own = np.isfinite(present) & np.isfinite(score)
-        row = auc_interval(present[own], score[own], names[own].tolist(), seed)
+        row = auc_interval(present[own], score[own], names[own], seed)
         with_scar = int(present[own].sum())
         rows.append(row | {"with": with_scar, "without": own.sum() - with_scar})
     some = np.isfinite(expected).any(1)
-    weights = bootstrap_weights(names[some], seed=seed)
-    mean = with_limits(mean_auc(expected[some], found[some], weights))
+    mean = interval(lambda drawn: mean_auc(expected[some], found[some], drawn), names[some], seed)
     rows.append(mean | {"with": 0, "without": 0})  # the mean has no studies of its own
     return pd.DataFrame(rows, index=[*values.columns, "mean"])
 

@@ -20,14 +20,6 @@ from lgekit.scars.transforms import AddScar, ScarPainter
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, SCAR, SCARRED, WALL_CODES, Cohort, Study
 
 MINIMUM_SCAR_VOXELS = 15
-# Measurement of `cohort_figures` → its name in pictures.
-MEDIANS = {
-    "scar_share": "scar share of the myocardium (positive studies)",
-    "scar_slices": "slices with scar (positive studies)",
-    "blood_contrast": "blood − remote, in remote SD",
-    "scar_contrast": "scar − remote, in remote SD (positive studies)",
-    "wall_over_radius": "wall thickness / LV radius",
-}
 FOLDS = 5  # of patients, in which synthetic scars are told from real ones
 # Figure of `quality_table`, a column of `evaluate_heart_network` → its quantile (0: the mean).
 QUALITY = {f"dice_{name}, median": 0.5 for name in ("cavity", "myocardium", "rv")}
@@ -146,12 +138,12 @@ def scar_realism(
         problem = f"{truth.sum()} synthetic and {(~truth).sum()} real slices"
         raise InputError("scar_realism", problem, "Give larger cohorts.")
     values = data.drop(columns=["study_id", "patient_id", "slice", "kind"]).astype(float)
-    patients = data["patient_id"].astype(str).tolist()
     table = values.groupby(data["kind"].to_numpy()).median().T.add_suffix("_median")
     singles = np.array([roc_auc_score(truth, values[name]) for name in values])
     table["auc_alone"] = np.maximum(singles, 1 - singles)
     regression = LogisticRegression(class_weight="balanced", max_iter=1000)
     model = make_pipeline(StandardScaler(), regression)
+    patients = data["patient_id"].astype(str).to_numpy()
     folds = GroupKFold(FOLDS, shuffle=True, random_state=seed).split(values, groups=patients)
     score = cross_val_predict(model, values, truth, cv=folds, method="decision_function")
     return table.rename_axis("feature"), auc_interval(truth, score, patients, seed)
@@ -160,13 +152,14 @@ def scar_realism(
 def cohort_figures(cohort: Cohort) -> pd.DataFrame:
     """Measure contrast and size of hearts and scars, per ``study_id``; NaN where undefined.
 
-    Columns ``present``; each threshold rule; the keys of `MEDIANS` (``scar_contrast`` without
-    no-reflow; ``wall_over_radius`` from circles of equal area, median over slices with a cavity).
-    Raises as `lgekit.evaluation.baselines.remote_of`.
+    Columns ``present``; each threshold rule; ``scar_share`` of the wall; ``scar_slices``;
+    ``blood_contrast`` and ``scar_contrast`` to remote myocardium, in its SD, without no-reflow;
+    ``wall_over_radius`` from circles of equal area, median over slices with a cavity. Raises as
+    `lgekit.evaluation.baselines.remote_of`.
     """
     rows = {}
     for study in cohort.studies:
-        remote, labels = remote_of(study), np.asarray(study.label_map)
+        (mean, sd, blood), labels = remote_of(study), np.asarray(study.label_map)
         scar, cavity, bright = (np.isin(labels, part) for part in (SCARRED, CAVITY, SCAR))
         wall, full = np.isin(labels, WALL_CODES), cavity.any((0, 1))
         inner, outer = (part.sum((0, 1))[full] for part in (cavity, wall | cavity))
@@ -176,8 +169,8 @@ def cohort_figures(cohort: Cohort) -> pd.DataFrame:
             **threshold_shares(study),
             "scar_share": scar.sum() / wall.sum() if scar.any() else np.nan,
             "scar_slices": float(scar.any((0, 1)).sum()) if scar.any() else np.nan,
-            "blood_contrast": (remote.blood - remote.mean) / remote.sd,
-            "scar_contrast": (level - remote.mean) / remote.sd,
+            "blood_contrast": (blood - mean) / sd,
+            "scar_contrast": (level - mean) / sd,
             "wall_over_radius": np.median(1 - np.sqrt(inner / outer)) if full.any() else np.nan,
         }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("study_id")

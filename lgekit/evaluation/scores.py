@@ -4,12 +4,13 @@ import json
 import re
 import tomllib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
 from lgekit.clip.detector import read_predictions
 from lgekit.errors import InputError
@@ -117,7 +118,7 @@ def with_truth(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
 
 
 def f1(
-    truth: pd.DataFrame, read: pd.DataFrame, patients: Sequence[str], seed: int = 0
+    truth: pd.DataFrame, read: pd.DataFrame, patients: ArrayLike, seed: int = 0
 ) -> dict[str, float]:
     """Compute F1 over studies × columns (presence or walls), among studies of known truth.
 
@@ -126,12 +127,12 @@ def f1(
     known = truth.notna().all(axis=1).to_numpy() & bool(truth.eq(True).any(axis=None))
     expected, found = truth[known].to_numpy(bool), read[known].to_numpy(bool)
     both, either = (expected & found).sum(1), expected.sum(1) + found.sum(1)
-    names = np.asarray(patients, dtype=str)[known].tolist()
+    names = np.asarray(patients)[known]
     return interval(lambda weights: ratio(2 * (weights @ both), weights @ either), names, seed)
 
 
 def bleu(
-    written: Sequence[str], references: Sequence[str], patients: Sequence[str], seed: int = 0
+    written: Collection[str], references: Collection[str], patients: ArrayLike, seed: int = 0
 ) -> dict[str, float]:
     """Compute BLEU-4 of texts against one reference each, 0 to 1, pooled over all texts.
 
@@ -194,7 +195,7 @@ def score_table(
     truth of no study is known.
     """
     table = _joined(predictions, cohort)
-    patients, (truth, values) = table["patient_id"].tolist(), metrics.known_walls(table)
+    patients, (truth, values) = table["patient_id"], metrics.known_walls(table)
     rows: dict[str, Any] = metrics.presence_metrics(table, seed)
     found = metrics.auc_table(truth, values, patients, seed)
     rows |= found.set_axis([f"auc_{name}" for name in (*WALLS, "walls")]).to_dict("index")
@@ -214,8 +215,7 @@ def score_table(
         rows["caption_walls_f1"] = f1(truth, walls, patients, seed)
         reported = table["report"].map(states_enhancement).astype(bool)
         references = [report_texts(report, text)[0] for report in table.loc[reported, "report"]]
-        names = table.loc[reported, "patient_id"].tolist()
-        rows["caption_bleu"] = bleu(captions[reported].tolist(), references, names, seed)
+        rows["caption_bleu"] = bleu(captions[reported], references, patients[reported], seed)
     scores = pd.DataFrame(rows).T.reindex(index=[*SCORES], columns=["value", "low", "high"])
     if table["scar"].nunique() < 2:  # of one class, a constant answer would be perfect
         scores.loc[["brier", "caption_presence_f1"]] = np.nan
@@ -257,7 +257,7 @@ def place_scores(places: pd.DataFrame, cohort: Cohort, seed: int = 0) -> pd.Data
     """
     table = _joined(places, cohort)
     truth, values = table[[f"true_{name}" for name in LEVELS_AND_DEPTHS]], table[LEVELS_AND_DEPTHS]
-    found = metrics.auc_table(truth, values, table["patient_id"].tolist(), seed)
+    found = metrics.auc_table(truth, values, table["patient_id"], seed)
     return found.drop("mean").rename_axis("place")
 
 
@@ -266,14 +266,10 @@ def segment_scores(predictions: pd.DataFrame, cohort: Cohort, seed: int = 0) -> 
 
     A study counts where the walls of each scar are known and the segment has a value. Where a scar
     has no level, the segments of its walls are left out. Returns 17 rows; columns ``segment, value,
-    low, high, with, without`` (numbers of studies). Raises InputError without ``segments``.
+    low, high, with, without`` (numbers of studies).
     """
-    if "segments" not in predictions:
-        remedy = "Predict the cohort again: an older `lgekit predict` wrote this table."
-        raise InputError("predictions", "column 'segments' is missing", remedy)
     table = _joined(predictions, cohort)
-    patients = table["patient_id"].tolist()
-    found = metrics.auc_table(table[SEGMENTS], _segments(table), patients, seed)[:-1]
+    found = metrics.auc_table(table[SEGMENTS], _segments(table), table["patient_id"], seed)[:-1]
     return found.set_index(pd.RangeIndex(1, 18, name="segment")).reset_index()
 
 

@@ -121,8 +121,8 @@ def _expand(grid: Grid) -> list[Run]:
             given = workbook.check_parameters(known, given, f"{file}, row {row}")
             params, cohorts = _checked_run(given, defaults, grid.root, f"{file}, row {row}")
             known_by = [version, params, [files_of(cohort, grid.root) for cohort in cohorts]]
-            name, place = _digest(known_by)[:16], {axis: given[axis] for axis in axes}
-            runs.append(Run(name, {"row": row, **place}, params, grid.folder / name))
+            name, at = _digest(known_by)[:16], {axis: given[axis] for axis in axes}
+            runs.append(Run(name, {"row": row, **at}, params, grid.folder / name))
     return runs
 
 

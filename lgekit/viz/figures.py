@@ -42,8 +42,8 @@ def make_figure(name: str, table: pd.DataFrame, folder: Path, source: str) -> Pa
     return plots.save_figure(draw(name, table), folder, name, table, caption)
 
 
-def from_session(name: str, session: Any, folder: Path) -> Figure:
-    """Draw, save and return a figure from a table of a run (`lgekit.workbook.Session`)."""
+def from_session(name: str, session: Any, folder: Path) -> Path:
+    """Draw and save a figure from a table of a run (`lgekit.workbook.Session`); return the PNG."""
     about = FIGURES[figure_name(name)]
     table = session.table(about["notebook"], about["table"])
     source = f"Cohort: {session.spec}; size {session.size}."
@@ -51,8 +51,7 @@ def from_session(name: str, session: Any, folder: Path) -> Figure:
         runs, predictions = (session.table(about["notebook"], n) for n in ("runs", "predictions"))
         epochs = f"the workbook's own has {WORKBOOK[session.size]['epochs']} epochs"
         source = f"Grid of notebook 06 ({epochs}): {provenance(runs, predictions)}."
-    make_figure(name, table, folder, source)
-    return draw(name, table)
+    return make_figure(name, table, folder, source)
 
 
 def redraw(folder: Path, source: Path | None = None) -> list[Path]:

@@ -51,14 +51,15 @@ def show_pixels(
     return axis.imshow(image.T, interpolation="nearest", **style)
 
 
-def bulls_eye(
-    values: Mapping[int, float], title: str = "", unit: str = "", limits: Any = None
-) -> Figure:
+def bulls_eye(values: Any, title: str = "", unit: str = "", limits: Any = None) -> Figure:
     """The 17 AHA segments as a bull's-eye: base outside, anterior up, septum left.
 
-    With a unit, values and a colour bar are shown. Segments without a value are grey; ``limits``:
-    lowest and highest colour, by default of the data. Cerqueira 2002, doi:10.1161/hc0402.102975.
+    ``values``: segment → value, or a table ``segment, value``. With a unit, values and a colour bar
+    are shown. Segments without a value are grey; ``limits``: lowest and highest colour, by default
+    of the data. Cerqueira 2002, doi:10.1161/hc0402.102975.
     """
+    if isinstance(values, pd.DataFrame):
+        values = values.set_index("segment")["value"].to_dict()
     figure, axis = plt.subplots(figsize=(COLUMN, 2.9), subplot_kw={"projection": "polar"})
     finite = [value for value in values.values() if np.isfinite(value)]
     low, high = limits or ((min(finite), max(finite)) if finite else (0, 1))
@@ -82,12 +83,6 @@ def bulls_eye(
     if unit:
         figure.colorbar(plt.cm.ScalarMappable(scale, colours), ax=axis, shrink=0.7, label=unit)
     return closed(figure)
-
-
-def segment_auc(table: pd.DataFrame) -> Figure:
-    """AUC of each AHA segment: columns ``segment, value``."""
-    values = zip(table["segment"], table["value"], strict=True)
-    return bulls_eye(dict(values), "AUC by AHA segment", "AUC", limits=(0.5, 1))
 
 
 def histogram(table: pd.DataFrame, column: str, xlabel: str) -> Figure:
@@ -190,15 +185,12 @@ def slice_bars(slices: pd.DataFrame, study_id: str = "") -> Figure:
     chosen = slices[slices["study_id"] == study_id]
     figure, axes = plt.subplots(2, figsize=(COLUMN, 3.7), sharex=True)
     for axis, column in zip(axes, ("weight", "attention"), strict=True):
-        for scar, label, colour in ((False, "holds none", GREY), (True, "holds scar", ORANGE)):
-            part = chosen[chosen["scar"] == scar]
-            axis.bar(part["slice"] + 1, part[column], color=colour, label=label)
+        axis.bar(chosen["slice"] + 1, chosen[column], color=np.where(chosen["scar"], ORANGE, GREY))
         axis.locator_params(axis="x", integer=True)
     axes[0].set(ylim=(0, 1), ylabel="probability of scar,\neach slice alone")
+    axes[0].set_title("orange: slices with scar in the ground truth")
     axes[1].set(xlabel=f"slice of {study_id} (stored order)")
     axes[1].set(ylabel="attention: share of\nthe study's embedding")
-    legend = axes[0].legend(title="by the truth", ncols=2, frameon=False)
-    legend.set(loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.align_ylabels()
     return closed(figure)
 

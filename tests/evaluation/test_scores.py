@@ -96,8 +96,6 @@ def test_segment_auc_by_hand(cohort, predictions):
     assert mixed.loc[9, ["value", "with", "without"]].tolist() == [0.5, 2, 1]
     read.loc[2:, "segments"] = np.nan  # an old run's table below a new one's
     assert scores.segment_scores(read, cohort).loc[9, ["with", "without"]].tolist() == [1, 1]
-    with pytest.raises(InputError, match="'segments' is missing.*Predict"):
-        scores.segment_scores(predictions, cohort)
 
 
 def test_levels_and_depths_are_scored_among_studies_with_scar():

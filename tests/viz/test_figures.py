@@ -108,7 +108,8 @@ def test_a_figure_of_a_run_names_its_cohort_and_can_be_redrawn(session, tmp_path
     slices = slices.assign(attention=0.25, scar=[True, True, True, False])
     save_run(session.out.parent / "05_clip_captioning", {}, tables={"slices": slices})
     folder = tmp_path / "figures"
-    axes = figures.from_session("slice_weights", session, folder).axes
+    figures.from_session("slice_weights", session, folder)
+    axes = figures.draw("slice_weights", slices).axes
     assert "slice of b" in axes[1].get_xlabel()  # the study with both kinds of slices
     assert "phantom:studies=9" in (folder / "captions.json").read_text()
     assert [path.stem for path in figures.redraw(folder)] == ["slice_weights"]
