@@ -267,11 +267,7 @@ class Session:
 
     def table(self, notebook: str, name: str) -> pd.DataFrame:
         """Read a table that another notebook of the same run saved."""
-        path = self.out.parent / notebook / f"{name}.csv"
-        if not path.exists():
-            remedy = f"Run notebook {notebook} first, or `make workbook` for all."
-            raise InputError(path, "does not exist", remedy)
-        return pd.read_csv(path)
+        return pd.read_csv(self.out.parent / notebook / f"{name}.csv")
 
     def save(self, metrics: Mapping[str, Any], **tables: Any) -> None:
         """Save metrics and tables as `save_run` does."""

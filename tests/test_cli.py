@@ -192,7 +192,7 @@ def test_score_of_a_split_and_of_tables_that_do_not_fit(written, spec, model, tm
     assert "4 predictions" in done.stdout and "--split" not in done.stderr
     tested = lk.read_cohort(spec).split("test").manifest["study_id"]
     held_out[~held_out["study_id"].isin(tested)].to_csv(table, index=False)
-    refused("score", table, spec, "--split", "test", mentions="no study of the split 'test'")
+    refused("score", table, spec, "--split", "test", mentions="the split 'test' has no studies")
     pd.concat([held_out, held_out]).to_csv(table, index=False)
     refused("score", table, spec, mentions="two rows")
     held_out.loc[0, "study_id"] = "elsewhere"

@@ -190,8 +190,7 @@ def reference_table(
 ) -> pd.DataFrame:
     """Score methods (name → ``study_id, p_lge``) on the same test studies, with intervals.
 
-    Returns index ``method``; columns ``auc, auc_low, auc_high`` and likewise
-    ``balanced_accuracy``.
+    Returns index ``method``; columns ``auc, auc_low, auc_high, balanced_accuracy, …``.
     """
     rows = {}
     for method, table in long_table(predictions, cohort).groupby("method", sort=False):

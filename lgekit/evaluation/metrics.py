@@ -210,14 +210,12 @@ def compare_rows(predictions: pd.DataFrame, reference: str = "", seed: int = 0) 
 
     Returns one line per row and statistic: ``value, low, high``; ``difference, difference_low,
     difference_high`` from the reference, its two-sided ``p``, and ``p_holm`` within the statistic
-    (Holm 1979). Raises InputError if the reference is missing, a study appears twice in one row
-    and seed, or rows differ in their seeds, studies or truth.
+    (Holm 1979). Raises InputError if a study appears twice in one row and seed, or rows differ in
+    their seeds, studies or truth.
     """
     known = _comparable(predictions)
     rows = known["row"].unique().tolist()
     reference = reference or ("full" if "full" in rows else rows[0])
-    if reference not in rows:
-        raise InputError("predictions", f"no row named {reference!r}", f"Rows: {sorted(rows)}.")
     patients, seeds = known["patient_id"].astype(str).unique(), np.unique(known["seed"])
     # The least p, 2 / (1 + resamples), must stay below 0.05 when Holm multiplies it by the rows.
     resamples = max(RESAMPLES, 100 * (len(rows) - 1))
@@ -304,10 +302,9 @@ def claims_table(
     """Answer each claim of the paper from the row that tests it, compared with the row ``full``.
 
     ``yes`` (worse without the component) or ``no`` if the interval of the difference excludes 0 and
-    ``p_holm`` is below 0.05, else ``not shown``.
-
-    Takes what `compare_rows` returns, the statistic that decides and the grid's runs (see
-    `uncompared`); returns ``claim, row, difference, low, high, p_holm, answer``.
+    ``p_holm`` is below 0.05, else ``not shown``. Takes what `compare_rows` returns, the statistic
+    that decides and the grid's runs (see `uncompared`); returns ``claim, row, difference, low,
+    high, p_holm, answer``.
     """
     shown = comparison[comparison["statistic"] == statistic].set_index("row")
     shown = shown if "full" in shown.index else shown[:0]

@@ -195,7 +195,6 @@ def run_grid(
     """Run what is not yet done. A failed run is recorded, and the next call tries it again.
 
     ``only`` and ``seeds`` choose rows and seeds. Returns `grid_status` of the chosen runs.
-
     ``workers`` is the number of local processes; None: one per GPU, or else one per core if memory
     allows. ``scheduler`` is the address of a running Dask scheduler (``tcp://…``) whose workers see
     the files; a run has as many threads as ``OMP_NUM_THREADS`` of its worker says. Raises

@@ -348,12 +348,9 @@ def name_walls(axis: Axes, image: np.ndarray) -> None:
 
 def pixel_table(images: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Write images as a table ``picture, x, y, value`` with each name at its first pixel only."""
-    parts = []
-    for name, image in images.items():
-        x, y = (index.ravel() for index in np.indices(image.shape))
-        names = [name] + [""] * (image.size - 1)
-        parts.append(pd.DataFrame({"picture": names, "x": x, "y": y, "value": np.ravel(image)}))
-    return pd.concat(parts, ignore_index=True)
+    pixels = {name: pd.DataFrame(image, dtype=float).stack() for name, image in images.items()}
+    table = pd.concat(pixels, names=["picture", "x", "y"]).rename("value").reset_index()
+    return table.assign(picture=table["picture"].mask(table["picture"].duplicated(), ""))
 
 
 def images_from_table(table: pd.DataFrame) -> dict[str, np.ndarray]:

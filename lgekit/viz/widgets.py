@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import ipywidgets
@@ -22,12 +22,6 @@ from lgekit.viz import plots
 
 FRAME = StandardizeShortAxis(pixels=96)
 Drawing = tuple[Figure, str]
-
-
-def _buttons(names: Sequence[str], pressed: str) -> dict[str, ipywidgets.ToggleButton]:
-    """A button for each name; any number may be pressed, with the keyboard, too."""
-    button, narrow = ipywidgets.ToggleButton, {"width": "auto"}
-    return {name: button(name == pressed, description=name, layout=narrow) for name in names}
 
 
 def _number(value: int, low: int, high: int, step: int, name: str) -> ipywidgets.BoundedIntText:
@@ -90,9 +84,11 @@ def scar_painter(study: Study) -> Explorer:
         report = html.escape(str(painted["report"]))
         return figure, f'<div style="white-space: pre-line">{report}</div>'
 
+    button, narrow = ipywidgets.ToggleButton, {"width": "auto"}
+    places = (*WALLS, *LEVELS[:3])  # any number may be pressed, with the keyboard, too
+    pressed = ("inferior", "mid")
     controls = {
-        **_buttons(WALLS, "inferior"),
-        **_buttons(LEVELS[:3], "mid"),
+        **{name: button(name in pressed, description=name, layout=narrow) for name in places},
         "depth": ipywidgets.ToggleButtons(options=DEPTHS, description="depth"),
         "transmurality": _number(50, 20, 75, 5, "% of wall"),
         "no_reflow": ipywidgets.Checkbox(False, description="no-reflow"),

@@ -144,8 +144,6 @@ def test_bad_tables_are_refused_with_the_missing_part():
         metrics.presence_metrics(blank)
     with pytest.raises(InputError, match="truth is known"):
         metrics.presence_metrics(table().assign(scar=None))
-    with pytest.raises(InputError, match="no row named 'full'"):
-        metrics.compare_rows(table().assign(row="other", seed=0), reference="full")
 
 
 def test_claims_are_answered_by_rule():
