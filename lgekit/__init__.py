@@ -35,8 +35,8 @@ _NAMES = {
     "clip.fit": "fit_detector pretrain_polar",
     "evaluation.scores": "score_table",
     "evaluation.metrics": "compare_rows",
-    "grid.run": "run_grid collect collect_predictions load_grid",
-    "workbook": "start project_root",
+    "grid.run": "run_grid grid_status collect collect_predictions load_grid",
+    "workbook": "start run_workbook project_root",
 }
 # Modules that notebooks use whole: `lk.plots.bulls_eye`.
 _MODULES = """viz.plots viz.widgets viz.figures evaluation.metrics evaluation.scores

@@ -119,7 +119,6 @@ def check(spec: Spec) -> None:
     Example: lgekit check manifest:my_cohort/manifest.csv
     """
     from lgekit.data.readers import count_files
-    from lgekit.reports.tables import agreement_table, report_states
 
     faults, account = lk.check_cohort(spec), count_files(spec)
     for fault in faults:
@@ -130,14 +129,14 @@ def check(spec: Spec) -> None:
         raise typer.Exit(1)
     studies = lk.read_cohort(spec, pixels=False)
     typer.echo(f"no faults; {lk.tables.cohort_summary(studies)}")
-    states = report_states(studies)
+    states = lk.tables.report_states(studies)
     said = [f"{(states['report'] == word).sum()} {word}" for word in ("yes", "no", "unsaid")]
     typer.echo(f"late enhancement, by the reports: {', '.join(said)}")
     if names := states.loc[states["report"] == "unsaid", "study_id"].tolist():
         typer.echo(f"unsaid: {', '.join(names[:20])}{', …' * (len(names) > 20)}")
     if states["mask"].notna().any():
         typer.echo("report says (row) / mask shows (column); studies that disagree:")
-        table = agreement_table(states).rename_axis(index=None, columns=None)
+        table = lk.tables.agreement_table(states).rename_axis(index=None, columns=None)
         typer.echo(table.to_string())
     typer.echo(account, nl=bool(account))
 
@@ -153,7 +152,6 @@ def reports(source: Source, out_csv: OutFindings = None) -> None:
     import pandas as pd
 
     from lgekit.data.manifest import read_table
-    from lgekit.reports.tables import COLUMNS, findings_row
 
     if out_csv:
         refuse_existing(out_csv)
@@ -163,7 +161,8 @@ def reports(source: Source, out_csv: OutFindings = None) -> None:
     else:
         studies = lk.read_cohort(source).studies
         texts = [(study["study_id"], study["report"]) for study in studies]
-    table = pd.DataFrame([findings_row(*text) for text in texts], columns=COLUMNS)
+    found = [lk.tables.findings_row(*text) for text in texts]
+    table = pd.DataFrame(found, columns=lk.tables.COLUMNS)
     if out_csv is None:
         typer.echo(table.to_csv(index=False), nl=False)
         return
@@ -219,9 +218,8 @@ def fit(
     Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
     """
     from lgekit.clip.model import ImageEncoder
-    from lgekit.config import read_changes
 
-    settings = lk.size_settings(size, **{"seed": seed, **read_changes(changes or [])})
+    settings = lk.size_settings(size, **{"seed": seed, **lk.read_changes(changes or [])})
     cache.cache_folder()
     ImageEncoder(settings)  # fails now if timm has no such encoder
     refuse_existing(model_dir)
@@ -285,9 +283,7 @@ def score(predictions: Predictions, spec: Spec, split: Split = "") -> None:
     on: the split test, another cohort, or held_out.csv in the model's folder.
     Example: lgekit score predictions.csv manifest:mine.csv --split test
     """
-    from lgekit.evaluation.scores import in_both
-
-    table, studies = in_both(predictions, lk.read_cohort(spec))
+    table, studies = lk.scores.in_both(predictions, lk.read_cohort(spec))
     if split:
         studies = studies.split(split)
         table = table[table["study_id"].isin(studies.manifest["study_id"])]
@@ -340,19 +336,15 @@ def workbook(
 
     Example: lgekit workbook --size smoke --only 05
     """
-    from lgekit.workbook import run_workbook
-
-    folder = run_workbook(size, cohort, seed, only)
+    folder = lk.run_workbook(size, cohort, seed, only)
     typer.echo(f"executed notebooks in {folder}")
 
 
 @app.command()
 def figures(folder: Figures = None, source: NewFigures = None) -> None:
     """Redraw every figure, and each grid's table, from the CSV next to it, without images."""
-    from lgekit.viz.figures import redraw
-
     folder = folder or lk.project_root() / "figures"
-    typer.echo(f"{len(redraw(folder, source))} figures in {folder}")
+    typer.echo(f"{len(lk.figures.redraw(folder, source))} figures in {folder}")
 
 
 @grid_app.command("run")
@@ -381,9 +373,7 @@ def grid_run(
 @grid_app.command("status")
 def grid_status(file: GridYaml) -> None:
     """Show which runs are done, running, failed or waiting; RUN_ID names the folder of a run."""
-    from lgekit.grid import run
-
-    show_runs(run.grid_status(file))
+    show_runs(lk.grid_status(file))
 
 
 def show_runs(table: Any) -> None:
@@ -405,9 +395,7 @@ def grid_collect(file: GridYaml) -> None:
 @grid_app.command("report")
 def grid_report(file: GridYaml, folder: ReportFolder = Path("figures")) -> None:
     """Make tables (CSV, Markdown, LaTeX) with intervals and claims, and figures, of all runs."""
-    from lgekit.grid.report import report_grid
-
-    for path in report_grid(file, folder):
+    for path in lk.report.report_grid(file, folder):
         typer.echo(path)
 
 

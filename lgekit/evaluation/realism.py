@@ -129,16 +129,14 @@ def scar_realism(
     and the AUC with interval of a logistic regression on all features that tells synthetic from
     real, cross-validated by patient.
     """
-    kinds = (("real", real), ("synthetic", synthetic))
-    data = pd.concat(
-        [scar_features(one).assign(kind=kind) for kind, cohort in kinds for one in cohort.studies]
-    )
-    truth = (data["kind"] == "synthetic").to_numpy()
+    features = [[scar_features(one) for one in cohort.studies] for cohort in (real, synthetic)]
+    data = pd.concat(map(pd.concat, features), keys=["real", "synthetic"])
+    truth = data.index.get_level_values(0) == "synthetic"
     if min(truth.sum(), (~truth).sum()) < FOLDS:
         problem = f"{truth.sum()} synthetic and {(~truth).sum()} real slices"
         raise InputError("scar_realism", problem, "Give larger cohorts.")
-    values = data.drop(columns=["study_id", "patient_id", "slice", "kind"]).astype(float)
-    table = values.groupby(data["kind"].to_numpy()).median().T.add_suffix("_median")
+    values = data.drop(columns=["study_id", "patient_id", "slice"])
+    table = values.groupby(level=0).median().T.add_suffix("_median")
     singles = np.array([roc_auc_score(truth, values[name]) for name in values])
     table["auc_alone"] = np.maximum(singles, 1 - singles)
     regression = LogisticRegression(class_weight="balanced", max_iter=1000)

@@ -56,14 +56,13 @@ def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
         shown = ", ".join(map(repr, other[:5])) + ", …" * (len(other) > 5)
         warning = f"{path}: {len(other)} rows match no study of {cohort.name}: {shown}"
         warnings.warn(warning, stacklevel=2)
-    table, numbers = table[known], ["p_lge", *(f"p_{wall}" for wall in WALLS)]
-    for column in table.columns.intersection([*numbers, *LISTS]):
+    table = table[known]
+    for column in table.columns.intersection(["p_lge", *(f"p_{wall}" for wall in WALLS), *LISTS]):
         for name, cell in zip(table["study_id"], table[column], strict=True):
             if not _usable(column, cell, studies[name]):
                 found = "is empty" if pd.isna(cell) else f"cannot be used: {str(cell)[:60]!r}"
                 raise InputError(f"{path}, {name}, {column}", found, CELL)
-    types = dict.fromkeys(table.columns.intersection(numbers), float)
-    return table.astype(types), cohort.subset(table["study_id"])
+    return table, cohort.subset(table["study_id"])
 
 
 def _usable(column: str, cell: Any, study: Study) -> bool:

@@ -100,7 +100,7 @@ def reference_comparison(predictions: pd.DataFrame, references: pd.DataFrame) ->
     same = references.merge(own[axes].drop_duplicates(), on=axes)
     same["row"] = same["method"]
     parts = [part for _, part in same.groupby("method") if len(part) == len(own)]
-    columns = ["row", "seed", "study_id", "patient_id", "scar", "p_lge"]
+    columns = ["row", "seed", "study_id", "patient_id", "scar", "p_lge"]  # without walls
     return compare_rows(pd.concat([own, *parts], ignore_index=True)[columns], first)
 
 
@@ -114,8 +114,7 @@ def curve_table(predictions: pd.DataFrame, runs: pd.DataFrame, axis: str) -> pd.
     for value, part in predictions.groupby(axis):
         if axis == "train_studies" and value == 0:  # 0 means all studies
             value = runs["studies_train"].max()
-        compared = compare_rows(part)
-        compared = compared.drop(columns=["p", "p_holm"], errors="ignore")
+        compared = compare_rows(part).drop(columns=["p", "p_holm"], errors="ignore")
         parts.append(compared.assign(**{axis: value}))
     return pd.concat(parts, ignore_index=True).sort_values([axis, "row"], ignore_index=True)
 

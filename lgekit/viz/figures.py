@@ -94,10 +94,9 @@ def paper_table(comparison: pd.DataFrame, runs: pd.DataFrame | None = None) -> p
             if name in found:
                 line[title] = VALUE.format(**found[name])
         for name in ("balanced_accuracy", "auc"):
-            compared = np.isfinite(found[name].get("difference", np.nan))
-            difference = DIFFERENCE.format(**found[name]) if compared else ""
-            line[f"{STATISTICS[name]} − {reference}"] = difference
-            line[f"p, {STATISTICS[name]}"] = f"{found[name]['p_holm']:.3f}" if compared else ""
+            if np.isfinite(found[name].get("difference", np.nan)):
+                line[f"{STATISTICS[name]} − {reference}"] = DIFFERENCE.format(**found[name])
+                line[f"p, {STATISTICS[name]}"] = f"{found[name]['p_holm']:.3f}"
         lines.append(line)
     for row, why in uncompared(comparison, runs).items():
         lines.append({"row": title_of(row), STATISTICS["balanced_accuracy"]: why})

@@ -179,7 +179,6 @@ def slice_bars(slices: pd.DataFrame, study_id: str = "") -> Figure:
 
     Columns ``study_id, slice, weight, attention, scar``. Default: a study with both kinds of slices
     """
-    slices = slices.assign(scar=slices["scar"].astype(bool))
     share = slices.groupby("study_id", sort=False)["scar"].mean()
     study_id = study_id or (share - 0.5).abs().idxmin()
     chosen = slices[slices["study_id"] == study_id]
@@ -330,20 +329,15 @@ def pipeline(table: pd.DataFrame) -> Figure:
         drawn = show_pixels(axis, drop, EVIDENCE, (0, strongest))
         if scar is not None:  # unknown without a mask
             axis.contour(scar.T, [0.5], colors=TISSUE_COLOURS[SCAR], linewidths=1)
-        if ratios[-1] > 2:  # the wall, unrolled
-            name_walls(axis, image)
+        if ratios[-1] > 2:  # the unrolled wall, which starts at the anterior insertion point
+            places = (np.arange(6) + 0.5) * image.shape[0] / 6 - 0.5
+            axis.axis("on")
+            axis.spines[:].set_visible(False)
+            axis.set_xticks(places, (*WALLS[1:], WALLS[0]), fontsize=6)
+            axis.set_yticks([0, image.shape[1] - 1], ["cavity", "outside"], fontsize=6)
+            axis.tick_params(length=0, pad=1)
     figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, label="drop in score (logits)")
     return closed(figure)
-
-
-def name_walls(axis: Axes, image: np.ndarray) -> None:
-    """Label walls and sides of an unrolled wall, which starts at the anterior insertion point."""
-    width, height = image.shape
-    axis.axis("on")
-    axis.spines[:].set_visible(False)
-    axis.set_xticks((np.arange(6) + 0.5) * width / 6 - 0.5, (*WALLS[1:], WALLS[0]), fontsize=6)
-    axis.set_yticks([0, height - 1], ["cavity", "outside"], fontsize=6)
-    axis.tick_params(length=0, pad=1)
 
 
 def pixel_table(images: Mapping[str, np.ndarray]) -> pd.DataFrame:
