@@ -26,12 +26,12 @@ _NAMES = {
     "data.phantom": "phantom_cohort",
     "scars.transforms": "AddScar RandomScar",
     "segmentation.model": "HeartNetwork",
-    "segmentation.train": """heart_network pretraining_cohorts evaluate_heart_network
+    "segmentation.train": """heart_network locate_hearts pretraining_cohorts evaluate_heart_network
         crop_points draw_examples heart_loss""",
     "clip.model": "CoCa ReportTokenizer",
     "clip.data": "make_view view_grid batch_of",
     "clip.train": "contrastive_loss",
-    "clip.detector": "Detector segment_means",
+    "clip.detector": "Detector push pull segment_means",
     "clip.fit": "fit_detector pretrain_polar",
     "evaluation.scores": "score_table",
     "evaluation.metrics": "compare_rows",

@@ -28,8 +28,7 @@ Size = Annotated[str, option(help="smoke (seconds), laptop (minutes on two cores
 Seed = Annotated[int, option(min=0, help="Random seed.")]
 NewFolder = Annotated[Path, argument(help="A new or empty folder.")]
 ModelFolder = Annotated[Path, argument(help="Folder that `lgekit fit` wrote.")]
-ANY_MODEL = "Folder that `lgekit fit` wrote, or builtin: the one in the package."
-AnyModel = Annotated[Path, argument(help=ANY_MODEL)]
+AnyModel = Annotated[Path, argument(help="Folder of `lgekit fit`, or builtin: in the package.")]
 GridYaml = Annotated[Path, argument(help="Grid YAML.")]
 Repo = Annotated[str, argument(help="Hugging Face hub repository, OWNER/NAME.")]
 Model = Annotated[Path | None, option(help="Fitted model whose heart network is used.")]
@@ -40,9 +39,7 @@ Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --se
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
 Strict = Annotated[bool, option("--strict", help="Stop at a study that cannot be read.")]
 OutCsv = Annotated[Path, argument(help="New table.")]
-OutFindings = Annotated[
-    Path | None, argument(help="New table; else it is printed.", metavar="[OUT.csv]")
-]
+OutFindings = Annotated[Path | None, argument(help="New table; else printed.", metavar="[OUT.csv]")]
 Predictions = Annotated[Path, argument(help="Table of `lgekit predict`, or held_out.csv.")]
 Split = Annotated[str, option(help="Only this split: train, validation or test.")]
 Public = Annotated[bool, option("--public", help="Make a new repository public.")]
@@ -183,12 +180,10 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     import pandas as pd
     from tqdm import tqdm
 
-    from lgekit.segmentation.train import locate_hearts
-
     cache.cache_folder()  # fails now if it is not private
     refuse_existing(out_dir)
     studies = lk.read_cohort(spec)
-    located = locate_hearts(studies, model)
+    located = lk.locate_hearts(studies, model)
     transform, framed, rows = lk.StandardizeShortAxis(pixels=pixels), [], []
     for study in tqdm(located.studies, desc="standardizing", unit="study", disable=None):
         framed.append(transform(study))
@@ -308,9 +303,7 @@ def push(model_dir: ModelFolder, repo: Repo, public: Public = False) -> None:
     held_out.csv, which has one row per study, or any other file. The tokenizer holds words of the
     training reports. Example: lgekit push my_model my-name/lge-scar
     """
-    from lgekit.clip import detector
-
-    sent = detector.push(model_dir, repo, public)
+    sent = lk.push(model_dir, repo, public)
     typer.echo(f"sent to {repo}: {', '.join(sent)}")
 
 
@@ -320,11 +313,9 @@ def pull(repo: Repo, model_dir: NewFolder) -> None:
 
     Example: lgekit pull my-name/lge-scar my_model
     """
-    from lgekit.clip import detector
-
     refuse_existing(model_dir)
     with cache.replacing_folder(model_dir) as folder:
-        names = detector.pull(repo, folder)
+        names = lk.pull(repo, folder)
     typer.echo(f"{len(names)} files; use them with: lgekit predict {model_dir} SPEC OUT.csv")
 
 

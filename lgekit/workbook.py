@@ -237,7 +237,6 @@ def project_root() -> Path:
 class Session:
     """What a notebook works on and where it saves its results; see `start`."""
 
-    name: str  # of the notebook
     spec: str  # of the cohort
     size: str  # smoke, laptop or paper
     seed: int  # of everything random
@@ -295,7 +294,7 @@ def start(name: str, cohort: str, size: str, seed: int, out: str) -> Session:
     folder = Path(out or root / "papermill_runs" / "manual" / name)
     folder.mkdir(parents=True, exist_ok=True)
     cohort = cohort or f"phantom:studies={STUDIES[size]},seed={seed}"
-    return Session(name, cohort, size, seed, folder)
+    return Session(cohort, size, seed, folder)
 
 
 def run_workbook(

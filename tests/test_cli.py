@@ -195,10 +195,6 @@ def test_score_of_a_split_and_of_tables_that_do_not_fit(written, spec, model, tm
     refused("score", table, spec, "--split", "test", mentions="the split 'test' has no studies")
     pd.concat([held_out, held_out]).to_csv(table, index=False)
     refused("score", table, spec, mentions="two rows")
-    held_out.loc[0, "study_id"] = "elsewhere"
-    held_out.to_csv(table, index=False)
-    done = lgekit("score", table, spec)
-    assert "11 predictions" in done.stdout and "elsewhere" in done.stderr
 
 
 def test_an_interrupted_fit_is_resumed_by_the_same_command(spec, tmp_path, monkeypatch):

@@ -30,10 +30,9 @@ def files(folder: Path) -> set[str]:
 
 
 def test_parameters_are_read_without_running(tmp_path):
-    cell = (
-        '# a comment\nepochs: int = 30  # passes\nrate: float = 1e-4\nname: str = (\n    "a"\n)\n'
-    )
-    notebook = write_notebook(tmp_path / "a {x}.ipynb", parameters=cell + "fast: bool = False")
+    lines = "# a comment", "epochs: int = 30  # passes", "rate: float = 1e-4", 'name: str = (\n"a")'
+    cell = "\n".join([*lines, "fast: bool = False"])
+    notebook = write_notebook(tmp_path / "a {x}.ipynb", parameters=cell)
     found = {"epochs": 30, "rate": 1e-4, "name": "a", "fast": False}
     assert read_parameters(notebook) == found
     assert read_parameters(write_notebook(tmp_path / "b.ipynb", parameters="")) == {}

@@ -8,9 +8,8 @@ from lgekit.config import SIZES
 from lgekit.errors import InputError
 from lgekit.evaluation.metrics import claims_table, compare_rows
 from lgekit.grid.run import REFERENCES, Grid, collect, collect_predictions, load_grid
-from lgekit.viz import figures
+from lgekit.viz import figures, plots
 from lgekit.viz.figures import further_axes
-from lgekit.viz.plots import use_style
 
 CURVES = {fig["table"]: name for name, fig in figures.FIGURES.items() if not fig["notebook"]}
 
@@ -22,7 +21,7 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
     ``_comparison.csv``, ``_claims.csv``, ``_table.md``, ``_table.tex``; ``_references.csv`` if runs
     trained references; ``ablation_forest_<grid>`` and curves over axes, if of three or more.
     """
-    use_style()
+    plots.use_style()
     grid, runs, name, tables = load_grid(file), collect(file), Path(file).stem, folder / "tables"
     predictions = complete_runs(runs, collect_predictions(file), name)
     last = last_point(predictions)

@@ -278,7 +278,7 @@ def test_one_image_under_two_patients_is_listed_and_kept_in_one_split(tmp_path):
 
 def test_a_notebook_shows_no_report_that_may_identify_a_person(tmp_path):
     rows = write_own(tmp_path)
-    session = Session("notebook", f"manifest:{tmp_path / 'manifest.csv'}", "smoke", 0, tmp_path)
+    session = Session(f"manifest:{tmp_path / 'manifest.csv'}", "smoke", 0, tmp_path)
     assert len(session.cohort()) == 3
     rows[1]["report"] = "Patient name: Jane Doe, seen on 12/03/2021. No late enhancement."
     write_table(tmp_path, rows)

@@ -19,13 +19,8 @@ from lgekit.findings import Findings
 from lgekit.study import CAVITY, MYOCARDIUM, SCAR, Cohort, Study
 
 EMIDEC = Path(__file__).parents[3] / "shared" / "data" / "emidec"
-QUICK = {
-    "masks": "true",
-    "epochs": 1,
-    "width": 16,
-    "synthetic_per_real": 0.5,
-    "polar_pretraining": 1,
-}
+QUICK = {"masks": "true", "epochs": 1, "width": 16}
+QUICK |= {"synthetic_per_real": 0.5, "polar_pretraining": 1}
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +74,8 @@ def test_rules_are_calibrated_on_validation_and_read_the_test_split(cohort):
         assert table["p_lge"].between(0, 1).all()
     assert baselines.rule_predictions(cohort.split("test")) == {}
     for study in (bare := Cohort([Study(**study) for study in cohort.studies])).studies:
-        study["labels"] = tio.LabelMap(
-            tensor=study["labels"].data * (study["labels"].data != CAVITY)
-        )
+        labels = study["labels"].data
+        study["labels"] = tio.LabelMap(tensor=labels * (labels != CAVITY))
     assert list(baselines.rule_predictions(bare)) == ["5 SD, true outline"]  # blood is not known
 
 

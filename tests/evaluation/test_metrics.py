@@ -151,11 +151,8 @@ def test_claims_are_answered_by_rule():
     better = comparison.assign(difference=0.2, difference_low=0.1, difference_high=0.3)
     assert metrics.claims_table(better)["answer"][0] == "no"
     assert metrics.claims_table(better.assign(p_holm=0.09))["answer"][0] == "not shown"
-    states = ["done", "done", "failed"]
-    runs = pd.DataFrame({"row": "no_pretraining", "state": states})
-    answers = metrics.claims_table(comparison, runs=runs).set_index("row")["answer"]
+    answers = metrics.claims_table(comparison).set_index("row")["answer"]
     assert answers["no_orientation"] == "yes" and answers["no_caption"] == "not shown"
     assert answers["no_synthetic"] == "not run"
-    assert answers["no_pretraining"] == "not compared (2 of 3 runs done)"
     without_full = comparison[comparison["row"] != "full"]
     assert set(metrics.claims_table(without_full)["answer"]) == {"not run"}
