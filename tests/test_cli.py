@@ -229,16 +229,12 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     assert not list(tmp_path.iterdir())
 
 
-def test_a_table_replaces_no_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(Detector, "load", long_work)
-    (tmp_path / "manifest.csv").write_text("study_id,image\n")
-    for command in ("predict", tmp_path, SMALL), ("reports", tmp_path / "manifest.csv"):
-        refused(*command, tmp_path / "manifest.csv", mentions="manifest.csv: exists already")
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="not even root can write in /proc")
-def test_an_unwritable_place_is_refused_before_the_long_work(tmp_path, monkeypatch):
+def test_a_taken_or_unwritable_place_is_refused_before_the_long_work(tmp_path, monkeypatch):
     monkeypatch.setattr(Detector, "load", long_work)
+    (taken := tmp_path / "taken.csv").write_text("study_id,image\n")
+    for command in ("predict", tmp_path, SMALL), ("reports", taken):
+        refused(*command, taken, mentions="taken.csv: exists already")
     monkeypatch.setattr("lgekit.data.readers.read_cohort", long_work)
     refused("predict", "model", SMALL, "/proc/out.csv", mentions="/proc/out.csv: cannot be written")
     for command in ("fit", SMALL), ("standardize", SMALL), ("cohort", SMALL), ("pull", "me/model"):
@@ -248,7 +244,7 @@ def test_an_unwritable_place_is_refused_before_the_long_work(tmp_path, monkeypat
     monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path))
     for command in (["fit"], ["standardize"], ["predict", "model"]):
         refused(*command, SMALL, tmp_path / "out", mentions="set the variable LGEKIT_CACHE")
-    assert names(tmp_path) == ["private"]
+    assert names(tmp_path) == ["private", "taken.csv"]
 
 
 @pytest.mark.parametrize("exists", [True, False])

@@ -45,12 +45,9 @@ def test_parameters_without_plain_type_and_literal_are_refused(tmp_path, line):
     notebook = write_notebook(tmp_path / "a.ipynb", parameters=f"seed: int = 0\n{line}")
     with pytest.raises(InputError, match="a.ipynb"):
         read_parameters(notebook)
-
-
-def test_files_that_are_not_notebooks_are_refused(tmp_path):
-    (tmp_path / "a.ipynb").write_text("{}")
-    for path in tmp_path / "a.ipynb", tmp_path / "absent.ipynb":
-        with pytest.raises(InputError, match=path.name):
+    notebook.write_text("{}")
+    for path in notebook, tmp_path / "absent.ipynb":
+        with pytest.raises(InputError, match=f"{path.name}: cannot be read as a notebook"):
             read_parameters(path)
 
 

@@ -166,8 +166,6 @@ def test_captions_are_scored_against_the_reports(cohort, predictions):
     assert value["caption_bleu"] == pytest.approx(1) and value["caption_walls_f1"] == 1
 
 
-# ---- tables of predictions that people have edited ----
-
 FOUR = json.dumps([0.1, 0.2, 0.3, 0.4])
 
 

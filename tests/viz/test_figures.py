@@ -25,12 +25,6 @@ def kept(name: str) -> pd.DataFrame:
     return pd.read_csv(KEPT / f"{name}.csv")
 
 
-@pytest.fixture
-def session(tmp_path):
-    folder = tmp_path / "07_paper_figures"
-    return Session("phantom:studies=9", "smoke", 0, folder)
-
-
 def test_figures_and_tables_are_made_again_from_their_csv_files(tmp_path):
     names = ["captions", "orientation_scar_maps", "roc", "segment_auc", "slice_weights"]
     captions = {name: CAPTIONS[name] for name in names}
@@ -78,9 +72,8 @@ def test_the_gallery_has_walls_as_columns_and_depths_as_rows():
     wanted, axes = plots.images_from_table(table), figures.draw("scar_gallery", table).axes
     assert [axis.get_title() for axis in axes[:6]] == list(WALLS)
     assert [axis.get_title(loc="left") for axis in axes[::6]] == list(DEPTHS)
-    for (name, image), (wall, depth) in zip(
-        wanted.items(), itertools.product(WALLS, DEPTHS), strict=True
-    ):
+    places = itertools.product(WALLS, DEPTHS)
+    for (name, image), (wall, depth) in zip(wanted.items(), places, strict=True):
         assert name.startswith(f"{wall}, {depth}: {depth.capitalize()}")
         drawn = axes[6 * DEPTHS.index(depth) + WALLS.index(wall)].images[0].get_array()
         np.testing.assert_allclose(drawn, image.T)
@@ -92,7 +85,8 @@ def test_unknown_figures_are_named():
     assert figures.figure_name("ablation_forest_emidec") == "ablation_forest"
 
 
-def test_a_figure_of_a_run_names_its_cohort_and_can_be_redrawn(session, tmp_path):
+def test_a_figure_of_a_run_names_its_cohort_and_can_be_redrawn(tmp_path):
+    session = Session("phantom:studies=9", "smoke", 0, tmp_path / "07_paper_figures")
     slices = pd.DataFrame({"study_id": [*"aabb"], "slice": [1, 2] * 2, "weight": 0.5})
     slices = slices.assign(attention=0.25, scar=[True, True, True, False])
     save_run(session.out.parent / "05_clip_captioning", {}, tables={"slices": slices})
