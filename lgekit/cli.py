@@ -204,7 +204,7 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
     rows["mirrored"] = [study["landmarks"].mirrored for study in located.studies]
     rows["turned"] = [study["orientation_confident"] for study in framed.studies]
     rows["located_by"] = [study["located_by"] for study in located.studies]
-    with cache.replacing_folder(out_dir) as folder:
+    with cache.replacing(out_dir) as folder:
         lk.write_manifest(framed, folder)
         rows.to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
     lost = int((~rows["turned"].astype(bool)).sum())
@@ -238,7 +238,7 @@ def fit(
     sources = ["masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
     typer.echo(f"Heart network: {', '.join(sources)}.")
     fitted = lk.fit_detector(studies, settings, all_studies, pretrain_on=further)
-    with cache.replacing_folder(model_dir) as folder:
+    with cache.replacing(model_dir) as folder:
         fitted.save(folder)
     typer.echo(f"model in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
 
@@ -337,7 +337,7 @@ def pull(repo: Repo, model_dir: NewFolder) -> None:
     from lgekit.clip import detector
 
     refuse_existing(model_dir)
-    with cache.replacing_folder(model_dir) as folder:
+    with cache.replacing(model_dir) as folder:
         names = detector.pull(repo, folder)
     typer.echo(f"{len(names)} files; use them with: lgekit predict {model_dir} SPEC OUT.csv")
 
