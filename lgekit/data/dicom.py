@@ -95,7 +95,7 @@ def _read_header(file: Path, root: Path) -> Dataset | Fault | Seen:
 
     Old files have neither preamble nor meta header: what holds elements of an image is DICOM.
     """
-    remedy = "Copy the file again, or remove it"
+    remedy = "Export the file again, or remove it"
     if of_system(file, root) or file.name.upper() == "DICOMDIR":
         return Seen(file, "system files and DICOMDIR")
     try:
@@ -121,7 +121,6 @@ def _read_header(file: Path, root: Path) -> Dataset | Fault | Seen:
             return Fault(file, "ends within its header: an image was cut off", remedy)
         return Seen(file, "DICOM without pixels")
     if not header.get("SeriesInstanceUID", ""):
-        remedy = "Export the series again from the archive"
         return Fault(file, "has no SeriesInstanceUID", remedy)
     return header
 
