@@ -25,16 +25,20 @@ FIT_ROOMS = ("anatomy", "reports", "data", "segmentation", "scars", "clip")
 
 @contextlib.contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
-    """Write a file completely or not at all; its folder is made if needed.
+    """Write a file or folder completely or not at all; the folder it lies in is made if needed.
 
     Yields a path in a private folder next to it, where nobody can plant a link. What is written
     there becomes ``path`` when the block succeeds.
     """
-    path = Path(path)
+    path = Path(path).resolve() if Path(path).is_dir() else Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as private:
         yield (part := Path(private) / f"new.{path.name}")
-        os.replace(part, path)
+        if path.is_dir():  # not replaced: a shell may be open there
+            for entry in part.iterdir():
+                entry.rename(path / entry.name)
+        else:
+            os.replace(part, path)
 
 
 def code_version(*rooms: str) -> str:
@@ -51,19 +55,6 @@ def code_version(*rooms: str) -> str:
     for file in files:
         digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@contextlib.contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a new path for a folder; if the block succeeds, its content is moved to ``path``."""
-    path = Path(path).resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as temporary:
-        part = Path(temporary) / path.name
-        yield part
-        path.mkdir(exist_ok=True)  # not replaced if it exists: a shell may be open there
-        for entry in part.iterdir():
-            entry.rename(path / entry.name)
 
 
 def cache_folder() -> Path | None:

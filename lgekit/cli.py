@@ -190,7 +190,7 @@ def standardize(spec: Spec, out_dir: NewFolder, model: Model = None, pixels: Pix
         marks, turned = study["landmarks"], framed[-1]["orientation_confident"]
         row = {"study_id": study["study_id"], **vars(marks), "mirrored": marks.mirrored}
         rows.append(row | {"turned": turned, "located_by": study["located_by"]})
-    with cache.replacing_folder(out_dir) as folder:
+    with cache.replacing(out_dir) as folder:
         lk.write_manifest(lk.Cohort(framed, located.name), folder)
         landmarks = pd.DataFrame(rows)
         landmarks.to_csv(folder / "landmarks.csv", index=False, float_format="%.1f")
@@ -224,7 +224,7 @@ def fit(
     sources = ["masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
     typer.echo(f"Heart network: {', '.join(sources)}.")
     fitted = lk.fit_detector(studies, settings, all_studies, pretrain_on=further)
-    with cache.replacing_folder(model_dir) as folder:
+    with cache.replacing(model_dir) as folder:
         fitted.save(folder)
     typer.echo(f"model in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")
 
@@ -314,7 +314,7 @@ def pull(repo: Repo, model_dir: NewFolder) -> None:
     Example: lgekit pull my-name/lge-scar my_model
     """
     refuse_existing(model_dir)
-    with cache.replacing_folder(model_dir) as folder:
+    with cache.replacing(model_dir) as folder:
         names = lk.pull(repo, folder)
     typer.echo(f"{len(names)} files; use them with: lgekit predict {model_dir} SPEC OUT.csv")
 

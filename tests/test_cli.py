@@ -15,7 +15,7 @@ from command_line import SMALL, lgekit, refused
 
 import lgekit as lk
 from lgekit import cli
-from lgekit.cache import replacing_folder
+from lgekit.cache import replacing
 from lgekit.clip import train as training
 from lgekit.clip.detector import Detector
 from lgekit.errors import InputError
@@ -253,11 +253,11 @@ def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch, exists):
     if exists:
         target.mkdir()
         monkeypatch.chdir(target)  # as a shell may be
-    with pytest.raises(KeyError), replacing_folder(target) as part:
+    with pytest.raises(KeyError), replacing(target) as part:
         part.mkdir()
         raise KeyError
     assert names(tmp_path) == ["out"] * exists
-    with replacing_folder("." if exists else target) as part:
+    with replacing("." if exists else target) as part:
         (part / "heart").mkdir(parents=True)
         (part / "heart" / "weights").write_text("w")
     assert names(tmp_path) == ["out", "out/heart", "out/heart/weights"]

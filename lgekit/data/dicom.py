@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
-import re
 from collections import defaultdict
 from collections.abc import Hashable
 from contextlib import suppress
@@ -20,13 +19,13 @@ from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from lgekit.data.manifest import misspelt_columns, on_disk, optional_rows, parse_report
+from lgekit.data.manifest import on_disk, optional_rows, parse_report
 from lgekit.data.nifti import Entry, Fault, Listing, Seen, Volume, files_below, folder, of_system
 from lgekit.errors import InputError
 
 # A row of reports.csv names its images by one of these. They are dropped after grouping.
 IDENTIFYING = ("SeriesInstanceUID", "StudyInstanceUID", "AccessionNumber", "PatientID")
-DROPPED = (*IDENTIFYING, "SOPInstanceUID", "SeriesDescription", "ProtocolName")
+DROPPED = (*IDENTIFYING, "SOPInstanceUID")
 # All that is read of a file before its pixels.
 HEADER = """SOPClassUID Modality ImageType BurnedInAnnotation NumberOfFrames SamplesPerPixel Rows
     Columns PixelSpacing SliceThickness ImagePositionPatient ImageOrientationPatient FlipAngle
@@ -34,7 +33,6 @@ HEADER = """SOPClassUID Modality ImageType BurnedInAnnotation NumberOfFrames Sam
 # Syntax of a file without meta header, by what its elements look like (implicit, little endian).
 SYNTAXES: dict[Any, UID] = {(True, True): ImplicitVRLittleEndian}
 SYNTAXES |= {(False, True): ExplicitVRLittleEndian, (False, False): ExplicitVRBigEndian}
-LGE_WORDS = r"(?<![a-z])(lge|mde)(?![a-z])|^de[_ -]|psir|late.?(gad|enh)|delayed|viab|tardi"
 GAP_TOLERANCE = 0.1  # share of the median gap by which gaps may differ
 Series = list[tuple[Path, Dataset]]
 Key = tuple[str, str, str]  # PatientID, StudyInstanceUID and SeriesInstanceUID
@@ -54,20 +52,18 @@ def list_series(path: str) -> Listing:
 
     A report is the text or the name of a ``.txt`` file; ``report_source`` may say ``none``.
     If a series has phase-sensitive (PSIR) and magnitude images, only PSIR ones are read. Series of
-    one slice with the same exam, geometry and acquisition are one stack. If descriptions name the
-    LGE series of an exam, or the table does by SeriesInstanceUID, its other series are left out.
+    one slice with the same exam, geometry and acquisition are one stack. If the table names
+    series by SeriesInstanceUID, other series of their exams are left out.
     """
-    root, others = folder(path), dict[Path, Seen]()
+    root = folder(path)
     by_uid: dict[tuple[str, str], Series] = defaultdict(list)
     for file in files_below(root):
         header = _read_header(file, root)
-        if isinstance(header, Fault):
-            yield header
-        elif isinstance(header, Seen):
-            others[file] = header
-        else:
+        if isinstance(header, Dataset):
             ids = str(header.get("PatientID", "")), str(header.SeriesInstanceUID)
             by_uid[ids].append((file, header))
+        else:
+            yield header
     stacks: dict[Hashable, tuple[Key, Series]] = {}
     for patient, uid in sorted(by_uid):
         files = by_uid[patient, uid]
@@ -77,9 +73,8 @@ def list_series(path: str) -> Listing:
     for key, files in stacks.values():
         all_series[key], seen = _without_copies(files)
         yield from seen
-    reports, faults, seen = _read_reports(root, all_series)
-    yield from faults
-    yield from (others | {one.file: one for one in seen}).values()
+    reports, found = _read_reports(root, all_series)
+    yield from found
     exams: dict[str, list[str]] = defaultdict(list)  # study UIDs of each person
     for patient, exam, uid in all_series:
         exams[patient or exam or uid].append(exam or uid)
@@ -100,7 +95,7 @@ def _read_header(file: Path, root: Path) -> Dataset | Fault | Seen:
 
     Old files have neither preamble nor meta header: what holds elements of an image is DICOM.
     """
-    remedy = "Copy the file again, or remove it"
+    remedy = "Export the file again, or remove it"
     if of_system(file, root) or file.name.upper() == "DICOMDIR":
         return Seen(file, "system files and DICOMDIR")
     try:
@@ -126,7 +121,6 @@ def _read_header(file: Path, root: Path) -> Dataset | Fault | Seen:
             return Fault(file, "ends within its header: an image was cut off", remedy)
         return Seen(file, "DICOM without pixels")
     if not header.get("SeriesInstanceUID", ""):
-        remedy = "Export the series again from the archive"
         return Fault(file, "has no SeriesInstanceUID", remedy)
     return header
 
@@ -169,40 +163,23 @@ def _without_copies(files: Series) -> tuple[Series, list[Seen]]:
     return signed, seen + [Seen(one, "magnitude next to phase-sensitive images") for one in others]
 
 
-def _is_lge(files: Series, named: set[str]) -> bool:
-    """Whether the table names a series by its UID, or else its description says LGE."""
-    if named:
-        return any(str(header.SeriesInstanceUID) in named for _, header in files)
-    texts = (str(files[0][1].get(tag, "")) for tag in ("SeriesDescription", "ProtocolName"))
-    return any(re.search(LGE_WORDS, text, re.I) for text in texts)
-
-
 def _read_reports(
     root: Path, all_series: dict[Key, Series]
-) -> tuple[dict[Key, tuple[str, str]], list[Fault], list[Seen]]:
-    """Report and ``report_source`` of each series, the table's faults (which name no person), and
-    its files; series that are not the LGE images of their exam are removed and left out.
+) -> tuple[dict[Key, tuple[str, str]], list[Fault | Seen]]:
+    """Report and ``report_source`` of each series; the table's faults, which name no person, and
+    files. A table of SeriesInstanceUID removes the other series of the exams that it names.
     """
     table = next((file for file in root.iterdir() if file.name.lower() == "reports.csv"), root)
     rows, faults = optional_rows(table, ("report",))
+    if not rows:
+        return {}, [*faults]
     texts = {row["report"] for row in rows if row["report"].lower().endswith(".txt")}
-    seen = [Seen(table), *(Seen(on_disk(root, text)) for text in texts)] if rows else []
-    lge = {row["SeriesInstanceUID"] for row in rows if "SeriesInstanceUID" in row}
-    chosen = {key[:2] for key, files in all_series.items() if key[1] and _is_lge(files, lge)}
-    for key, files in list(all_series.items()):
-        if key[:2] in chosen and not _is_lge(files, lge):
-            seen += [Seen(file, "other series of an exam with LGE") for file, _ in files]
-            del all_series[key]
-    columns = list(rows[0]) if rows else []
-    keys = [key for key in IDENTIFYING if key in columns]
-    known = ["report", "report_source", *(() if keys else IDENTIFYING)]
-    faults += misspelt_columns(table, [name for name in columns if name not in keys], known)
-    if rows and len(keys) != 1 and not faults:
+    found: list[Fault | Seen] = [Seen(table), *(Seen(on_disk(root, text)) for text in texts)]
+    keys = [key for key in IDENTIFYING if key in rows[0]]
+    if len(keys) != 1:
         problem = f"{len(keys)} of its columns say which images a report belongs to"
         remedy = f"Give it one of {', '.join(IDENTIFYING)}"
-        faults.append(Fault(table, problem, remedy, truth_only=True))
-    if faults or not rows:
-        return {}, faults, seen
+        return {}, [*found, Fault(table, problem, remedy, truth_only=True)]
     tag, series_of = keys[0], defaultdict(list)
     for key, files in all_series.items():
         for value in {str(header.get(tag, "")) for _, header in files} - {""}:
@@ -212,23 +189,26 @@ def _read_reports(
         where, source = f"{table}, row {number}", row.get("report_source", "")
         own = series_of[row[tag]]
         try:
-            if not own or any(key in reports for key in own):
-                problem = "they have a report already" if own else f"no image has this {tag}"
-                raise InputError(where, problem, "Correct it, or remove the row")
-            if len(own) > 1:
-                reports |= dict.fromkeys(own, ("", source))
-                problem = f"{len(own)} series have this {tag}: which one is the LGE stack?"
-                remedy = "Give the table SeriesInstanceUID instead, or remove the other series"
+            if len(own) != 1 or own[0] in reports:
+                problem = f"{len(set(own) - set(reports))} series without report have this {tag}"
+                remedy = "Give each row one LGE stack, with SeriesInstanceUID if an exam has more"
                 raise InputError(where, problem, remedy)
             reports[own[0]] = parse_report(row["report"], root, source, True, where), source
         except InputError as error:
-            faults.append(Fault.of(error, truth_only=True))
-    for key in sorted(all_series.keys() - reports.keys(), key=lambda key: short_hash(key[2])):
-        place, problem = all_series[key][0][0].parent, "no row of reports.csv is of these images"
+            found.append(Fault.of(error, truth_only=True))
+    named = {key for row in rows for key in series_of[row[tag]]}
+    exams = {key[:2] for key in named if key[1] and tag == "SeriesInstanceUID"}
+    for key in sorted(all_series.keys() - named, key=lambda key: short_hash(key[2])):
+        files = all_series[key]
+        if key[:2] in exams:
+            del all_series[key]
+            found += [Seen(file, "other series of an exam with LGE") for file, _ in files]
+            continue
+        place, problem = files[0][0].parent, "no row of reports.csv is of these images"
         remedy = "Add a row (report_source none: no report), or remove the series from the folder"
         name = f"series_{short_hash(key[2])}"
-        faults.append(Fault(place, problem, remedy, name, truth_only=True))
-    return reports, faults, seen
+        found.append(Fault(place, problem, remedy, name, truth_only=True))
+    return reports, found
 
 
 def read_series(name: str, files: Series) -> Volume:
@@ -328,14 +308,12 @@ def _why_unusable(header: Dataset) -> tuple[str, str] | None:
     if (modality := str(header.get("Modality", ""))) != "MR":
         return f"modality {modality!r} is not MR", "Remove this series from the folder"
     if int(header.get("NumberOfFrames") or 1) > 1:
-        remedy = "Convert it to single frames, or to NIfTI with dcm2niix"
-        return "is an enhanced (multi-frame) image", remedy
+        return "is multi-frame", "Convert it to single frames, or to NIfTI with dcm2niix"
     grey = (header.get("PhotometricInterpretation") or "MONOCHROME2").startswith("MONOCHROME")
     if int(header.get("SamplesPerPixel", 1)) != 1 or not grey:
         return "is a colour image", "Leave this series out: colour images are screen captures"
     lengths = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
     for tag, length in lengths.items():
         if len(header.get(tag) or ()) != length:
-            remedy = "Export the series again as MR images with their geometry"
-            return f"has no usable {tag}", remedy
+            return f"has no usable {tag}", "Export the series again as MR images with geometry"
     return None

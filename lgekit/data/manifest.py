@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from pandas.errors import ParserError
 
-from lgekit.cache import replacing_folder
+from lgekit.cache import replacing
 from lgekit.data.nifti import Entry, Fault, Listing, read_nifti
 from lgekit.errors import InputError
 from lgekit.findings import Findings
@@ -34,9 +34,6 @@ LANDMARK_COLUMNS = ["anterior_rvip_deg", "inferior_rvip_deg", "rvip_confidence"]
 REPORT_SOURCES = ("clinical", "masks", "phantom", "none")
 INTERNAL_CODES = {code: code for code in range(len(LABEL_NAMES))}
 CONFIDENCE = {"high": 1.0, "medium": 0.66, "low": 0.33}
-# Other names of columns. A close spelling of one of these or of a column is a mistake.
-SYNONYMS = dict.fromkeys(("mask", "segmentation", "segmentations"), "labels")
-SYNONYMS |= dict.fromkeys(("patient", "subjectid"), "patient_id")
 NO_VALUE = r"n\.?/?a\.?|nan|null|none|nil|[-–—?]+"  # reports that say only this are missing
 
 
@@ -92,11 +89,10 @@ def optional_rows(table: Path, required: Sequence[str]) -> tuple[list[dict[str, 
         return [], [Fault.of(error, truth_only=True)]
 
 
-def misspelt_columns(table: Path, columns: Sequence[str], known: Sequence[str]) -> Iterator[Fault]:
+def misspelt_columns(table: Path, columns: Sequence[str]) -> Iterator[Fault]:
     """Return a fault for each column that seems misspelt; other unknown columns are ignored."""
-    spellings = {name.lower().replace("_", ""): name for name in known}
-    spellings |= {word: name for word, name in SYNONYMS.items() if name in known}
-    for column in (name for name in columns if name not in known):
+    spellings = {name.replace("_", ""): name for name in COLUMNS + LANDMARK_COLUMNS}
+    for column in (name for name in columns if name not in spellings.values()):
         plain = re.sub("[-_ ]", "", column.lower())
         for close in difflib.get_close_matches(plain, spellings, 1, 0.86):
             if (meant := spellings[close]) not in columns:
@@ -128,26 +124,21 @@ def parse_report(cell: str, root: Path, source: str, any_report: bool, where: st
     if source and source not in REPORT_SOURCES:
         remedy = f"Use one of {', '.join(REPORT_SOURCES)}"
         raise InputError(where, f"unknown report_source {source!r}", remedy)
+    if cell.lower().endswith(".txt") and "\n" not in cell:
+        cell = read_text(on_disk(root, cell), "the report").replace("\r\n", "\n").strip()
     cell = "" if re.fullmatch(NO_VALUE, cell, re.I) else cell
     if any_report and not cell and source not in ("none", "masks"):
         problem = "report is empty, while other studies have one"
         remedy = "Write the report, or set report_source: none (no report) or masks (from the mask)"
         raise InputError(f"{where}, report", problem, remedy)
-    if not cell.lower().endswith(".txt") or "\n" in cell:
-        return cell
-    file = on_disk(root, cell)
-    text = read_text(file, "the report").replace("\r\n", "\n").strip()
-    if not text:
-        remedy = "Write the report, or clear the cell and set report_source to none"
-        raise InputError(file, "report is empty", remedy)
-    return text
+    return cell
 
 
 def manifest(path: str) -> Listing:
     """List the studies of a ``manifest.csv``, and the faults of its rows."""
     table = Path(path).expanduser()
     rows = read_table(table, ("study_id", "image"))
-    yield from misspelt_columns(table, list(rows[0]), COLUMNS + LANDMARK_COLUMNS)
+    yield from misspelt_columns(table, list(rows[0]))
     any_report = any(row.get("report") for row in rows)
     for number, row in enumerate(rows, 2):
         where = f"{table}, row {number}"
@@ -195,7 +186,7 @@ def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:
 
     The new or empty folder is written whole or not at all. Returns the path of ``manifest.csv``,
     which ``read_cohort`` reads back with splits, landmarks and findings. Raises InputError if the
-    folder is not empty or cannot be made, or two studies have the same id.
+    folder is not empty, or two studies have the same id.
     """
     target = Path(out_dir).expanduser()
     ids = pd.Series([study["study_id"] for study in cohort.studies])
@@ -204,15 +195,11 @@ def write_manifest(cohort: Cohort, out_dir: str | os.PathLike[str]) -> Path:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         remedy = "Give a new folder, or empty this one first"
         raise InputError(target, "is not an empty folder", remedy)
-    try:
-        with replacing_folder(target) as part:
-            part.mkdir()
-            rows = [_write_study(study, part) for study in cohort.studies]
-            table = pd.DataFrame(rows, columns=COLUMNS + LANDMARK_COLUMNS)
-            table.to_csv(part / "manifest.csv", index=False, lineterminator="\r\n")
-    except OSError as error:
-        problem = f"cannot be written ({error.strerror})"
-        raise InputError(target, problem, "Give a folder you may write to") from error
+    with replacing(target) as part:
+        part.mkdir()
+        rows = [_write_study(study, part) for study in cohort.studies]
+        table = pd.DataFrame(rows, columns=COLUMNS + LANDMARK_COLUMNS)
+        table.to_csv(part / "manifest.csv", index=False, lineterminator="\r\n")
     return target / "manifest.csv"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import re
 import warnings
@@ -29,14 +28,12 @@ MOST_VOXELS, MOST_SLICES, MOST_BYTES = 2**25, 256, 2**30  # of a stack; of a who
 TO_BASE = np.array([-0.65, -0.65, 0.4]) / np.linalg.norm([-0.65, -0.65, 0.4])  # typical long axis
 IMAGE_NAME = r"\.(nii|hdr|mha|mhd|nrrd|nhdr)(\.gz)?$"
 SYSTEM_FILES = r"\..*|__MACOSX|(eh)?thumbs\.db|desktop\.ini|@eaDir|\$RECYCLE\.BIN"
-UNIT_MM = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # NIfTI-1: unknown (taken as mm), m, mm, µm
 
 
 class Fault(InputError):
     """Something wrong with one study or, where ``study_id`` is empty, with the cohort.
 
-    Attributes:
-        truth_only: only labels, report, split or landmarks are wrong, which no prediction reads.
+    ``truth_only``: only labels, report, split or landmarks are wrong, which no prediction reads.
     """
 
     def __init__(
@@ -148,21 +145,15 @@ def load(path: Path) -> tuple[nib.Nifti1Header, Any, np.ndarray]:
         return image.header, image, array
     with path.open("rb") as stream:
         zipped = stream.read(2) == b"\x1f\x8b"
-    if zipped != (path.suffix.lower() == ".gz"):  # the name is wrong
-        with gzip.open(path) if zipped else path.open("rb") as stream:
-            data = stream.read(MOST_BYTES + 1)
-        if len(data) > MOST_BYTES:
-            problem, remedy = f"has more than {MOST_BYTES / 1e9:.1f} GB", "Cut it to the heart"
-            raise InputError(path, problem, remedy)
-        second = 540 in (int.from_bytes(data[:4], order) for order in ("little", "big"))
-        image = (nib.Nifti2Image if second else nib.Nifti1Image).from_bytes(data)
-    else:
-        image = nib.load(path)
-    if not isinstance(image, nib.Nifti1Pair):
-        problem = f"is not NIfTI but {type(image).__name__}"
-        raise InputError(path, problem, "Convert it to NIfTI, with its true orientation")
-    holder = image.file_map.get("header", image.file_map["image"])
-    with holder.get_prepare_fileobj("rb") as stream:  # nibabel's loader turns a spacing of 0 into 1
+    if zipped != (path.suffix.lower() == ".gz"):
+        problem = f"is {'' if zipped else 'not '}compressed, but its name says otherwise"
+        raise InputError(path, problem, f"End its name in {'.nii.gz' if zipped else '.nii'}")
+    image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Image):  # Analyze, or a pair of .hdr and .img
+        problem = f"is not one NIfTI file but {type(image).__name__}"
+        raise InputError(path, problem, "Convert it to .nii, with its true orientation")
+    # nibabel's loader turns a spacing of 0 into 1
+    with image.file_map["image"].get_prepare_fileobj("rb") as stream:
         header = image.header_class.from_fileobj(stream, check=False)
     check_size(path, header)
     return header, image, np.asanyarray(image.dataobj)
@@ -190,8 +181,7 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
     if array.ndim != 3 or array.dtype.kind not in "buif" or 0 in array.shape:
         problem = f"has {array.ndim} dimensions {array.shape} of {array.dtype}"
         raise InputError(path, problem, "Give one 3-D stack of grey values per file")
-    pixdim, unit = header["pixdim"][1:4], UNIT_MM.get(int(header["xyzt_units"]) & 7, 1.0)
-    spacing = pixdim.astype(float) * unit
+    spacing = header["pixdim"][1:4].astype(float)
     lengths = np.linalg.norm(image.affine[:3, :3], axis=0)
     coded = bool(header["sform_code"] or header["qform_code"])
     volume = Volume(str(path), array, np.eye(4), spacing, trusted=False)
@@ -204,9 +194,9 @@ def read_nifti(path: Path, frame: int | None = None) -> Volume:
         directions = image.affine[:3, :3] / lengths
         if abs(np.linalg.det(directions)) > 0.9:  # orthogonal within a few degrees
             volume.affine[:3, :3], volume.trusted = directions, coded
-            volume.affine[:3, 3] = image.affine[:3, 3] * unit if coded else 0
+            volume.affine[:3, 3] = image.affine[:3, 3] if coded else 0
     volume.affine[:3, :3] *= np.where(np.isfinite(spacing) & (spacing > 0), spacing, 1.0)
-    if volume.trusted and (spacing > 0).all() and not np.allclose(lengths, pixdim, rtol=0.01):
+    if volume.trusted and (spacing > 0).all() and not np.allclose(lengths, spacing, rtol=0.01):
         volume.trusted = False  # one text for all files, so that Python shows it once
         warnings.warn("NIfTI headers: pixdim and affine differ; pixdim is used", stacklevel=2)
     return volume
@@ -268,12 +258,10 @@ def storage_mirrored(affine: np.ndarray) -> bool | None:
 def check_image(volume: Volume) -> None:
     """Raise InputError if an image has an implausible spacing, no contrast or no finite values."""
     spacing = np.sort(volume.header_spacing)
-    problem = f"spacing {np.round(volume.header_spacing, 4).tolist()} mm is"
-    remedy = "Write the true spacing into pixdim: 0.1–10 mm in plane, 0.1–40 mm between slices"
-    if not (np.isfinite(spacing).all() and (spacing > 0).all()):
-        raise InputError(volume.where, f"{problem} not positive", remedy)
-    if (spacing < SMALLEST_MM).any() or (spacing > LARGEST_MM).any():
-        raise InputError(volume.where, f"{problem} absurd", remedy)
+    if not ((spacing >= SMALLEST_MM) & (spacing <= LARGEST_MM)).all():  # nor if one is NaN
+        problem = f"spacing {np.round(volume.header_spacing, 4).tolist()} mm is absurd"
+        remedy = "Write the true spacing into pixdim: 0.1–10 mm in plane, 0.1–40 mm between slices"
+        raise InputError(volume.where, problem, remedy)
     low, high = float(volume.array.min()), float(volume.array.max())  # NaN if any voxel is
     if not (-LARGEST_GREY <= low and high <= LARGEST_GREY):
         problem = f"has voxels that are NaN, infinite or beyond ±{LARGEST_GREY:.0e}"
@@ -328,23 +316,22 @@ def _voxels_off(affine: np.ndarray, image: Volume) -> float:
 
 
 def read_study(entry: Entry, images_only: bool = False) -> Iterator[Study | Fault]:
-    """Read a study as stored: yield the faults of its image and mask, and the study if usable."""
-    faults: list[Fault] = []
-    image = labels = None
+    """Read a study as stored: yield its first fault, or its doubts and the study."""
+    labels = None
     try:
         image = entry.image()
         check_image(image)
+        if entry.labels is not None and not images_only:
+            try:
+                labels = recode(entry.labels(), entry.codes, image)
+            except InputError as error:
+                raise Fault.of(error, entry.study_id, truth_only=True) from error
+        order = axis_order(image, labels)
+        if (slices := image.array.shape[order[2]]) > MOST_SLICES:
+            remedy = f"Keep the heart's: at most {MOST_SLICES}"
+            raise InputError(image.where, f"has {slices} slices", remedy)
     except InputError as error:
-        faults.append(Fault.of(error, entry.study_id))
-        if image is not None:
-            image.trusted = False  # a wrong spacing is no fault of the mask
-    try:
-        mask = entry.labels() if entry.labels is not None and not images_only else None
-        labels = recode(mask, entry.codes, image) if mask and image else None
-    except InputError as error:
-        faults.append(Fault.of(error, entry.study_id, truth_only=True))
-    yield from faults
-    if faults or image is None:
+        yield error if isinstance(error, Fault) else Fault.of(error, entry.study_id)
         return
     for problem, remedy in image.doubts:
         yield Doubt(image.where, problem, remedy, entry.study_id)
@@ -354,14 +341,6 @@ def read_study(entry: Entry, images_only: bool = False) -> Iterator[Study | Faul
     if not images_only:
         source = "clinical" if entry.report else "none"
         fields["report_source"] = entry.report_source or source
-    try:
-        order = axis_order(image, labels)
-        if (slices := image.array.shape[order[2]]) > MOST_SLICES:
-            remedy = f"Keep the heart's: at most {MOST_SLICES}"
-            raise InputError(image.where, f"has {slices} slices", remedy)
-    except InputError as error:
-        yield Fault.of(error, entry.study_id)
-        return
 
     def stored(array: np.ndarray, kind: type[tio.Image], dtype: type) -> tio.Image:
         tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(order), dtype=dtype))

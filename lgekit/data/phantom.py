@@ -26,19 +26,7 @@ from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, Ventricle, scars_of_voxel
 from lgekit.cache import code_version, compute_once, end_with_parent
 from lgekit.errors import InputError
 from lgekit.findings import Findings
-from lgekit.study import (
-    BACKGROUND,
-    CAVITY,
-    MYOCARDIUM,
-    NO_REFLOW,
-    RV,
-    SCAR,
-    WALL_CODES,
-    Cohort,
-    Landmarks,
-    Study,
-    split_of,
-)
+from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, Cohort, Landmarks, Study, split_of
 
 Array = np.ndarray
 Rng = np.random.Generator
@@ -53,8 +41,6 @@ def draw(rng: Rng, part: str) -> dict[str, float]:
         drawn[name] = float(np.clip(random(first, second), *(limits or (first, second))))
     return drawn
 
-
-# ---- the heart ----
 
 ANGLES = 360  # one-degree steps in every table over the circumference
 TURN = 2 * np.pi
@@ -138,8 +124,6 @@ class Heart(SimpleNamespace):
         return inside & free[..., None]
 
 
-# ---- the chest ----
-
 # Tissues: columns of the table of signals. From HEART on they are those of the table `ecv`.
 AIR, BLOOD, FAT, HEART, FIBROSIS, CORE, MUSCLE, LIVER, STOMACH, LUNG = range(10)
 DENSITY = np.array([0, 1, 1, 1, 1, 1, 1, 1, 1, 0.15], dtype=np.float32)  # of protons
@@ -183,9 +167,6 @@ def draw_chest(rng: Rng, heart: Heart, place: Array, levels: Array) -> Array:
     ]
     where, tissues = zip(*conditions, strict=True)
     return np.select(where, tissues, LUNG)
-
-
-# ---- the scars ----
 
 
 @dataclass
@@ -250,8 +231,6 @@ def draw_scars(rng: Rng, level: Array, heart: Heart) -> list[ScarMap]:
         if max((scar.outer > scar.inner)[inside].mean() for scar in scars) > 0.04:
             return scars
 
-
-# ---- the acquisition ----
 
 HAEMATOCRIT = 0.42
 T1_NATIVE_MYOCARDIUM, T1_NATIVE_BLOOD = 1070.0, 1580.0  # ms
@@ -322,8 +301,6 @@ def acquire(rng: Rng, scanner: SimpleNamespace, signal: Array, body: Array, plac
     return image.clip(0, 4095).astype(np.float32)
 
 
-# ---- one study ----
-
 SLICE_MM, GAP_MM = 8.0, 2.0  # thickness and gap of the stack
 # Points at which a voxel is sampled, as shares of its sides from its centre, (8, 3).
 POINTS = (qmc.Sobol(3, scramble=False).random(8) - 7 / 16).astype(np.float32)
@@ -377,7 +354,7 @@ def sample_heart(
     parts += [ventricle & one for one in (in_cavity, in_wall, in_rv, is_scar, is_core)]
     covered, signal, depth, cavity, wall, right, scarred, core = (one.mean(1) for one in parts)
     stack = np.stack([1 - cavity - wall - right, cavity, wall, right])
-    labels = np.array([BACKGROUND, CAVITY, MYOCARDIUM, RV], dtype=np.uint8)[stack.argmax(0)]
+    labels = np.array([0, CAVITY, MYOCARDIUM, RV], dtype=np.uint8)[stack.argmax(0)]
     scar_voxels = (labels == MYOCARDIUM) & (scarred >= 0.5 * wall)
     labels[scar_voxels] = SCAR
     labels[scar_voxels & (core > 0.5 * scarred)] = NO_REFLOW
@@ -440,7 +417,7 @@ def render_study(index: int, seed: int, pixels: int, prevalence: float) -> dict[
     stored = (insertion - np.rad2deg(turn)) % 360
     landmarks = Landmarks(*map(float, (180 - stored) % 360 if mirrored else stored))
     image, labels = np.moveaxis(image, 0, 2), np.moveaxis(labels, 0, 2)
-    plane, pixel = np.nonzero(np.isin(heart_labels, WALL_CODES))
+    plane, pixel = np.nonzero(np.isin(heart_labels, (MYOCARDIUM, SCAR, NO_REFLOW)))
     angle = np.angle(points.mean(1)[plane, pixel], deg=True)
     frame_deg = (angle - insertion[0] + ANTERIOR_RVIP_DEG) % 360
     voxels = heart_labels[plane, pixel], plane, frame_deg, depth[plane, pixel]
@@ -457,8 +434,6 @@ def render_study(index: int, seed: int, pixels: int, prevalence: float) -> dict[
     }
 
 
-# ---- cohorts ----
-
 CHUNK = 48  # studies in a cache entry
 
 
@@ -474,8 +449,7 @@ def phantom_cohort(studies: int = 200, seed: int = 0, **options) -> Cohort:
     a scanner), labels with RV, a report, and exact landmarks and findings. Study ``i`` of a seed is
     the same in a cohort of any size, made by any number of workers.
 
-    ``options`` are ``prevalence``, ``pixels``, … (:class:`PhantomOptions`). Raises InputError for
-    an unknown option, or a value out of range.
+    Raises InputError for an unknown option (:class:`PhantomOptions`), or a value out of range.
     """
     try:
         asked = PhantomOptions(studies=studies, seed=seed, **options)
@@ -488,9 +462,7 @@ def phantom_cohort(studies: int = 200, seed: int = 0, **options) -> Cohort:
     starts, version = range(0, asked.studies, CHUNK), code_version("anatomy", "data")
     workers = asked.workers or (1 if len(starts) == 1 else -1)
     parts = [(start, min(start + CHUNK, asked.studies), look) for start in starts]
-    inner: dict[str, Any] = {"inner_max_num_threads": 1 if workers != 1 else None}
-    inner |= {"return_as": "generator", "initializer": end_with_parent}
-    chunks = Parallel(n_jobs=workers, **inner)(
+    chunks = Parallel(workers, return_as="generator", initializer=end_with_parent)(
         delayed(compute_once)((version, *part), render_chunk, *part) for part in parts
     )
     bar = tqdm(chunks, "phantoms", len(starts), leave=False, delay=2)

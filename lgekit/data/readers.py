@@ -20,31 +20,17 @@ import torch
 import torchio as tio
 
 from lgekit.anatomy.segments import findings_from_labels, insertion_points
+from lgekit.data import nifti
 from lgekit.data.dicom import list_series
-from lgekit.data.manifest import LANDMARK_COLUMNS, manifest, optional_rows, study_of_row
-from lgekit.data.nifti import (
-    IMAGE_NAME,
-    Doubt,
-    Entry,
-    Fault,
-    Listing,
-    Seen,
-    files_below,
-    folder,
-    load,
-    of_system,
-    read_nifti,
-    read_study,
-    storage_mirrored,
-)
+from lgekit.data.manifest import INTERNAL_CODES, manifest, optional_rows, study_of_row
+from lgekit.data.nifti import Doubt, Entry, Fault, Listing, Seen, Volume, files_below, folder
 from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
-from lgekit.findings import Findings
 from lgekit.reports.reader import read_report, states_enhancement
 from lgekit.reports.writer import write_report
 from lgekit.study import LABEL_NAMES, RV, SCARRED, SPLITS, Cohort, Study, hash_unit, split_of
 
-TABLE_COLUMNS = (*LANDMARK_COLUMNS, "report", "report_source", "split")
+TABLE_COLUMNS = "anterior_rvip_deg inferior_rvip_deg report report_source split".split()
 LAYOUTS = tomllib.loads(Path(__file__).with_name("layouts.toml").read_text(encoding="utf-8"))
 
 
@@ -52,24 +38,23 @@ def scan(kind: str, path: str) -> Listing:
     """List the studies of a folder of NIfTI files, in a layout of ``layouts.toml``."""
     root, layout = folder(path), LAYOUTS[kind]
     codes, faults = _label_codes(root, layout["codes"])
-    about, tables, more = _table_rows(root, layout)
+    table, *columns = layout.get("table", [""])
+    about, more = _table_rows(root / table, columns)
     yield from faults + more
     masks: dict[str, list[Path]] = defaultdict(list)
     images: list[tuple[dict[str, str], Path]] = []
     sessions: dict[str | None, set[str | None]] = defaultdict(set)
     for file in files_below(root):
-        name, header = file.relative_to(root), re.sub(r"\.img(?=$|\.gz$)", ".hdr", file.name)
+        name = file.relative_to(root)
         text = normalize("NFC", name.as_posix())
-        if of_system(file, root):
+        if nifti.of_system(file, root):
             yield Seen(file, "system files")
-        elif found := re.search(layout["mask"] + IMAGE_NAME, text, re.I):
+        elif found := re.search(layout["mask"] + nifti.IMAGE_NAME, text, re.I):
             masks[found["key"]].append(name)
-        elif found := re.search(layout["image"] + IMAGE_NAME, text, re.I):
+        elif found := re.search(layout["image"] + nifti.IMAGE_NAME, text, re.I):
             images.append((found.groupdict(""), name))
             sessions[found.groupdict().get("patient")].add(found.groupdict().get("session"))
-        elif file.name == "dseg.tsv" or file in tables:
-            yield Seen(file)
-        elif header != file.name and file.with_name(header).exists():
+        elif file.name == "dseg.tsv" or file == root / table:
             yield Seen(file)
         else:
             yield Seen(file, "no images of this layout")
@@ -88,14 +73,14 @@ def scan(kind: str, path: str) -> Listing:
         known = dict(about.get(patient, {}))
         if known.get("report") and len(sessions[patient]) > 1:
             problem = f"one report for the {len(sessions[patient])} sessions of {patient}"
-            remedy = f"Write them to {patient}/{patient}_sessions.tsv (session_id, report)"
-            yield Fault(tables[0], problem, remedy, study, truth_only=True)
+            remedy = "Give each session a row of its own, with its session_id"
+            yield Fault(root / table, problem, remedy, study, truth_only=True)
         known |= about.get(f"{patient}_{names.get('session')}", {}) | about.get(study, {})
         row = {key: known[key] for key in TABLE_COLUMNS if key in known}
         row |= {"rvip_confidence": known.get("confidence", ""), "study_id": study}
         row |= {"patient_id": layout.get("same_patient", {}).get(patient, patient)}
         row |= {"image": str(file), "labels": str(own[0]) if own else ""}
-        for item in study_of_row(row, root, f"{tables[0]}, {study}", codes=codes, **facts):
+        for item in study_of_row(row, root, f"{root / table}, {study}", codes=codes, **facts):
             if isinstance(item, Entry) and study.lower().endswith(layout.get("four_d", "/")):
                 yield from _frames(item)
             else:
@@ -108,25 +93,17 @@ def scan(kind: str, path: str) -> Listing:
             yield Fault(root / file, "a mask without its image", remedy, key)
 
 
-def _table_rows(
-    root: Path, layout: dict[str, Any]
-) -> tuple[dict[str, dict[str, str]], list[Path], list[Fault]]:
-    """Rows of a layout's tables by id (of BIDS: and session), the tables, and their faults."""
-    table, *columns = layout.get("table", [""])
-    tables = [root / table, *sorted(root.glob("*/*_sessions.tsv"))]
+def _table_rows(table: Path, columns: list[str]) -> tuple[dict[str, dict[str, str]], list[Fault]]:
+    """Rows of a layout's table by the id in its first column (of BIDS: and session), and faults."""
     about: dict[str, dict[str, str]] = {}
-    faults: list[Fault] = []
-    for file in tables:
-        rows, more = optional_rows(file, columns if file == root / table else ("session_id",))
-        faults += more
-        for row in rows:
-            name = row[columns[0]] if file == root / table else file.parent.name
-            key = "_".join(filter(None, (name, row.get("session_id"))))
-            if key in about:
-                remedy = "Keep one of them; for sessions, give a column session_id"
-                faults.append(Fault(file, f"two rows are of {key}", remedy, truth_only=True))
-            about[key] = row
-    return about, tables, faults
+    rows, faults = optional_rows(table, columns)
+    for row in rows:
+        key = "_".join(filter(None, (row[columns[0]], row.get("session_id"))))
+        if key in about:
+            remedy = "Keep one of them; for sessions, give a column session_id"
+            faults.append(Fault(table, f"two rows are of {key}", remedy, truth_only=True))
+        about[key] = row
+    return about, faults
 
 
 def _label_codes(root: Path, names: dict[str, str]) -> tuple[dict[int, int], list[Fault]]:
@@ -149,26 +126,44 @@ def _frames(entry: Entry) -> Listing:
     """List the end-diastolic and end-systolic frame of a 4-D file: those with labels, in order."""
     frames: list[int] = []
     with contextlib.suppress(Exception):  # no label file, or a damaged one
-        frames = np.flatnonzero(load(entry.files[1])[2].any(axis=(0, 1, 2))).tolist()
+        frames = np.flatnonzero(nifti.load(entry.files[1])[2].any(axis=(0, 1, 2))).tolist()
     if not frames:
         problem = "which frames are end-diastole and end-systole is not known"
         remedy = "Put its label file (_gt) next to it, or remove the patient's folder"
         yield Fault(entry.files[0], problem, remedy, entry.study_id)
     for phase, frame in zip(("_ED", "_ES"), frames, strict=False):
-        image, labels = (partial(read_nifti, file, frame) for file in entry.files)
+        image, labels = (partial(nifti.read_nifti, file, frame) for file in entry.files)
         yield replace(entry, study_id=entry.study_id + phase, image=image, labels=labels)
 
 
-READERS: dict[str, Callable[[str], Listing]] = {kind: partial(scan, kind) for kind in LAYOUTS}
+def _phantom(options: str) -> Listing:
+    """List the studies of a phantom cohort, such as ``studies=200,seed=1``."""
+    parts = [part.strip() for part in options.split(",") if part.strip()]
+    named: dict[str, Any] = dict(part.partition("=")[::2] for part in parts)
+    if len(named) < len(parts) or not all(named.values()):
+        problem = "its options are not NAME=VALUE, or one is given twice"
+        raise InputError(f"phantom:{options}", problem, "Write e.g. phantom:studies=200,seed=1")
+    for study in phantom_cohort(**named).studies:
+        grid = (study["image"].affine, np.array(study.spacing_mm))
+        image, labels = (
+            partial(Volume, study["study_id"], array, *grid, trusted=True, slice_axis=2)
+            for array in (study["image"].data[0].numpy(), study["labels"].data[0].numpy())
+        )
+        names = "study_id patient_id report report_source split landmarks findings".split()
+        fields = {name: study[name] for name in names}
+        yield Entry(files=(), image=image, labels=labels, codes=INTERNAL_CODES, **fields)
+
+
+READERS: dict[str, Callable[[str], Listing]] = {"phantom": _phantom}
+READERS |= {kind: partial(scan, kind) for kind in LAYOUTS}
 READERS |= {"dicom": list_series, "manifest": manifest}
-KINDS = ("phantom", *READERS)
 
 
 def parse_spec(spec: str) -> tuple[str, str]:
     """Split ``kind:rest``. Raises InputError for an unknown kind."""
     kind, colon, rest = str(spec).partition(":")
-    if not colon or kind not in KINDS:
-        kinds = ", ".join(f"{name}:…" for name in KINDS)
+    if not colon or kind not in READERS:
+        kinds = ", ".join(f"{name}:…" for name in READERS)
         table = f"manifest:{spec}, or " if str(spec).lower().endswith(".csv") else ""
         remedy = f"Write {table}one of {kinds}"
         raise InputError("SPEC", f"{spec!r} names no kind of cohort", remedy)
@@ -177,7 +172,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
 
 def split_specs(text: str) -> list[str]:
     """Split SPECs at spaces. A path may hold spaces: a SPEC ends where another kind begins."""
-    return [part for part in re.split(rf"\s+(?=(?:{'|'.join(KINDS)}):)", text.strip()) if part]
+    return [part for part in re.split(rf"\s+(?=(?:{'|'.join(READERS)}):)", text.strip()) if part]
 
 
 def path_of(spec: str, root: Path) -> Path | None:
@@ -198,16 +193,6 @@ def pretraining_specs(spec: str, asked: str = "auto", root: Path = Path()) -> li
     sibling = Path(path).parent / "acdc"
     found = path and kind not in ("phantom", "acdc") and (root / sibling.expanduser()).is_dir()
     return [f"acdc:{sibling}"] if found else []
-
-
-def _phantom(rest: str) -> Cohort:
-    """Make the phantom cohort of ``phantom:studies=200,seed=1``."""
-    parts = [part.strip() for part in rest.split(",") if part.strip()]
-    options: dict[str, Any] = dict(part.partition("=")[::2] for part in parts)
-    if len(options) < len(parts) or not all(options.values()):
-        problem = "its options are not NAME=VALUE, or one is given twice"
-        raise InputError(f"phantom:{rest}", problem, "Write e.g. phantom:studies=200,seed=1")
-    return phantom_cohort(**options)
 
 
 def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
@@ -255,7 +240,7 @@ def _load(
     entries, faults = list_studies(spec)
     yield from faults
     for entry in (entry for entry in entries if entry.study_id not in skipped):
-        for item in read_study(entry, images_only):
+        for item in nifti.read_study(entry, images_only):
             yield item if isinstance(item, Fault) else (entry, item)
 
 
@@ -268,10 +253,6 @@ def stream_images(
     is None, or a fault is of no single study, it is raised.
     """
     left_out = set(skipped)
-    if parse_spec(spec)[0] == "phantom":
-        studies = read_cohort(spec, images_only=True).studies
-        yield from (one for one in studies if one["study_id"] not in left_out)
-        return
     for item in _load(spec, True, left_out):
         if not isinstance(item, Fault):
             yield item[1]
@@ -295,24 +276,17 @@ def slim(study: Study) -> Study:
 
 
 def read_cohort(spec: str, images_only: bool = False, pixels: bool = True) -> Cohort:
-    """Read a cohort from its SPEC ``kind:path`` (`KINDS`). Raises InputError at the first fault.
+    """Read a cohort from its SPEC ``kind:path`` (`READERS`). Raises InputError at the first fault.
 
     With ``images_only``, as for a prediction, labels, reports, landmarks and findings are not read.
     Without ``pixels`` each study is read and made `slim`: a large cohort needs no more memory.
     """
-    kind, rest = parse_spec(spec)
-    if kind == "phantom":
-        cohort = _phantom(rest)
-        if not images_only:
-            return cohort
-        keys = ("image", "study_id", "patient_id", "split")
-        return Cohort([Study(**{key: one[key] for key in keys}) for one in cohort.studies], spec)
     loaded: list[tuple[Entry, Study]] = []
-    measured: dict[str, Findings | None] = {}
     for item in _load(spec, images_only):
         if not isinstance(item, Fault):
             entry, study = item
-            measured[entry.study_id] = None if images_only else _measure(entry, study)
+            if not images_only:
+                _measure(entry, study)
             loaded.append((entry, study if pixels else slim(study)))
         elif isinstance(item, Doubt):  # without its folder, whose name may be a person's
             warnings.warn(f"{item.study_id or item.where}: {item.problem}", stacklevel=2)
@@ -322,7 +296,7 @@ def read_cohort(spec: str, images_only: bool = False, pixels: bool = True) -> Co
     if not images_only:
         drawn = _scar_is_drawn(loaded)
         for entry, study in loaded:
-            _complete(entry, study, drawn, measured[entry.study_id])
+            _complete(entry, study, drawn)
     for study, owner in copies(studies):
         patient, kept = study["patient_id"], owner["patient_id"]
         copy = f"{study['study_id']}: the same image as {owner['study_id']}; counted as patient"
@@ -336,10 +310,6 @@ def read_cohort(spec: str, images_only: bool = False, pixels: bool = True) -> Co
 
 def check_cohort(spec: str) -> list[Fault]:
     """Read a whole cohort and list its faults. Raises InputError if the SPEC itself is wrong."""
-    kind, rest = parse_spec(spec)
-    if kind == "phantom":
-        _phantom(rest)
-        return []
     items = [item if isinstance(item, Fault) else slim(item[1]) for item in _load(spec)]
     faults = [item for item in items if isinstance(item, Fault)]
     for study, owner in copies([item for item in items if isinstance(item, Study)]):
@@ -380,28 +350,28 @@ def _scar_is_drawn(loaded: list[tuple[Entry, Study]]) -> bool:
     return not any(states_enhancement(text) and read_report(text).present for text in reports)
 
 
-def _measure(entry: Entry, study: Study) -> Findings | None:
-    """Derive, in place, landmarks from an RV label; return the findings that the mask shows."""
+def _measure(entry: Entry, study: Study) -> None:
+    """Derive, in place, landmarks from an RV label, and the findings that the mask shows."""
     labels = study.label_map
     if labels is not None and study["landmarks"] is None and (labels == RV).any():
-        mirrored = storage_mirrored(study["image"].affine)
+        mirrored = nifti.storage_mirrored(study["image"].affine)
         mirrored = entry.mirrored if mirrored is None else mirrored
         if mirrored is not None:  # else anterior and inferior cannot be told apart
             landmarks = insertion_points(labels, study.spacing_mm, mirrored=mirrored)
             study["landmarks"] = landmarks if landmarks.confidence > 0 else None
     shown = labels is not None and entry.scar_labelled and entry.report_source != "none"
-    return findings_from_labels(study) if shown and study["findings"] is None else None
+    if shown and study["findings"] is None:
+        study["findings"] = findings_from_labels(study)
 
 
-def _complete(entry: Entry, study: Study, drawn: bool, measured: Findings | None) -> None:
-    """Derive, in place, findings, and a report from the masks.
+def _complete(entry: Entry, study: Study, drawn: bool) -> None:
+    """Derive, in place, a report from the masks.
 
-    ``drawn`` is whether the cohort's masks show scar (:func:`_scar_is_drawn`), else reports do.
+    If they do not show scar (``drawn``, :func:`_scar_is_drawn`), findings are those of the report.
     """
-    if study["findings"] is None and study.label_map is not None and drawn:
-        study["findings"] = measured
-    elif study["findings"] is None and entry.report and states_enhancement(entry.report):
-        study["findings"] = read_report(entry.report)  # if it says nothing: unknown
+    if entry.findings is None and not (drawn and study.label_map is not None):
+        said = bool(entry.report) and states_enhancement(entry.report)
+        study["findings"] = read_report(entry.report) if said else None  # silence: unknown
     wanted = entry.report_source in ("masks", "") and not entry.report
     if wanted and study["findings"] is not None:
         rng = np.random.default_rng(int(hash_unit(study["study_id"]) * 2**53))
