@@ -41,7 +41,7 @@ _REWRITES = [
     (re.compile(rule), word.replace("\\n", "\n")) for rule, word in rewrites(_TABLES["rewrites"])
 ]
 _LABEL = "|".join(f"(?P<{kind}>{'|'.join(each)})" for kind, each in _TABLES["labels"].items())
-_LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
+_LABEL_END = re.compile(rf"(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
 _RULE = SimpleNamespace(
     **{name: re.compile("|".join(each)) for name, each in _TABLES["patterns"].items()}
 )
@@ -75,11 +75,11 @@ def clean(text: str) -> str:
     text = html.unescape(text).translate(_SIGNS)
     text = re.sub(r"\n{3,}", "\n\n", _RULE.plain_end.sub("\n", text))
     if any(sign in text for sign in _CODED):
-        ends = _RULE.line_end.findall(text)
-        if len(ends) > 1 and sum(end[-1:] == "\n" for end in ends) < 2:
+        text, ends = _RULE.line_end.subn("\v", _RULE.next_cell.sub(" | ", text))
+        if ends > 1:
             text = re.sub(r"(?<=\w-)\n(?=\w)", "", text)
             text = re.sub(r"\n(?!\n)", " ", text)  # only where an export wrapped its lines
-        text = _RULE.markup.sub("", _RULE.line_end.sub("\n", _RULE.next_cell.sub(" | ", text)))
+        text = _RULE.markup.sub("", text.replace("\v", "\n"))
     text = "\n".join(_ticked(line) if _RULE.box.search(line) else line for line in text.split("\n"))
     text = _RULE.series.sub(lambda found: _RULE.values.sub(_by_segment, found[0]), text)
     for rule, word in _REWRITES:
@@ -125,7 +125,7 @@ def _ticked(line: str) -> str:
 @lru_cache(maxsize=10_000)
 def _label(head: str, after: bool = False) -> tuple[int, str]:
     """Return (length, kind) of the known label at the end of some words; (0, "") if none."""
-    found = _LABEL_END.search(head)
+    found = _LABEL_END.search(head.lower())  # faster than a pattern that ignores case
     before = head[: found.start()] if found else ""
     # After another label, "no" may be its value.
     alone = before.endswith("  ") or (after and before.strip().lower() == "no")
@@ -176,7 +176,7 @@ def _joined(lines: list[str]) -> Iterator[str]:
         new = fits if whole[-1] == "." else bare[1:2].islower() or (fits and not bare.isupper())
         new &= bare[0].isupper() and not open_end and not split
         head = fits and whole == last.strip() and bare[0].isupper() and _starts_field(whole, True)
-        if (item and not listed) or "|" in line + last or head or new:
+        if (item and not listed) or "|" in line + last or head or new or len(whole) > 20_000:
             yield whole
             whole = bare
         elif split:
