@@ -12,11 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lgekit.anatomy.frame
-from lgekit.anatomy.frame import (
-    StandardizeShortAxis,
-    normalised,
-    polar_grid,
-)
+from lgekit.anatomy.frame import StandardizeShortAxis, normalised, polar_grid
 from lgekit.anatomy.segments import Ventricle, segment_map, voxel_angle
 from lgekit.clip.data import make_view
 from lgekit.config import size_settings
