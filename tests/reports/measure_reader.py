@@ -36,8 +36,10 @@ def faults(row: dict[str, str]) -> dict[str, str]:
     if row["depth"]:
         checks["depth"] = "" if depths == {row["depth"]} else f"depth {depths}"
     for name, value in json.loads(row.get("other") or "{}").items():
-        stated = {getattr(scar, DETAILS[name]) for scar in scars} if name in DETAILS else {value}
-        right = reading.findings.segments == set(value) if name == "segs" else stated == {value}
+        if name == "segs":
+            right = reading.findings.segments == set(value)
+        else:
+            right = {getattr(scar, DETAILS[name]) for scar in scars} == {value}
         checks["other"] = checks.get("other", "") + ("" if right else f"{name} not {value} ")
     return checks
 
