@@ -221,7 +221,6 @@ class ScarPainter:
         """Whether the voxels measure as the scar: walls, levels, depth; percentages within 10."""
         counts = aha.count_cells(self.cell[scarred], self.slices)
         measured = aha.scars_in_words(self.cell_size, counts, np.zeros_like(counts), self.thirds)
-        walls = {name for one in measured for name in one.walls}
         levels = {name for one in measured for name in one.levels}
         scar_size, size = counts.sum(2), self.cell_size.sum(2)
         around = 100 * (scar_size > 0.1 * size)[scar_size.any(1)].mean()  # sectors with scar
@@ -229,7 +228,7 @@ class ScarPainter:
         if scar.transmurality:
             off += [(one.transmurality or 0) - scar.transmurality for one in measured]
         return (
-            walls == set(scar.walls or WALLS)
+            Findings(measured).walls == set(scar.walls or WALLS)
             and levels == set(scar.levels or levels)
             and all(one.depth == layer for one in measured)
             and max(map(abs, off)) <= 10
