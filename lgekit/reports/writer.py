@@ -358,7 +358,7 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     if mode == "lge_statement":
         return (lge_statement(report).strip() or report.strip(),)
     found = read_report(report)
-    left_out = {"transmurality": None, "circumference": None, "aetiology": None}
+    left_out: dict[str, Any] = {"transmurality": None, "circumference": None, "aetiology": None}
     plain = Findings(tuple(replace(scar, **left_out) for scar in found.scars))
     walls = [wall for wall in WALLS if wall in found.walls]
     levels = [level for level in LEVELS if any(level in scar.levels for scar in found.scars)]

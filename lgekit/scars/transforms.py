@@ -136,7 +136,7 @@ class ScarPainter:
         """Remove levels that the stack does not show, and scars that have no other level."""
         shown = {level for third, level in enumerate(LEVELS) if third in self.thirds}
         kept = [one for one in findings.scars if not one.levels or shown & set(one.levels)]
-        return Findings(tuple(replace(one, levels=shown & set(one.levels)) for one in kept))
+        return Findings(tuple(replace(one, levels=tuple(shown & set(one.levels))) for one in kept))
 
     def draw_region(self, scar: Scar, rng: np.random.Generator):
         """Draw the shape of a scar, until walls, levels, depth and extent measure as ``scar`` says.
