@@ -127,8 +127,7 @@ class StandardizeShortAxis(tio.SpatialTransform):
     ):
         super().__init__(**kwargs)
         if orientation not in ORIENTATIONS:
-            remedy = f"Use one of {', '.join(ORIENTATIONS)}."
-            raise InputError("orientation", f"{orientation!r}", remedy)
+            raise InputError("orientation", repr(orientation), f"Use one of {ORIENTATIONS}.")
         self.pixels, self.field_of_view_mm = int(pixels), field_of_view_mm
         self.orientation, self.min_confidence = orientation, min_confidence
         self.args_names = ["pixels", "field_of_view_mm", "orientation", "min_confidence"]
@@ -278,11 +277,7 @@ def _sample_rays(slices: torch.Tensor, centres, radius, angles_deg, spacing) -> 
 
 
 def polar_grid(
-    study: Study,
-    depths: int = 16,
-    angles: int = 96,
-    orientation: str = "rvip",
-    min_confidence: float = MIN_CONFIDENCE,
+    study: Study, depths=16, angles=96, orientation="rvip", min_confidence=MIN_CONFIDENCE
 ) -> PolarGrid:
     """Find the wall of a study in every slice, on the scanner's grid or in the standard frame.
 
@@ -352,7 +347,6 @@ def image_view(study: Study, pixels: int, orientation: str, min_confidence=MIN_C
     if study.label_map is not None:
         levels = Ventricle.of(study.label_map).levels
     if "frame" not in study:
-        transform = StandardizeShortAxis(pixels, None, orientation, min_confidence)
-        frame = transform.find_frame(study)
+        frame = StandardizeShortAxis(pixels, None, orientation, min_confidence).find_frame(study)
         data, order = frame.to_frame(data), order[::-1] if frame.reversed_slices else order
     return View.of_slices(data, levels[order], order)

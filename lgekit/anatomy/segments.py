@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -79,7 +78,10 @@ class Ventricle:
     labels: np.ndarray  # (x, y, slices), the part of the stack that contains all labels
     box: tuple[slice, slice]  # the position of this part in the plane
     mask: np.ndarray  # cavity and wall with holes filled, in the shape of `labels`
+    area: np.ndarray  # (slices,) float, pixels of the mask in each slice
     centres: np.ndarray  # (slices, 2) voxels of the whole stack, NaN in slices without a heart
+    base_first: bool  # whether the first half of the slices is the wider one
+    levels: np.ndarray  # (slices,) 0 most basal, 1 most apical (0.5 if single), NaN without a heart
 
     @classmethod
     def of(cls, labels) -> Ventricle:
@@ -89,35 +91,21 @@ class Ventricle:
         (box,) = ndimage.find_objects(inside) or [(slice(0, 1), slice(0, 1))]
         part = np.ascontiguousarray(labels[box])
         mask = ndimage.binary_fill_holes((part >= CAVITY) & (part < RV), FOUR_NEIGHBOURS)
-        return cls(part, box, mask, slice_centres(mask) + [box[0].start, box[1].start])
-
-    @cached_property
-    def area(self) -> np.ndarray:
-        """Pixels in each slice, ``(slices,)`` float."""
-        return self.mask.sum((0, 1)).astype(float)
+        area = mask.sum((0, 1)).astype(float)
+        found, half = np.flatnonzero(area), np.count_nonzero(area) // 2
+        base_first = bool(area[found[:half]].sum() >= area[found[len(found) - half :]].sum())
+        levels = np.where(area > 0, 0.5, np.nan)
+        if half:
+            first, last = found[[0, -1]] if base_first else found[[-1, 0]]
+            levels[found] = abs(found - first) / abs(last - first)
+        centres = slice_centres(mask) + [box[0].start, box[1].start]
+        return cls(part, box, mask, area, centres, base_first, levels)
 
     @property
     def centre(self) -> np.ndarray:
         """Median of the slices' centres, ``(2,)`` voxels; NaN without a heart."""
         found = self.centres[self.area > 0]
         return np.median(found, axis=0) if len(found) else np.full(2, np.nan)
-
-    @cached_property
-    def base_first(self) -> bool:
-        """Whether the first slice is basal: the first half of the slices is the wider one."""
-        area = self.area[self.area > 0]
-        half = len(area) // 2
-        return bool(half == 0 or area[:half].mean() >= area[-half:].mean())
-
-    @property
-    def levels(self) -> np.ndarray:
-        """Level of each slice: 0 most basal, 1 most apical (0.5 if single), NaN without a heart."""
-        levels = np.full(len(self.area), np.nan)
-        found = np.flatnonzero(self.area)
-        if len(found):
-            first, last = found[[0, -1]] if self.base_first else found[[-1, 0]]
-            levels[found] = abs(found - first) / abs(last - first) if len(found) > 1 else 0.5
-        return levels
 
     @property
     def thirds(self) -> np.ndarray:

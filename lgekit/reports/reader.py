@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from itertools import groupby, islice, pairwise, takewhile
+from itertools import groupby, islice, takewhile
 from operator import itemgetter
 from types import SimpleNamespace
 from typing import Any, Literal, NamedTuple
@@ -38,7 +38,7 @@ _ROUNDS = [
 _ROOTS = _TABLES["roots"].split()
 _VOCABULARY = (*WALL_WORDS, *_TABLES["vocabulary"].split())
 _YES, _NO = (set(_TABLES["values"][name].split()) for name in ("yes", "no"))
-_PLACES, _DETAILS, _LV, _SAID, _THINGS, _TARGETS = (
+_PLACES, _DETAILS, _LV, _SAID, _TARGETS = (
     set(kinds.split()) for kinds in _TABLES["kinds"].values()
 )
 _BACKWARD = {"absent": "no", "fine": "no", "doubted": "doubt"}
@@ -120,28 +120,24 @@ def _parts_company(left: list[re.Match], sign: str, events: list[re.Match], star
     before, after = _kinds(left) - {"soft"}, _kinds(right)
     ahead, end = _list(events, start)
     if end and before and ahead and ahead[-1].lastgroup != "soft":
-        signs = {event[0] for event in ahead if event.lastgroup == "soft"}
+        signs = {event[0] for event in ahead}
         if before <= _PLACES | {"lv", "imaging"}:  # "Septum and apex: free"
             told = end.string[: end.start()].rstrip().endswith(":")
             return sign == "," and signs <= {","} and not told
         if "lv" in _kinds(ahead):  # "…, the other walls are free"
             return ahead[0].lastgroup == "lv"
-        return sign == "," or "," not in signs
+        return sign == ","
     if next((event.lastgroup for event in right if event.lastgroup != "present"), "") == "no":
         return sign != "with" or not before <= _PLACES  # "The apex is alive, with no scar"
     thing = after & (_PLACES | {"cue", "other", "mvo", "organ", "lv", "imaging"})
     if after & {"absent", "fine", "denial"} and thing:
         return "cue" not in after
-    claim = "cue" in after and bool(after & (_DETAILS | {"present"}))
-    if not (claim or ("depth" in after and after & _PLACES)):
+    if not ("cue" in after or "depth" in after):
         return False
     if "no" in before:
         negated = _kinds(left[[event.lastgroup for event in left].index("no") :])
-        rest = _reach(events, start, ("hard", "except"))
-        named = [event.lastgroup for event in rest if event.lastgroup not in ("present", "lv")]
-        listed = any(pair[0] == "or" and pair[1] in _THINGS for pair in pairwise(named))
-        things = {"other", "mvo", "organ"} | ({"cue", "imaging"} if len(sign) < 6 else set())
-        return bool(negated & things) and not listed
+        rest = _kinds(_reach(events, start, ("hard", "except")))
+        return bool(negated & {"other", "mvo", "organ", "cue", "imaging"}) and "or" not in rest
     return bool(before & {"absent", "fine", "doubted", "doubt"})
 
 
@@ -179,10 +175,10 @@ def _statuses(events: list[re.Match]) -> list[str]:
         if kind in _BACKWARD:
             near = kind == "fine" or _kinds(events[chunk:index]) - {"soft"} == {"mvo"}
             for n in range(chunk if near else 0, index):
-                statuses[n] = _BACKWARD[kind] if statuses[n] == "yes" else statuses[n]
+                statuses[n] = _BACKWARD[kind]
         elif kind == "soft":
             chunk = index
-        elif kind == "no" or (kind == "doubt" and reach == "yes"):
+        elif kind in ("no", "doubt"):
             reach = kind
         statuses.append(reach)
     return statuses
@@ -195,11 +191,9 @@ def _ventricular(text: str, events: list[re.Match], cue: re.Match, default: bool
     before = [event for event in organs if event.end() <= cue.start()]
     after = [event for event in organs if event.start() >= cue.end()]
     gap = text[before[-1].end() : cue.start()] if before else ""
-    if cue[0] in ("enhance", "enhances"):  # a comma before a verb is a line end
-        gap = gap.replace(",", "")
     subject, target = (each[0].lastgroup if each else "" for each in (before[-1:], after))
     ahead = text[cue.end() : after[0].start()] if after else ""
-    close = target == "organ" and cue[0].endswith("ing") and ahead.count(" ") < 3
+    close = target == "organ" and cue[0].endswith("ing")
     if close or (subject == "organ" and _RULES.attribute.fullmatch(gap.strip() + " ")):
         return False
     if after and _RULES.complement.fullmatch(ahead):

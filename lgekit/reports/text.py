@@ -10,7 +10,6 @@ import html
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import groupby
@@ -41,7 +40,7 @@ _REWRITES = [
     (re.compile(rule), word.replace("\\n", "\n")) for rule, word in rewrites(_TABLES["rewrites"])
 ]
 _LABEL = "|".join(f"(?P<{kind}>{'|'.join(each)})" for kind, each in _TABLES["labels"].items())
-_LABEL_END = re.compile(rf"(?i)(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
+_LABEL_END = re.compile(rf"(?:^|(?<=[\s.;,|(\]]))(?:{_LABEL})(?: ?\((?![-+])[^()]*\))? ?\??$")
 _RULE = SimpleNamespace(
     **{name: re.compile("|".join(each)) for name, each in _TABLES["patterns"].items()}
 )
@@ -52,9 +51,7 @@ _PIECE = re.compile(r"(?s).{1,2000}\Z|.{1,1999}[,;](?=\s)|.{1,2000}(?=\s)|.{2000
 _IDENTIFIERS = [
     (kind, re.compile(rule)) for kind, each in rules("identifiers.toml").items() for rule in each
 ]
-_TABLE_RULE = set("|:+- ")
 _CODED = "\\<~¶[=%*#_/"  # one of these is in every encoded line end and mark
-_SECTIONS = ("ignore", "conclusion", "organ", "outside")
 
 
 @dataclass(frozen=True)
@@ -69,17 +66,14 @@ class Sentence:
 
 def clean(text: str) -> str:
     """Return text with ``\\n`` as its only line end, plain signs, and only ticked options."""
-    if any(sign in text for sign in "âÂÃ"):  # UTF-8 that was read as Windows-1252
-        with suppress(UnicodeError):
-            text = text.encode("cp1252").decode("utf-8")
     text = html.unescape(text).translate(_SIGNS)
     text = re.sub(r"\n{3,}", "\n\n", _RULE.plain_end.sub("\n", text))
     if any(sign in text for sign in _CODED):
-        ends = _RULE.line_end.findall(text)
-        if len(ends) > 1 and sum(end[-1:] == "\n" for end in ends) < 2:
+        text, ends = _RULE.line_end.subn("\v", _RULE.next_cell.sub(" | ", text))
+        if ends > 1:
             text = re.sub(r"(?<=\w-)\n(?=\w)", "", text)
             text = re.sub(r"\n(?!\n)", " ", text)  # only where an export wrapped its lines
-        text = _RULE.markup.sub("", _RULE.line_end.sub("\n", _RULE.next_cell.sub(" | ", text)))
+        text = _RULE.markup.sub("", text.replace("\v", "\n"))
     text = "\n".join(_ticked(line) if _RULE.box.search(line) else line for line in text.split("\n"))
     text = _RULE.series.sub(lambda found: _RULE.values.sub(_by_segment, found[0]), text)
     for rule, word in _REWRITES:
@@ -123,13 +117,11 @@ def _ticked(line: str) -> str:
 
 
 @lru_cache(maxsize=10_000)
-def _label(head: str, after: bool = False) -> tuple[int, str]:
+def _label(head: str) -> tuple[int, str]:
     """Return (length, kind) of the known label at the end of some words; (0, "") if none."""
-    found = _LABEL_END.search(head)
+    found = _LABEL_END.search(head.lower())  # faster than a pattern that ignores case
     before = head[: found.start()] if found else ""
-    # After another label, "no" may be its value.
-    alone = before.endswith("  ") or (after and before.strip().lower() == "no")
-    if not found or (not alone and _open_end(before.rstrip()[-20:] or ".")):
+    if not found or _open_end(before.rstrip()[-20:] or "."):
         return 0, ""
     return len(head) - found.start(), next(k for k, words in found.groupdict().items() if words)
 
@@ -139,8 +131,7 @@ def _cells(line: str) -> list[str]:
     """Return the cells of a line of a table; at most one if it is none."""
     bare = line.strip(" |;\t")
     short = ";" in bare and ":" not in bare and max(map(len, bare.split(";"))) < 30
-    spaces = r"\t+" if ":" in bare else r"\t+|(?<=\S) {2,}"
-    columns = r"\|" if "|" in bare else ";" if short else spaces
+    columns = r"\|" if "|" in bare else ";" if short else r"\t+|(?<=\S) {2,}"
     return [cell.strip() for cell in re.split(columns, bare)] if len(bare) < 1000 else [bare]
 
 
@@ -156,8 +147,7 @@ def _paragraphs(text: str) -> Iterator[list[str]]:
     """Yield the lines between empty lines and between rules of dashes; a repeated line once."""
     for filled, lines in groupby(text.split("\n"), lambda line: bool(line.strip().strip(" =_-*#"))):
         if filled:
-            once = (line for line, _ in groupby(lines))
-            yield [line for line in once if not ("--" in line and set(line) <= _TABLE_RULE)]
+            yield [line for line, _ in groupby(lines) if set(line) - set("|:+- ")]
 
 
 def _joined(lines: list[str]) -> Iterator[str]:
@@ -176,14 +166,13 @@ def _joined(lines: list[str]) -> Iterator[str]:
         new = fits if whole[-1] == "." else bare[1:2].islower() or (fits and not bare.isupper())
         new &= bare[0].isupper() and not open_end and not split
         head = fits and whole == last.strip() and bare[0].isupper() and _starts_field(whole, True)
-        if (item and not listed) or "|" in line + last or head or new:
+        if (item and not listed) or "|" in line + last or head or new or len(whole) > 20_000:
             yield whole
             whole = bare
         elif split:
             whole = (whole if _RULE.word_part.search(whole[-12:]) else whole[:-1]) + bare
         else:
-            apart = fits and not open_end and not _RULE.goes_on.match(bare)
-            apart &= whole[-1] not in ".-" and not (whole[-1].isdigit() and bare[0].islower())
+            apart = fits and not open_end and whole[-1] != "." and not _RULE.goes_on.match(bare)
             whole += (", " if apart else " ") + bare
         last = line
     yield whole
@@ -213,12 +202,10 @@ def _fields(line: str) -> Iterator[tuple[str, str, str]]:
     label, kind, start = "", "", 0
     for colon in re.finditer(r":(?!\d)", bare):
         head = bare[max(start, colon.start() - 70) : colon.start()]
-        length, found = _label(head, bool(label))
+        length, found = _label(head)
         whole = len(head) == colon.start() and _RULE.any_label.fullmatch(head)
-        about = bool(_RULE.about.search(head))
-        named = about and found in ("place", "lesion")
-        if whole and (not length or named or (len(head.split()) < 4 and found not in _SECTIONS)):
-            found = "lge" if about and length != len(head) else found
+        if whole:
+            found = "lge" if length != len(head) and _RULE.about.search(head) else found
             length = len(head)
         if length and (first := colon.start() - length) >= start:
             before = bare[start:first].strip(" -;,(|")
@@ -237,13 +224,12 @@ def sentences(text: str) -> Iterator[Sentence]:
     A section head on a line of its own reaches to the next label, or to the first empty line after
     its content; a label with a value to the end of its line. Conclusions reach to the next label.
     """
-    section, alone, line = "", False, ""
+    section, alone = "", False
     for paragraph in _paragraphs(clean(text)):
         content = False
         for is_table, rows in _tables(paragraph):
             if is_table:
-                yield from _table(rows, "lge" if _RULE.about.search(line) else section)
-                line = ""
+                yield from _table(rows, section)
                 continue
             for line in _joined(rows):
                 if not alone and section != "conclusion":

@@ -277,10 +277,7 @@ def _lay_out(findings: Findings, rng: np.random.Generator, style: str, statement
 
 
 def write_report(
-    findings: Findings | None,
-    rng: np.random.Generator,
-    style: str | None = None,
-    whole: bool = True,
+    findings: Findings | None, rng: np.random.Generator, style: str | None = None, whole=True
 ) -> str:
     """Write a report that states these findings, in random words; `read_report` returns them.
 
@@ -361,12 +358,8 @@ def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     if mode == "lge_statement":
         return (lge_statement(report).strip() or report.strip(),)
     found = read_report(report)
-    plain = Findings(
-        tuple(
-            replace(scar, transmurality=None, circumference=None, aetiology=None)
-            for scar in found.scars
-        )
-    )
+    left_out: dict[str, Any] = {"transmurality": None, "circumference": None, "aetiology": None}
+    plain = Findings(tuple(replace(scar, **left_out) for scar in found.scars))
     walls = [wall for wall in WALLS if wall in found.walls]
     levels = [level for level in LEVELS if any(level in scar.levels for scar in found.scars)]
     places = {"walls": walls, "levels": levels}

@@ -35,12 +35,8 @@ PLACEMENTS = 16  # shapes drawn for one scar
 FINDINGS_DRAWN = 8  # findings drawn for one study before it stays unchanged
 
 # Extent of each layer as a share of the wall's thickness.
-LAYERS = {
-    "subendocardial": (0.25, 0.68),
-    "transmural": (0.8, 0.98),
-    "mid-wall": (0.28, 0.45),
-    "subepicardial": (0.28, 0.5),
-}
+LAYERS = {"subendocardial": (0.25, 0.68), "transmural": (0.8, 0.98)}
+LAYERS |= {"mid-wall": (0.28, 0.45), "subepicardial": (0.28, 0.5)}
 BINS = 180  # angular bins of 2 degrees
 BIN_DEG = (np.arange(BINS) + 0.5) * 360 / BINS
 
@@ -138,12 +134,9 @@ class ScarPainter:
 
     def fit(self, findings: Findings) -> Findings:
         """Remove levels that the stack does not show, and scars that have no other level."""
-        kept = []
-        for scar in findings.scars:
-            levels = tuple(name for name in scar.levels if LEVELS.index(name) in self.thirds)
-            if levels or not scar.levels:
-                kept.append(replace(scar, levels=levels))
-        return Findings(tuple(kept))
+        shown = {level for third, level in enumerate(LEVELS) if third in self.thirds}
+        kept = [one for one in findings.scars if not one.levels or shown & set(one.levels)]
+        return Findings(tuple(replace(one, levels=tuple(shown & set(one.levels))) for one in kept))
 
     def draw_region(self, scar: Scar, rng: np.random.Generator):
         """Draw the shape of a scar, until walls, levels, depth and extent measure as ``scar`` says.
@@ -228,7 +221,6 @@ class ScarPainter:
         """Whether the voxels measure as the scar: walls, levels, depth; percentages within 10."""
         counts = aha.count_cells(self.cell[scarred], self.slices)
         measured = aha.scars_in_words(self.cell_size, counts, np.zeros_like(counts), self.thirds)
-        walls = {name for one in measured for name in one.walls}
         levels = {name for one in measured for name in one.levels}
         scar_size, size = counts.sum(2), self.cell_size.sum(2)
         around = 100 * (scar_size > 0.1 * size)[scar_size.any(1)].mean()  # sectors with scar
@@ -236,7 +228,7 @@ class ScarPainter:
         if scar.transmurality:
             off += [(one.transmurality or 0) - scar.transmurality for one in measured]
         return (
-            walls == set(scar.walls or WALLS)
+            Findings(measured).walls == set(scar.walls or WALLS)
             and levels == set(scar.levels or levels)
             and all(one.depth == layer for one in measured)
             and max(map(abs, off)) <= 10

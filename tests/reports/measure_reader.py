@@ -17,7 +17,6 @@ from scipy.stats import binomtest
 
 from lgekit.reports.reader import read
 
-OPPOSITE = {"yes": "no", "no": "yes"}
 DETAILS = {"pct": "transmurality", "pattern": "pattern", "aet": "aetiology", "mvo": "no_reflow"}
 
 
@@ -29,24 +28,18 @@ def faults(row: dict[str, str]) -> dict[str, str]:
     checks["presence"] = f"{reading.states}, not {wanted}" if wrong else ""
     if wrong and (wanted == "unsaid" or reading.states != "unsaid"):
         checks["inverted"] = checks["presence"]
-    if wanted == "no" and scars or wanted != "yes":
+    if wanted != "yes":
         return checks
-    found = " ".join(sorted(reading.findings.walls))
+    walls, depths = reading.findings.walls, {scar.depth for scar in scars}
     if row["walls"]:
-        checks["walls"] = (
-            "" if set(found.split()) == set(row["walls"].split()) else f"walls {found}"
-        )
+        checks["walls"] = "" if walls == set(row["walls"].split()) else f"walls {sorted(walls)}"
     if row["depth"]:
-        depths = {scar.depth for scar in scars}
         checks["depth"] = "" if depths == {row["depth"]} else f"depth {depths}"
     for name, value in json.loads(row.get("other") or "{}").items():
         if name == "segs":
             right = reading.findings.segments == set(value)
         else:
-            stated = (
-                {getattr(scar, DETAILS[name]) for scar in scars} if name in DETAILS else {value}
-            )
-            right = stated == {value}
+            right = {getattr(scar, DETAILS[name]) for scar in scars} == {value}
         checks["other"] = checks.get("other", "") + ("" if right else f"{name} not {value} ")
     return checks
 

