@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -18,10 +19,17 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.transforms import Bbox
+from tqdm.auto import tqdm
 
+from lgekit.anatomy.frame import StandardizeShortAxis
+from lgekit.anatomy.segments import Ventricle
+from lgekit.cache import replacing
 from lgekit.evaluation.metrics import title_of
 from lgekit.findings import DEPTHS, WALLS
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, SCARRED, Study
+
+if TYPE_CHECKING:
+    from lgekit.clip.detector import Detector
 
 STYLE = {
     "axes.spines.top": False,
@@ -65,14 +73,21 @@ def show_pixels(
 
 
 def bulls_eye(
-    values: Mapping[int, float], title: str = "", unit: str = "", limits: Any = None
+    values: Mapping[int, float],
+    title: str = "",
+    unit: str = "",
+    limits: Any = None,
+    axis: Any = None,
 ) -> Figure:
     """The 17 AHA segments as a bull's-eye: base outside, anterior up, septum left.
 
     With a unit, values and a colour bar are shown. Segments without a value are grey; ``limits``:
-    lowest and highest colour, by default of the data. Cerqueira 2002, doi:10.1161/hc0402.102975.
+    lowest and highest colour, by default of the data; ``axis``: polar, of another figure.
+    Cerqueira 2002, doi:10.1161/hc0402.102975.
     """
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.9), subplot_kw={"projection": "polar"})
+    if axis is None:
+        _, axis = plt.subplots(figsize=(COLUMN, 2.9), subplot_kw={"projection": "polar"})
+    figure = axis.figure
     finite = [value for value in values.values() if np.isfinite(value)]
     low, high = limits or ((min(finite), max(finite)) if finite else (0, 1))
     colours, scale = plt.get_cmap("cividis"), plt.Normalize(low, high if high > low else low + 1)
@@ -354,6 +369,67 @@ def pipeline(table: pd.DataFrame) -> Figure:
         if ratios[-1] > 2:  # the wall, unrolled
             name_walls(axis, image)
     figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, label="drop in score (logits)")
+    return closed(figure)
+
+
+def save_readings(detector: Detector, located: list[Study], rows: pd.DataFrame, folder: Path):
+    """Draw `reading` of studies and their rows of predictions as ``<study_id>.png``, once each."""
+    use_style()
+    folder.mkdir(exist_ok=True)
+    pairs = list(zip(located, rows.to_dict("records"), strict=True))
+    for study, row in tqdm(pairs, "drawing", leave=False, delay=2, disable=None):
+        path = folder / f"{study['study_id']}.png"
+        if not path.exists():
+            evidence = detector.evidence(study, json.loads(row["slice_weights"]))
+            figure = reading(study, row, *evidence)
+            with replacing(path) as part:
+                figure.savefig(part, format="png", dpi=220, metadata={"Software": None})
+
+
+def reading(
+    located: Study, row: Mapping, stored: int, view: np.ndarray, drop: np.ndarray
+) -> Figure:
+    """What to check before believing a prediction (``row``): contours and insertion points in the
+    standard frame, predicted segments, and what supports scar in the view of a stored slice."""
+    walls = [f"{wall} {row[f'p_{wall}']:.2f}" for wall in WALLS if row[f"p_{wall}"] > 0.5]
+    words = f"walls above 0.5: {', '.join(walls) or 'none'}", f"caption: {row['caption']}"
+    lines = [line for text in words for line in textwrap.wrap(text, 62)]
+    mosaic: Any = {"per_subplot_kw": {"eye": {"projection": "polar"}}, "height_ratios": (8, 5)}
+    mosaic |= {"figsize": (COLUMN, 4 + 0.12 * len(lines)), "width_ratios": (4, 5)}
+    figure, axes = plt.subplot_mosaic([["frame", "eye"], ["view", "view"]], **mosaic)
+    framed: Any = StandardizeShortAxis()(located)
+    small: Any = {"fontsize": 7}
+    labels, turned, count = framed.label_map, framed["orientation_confident"], framed.shape[3]
+    heart = Ventricle.of(np.zeros(framed.spatial_shape) if labels is None else labels)
+    found = heart.area.any()
+    middle = int(np.nanargmin(np.abs(heart.levels - 0.5))) if found else count // 2
+    draw_slice(axes["frame"], framed, middle)
+    for name, mark in (("anterior", "^"), ("inferior", "v")) if turned else ():
+        angle = np.deg2rad(getattr(framed["landmarks"], f"{name}_rvip_deg"))
+        away = np.sqrt(heart.area[middle] / np.pi) * np.array([np.cos(angle), -np.sin(angle)])
+        axes["frame"].plot(*(heart.centres[middle] + away), mark, color="gold", markersize=4)
+    place = count - middle if framed["frame"].reversed_slices else middle + 1
+    how = "▲▼ insertion points" if turned else "not turned" if found else "no heart found"
+    axes["frame"].set_title(f"slice {place}, mid-ventricular\n{how}", **small)
+    segments = pd.Series(json.loads(row["segments"]), range(1, 18), float)
+    bulls_eye(segments.to_dict(), limits=(0, 1), axis=axes["eye"])
+    alone = json.loads(row["slice_weights"])[stored]
+    axes["view"].set_title(f"slice {stored + 1}, the strongest: {alone:.2f} if read alone", **small)
+    show_pixels(axes["view"], view.T)
+    drawn = show_pixels(axes["view"], drop.T, EVIDENCE, (0, max(1, drop.max())))
+    if turned and view.shape[1] > 2 * view.shape[0]:  # the wall, unrolled
+        name_walls(axes["view"], view.T)
+        narrow = [re.sub("o([ls])", r"o-\n\1", wall) for wall in (*WALLS[1:], WALLS[0])]
+        axes["view"].set_xticklabels(narrow)
+    scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), "cividis")
+    bars = ("eye", scale, "probability, strongest slice"), ("view", drawn, "drop in score (logits)")
+    for name, colours, label in bars:
+        bar = figure.colorbar(colours, ax=axes[name], location="bottom", aspect=40, pad=0.03)
+        bar.set_label(label, **small)
+        bar.ax.tick_params(labelsize=6, length=2)
+    title = f"{row['study_id']}: p_lge = {row['p_lge']:.2f}"
+    figure.suptitle("\n".join([title, *lines, ""]), **small)
+    figure.supxlabel("For research and teaching only. Not a medical device.", fontsize=6)
     return closed(figure)
 
 
