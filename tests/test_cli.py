@@ -240,7 +240,18 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     assert not list(tmp_path.iterdir())
 
 
+def test_commands_that_need_the_notebook_packages_say_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "papermill", None)  # not installed
+    grid = Path(__file__).parents[1] / "papermill_runs" / "grids" / "smoke.yaml"
+    for command in ["workbook"], ["grid", "run", grid]:
+        refused(*command, mentions="lgekit[workbook]: papermill is not installed. Run make setup")
+
+
 def test_a_table_replaces_no_file(tmp_path, monkeypatch):
+    (tmp_path / "table_pictures").mkdir()
+    (tmp_path / "table_pictures" / "a.png").touch()
+    command = ("predict", tmp_path, SMALL, tmp_path / "table.csv", "--pictures")
+    refused(*command, mentions="table_pictures: exists already")
     monkeypatch.setattr(Detector, "load", long_work)
     (tmp_path / "manifest.csv").write_text("study_id,image\n")
     for command in ("predict", tmp_path, SMALL), ("reports", tmp_path / "manifest.csv"):
