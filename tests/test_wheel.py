@@ -22,8 +22,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not WHEEL, reason="run by `ma
 def program(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fresh")
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-    install = [folder / "bin" / "pip", "install", "--quiet", "--constraint", LOCK, WHEEL]
-    subprocess.run(install, check=True)
+    install = [
+        folder / "bin" / "python",
+        "-I",
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+    ]  # sees no checkout
+    subprocess.run([*install, "--constraint", LOCK, WHEEL], check=True)
     return folder / "bin" / "lgekit"
 
 
