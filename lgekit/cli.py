@@ -45,7 +45,7 @@ Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --se
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
 Strict = Annotated[bool, option("--strict", help="Stop at a study that cannot be read.")]
 OutCsv = Annotated[Path, argument(help="New table.")]
-Pictures = Annotated[bool, option("--pictures", help="A PNG of each study in OUT_pictures/.")]
+Draw = Annotated[bool, option("--pictures", help="A PNG of each study in OUT_pictures/.")]
 OutFindings = Annotated[
     Path | None, argument(help="New table; else it is printed.", metavar="[OUT.csv]")
 ]
@@ -246,11 +246,7 @@ def fit(
 
 @app.command()
 def predict(
-    model_dir: AnyModel,
-    spec: Spec,
-    out_csv: OutCsv,
-    strict: Strict = False,
-    pictures: Pictures = False,
+    model_dir: AnyModel, spec: Spec, out_csv: OutCsv, strict: Strict = False, pictures: Draw = False
 ) -> None:
     """Detect scar from images alone: study_id, p_lge, p_<wall>, slice_weights, attention, segments,
     caption and insertion points (degrees).

@@ -229,11 +229,9 @@ class Detector:
             table = self.table(located.studies, views, self.read(batch, encoded[0]), captions)
             yield located.studies, table
 
-    def evidence(
-        self, located: Study, weights: Sequence[float]
-    ) -> tuple[int, np.ndarray, np.ndarray]:
-        """The stored slice of largest weight, its view and its mean `occlusion_map` for scar; the
-        slice is read alone. Both are `(height, width)`."""
+    def evidence(self, located: Study, weights: Sequence[float]) -> tuple[int, Any, Any]:
+        """The stored slice of largest weight, its view and its mean `occlusion_map` for scar, both
+        arrays `(height, width)`; the slice is read alone."""
         view = make_view(located, self.settings)
         place = int(np.argmax(np.asarray(weights)[view.own_slices]))
         alone = StudyBatch(*(part[:, [place]] for part in batch_of([view])))

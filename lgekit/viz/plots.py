@@ -386,11 +386,9 @@ def save_readings(detector: Detector, located: list[Study], rows: pd.DataFrame, 
                 figure.savefig(part, format="png", dpi=220, metadata={"Software": None})
 
 
-def reading(
-    located: Study, row: Mapping, stored: int, view: np.ndarray, drop: np.ndarray
-) -> Figure:
+def reading(located: Study, row: Mapping, stored: int, view: Any, drop: Any) -> Figure:
     """What to check before believing a prediction (``row``): contours and insertion points in the
-    standard frame, predicted segments, and what supports scar in the view of a stored slice."""
+    standard frame, predicted segments, and what supports scar (`Detector.evidence`)."""
     walls = [f"{wall} {row[f'p_{wall}']:.2f}" for wall in WALLS if row[f"p_{wall}"] > 0.5]
     words = f"walls above 0.5: {', '.join(walls) or 'none'}", f"caption: {row['caption']}"
     lines = [line for text in words for line in textwrap.wrap(text, 62)]
