@@ -8,7 +8,7 @@ SOURCE ?=
 export LGEKIT_CACHE ?= $(CURDIR)/papermill_runs/.cache
 BIN := .venv/bin
 
-.PHONY: workbook test test-slow test-browser setup site lab app figures tables bench weights lint clean help
+.PHONY: workbook test test-slow test-browser setup site lab app figures tables bench weights wheel lint clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -62,7 +62,12 @@ bench: setup     ## the benchmark table, into figures/bench.csv
 weights: setup   ## train the heart network and the detector in the package again (8 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m lgekit.builtin
 
+wheel: setup     ## build dist/lgekit-*.whl, and predict with it in a fresh environment
+	rm -rf build dist
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+	WHEEL=$$(echo $(CURDIR)/dist/*.whl) $(BIN)/pytest tests/test_wheel.py -m slow
+
 clean:           ## remove the environment, the runs and the caches; grids, figures and notebooks stay
-	rm -rf .venv _site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv _site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find papermill_runs -mindepth 1 -maxdepth 1 ! -name grids -exec rm -rf {} +
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -35,7 +35,7 @@ def train_weights(cohort: Cohort, settings: FitSettings) -> None:
     detector = fit_detector(bare, settings)
     calibrate_distorted(detector, bare.split("validation"))
     replace(detector, histories=[], held_out=None).save(networks.WEIGHTS)
-    (networks.WEIGHTS / "README.md").unlink()  # theirs is notebooks/site/model_card.md
+    (networks.WEIGHTS / "README.md").unlink()  # theirs is model_card.md
     for file in networks.WEIGHTS.rglob("*.safetensors"):
         weights = load_file(file)
         halved = {k: v.half() if v.is_floating_point() else v for k, v in weights.items()}

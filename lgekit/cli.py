@@ -40,6 +40,7 @@ Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}
 Strict = Annotated[bool, option("--strict", help="Stop at a study that cannot be read.")]
 OutCsv = Annotated[Path, argument(help="New table.")]
 OutFindings = Annotated[Path | None, argument(help="New table; else printed.", metavar="[OUT.csv]")]
+Draw = Annotated[bool, option("--pictures", help="A PNG of each study in OUT_pictures/.")]
 Predictions = Annotated[Path, argument(help="Table of `lgekit predict`, or held_out.csv.")]
 Split = Annotated[str, option(help="Only this split: train, validation or test.")]
 Public = Annotated[bool, option("--public", help="Make a new repository public.")]
@@ -230,13 +231,16 @@ def fit(
 
 
 @app.command()
-def predict(model_dir: AnyModel, spec: Spec, out_csv: OutCsv, strict: Strict = False) -> None:
+def predict(
+    model_dir: AnyModel, spec: Spec, out_csv: OutCsv, strict: Strict = False, pictures: Draw = False
+) -> None:
     """Detect scar from images alone: study_id, p_lge, p_<wall>, slice_weights, attention, segments,
     caption and insertion points (degrees).
 
     slice_weights: probability of scar in each slice by itself. attention: weight of each slice in
     the study's embedding; sums to 1. segments: probability in each AHA segment 1-17, null where
     unseen. The decision is p_lge > 0.5. Studies that cannot be read are listed and left out.
+    --pictures draws what to check first: contours, insertion points, segments, evidence for scar.
     After a stop, the same command goes on from the rows in OUT.csv.*.part.
     Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
@@ -244,23 +248,34 @@ def predict(model_dir: AnyModel, spec: Spec, out_csv: OutCsv, strict: Strict = F
     from lgekit.data.readers import stream_images
 
     refuse_existing(out_csv)
+    folder = out_csv.with_name(f"{out_csv.stem}_pictures")
+    if pictures:
+        refuse_existing(folder)
     cache.cache_folder()
     model = lk.Detector.load(model_dir)
     if model.settings.masks == "true" and model.settings.orientation != "none":
         problem = "was fitted with masks='true': it needs contours drawn by hand"
         raise InputError(model_dir, problem, "Give a model fitted with masks='predicted'")
-    key = repr((model.settings, model.calibration, spec, cache.code_version(*cache.FIT_ROOMS)))
+    version = cache.code_version(*cache.FIT_ROOMS)
+    key = repr((model.settings, model.calibration, spec, version, pictures))
     key = hashlib.sha256(key.encode()).hexdigest()[:8]
     part = out_csv.with_name(f"{out_csv.name}.{key}.part")
     faults: dict[str, InputError] = {}  # of the studies left out
     studies = stream_images(spec, rows_so_far(part), None if strict else faults)
-    for rows in model.predict_groups(studies):
+    drawn = folder.with_name(f"{folder.name}.{key}.part")
+    for located, rows in model.predict_groups(studies):
+        if pictures:
+            from lgekit.viz.plots import save_readings
+
+            save_readings(model, located, rows, drawn)
         with part.open("a", encoding="utf-8") as file:
             rows.to_csv(file, index=False, float_format="%.6g", header=not file.tell())
     for name, fault in faults.items():
         typer.echo(f"left out: {name}: {fault}", err=True)
     if not part.exists():
         raise InputError(spec, "no study can be read", "Mend the studies that are listed above")
+    if pictures:
+        drawn.replace(folder)
     part.replace(out_csv)
     table = read_predictions(out_csv)
     positive = int((table["p_lge"] > 0.5).sum())

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -297,6 +298,13 @@ def start(name: str, cohort: str, size: str, seed: int, out: str) -> Session:
     return Session(cohort, size, seed, folder)
 
 
+def require_extra() -> None:
+    """Raise InputError if the packages that notebooks and grids need are not installed."""
+    if missing := [name for name in ("papermill", "distributed") if not find_spec(name)]:
+        remedy = "Run make setup in a checkout, or install the wheel as FILE.whl[workbook]"
+        raise InputError("lgekit[workbook]", f"{missing[0]} is not installed", remedy)
+
+
 def run_workbook(
     size: str = "laptop",
     cohort: str = "",
@@ -310,6 +318,7 @@ def run_workbook(
     """
     from lgekit.data.readers import parse_spec
 
+    require_extra()
     chosen = [name for name in NOTEBOOKS if not only or name in only or name[:2] in only]
     if not chosen:
         raise InputError("notebook", f"{only} not known", f"Notebooks: {', '.join(NOTEBOOKS)}.")

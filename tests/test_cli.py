@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torchio as tio
 from command_line import SMALL, lgekit, refused
+from PIL import Image
 
 import lgekit as lk
 from lgekit import cli
@@ -131,7 +132,8 @@ def test_a_stopped_predict_goes_on_and_faulty_studies_are_left_out(
     table = pd.read_csv(written / "manifest.csv")[["study_id", "image"]]
     table.loc[2, "image"] = "nowhere.nii.gz"
     table.to_csv(written / "faulty.csv", index=False)
-    command, out = ("predict", model, f"manifest:{written}/faulty.csv"), tmp_path / "out.csv"
+    command = ("predict", model, f"manifest:{written}/faulty.csv", "--pictures")
+    out = tmp_path / "out.csv"
     monkeypatch.setattr("lgekit.clip.detector.CHUNK", 4)
     done = lgekit(*command, tmp_path / "whole.csv")
     assert done.returncode == 0 and "11 studies" in done.stdout and "1 left out" in done.stdout
@@ -149,11 +151,16 @@ def test_a_stopped_predict_goes_on_and_faulty_studies_are_left_out(
         patch.setattr(Detector, "locate", stopping)
         assert lgekit(*command, out).returncode not in (0, 2) and calls == [4, 4, 3]
     (part,) = tmp_path.glob("out.csv.*.part")
+    drawn = {path.name: path.stat().st_ino for path in tmp_path.glob("out_pictures.*.part/*")}
     part.write_bytes(part.read_bytes()[:-9])  # the last row is cut
     assert lgekit(*command, out).returncode == 0 and not part.exists()
     whole, again = (pd.read_csv(tmp_path / f"{name}.csv") for name in ("whole", "out"))
     assert again["study_id"].tolist() == whole["study_id"].tolist() and len(whole) == 11
     assert again["p_lge"].to_numpy() == pytest.approx(whole["p_lge"].to_numpy(), rel=1e-3)
+    pictures = {path.name: path.stat().st_ino for path in tmp_path.glob("out_pictures/*")}
+    assert set(pictures) == {f"{name}.png" for name in whole["study_id"]}
+    assert len(drawn) == 8 and drawn.items() <= pictures.items(), "none was drawn twice"
+    assert set(Image.open(tmp_path / "out_pictures" / min(pictures)).info) == {"dpi"}
 
 
 def test_an_error_of_the_disk_is_one_line(tmp_path, monkeypatch):
@@ -227,6 +234,20 @@ def test_bad_input_gives_one_line_and_leaves_nothing_behind(written, model, tmp_
     refused("predict", model, SMALL, nowhere, mentions="out.csv: cannot be written (No such file")
     refused("workbook", "--size", "huge", mentions="huge")
     assert not list(tmp_path.iterdir())
+
+
+def test_commands_that_need_the_notebook_packages_say_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "papermill", None)  # not installed
+    grid = Path(__file__).parents[1] / "papermill_runs" / "grids" / "smoke.yaml"
+    for command in ["workbook"], ["grid", "run", grid]:
+        refused(*command, mentions="lgekit[workbook]: papermill is not installed. Run make setup")
+
+
+def test_pictures_replace_no_file(tmp_path):
+    (tmp_path / "table_pictures").mkdir()
+    (tmp_path / "table_pictures" / "a.png").touch()
+    command = ("predict", tmp_path, SMALL, tmp_path / "table.csv", "--pictures")
+    refused(*command, mentions="table_pictures: exists already")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="not even root can write in /proc")

@@ -14,7 +14,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-WANTED = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+WANTED = [*PROJECT["dependencies"], *EXTRAS["workbook"], *EXTRAS["dev"]]
 WANTED = [Requirement(line) for line in WANTED]
 LINES = (ROOT / "requirements.lock").read_text().splitlines()
 LINES = [line for line in LINES if line and line[0] != "#"]
@@ -38,7 +39,25 @@ def test_the_lock_pins_every_dependency_at_an_allowed_version(wanted):
 def test_the_lock_pins_each_package_once_and_conda_installs_it():
     assert len(LINES) == len(LOCKED) and all(map(version, LOCKED.values()))
     entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert {"pip": ["-r requirements.lock", "-e ."]} in entries
+    assert {"pip": ["-r requirements.lock", "-e .[workbook]"]} in entries
+
+
+def packages(nodes) -> set[str]:
+    """The packages that some nodes of a syntax tree import."""
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    named = [node for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    return {name.split(".")[0] for name in [*names, *(node.module or "" for node in named)]}
+
+
+def test_notebook_packages_are_not_imported_before_they_are_needed():
+    extra = {canonicalize_name(Requirement(line).name) for line in EXTRAS["workbook"]}
+    distributions = packages_distributions()
+    for file in (ROOT / "lgekit").rglob("*.py"):
+        at_once = packages(ast.parse(file.read_text()).body)
+        found = {
+            canonicalize_name(origin) for name in at_once for origin in distributions.get(name, [])
+        }
+        assert not found & extra or file.name == "widgets.py", file
 
 
 def test_every_import_is_of_a_declared_dependency():
@@ -53,10 +72,6 @@ def test_every_import_is_of_a_declared_dependency():
     known = {"lgekit", *(file.stem for file in files), *sys.stdlib_module_names}
     distributions = packages_distributions()
     for file, source in sources.items():
-        for node in ast.walk(ast.parse(source)):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                names = [node.module]
-            for package in {name.split(".")[0] for name in names} - known:
-                origin = set(map(canonicalize_name, distributions.get(package, [])))
-                assert origin & declared, f"{file} imports {package}, not in pyproject.toml"
+        for package in packages([*ast.walk(ast.parse(source))]) - known:
+            origin = set(map(canonicalize_name, distributions.get(package, [])))
+            assert origin & declared, f"{file} imports {package}, not in pyproject.toml"

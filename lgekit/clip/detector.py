@@ -213,11 +213,12 @@ class Detector:
             of 17 AHA segments, `segment_maxima`, null where no slice shows it); ``caption``;
             ``anterior_rvip_deg, inferior_rvip_deg`` (NaN without a heart network).
         """
-        return pd.concat(self.predict_groups(cohort.studies), ignore_index=True)
+        tables = [table for _, table in self.predict_groups(cohort.studies)]
+        return pd.concat(tables, ignore_index=True)
 
     @torch.no_grad()
-    def predict_groups(self, studies: Iterable[Study]) -> Iterator[pd.DataFrame]:
-        """The table of `predict` in parts of `CHUNK` studies, which are read when needed."""
+    def predict_groups(self, studies: Iterable[Study]) -> Iterator[tuple[list[Study], Any]]:
+        """Located studies and their table of `predict`, `CHUNK` at a time, read when needed."""
         stream = iter(studies)
         while group := list(islice(stream, CHUNK)):
             located = self.locate(Cohort(group))
@@ -225,7 +226,18 @@ class Detector:
             batch = batch_of(views)
             encoded = self.networks[0][0].visual.slice_features(batch)  # for scores and captions
             captions = zeroshot.write_captions(*self.networks[0], batch, encoded)
-            yield self.table(located.studies, views, self.read(batch, encoded[0]), captions)
+            table = self.table(located.studies, views, self.read(batch, encoded[0]), captions)
+            yield located.studies, table
+
+    def evidence(self, located: Study, weights: Sequence[float]) -> tuple[int, Any, Any]:
+        """The stored slice of largest weight, its view and its mean `occlusion_map` for scar, both
+        arrays `(height, width)`; the slice is read alone."""
+        view = make_view(located, self.settings)
+        place = int(np.argmax(np.asarray(weights)[view.own_slices]))
+        alone = StudyBatch(*(part[:, [place]] for part in batch_of([view])))
+        sides = prompt_sets(self.settings.prompts)["presence"]["positive"], self.denials
+        drops = [zeroshot.occlusion_map(*each, alone, *sides)[0] for each in self.networks]
+        return int(view.own_slices[place]), view.images[place, 0].numpy(), np.mean(drops, axis=0)
 
     def levels_and_depths(self, cohort: Cohort) -> pd.DataFrame:
         """Read level and depth of scar from images alone, one row per study: ``level_<level>`` is

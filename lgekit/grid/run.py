@@ -220,6 +220,7 @@ def run_grid(
     todo = {run.id: run for run in grid.runs if not run.done}
     in_order = sorted(todo.values(), key=lambda run: run.place["seed"])
     if in_order and not dry_run:
+        workbook.require_extra()
         _run_all(replace(grid, runs=in_order), workers, scheduler, progress)
     return grid_status(grid)
 

@@ -1,27 +1,46 @@
 """Plots for notebooks, figures and widgets; images are ``(X, Y)``, X to the right and Y down."""
 
 import json
+import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.transforms import Bbox
+from tqdm.auto import tqdm
 
+from lgekit.anatomy.frame import StandardizeShortAxis
+from lgekit.anatomy.segments import Ventricle
+from lgekit.cache import replacing
 from lgekit.evaluation.metrics import title_of
 from lgekit.findings import DEPTHS, WALLS
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, SCARRED, Study
 
-# The palette of plots.mplstyle.
-BLUE, ORANGE, GREEN, PINK, SKY, GREY = "#0072B2 #E69F00 #009E73 #CC79A7 #56B4E9 #999999".split()
+if TYPE_CHECKING:
+    from lgekit.clip.detector import Detector
+
+STYLE = {
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 120,  # on screen
+    "figure.titlesize": 9,
+    "svg.hashsalt": "lgekit",  # makes SVG files reproducible
+    "text.parse_math": False,  # captions and reports may contain "$"
+}
+# Palette of Okabe & Ito, https://jfly.uni-koeln.de/color/, safe for colour-blind readers.
+CURVES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999")
+BLUE, ORANGE, GREEN, PINK, SKY, GREY = CURVES
 TISSUE_COLOURS = {CAVITY: SKY, MYOCARDIUM: GREEN, SCAR: ORANGE, NO_REFLOW: PINK, RV: BLUE}
 # Occlusion maps, to lay over a grey picture: transparent where nothing supports the sentence.
 EVIDENCE = LinearSegmentedColormap.from_list("evidence", ["#D81B6000", "#D81B60C0"])
@@ -32,7 +51,7 @@ FINE = 200  # dots per inch on screen for figures with many small images
 
 def use_style() -> None:
     """Set the workbook's style for all figures that follow."""
-    plt.style.use(Path(__file__).with_name("plots.mplstyle"))
+    sns.set_theme(context="paper", font_scale=0.85, style="ticks", palette=CURVES, rc=STYLE)
 
 
 def closed(figure: Figure) -> Figure:
@@ -51,16 +70,20 @@ def show_pixels(
     return axis.imshow(image.T, interpolation="nearest", **style)
 
 
-def bulls_eye(values: Any, title: str = "", unit: str = "", limits: Any = None) -> Figure:
+def bulls_eye(
+    values: Any, title: str = "", unit: str = "", limits: Any = None, axis: Any = None
+) -> Figure:
     """The 17 AHA segments as a bull's-eye: base outside, anterior up, septum left.
 
     ``values``: segment → value, or a table ``segment, value``. With a unit, values and a colour bar
     are shown. Segments without a value are grey; ``limits``: lowest and highest colour, by default
-    of the data. Cerqueira 2002, doi:10.1161/hc0402.102975.
+    of the data; ``axis``: polar, of another figure. Cerqueira 2002, doi:10.1161/hc0402.102975.
     """
     if isinstance(values, pd.DataFrame):
         values = values.set_index("segment")["value"].to_dict()
-    figure, axis = plt.subplots(figsize=(COLUMN, 2.9), subplot_kw={"projection": "polar"})
+    if axis is None:
+        _, axis = plt.subplots(figsize=(COLUMN, 2.9), subplot_kw={"projection": "polar"})
+    figure = axis.figure
     finite = [value for value in values.values() if np.isfinite(value)]
     low, high = limits or ((min(finite), max(finite)) if finite else (0, 1))
     colours, scale = plt.get_cmap("cividis"), plt.Normalize(low, high if high > low else low + 1)
@@ -338,6 +361,75 @@ def pipeline(table: pd.DataFrame) -> Figure:
             axis.tick_params(length=0, pad=1)
     figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, label="drop in score (logits)")
     return closed(figure)
+
+
+def save_readings(detector: Detector, located: list[Study], rows: pd.DataFrame, folder: Path):
+    """Draw `reading` of studies and their rows of predictions as ``<study_id>.png``, once each."""
+    use_style()
+    folder.mkdir(exist_ok=True)
+    pairs = list(zip(located, rows.to_dict("records"), strict=True))
+    for study, row in tqdm(pairs, "drawing", leave=False, delay=2, disable=None):
+        path = folder / f"{study['study_id']}.png"
+        if not path.exists():
+            evidence = detector.evidence(study, json.loads(row["slice_weights"]))
+            figure = reading(study, row, *evidence)
+            with replacing(path) as part:
+                figure.savefig(part, format="png", dpi=220, metadata={"Software": None})
+
+
+def reading(located: Study, row: Mapping, stored: int, view: Any, drop: Any) -> Figure:
+    """What to check before believing a prediction (``row``): contours and insertion points in the
+    standard frame, predicted segments, and what supports scar (`Detector.evidence`)."""
+    walls = [f"{wall} {row[f'p_{wall}']:.2f}" for wall in WALLS if row[f"p_{wall}"] > 0.5]
+    words = f"walls above 0.5: {', '.join(walls) or 'none'}", f"caption: {row['caption']}"
+    lines = [line for text in words for line in textwrap.wrap(text, 62)]
+    mosaic: Any = {"per_subplot_kw": {"eye": {"projection": "polar"}}, "height_ratios": (8, 5)}
+    mosaic |= {"figsize": (COLUMN, 4 + 0.12 * len(lines)), "width_ratios": (4, 5)}
+    figure, axes = plt.subplot_mosaic([["frame", "eye"], ["view", "view"]], **mosaic)
+    framed: Any = StandardizeShortAxis()(located)
+    small: Any = {"fontsize": 7}
+    labels, turned, count = framed.label_map, framed["orientation_confident"], framed.shape[3]
+    heart = Ventricle.of(np.zeros(framed.spatial_shape) if labels is None else labels)
+    found = heart.area.any()
+    middle = int(np.nanargmin(np.abs(heart.levels - 0.5))) if found else count // 2
+    draw_slice(axes["frame"], framed, middle)
+    for name, mark in (("anterior", "^"), ("inferior", "v")) if turned else ():
+        angle = np.deg2rad(getattr(framed["landmarks"], f"{name}_rvip_deg"))
+        away = np.sqrt(heart.area[middle] / np.pi) * np.array([np.cos(angle), -np.sin(angle)])
+        axes["frame"].plot(*(heart.centres[middle] + away), mark, color="gold", markersize=4)
+    place = count - middle if framed["frame"].reversed_slices else middle + 1
+    how = "▲▼ insertion points" if turned else "not turned" if found else "no heart found"
+    axes["frame"].set_title(f"slice {place}, mid-ventricular\n{how}", **small)
+    segments = pd.Series(json.loads(row["segments"]), range(1, 18), float)
+    bulls_eye(segments.to_dict(), limits=(0, 1), axis=axes["eye"])
+    alone = json.loads(row["slice_weights"])[stored]
+    axes["view"].set_title(f"slice {stored + 1}, the strongest: {alone:.2f} if read alone", **small)
+    show_pixels(axes["view"], view.T)
+    drawn = show_pixels(axes["view"], drop.T, EVIDENCE, (0, max(1, drop.max())))
+    if turned and view.shape[1] > 2 * view.shape[0]:  # the wall, unrolled
+        name_walls(axes["view"], view.T)
+        narrow = [re.sub("o([ls])", r"o-\n\1", wall) for wall in (*WALLS[1:], WALLS[0])]
+        axes["view"].set_xticklabels(narrow)
+    scale = plt.cm.ScalarMappable(plt.Normalize(0, 1), "cividis")
+    bars = ("eye", scale, "probability, strongest slice"), ("view", drawn, "drop in score (logits)")
+    for name, colours, label in bars:
+        bar = figure.colorbar(colours, ax=axes[name], location="bottom", aspect=40, pad=0.03)
+        bar.set_label(label, **small)
+        bar.ax.tick_params(labelsize=6, length=2)
+    title = f"{row['study_id']}: p_lge = {row['p_lge']:.2f}"
+    figure.suptitle("\n".join([title, *lines, ""]), **small)
+    figure.supxlabel("For research and teaching only. Not a medical device.", fontsize=6)
+    return closed(figure)
+
+
+def name_walls(axis: Axes, image: np.ndarray) -> None:
+    """Label walls and sides of an unrolled wall, which starts at the anterior insertion point."""
+    width, height = image.shape
+    axis.axis("on")
+    axis.spines[:].set_visible(False)
+    axis.set_xticks((np.arange(6) + 0.5) * width / 6 - 0.5, (*WALLS[1:], WALLS[0]), fontsize=6)
+    axis.set_yticks([0, height - 1], ["cavity", "outside"], fontsize=6)
+    axis.tick_params(length=0, pad=1)
 
 
 def pixel_table(images: Mapping[str, np.ndarray]) -> pd.DataFrame:

@@ -38,6 +38,7 @@ def gather(source: Path, executed: Path) -> None:
     shutil.copytree(SITE, source, ignore=shutil.ignore_patterns("*.py", "_*"))
     for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"):
         shutil.copyfile(ROOT / name, source / name)
+    shutil.copyfile(ROOT / "lgekit/data/weights/model_card.md", source / "weights_card.txt")
     for page in source.glob("*.md"):  # they come from two folders
         text = page.read_text("utf-8")
         page.write_text(text.replace("](notebooks/site/", "](").replace("](../../", "]("), "utf-8")

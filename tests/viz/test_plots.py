@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_hex, to_rgba
+from matplotlib.text import Text
 
+from lgekit.data.phantom import phantom_cohort
 from lgekit.findings import DEPTHS, WALLS, Findings, Scar
 from lgekit.reports.writer import canonical_text
 from lgekit.study import Study
@@ -126,3 +128,22 @@ def test_each_label_has_its_colour():
     drawn = [to_hex(line.get_edgecolor()[0]) for line in image.collections]
     assert drawn == [plots.TISSUE_COLOURS[label].lower() for label in (1, 2, 3)]
     assert plots.slice_with_most_scar(study) == 0
+
+
+@pytest.mark.parametrize("heart", ["found", "not found"])
+def test_a_reading_shows_what_to_check_and_clips_no_word(heart):
+    (study,) = phantom_cohort(1, seed=0, workers=1).studies
+    if heart == "not found":
+        study = Study(study_id="a", image=study["image"])
+    row = {"study_id": "a", "p_lge": 0.7, "caption": "transmural enhancement " * 12}
+    row |= {f"p_{wall}": 0.9 for wall in WALLS} | {"slice_weights": "[0.1, 0.8, 0.2]"}
+    row["segments"] = json.dumps([0.5] * 16 + [None])
+    figure = plots.reading(study, row, 1, *np.random.default_rng(0).normal(size=(2, 24, 72)))
+    figure.canvas.draw()
+    words = "\n".join(text.get_text() for text in figure.findobj(Text))
+    for said in ("p_lge = 0.70", "anterolateral 0.90", "slice 2, the strongest: 0.80", "medical"):
+        assert said in words
+    assert ("▲▼ insertion points" in words) == (heart == "found")
+    assert ("no heart found" in words) == (heart == "not found")
+    drawn = figure.get_tightbbox().extents  # inches
+    assert drawn.min() >= 0 and (drawn[2:] <= figure.get_size_inches()).all()
