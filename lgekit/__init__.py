@@ -21,12 +21,12 @@ _NAMES = {
     "reports.reader": "read_report lge_statement",
     "reports.writer": "write_report canonical_text prompt_sets report_texts STYLES",
     "reports.text": "find_identifiers without_identifiers",
-    "data.readers": "read_cohort check_cohort pretraining_specs",
+    "data.readers": "read_cohort check_cohort",
     "data.manifest": "write_manifest",
     "data.phantom": "phantom_cohort",
     "scars.transforms": "AddScar RandomScar",
     "segmentation.model": "HeartNetwork",
-    "segmentation.train": """heart_network locate_hearts pretraining_cohorts evaluate_heart_network
+    "segmentation.train": """heart_network locate_hearts evaluate_heart_network base_network
         crop_points draw_examples heart_loss""",
     "clip.model": "CoCa ReportTokenizer",
     "clip.data": "make_view view_grid batch_of",

@@ -20,8 +20,6 @@ from lgekit.errors import InputError, RunError
 
 SPEC_HELP = """Cohort SPEC: phantom:studies=200,seed=1 | emidec:FOLDER | acdc:FOLDER | myops:FOLDER
 | mnms:FOLDER | manifest:FILE.csv | dicom:FOLDER | bids:FOLDER"""
-PRETRAIN_HELP = """Further cohorts with masks for the heart network: SPECs separated by spaces, or
-none, or auto: a folder named acdc next to the cohort's own."""
 argument, option = typer.Argument, typer.Option
 Spec = Annotated[str, argument(help=SPEC_HELP, metavar="SPEC")]
 Size = Annotated[str, option(help="smoke (seconds), laptop (minutes on two cores), paper (a GPU).")]
@@ -34,7 +32,6 @@ Repo = Annotated[str, argument(help="Hugging Face hub repository, OWNER/NAME.")]
 Model = Annotated[Path | None, option(help="Fitted model whose heart network is used.")]
 Pixels = Annotated[int, option(min=16, help="Side of the square frame in pixels.")]
 AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold from inner folds.")]
-PretrainOn = Annotated[str, option(help=PRETRAIN_HELP)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set epochs=10.")]
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
 Strict = Annotated[bool, option("--strict", help="Stop at a study that cannot be read.")]
@@ -206,12 +203,11 @@ def fit(
     all_studies: AllStudies = False,
     size: Size = "laptop",
     seed: Seed = 0,
-    pretrain_on: PretrainOn = "auto",
     changes: Changes = None,
 ) -> None:
-    """Train the full method on the reports: heart network, synthetic scars, CLIP and captions.
+    """Train the full method on the reports: synthetic scars, CLIP and captions.
 
-    Example: lgekit fit emidec:data/emidec my_model --all --pretrain-on acdc:data/acdc
+    Example: lgekit fit emidec:data/emidec my_model --all
     """
     from lgekit.clip.model import ImageEncoder
 
@@ -220,11 +216,8 @@ def fit(
     ImageEncoder(settings)  # fails now if timm has no such encoder
     refuse_existing(model_dir)
     studies = lk.read_cohort(spec)
-    further = lk.pretraining_cohorts(studies, spec, pretrain_on)
     typer.echo(lk.tables.cohort_summary(studies))
-    sources = ["masks of the cohort", "phantoms", *lk.pretraining_specs(spec, pretrain_on)]
-    typer.echo(f"Heart network: {', '.join(sources)}.")
-    fitted = lk.fit_detector(studies, settings, all_studies, pretrain_on=further)
+    fitted = lk.fit_detector(studies, settings, all_studies)
     with cache.replacing(model_dir) as folder:
         fitted.save(folder)
     typer.echo(f"model in {model_dir}; use it with: lgekit predict {model_dir} SPEC OUT.csv")

@@ -48,9 +48,8 @@ class FitSettings(BaseModel):
 
     # Heart network: contours and insertion points
     heart_size: Literal["smoke", "laptop", "paper"] = "laptop"
-    heart_phantom: int = Field(default=64, ge=0)  # phantom studies added to the cohort's
-    heart_base_steps: int = Field(default=1200, ge=1)  # on other cohorts; shared by folds and rows
-    heart_steps: int = Field(default=900, ge=1)  # on the cohort
+    heart_phantom: int = Field(default=64, ge=1)  # phantom studies that it learns from
+    heart_base_steps: int = Field(default=1200, ge=1)  # on phantoms
     heart_seed: int = Field(default=-1, ge=-1)  # -1: `seed`; fix it to share one across seeds
 
     # Slice encoder

@@ -15,7 +15,7 @@ from lgekit import builtin
 from lgekit.data.phantom import phantom_cohort
 from lgekit.segmentation import model as networks
 from lgekit.segmentation.model import WEIGHTS
-from lgekit.segmentation.train import evaluate_heart_network, heart_network
+from lgekit.segmentation.train import base_network, evaluate_heart_network
 from lgekit.study import Cohort, Study
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -32,8 +32,7 @@ def test_the_heart_network_in_the_package_finds_the_heart_of_a_phantom(phantoms)
     record = json.loads((WEIGHTS / "weights.json").read_text())
     assert record["command"] == "make weights" and record["licence"] == "Apache-2.0"
     assert {"seed", "commit", "torch"} <= set(record) and record["data"] == builtin.COHORT
-    bare = Cohort([Study(study_id="bare", image=phantoms.studies[0]["image"])], "bare")
-    network = heart_network(bare, (), lk.size_settings("laptop", seed=3))
+    network = base_network(lk.size_settings("laptop", seed=3))
     assert network.trained_on == ("phantom",), "no real study"
     table = evaluate_heart_network(network, Cohort(phantoms.studies[:2], "two"))
     assert table[["dice_cavity", "dice_myocardium"]].min(axis=None) > 0.8

@@ -1,4 +1,4 @@
-"""Fit the whole method: heart network, synthetic scars, image and text encoders, calibration."""
+"""Fit the whole method: synthetic scars, image and text encoders, calibration."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from lgekit.reports.reader import states_enhancement
 from lgekit.reports.writer import canonical_text, report_texts
 from lgekit.scars.transforms import ScarPainter, stated_findings
 from lgekit.segmentation.model import HeartNetwork
-from lgekit.segmentation.train import heart_network, locate, minimise
+from lgekit.segmentation.train import base_network, locate, minimise
 from lgekit.study import Cohort, Study
 
 POOL = 4  # synthetic scars are painted for so many epochs; an epoch draws its share of them [O]
@@ -185,40 +185,30 @@ def fit_detector(
     settings: FitSettings,
     all_studies: bool = False,
     progress: bool = True,
-    pretrain_on: Sequence[Cohort] = (),
 ) -> Detector:
-    """Train the whole method: heart network, views, synthetic scars, CLIP + captions, calibration.
+    """Train the whole method: views, synthetic scars, CLIP + captions, calibration.
 
-    Studies whose report does not say whether there is late enhancement are left out. Masks train
-    the heart network, together with those of ``pretrain_on``. The split ``train`` is learned from,
-    and ``validation`` calibrates. With ``all_studies`` the fit is crossed by patient, or by the
-    ``fold`` that all studies carry: the networks of each fold see the other folds only, their
-    scores of it set the calibration, and the mean of all networks is the detector. What is trained
-    is cached, so that the same call resumes a fit that was interrupted.
+    Studies whose report does not say whether there is late enhancement are left out. Hearts are
+    located by `base_network`, which has seen no study of the cohort: a network trained on the
+    cohort's masks would outline the studies that are learned from better than new ones. The split
+    ``train`` is learned from, and ``validation`` calibrates. With ``all_studies`` the fit is
+    crossed by patient, or by the ``fold`` that all studies carry: the networks of each fold see the
+    other folds only, their scores of it set the calibration, and the mean of all networks is the
+    detector. What is trained is cached, so that the same call resumes a fit that was interrupted.
     """
     studies, fold = usable_studies(cohort, settings, all_studies)
     folds, ids = range(1 + max(fold.max(), 0)), studies.manifest["study_id"].to_numpy()
     language = taught_language(settings) if settings.taught else None
     alone = progress and not all_studies  # else one bar counts the folds
-    hearts: list[Any] = [None for _ in folds]
-    located = studies
-    if settings.needs_heart:  # a held-out study is located by a heart network that has not seen it
-        jobs: list[tuple] = []
-        for k in folds:
-            own = studies.subset(ids[np.maximum(fold, 0) == k])
-            jobs.append((studies.subset(ids[fold != k]), own, pretrain_on, settings, alone))
-        found = _parallel(_fold_heart, jobs, settings, "heart networks", progress)
-        hearts = [heart for heart, _ in found]
-        by_id = {study["study_id"]: study for _, own in found for study in own.studies}
-        located = Cohort([by_id[name] for name in ids], studies.name)
+    heart = base_network(settings, progress) if settings.needs_heart else None
+    located = studies if heart is None else locate(studies, heart)
     train = [located.subset(ids[fold != k]) for k in folds]
     tested = [located.subset(ids[fold == k]).studies for k in folds]
     held_out = Cohort(sum(tested, []), "held out")
     pool = synthetic_pool(located if all_studies else train[0], settings, language)
     valid = None if all_studies else held_out
-    jobs = [(train[k], settings, pool, hearts[k], k, language, valid, alone) for k in folds]
+    jobs = [(train[k], settings, pool, heart, k, language, valid, alone) for k in folds]
     trained = _parallel(train_networks, jobs, settings, "CLIP + captioning", progress)
-    heart = HeartNetwork.mean(hearts) if settings.needs_heart else None
     detector = Detector.of(settings, [one for own in trained for one in own], heart)
     if held_out:
         group, views = np.sort(fold[fold >= 0]), detector.views(held_out)
@@ -238,14 +228,6 @@ def _inner_folds(cohort: Cohort, settings: FitSettings) -> np.ndarray:
     if None not in carried and len(set(carried)) > 1:
         return np.unique(np.array(carried), return_inverse=True)[1]
     return cohort.patient_folds(settings.folds, settings.seed)
-
-
-def _fold_heart(
-    train: Cohort, own: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool
-) -> tuple[HeartNetwork, Cohort]:
-    """The heart network of a fold, and some studies located by it."""
-    heart = heart_network(train, pretrain_on, settings, progress)
-    return heart, locate(own, heart)
 
 
 def _parallel(

@@ -7,7 +7,7 @@ import re
 import tomllib
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -170,29 +170,10 @@ def parse_spec(spec: str) -> tuple[str, str]:
     return kind, rest
 
 
-def split_specs(text: str) -> list[str]:
-    """Split SPECs at spaces. A path may hold spaces: a SPEC ends where another kind begins."""
-    return [part for part in re.split(rf"\s+(?=(?:{'|'.join(READERS)}):)", text.strip()) if part]
-
-
 def path_of(spec: str, root: Path) -> Path | None:
     """The file or folder that a SPEC names; None if it names none (such as ``phantom:…``)."""
     kind, _, rest = spec.partition(":")
     return None if kind == "phantom" or not rest else root / Path(rest).expanduser()
-
-
-def pretraining_specs(spec: str, asked: str = "auto", root: Path = Path()) -> list[str]:
-    """Further cohorts with masks for the heart network of a cohort.
-
-    ``asked`` is SPECs separated by spaces; ``none``; or ``auto``: the public cine set ACDC, where a
-    folder ``acdc`` is next to the cohort's own folder. Paths start from ``root``.
-    """
-    if asked != "auto":
-        return [] if asked == "none" else split_specs(asked)
-    kind, _, path = spec.partition(":")
-    sibling = Path(path).parent / "acdc"
-    found = path and kind not in ("phantom", "acdc") and (root / sibling.expanduser()).is_dir()
-    return [f"acdc:{sibling}"] if found else []
 
 
 def list_studies(spec: str) -> tuple[list[Entry], list[Fault]]:
@@ -398,13 +379,3 @@ def copies(studies: list[Study]) -> list[tuple[Study, Study]]:
     first = [owners.setdefault(image, one) for image, one in zip(images, studies, strict=True)]
     pairs = zip(studies, first, strict=True)
     return [(one, other) for one, other in pairs if one["patient_id"] != other["patient_id"]]
-
-
-def refuse_shared(cohort: Cohort, further: Sequence[Cohort]) -> None:
-    """Raise InputError if a cohort for pretraining has an image of the cohort: masks would leak."""
-    own = {joblib.hash(study.pixels): study["study_id"] for study in cohort.studies}
-    for other in further:
-        for study in other.studies:
-            if (name := own.get(joblib.hash(study.pixels))) is not None:
-                problem = f"its study {study['study_id']} has the image of {name} in {cohort.name}"
-                raise InputError(other.name, problem, "Leave this cohort out of pretrain_on.")

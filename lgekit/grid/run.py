@@ -119,29 +119,26 @@ def _expand(grid: Grid) -> list[Run]:
         for point in itertools.product(*[dict.fromkeys(values) for values in axes.values()]):
             given = common | spec.parameters | changes | dict(zip(axes, point, strict=True))
             given = workbook.check_parameters(known, given, f"{file}, row {row}")
-            params, cohorts = _checked_run(given, defaults, grid.root, f"{file}, row {row}")
-            known_by = [version, params, [files_of(cohort, grid.root) for cohort in cohorts]]
+            params = _checked_run(given, defaults, f"{file}, row {row}")
+            cohort = str(params.get("cohort", ""))
+            known_by = [version, params, files_of(cohort, grid.root)]
             name, at = _digest(known_by)[:16], {axis: given[axis] for axis in axes}
             runs.append(Run(name, {"row": row, **at}, params, grid.folder / name))
     return runs
 
 
-def _checked_run(
-    given: dict, defaults: dict, root: Path, where: str
-) -> tuple[dict[str, Any], list[str]]:
-    """Return the parameters of a run and its cohorts' SPECs; refuse what it would fail on.
+def _checked_run(given: dict, defaults: dict, where: str) -> dict[str, Any]:
+    """Return the parameters of a run; refuse what it would fail on.
 
     Settings that are no parameters of the notebook become words of its parameter ``changes``.
     """
-    from lgekit.data.readers import parse_spec, pretraining_specs
+    from lgekit.data.readers import parse_spec
 
     params = {name: given.get(name, default) for name, default in defaults.items() if name != "out"}
     changed = {name: given[name] for name in given.keys() - defaults.keys()}
-    cohorts = [str(params.get("cohort", ""))]
     try:
-        cohorts += pretraining_specs(cohorts[0], params.get("pretrain_on", "none"), root)
-        for spec in filter(None, cohorts):
-            parse_spec(spec)
+        if params.get("cohort"):
+            parse_spec(params["cohort"])
         if defaults.get("size") in SIZES:  # as in the workbook's notebooks
             preset = size_settings(params["size"])
             preset.override(**changed)
@@ -150,7 +147,7 @@ def _checked_run(
             params[CHANGES] = " ".join(f"{name}={changed[name]}" for name in sorted(real))
     except InputError as error:
         raise InputError(where, f"{error.where}: {error.problem}", error.remedy) from error
-    return params, cohorts
+    return params
 
 
 def _digest(content: Any) -> str:

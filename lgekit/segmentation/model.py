@@ -251,14 +251,6 @@ class HeartNetwork(nn.Module):
         self.networks, self.borders = nn.ModuleList(networks), nn.ModuleList(borders)
         self.eval()
 
-    @classmethod
-    def mean(cls, members: Sequence[HeartNetwork]) -> HeartNetwork:
-        """Average heart networks, whose settings must have the same ``pixels, heart_view``."""
-        names = dict.fromkeys(name for member in members for name in member.trained_on)
-        networks = [one for member in members for one in member.networks]
-        borders = [one for member in members for one in member.borders]
-        return cls(members[0].settings, networks, names, borders)
-
     @property
     def device(self) -> torch.device:
         """The device of the weights."""

@@ -21,7 +21,6 @@ from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, to_frame
 from lgekit.cache import accelerator, code_version, compute_once
 from lgekit.config import FitSettings
 from lgekit.data.phantom import phantom_cohort
-from lgekit.data.readers import pretraining_specs, read_cohort, refuse_shared
 from lgekit.errors import InputError
 from lgekit.segmentation import model as networks
 from lgekit.segmentation import slices as grids
@@ -258,39 +257,35 @@ def weights_fingerprint(network: HeartNetwork) -> str:
     return joblib.hash((asdict(network.settings), weights))
 
 
-def heart_network(
-    cohort: Cohort, pretrain_on: Sequence[Cohort], settings: FitSettings, progress: bool = True
-) -> HeartNetwork:
-    """The heart network of a cohort: a base, then trained on the cohort alone. Cached.
+def base_network(settings: FitSettings, progress: bool = True) -> HeartNetwork:
+    """The heart network of phantoms alone: by the default settings, the one in the package."""
+    if all(getattr(settings, name) == value for name, value in BASE.items()):
+        return HeartNetwork.load(networks.WEIGHTS / "heart")
+    phantoms = phantom_cohort(settings.heart_phantom, seed=7919)
+    return _fitted(phantoms, settings, settings.heart_base_steps, None, progress)
 
-    The base is trained on the cohorts ``pretrain_on`` that have masks, and on phantoms. A cohort
-    without masks gets the base.
+
+def heart_network(
+    cohort: Cohort, settings: FitSettings, steps: int = 900, progress: bool = True
+) -> HeartNetwork:
+    """`base_network`, trained on with the masks of a cohort. Cached.
+
+    It outlines the studies that it has seen better than others.
     """
-    others = [one for one in pretrain_on if any(s.label_map is not None for s in one.studies)]
-    base = None
-    # phantoms alone, by the default settings: the network in the package
-    if not others and all(getattr(settings, name) == value for name, value in BASE.items()):
-        base = HeartNetwork.load(networks.WEIGHTS / "heart")
-    elif settings.heart_phantom:
-        others.append(phantom_cohort(settings.heart_phantom, seed=7919))
-    if others:
-        base = _fitted(others, settings, settings.heart_base_steps, None, progress)
-    if any(study.label_map is not None for study in cohort.studies):
-        steps = settings.heart_steps + (0 if base else settings.heart_base_steps)
-        return _fitted([cohort], settings, steps, base, progress)
-    if base is None:
-        remedy = "Give labelled studies, a cohort to pretrain on, or heart_phantom > 0."
+    if all(study.label_map is None for study in cohort.studies):
+        remedy = "Give studies with masks, or use base_network."
         raise InputError(cohort.name, "no study has a label of the left ventricle", remedy)
-    return base
+    base = base_network(settings, progress)
+    return _fitted(cohort, settings, steps, base, progress)
 
 
 def _fitted(
-    cohorts: list[Cohort], settings: FitSettings, steps: int, init: HeartNetwork | None, progress
+    cohort: Cohort, settings: FitSettings, steps: int, init: HeartNetwork | None, progress: bool
 ) -> HeartNetwork:
-    """Train on some cohorts, or take the weights from the cache."""
-    landmarks = [repr(study["landmarks"]) for one in cohorts for study in one.studies]
+    """Train on a cohort, or take the weights from the cache."""
+    landmarks = [repr(study["landmarks"]) for study in cohort.studies]
     start = "" if init is None else weights_fingerprint(init)
-    key: tuple = [one.fingerprint for one in cohorts], landmarks, start, code_version(*ROOMS)
+    key: tuple = cohort.fingerprint, landmarks, start, code_version(*ROOMS)
     # without a real study of its kind, learn shapes, not the look of phantoms
     invented = 0.0 if init else SYNTHETIC_SHARE
     border_steps = min(steps, HEART_SIZES[settings.heart_size].border_steps)
@@ -298,7 +293,7 @@ def _fitted(
     changes["encoder"] = settings.encoder
     seed = settings.seed if settings.heart_seed < 0 else settings.heart_seed
     key, size = (*key, settings.heart_size, seed, changes), settings.heart_size
-    return compute_once(key, fit_heart_network, cohorts, size, seed, init, progress, **changes)
+    return compute_once(key, fit_heart_network, [cohort], size, seed, init, progress, **changes)
 
 
 def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
@@ -313,13 +308,6 @@ def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:
 def _located(cohort: Cohort, network: HeartNetwork) -> list[tuple]:
     found = copy.deepcopy(network).to(accelerator()).predict_cohort(cohort)
     return [(np.asarray(study.label_map), study["landmarks"]) for study in found.studies]
-
-
-def pretraining_cohorts(cohort: Cohort, spec: str, pretrain_on: str) -> list[Cohort]:
-    """Read the cohorts of `pretraining_specs`; InputError if one holds an image of the cohort."""
-    further = [read_cohort(other) for other in pretraining_specs(spec, pretrain_on)]
-    refuse_shared(cohort, further)
-    return further
 
 
 def locate_hearts(cohort: Cohort, model: Path | None = None) -> Cohort:

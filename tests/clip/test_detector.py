@@ -29,7 +29,7 @@ from lgekit.findings import DEPTHS, LEVELS, WALLS
 from lgekit.study import Cohort, Study
 
 EMIDEC = Path(__file__).parents[3] / "shared" / "data" / "emidec"
-QUICK = {"epochs": 1, "heart_phantom": 0, "heart_base_steps": 1, "heart_steps": 2, "width": 16}
+QUICK = {"epochs": 1, "width": 16}
 QUICK |= {"synthetic_per_real": 0.5}
 SCAR, NONE = "Scar of the inferior wall.", "No late gadolinium enhancement."
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -147,7 +147,7 @@ def test_reports_without_a_statement_on_enhancement_are_left_out(cohort):
 
 @pytest.mark.parametrize("all_studies", [False, True])
 def test_reports_of_one_kind_are_refused_before_the_long_run(cohort, monkeypatch, all_studies):
-    monkeypatch.setattr(module, "heart_network", lambda *_: 1 / 0)
+    monkeypatch.setattr(module, "base_network", lambda *_: 1 / 0)
     scarred, healthy = (with_reports(cohort, [text] * len(cohort)) for text in (SCAR, NONE))
     painted, options = size_settings("smoke", **QUICK), {"all_studies": all_studies}
     bare = painted.override(synthetic_per_real=0.0)

@@ -6,7 +6,7 @@ from cohort_files import patch_header, picture, ring, save, write_emidec, write_
 from command_line import lgekit
 
 from lgekit.data import readers
-from lgekit.data.readers import check_cohort, pretraining_specs, read_cohort, split_specs
+from lgekit.data.readers import check_cohort, read_cohort
 from lgekit.errors import InputError
 from lgekit.reports.tables import cohort_summary, report_states
 from lgekit.workbook import Session
@@ -34,13 +34,6 @@ def test_a_wrong_spec_is_one_clear_error(spec, message):
     except InputError as error:
         faults = [error]
     assert [str(fault) for fault in faults] == [str(caught.value)]
-
-
-def test_specs_are_split_where_a_kind_begins():
-    mine = ["manifest:Meine Fälle/x.csv", "acdc:data/acdc", "phantom:studies=3"]
-    assert split_specs("  ".join(mine) + " ") == mine == pretraining_specs("a:b", " ".join(mine))
-    assert split_specs("acdc:a\nmnms:My data: new/mnms") == ["acdc:a", "mnms:My data: new/mnms"]
-    assert pretraining_specs("emidec:e", "none") == []
 
 
 def test_a_phantom_spec_passes_its_options_on():

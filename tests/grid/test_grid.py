@@ -15,7 +15,7 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
-from tiny_notebook import PARAMETERS, WORK, write_notebook
+from tiny_notebook import WORK, write_notebook
 from typer.testing import CliRunner
 
 from lgekit.cache import is_locked, locked
@@ -97,12 +97,6 @@ def test_a_run_id_depends_on_parameters_cohort_and_notebook(project):
     found.append(ids(table))
     write_notebook(project / "tiny.ipynb", work=WORK + "\n1 + 1")
     found.append(ids(table))
-    # Cohorts that the heart network is pretrained on count too: here a folder acdc.
-    write_notebook(project / "tiny.ipynb", parameters=PARAMETERS + '\npretrain_on: str = "auto"')
-    found.append(ids(table))
-    (project / "acdc").mkdir()
-    (project / "acdc" / "x.nii.gz").write_bytes(b"1")
-    found.append(ids(table))
     assert len({name for names in found for name in names}) == len(found) * len(before)
 
 
@@ -161,10 +155,9 @@ def test_unknown_rows_seeds_and_cohorts_are_refused(project):
         ("{orientation: rvpi}", "setting orientation: .*'rvip'"),
         ("{size: Smoke}", "size: unknown size 'Smoke'"),
         ("{cohort: 'mnifest:mine.csv'}", "SPEC: 'mnifest:mine.csv' names no kind"),
-        ("{pretrain_on: 'acdk:data/acdc'}", "SPEC: 'acdk:data/acdc' names no kind"),
         ("{epochs: -3}", "setting epochs: .*greater than or equal to 1"),
         ("{}\naxes: {text: [findings, repport]}", "setting text"),
-        ("{epochs: 60, pretrain_on: none}", None),  # defaults
+        ("{epochs: 60}", None),  # defaults
     ],
 )
 def test_specs_sizes_and_settings_are_checked_before_anything_runs(tmp_path, changes, problem):

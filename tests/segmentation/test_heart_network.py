@@ -188,22 +188,17 @@ def test_threads_do_not_change_predictions(network):
     assert [study["study_id"] for study in found[1]] == ["ring0", "ring1", "ring2"]
 
 
-def test_the_seed_decides_the_weights_and_the_mean_network_averages():
+def test_the_seed_decides_the_weights():
     rings = ring_cohort(2)
     first, again, other = (fit(rings, seed=seed, steps=3, border_steps=1) for seed in (1, 1, 2))
     states = [list(one.state_dict().values()) for one in (first, again, other)]
     assert all(map(torch.equal, states[0], states[1]))
     assert not all(map(torch.equal, states[0], states[2]))
-    crops = torch.rand(3, 1, 64, 64)
-    mean = HeartNetwork.mean([first, other])
-    assert torch.allclose(mean.maps(crops), (first.maps(crops) + other.maps(crops)) / 2, atol=1e-6)
-    assert len(mean.borders) == 2 and mean.trained_on == ("rings",)
 
 
 def test_one_cached_network_serves_all_reports_and_another_label_needs_its_own(
     own_cache, monkeypatch
 ):
-    own = size_settings("smoke", heart_phantom=0, heart_base_steps=1, heart_steps=1, heart_seed=0)
     rings, trainings = ring_cohort(2), []
     fitted = train.fit_heart_network
 
@@ -215,8 +210,11 @@ def test_one_cached_network_serves_all_reports_and_another_label_needs_its_own(
     monkeypatch.setattr(train, "fit_heart_network", counted)
     reworded = Cohort([Study(**{**one, "report": "No enhancement."}) for one in rings], "rings")
     for cohort in (rings, reworded, ring_cohort(2, start=9)):
-        train.heart_network(cohort, (), own, progress=False)
+        train.heart_network(cohort, size_settings("smoke"), steps=1, progress=False)
     assert len(trainings) == 2
+    bare = Cohort([Study(study_id="bare", image=ring_study(8)["image"])], "bare")
+    with pytest.raises(InputError, match="no study has a label"):
+        train.heart_network(bare, size_settings("smoke"))
 
 
 def test_files_restore_the_network(network, tmp_path):
