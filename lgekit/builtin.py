@@ -1,7 +1,5 @@
 """Train the weights in the package, on phantoms alone: ``make weights`` (8 CPU minutes)."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """The errors that lgekit raises for bad input and for failed runs."""
 
-from __future__ import annotations
-
 
 class InputError(ValueError):
     """Report input that cannot be used.

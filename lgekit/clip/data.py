@@ -1,7 +1,5 @@
 """Image-text pairs: the views of studies, their texts, augmentation and batches."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

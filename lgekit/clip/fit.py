@@ -1,7 +1,5 @@
 """Fit the whole method: synthetic scars, image and text encoders, calibration."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable, Sequence

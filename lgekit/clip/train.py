@@ -1,7 +1,5 @@
 """Teach the text tower to read, train the network on image-text pairs, and resume a fit."""
 
-from __future__ import annotations
-
 import copy
 import math
 import time

@@ -1,7 +1,5 @@
 """Read DICOM series. Nothing that identifies a person leaves this module, not even in errors."""
 
-from __future__ import annotations
-
 import filecmp
 import hashlib
 from collections import defaultdict

@@ -6,8 +6,6 @@ path), ``report`` (the text, or the path of a ``.txt`` file), ``split``, ``patie
 ``rvip_confidence``. Other columns are ignored.
 """
 
-from __future__ import annotations
-
 import difflib
 import io
 import os
@@ -32,6 +30,9 @@ from lgekit.study import LABEL_NAMES, Cohort, Landmarks, Study
 COLUMNS = "study_id image labels report split patient_id report_source findings".split()
 LANDMARK_COLUMNS = ["anterior_rvip_deg", "inferior_rvip_deg", "rvip_confidence"]
 REPORT_SOURCES = ("clinical", "masks", "phantom", "none")
+# Other names of columns: they, and close spellings of them or of a column, are mistakes.
+SYNONYMS = dict.fromkeys(("mask", "segmentation"), "labels")
+SYNONYMS |= dict.fromkeys(("patient", "subjectid"), "patient_id")
 INTERNAL_CODES = {code: code for code in range(len(LABEL_NAMES))}
 CONFIDENCE = {"high": 1.0, "medium": 0.66, "low": 0.33}
 NO_VALUE = r"n\.?/?a\.?|nan|null|none|nil|[-–—?]+"  # reports that say only this are missing
@@ -92,6 +93,7 @@ def optional_rows(table: Path, required: Sequence[str]) -> tuple[list[dict[str, 
 def misspelt_columns(table: Path, columns: Sequence[str]) -> Iterator[Fault]:
     """Return a fault for each column that seems misspelt; other unknown columns are ignored."""
     spellings = {name.replace("_", ""): name for name in COLUMNS + LANDMARK_COLUMNS}
+    spellings |= SYNONYMS
     for column in (name for name in columns if name not in spellings.values()):
         plain = re.sub("[-_ ]", "", column.lower())
         for close in difflib.get_close_matches(plain, spellings, 1, 0.86):

@@ -6,8 +6,6 @@ are counter-clockwise from x (radians). Levels run from 0 (base) to 1 (epicardia
 draws scars with other code than RandomScar, so that it can test it.
 """
 
-from __future__ import annotations
-
 import tomllib
 from dataclasses import dataclass, replace
 from itertools import chain

@@ -1,7 +1,5 @@
 """Read a cohort from its SPEC ``kind:path``: layouts of public data sets, and shared steps."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import tomllib

@@ -184,11 +184,18 @@ def slice_metrics(slices: pd.DataFrame, column: str, seed: int = 0) -> dict[str,
 
 
 def known_truth(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows whose truth (``scar``) is known. Raises InputError if there are none."""
+    """Return the rows whose truth (``scar``) is known.
+
+    Raises InputError if there are none, or a ``p_lge`` is missing.
+    """
     known = predictions.dropna(subset="scar")
     if known.empty:
         remedy = "Score a cohort with scar masks, or whose reports say whether scar is there."
         raise InputError("predictions", "no study's truth is known", remedy)
+    if (empty := known["p_lge"].isna()).any():
+        names = ", ".join(known.loc[empty, "study_id"].head(5))
+        remedy = "Predict these studies again, or remove their rows."
+        raise InputError("predictions", f"p_lge is missing in {names}", remedy)
     return known
 
 

@@ -1,7 +1,5 @@
 """Say what a cohort holds, and tabulate what its reports and masks say."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

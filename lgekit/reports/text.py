@@ -4,8 +4,6 @@ Steps: one kind of line end, plain characters and tick boxes (`clean`); wrapped 
 read by cell; fields ("Label: value") and section heads; sentences.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import tomllib

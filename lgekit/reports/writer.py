@@ -1,7 +1,5 @@
 """Write reports from findings, and training texts and prompts."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 import tomllib

@@ -1,7 +1,5 @@
 """TorchIO transforms that paint synthetic scars, from the shape of a scar to its report."""
 
-from __future__ import annotations
-
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Slices as the heart network sees them: square grids, crops, angle fields, random appearance."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Train, measure and cache the heart network."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace

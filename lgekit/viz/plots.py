@@ -363,7 +363,7 @@ def pipeline(table: pd.DataFrame) -> Figure:
     return closed(figure)
 
 
-def save_readings(detector: Detector, located: list[Study], rows: pd.DataFrame, folder: Path):
+def save_readings(detector: "Detector", located: list[Study], rows: pd.DataFrame, folder: Path):
     """Draw `reading` of studies and their rows of predictions as ``<study_id>.png``, once each."""
     use_style()
     folder.mkdir(exist_ok=True)
