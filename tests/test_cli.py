@@ -206,7 +206,7 @@ def test_score_of_a_split_and_of_tables_that_do_not_fit(written, spec, model, tm
 
 def test_an_interrupted_fit_is_resumed_by_the_same_command(spec, tmp_path, monkeypatch):
     mine = tmp_path / "mine"
-    command = ("fit", spec, mine, "--size", "smoke", "--pretrain-on", "none")
+    command = ("fit", spec, mine, "--size", "smoke")
     with monkeypatch.context() as patch:
         patch.setattr(Detector, "save", stop)
         refused(*command, mentions="disk: full")
