@@ -39,7 +39,7 @@ from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, segment_of
 from lgekit.reports.writer import prompt_sets
-from lgekit.segmentation.model import MOST_NETWORKS, STRICT, WEIGHTS, HeartNetwork, read_weights
+from lgekit.segmentation.model import STRICT, WEIGHTS, HeartNetwork, read_weights
 from lgekit.segmentation.train import locate
 from lgekit.study import Cohort, Landmarks, Study
 
@@ -127,7 +127,7 @@ class SavedDetector(BaseModel):
 
     model_config = STRICT
     settings: FitSettings
-    networks: int = Field(ge=1, le=MOST_NETWORKS)
+    networks: int = Field(ge=1, le=128)
     calibration: Calibration
     histories: list[dict[str, list[float]]]
     sha256: dict[str, str]  # see `digests`
