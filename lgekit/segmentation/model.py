@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from math import asinh
-from multiprocessing import current_process
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -47,8 +46,8 @@ COLUMN_ANGLES = torch.arange(ANGLES) * (2 * torch.pi / ANGLES)  # radians, clock
 DRAWN = 96  # side of the maps that are drawn
 PRESENT = 0.15  # of a study's largest LV area: a slice with less stays as the U-Net drew it
 
-
 Channels = Annotated[int, Field(ge=1, le=1024)]
+Levels = Annotated[tuple[Channels, ...], Field(min_length=1, max_length=8)]
 Share = Annotated[float, Field(ge=0, le=1)]
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)  # of what is read from a file
 
@@ -66,12 +65,7 @@ class HeartSettings:
     wide_share: Share = 0.25  # share of crops of the whole field of view
     learning_rate: PositiveFloat = 2e-3  # peak of the one-cycle schedule
     invented: Share = 0.0  # share of training pictures that are generated from their labels
-    border_channels: Annotated[tuple[Channels, ...], Field(min_length=1, max_length=8)] = (
-        16,
-        32,
-        64,
-        64,
-    )
+    border_channels: Levels = (16, 32, 64, 64)
     border_steps: NonNegativeInt = 700  # of the border network's optimiser; 0: no border network
 
 
@@ -276,9 +270,7 @@ class HeartNetwork(nn.Module):
         try:
             with ThreadPoolExecutor(workers, "", torch.set_num_threads, (inner,)) as pool:
                 found = pool.map(self.predict, cohort.studies)
-                off = current_process().name != "MainProcess"  # bars would overwrite each other
-                bar = tqdm(found, "locating hearts", len(cohort), leave=False, delay=2, disable=off)
-                predicted = list(bar)
+                predicted = list(tqdm(found, "locating hearts", len(cohort), leave=False, delay=2))
         finally:
             torch.set_num_threads(threads)  # of threads that are started from now on
         return Cohort(predicted, "predicted")
@@ -326,7 +318,14 @@ class HeartNetwork(nn.Module):
             network = cls(settings, trained_on=names)
             network.load_state_dict(read_weights(Path(folder) / "heart.safetensors"))
             return network
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             problem = f"not a heart network: {' '.join(str(error).split())[:200]}"
             remedy = "Give a folder written by HeartNetwork.save, or fit the network again"
             raise InputError(folder, problem, remedy) from error

@@ -19,7 +19,6 @@ from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, to_frame
 from lgekit.cache import accelerator, code_version, compute_once
 from lgekit.config import FitSettings
 from lgekit.data.phantom import phantom_cohort
-from lgekit.errors import InputError
 from lgekit.segmentation import model as networks
 from lgekit.segmentation import slices as grids
 from lgekit.segmentation.model import HEART_SIZES, HeartNetwork, HeartSettings, with_labels
@@ -261,11 +260,7 @@ def heart_network(
 
     It outlines the studies that it has seen better than others.
     """
-    if all(study.label_map is None for study in cohort.studies):
-        remedy = "Give studies with masks, or use base_network."
-        raise InputError(cohort.name, "no study has a label of the left ventricle", remedy)
-    base = base_network(settings, progress)
-    return _fitted(cohort, settings, steps, base, progress)
+    return _fitted(cohort, settings, steps, base_network(settings, progress), progress)
 
 
 def _fitted(

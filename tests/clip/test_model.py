@@ -7,13 +7,7 @@ from toys import settings
 
 from lgekit.anatomy.frame import View
 from lgekit.clip.data import batch_of
-from lgekit.clip.model import (
-    CoCa,
-    ImageEncoder,
-    PolarEncoder,
-    ReportTokenizer,
-    StudyEncoder,
-)
+from lgekit.clip.model import CoCa, ImageEncoder, PolarEncoder, ReportTokenizer, StudyEncoder
 from lgekit.config import FitSettings, read_changes, size_settings
 from lgekit.errors import InputError
 from lgekit.segmentation.model import HeartSettings, build_unet

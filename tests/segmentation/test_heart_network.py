@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import wraps
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,22 +11,15 @@ import pytest
 import torch
 
 from lgekit.config import size_settings
-from lgekit.data.readers import read_cohort
 from lgekit.errors import InputError
 from lgekit.segmentation import model as networks
 from lgekit.segmentation import slices as grids
 from lgekit.segmentation import train
-from lgekit.segmentation.model import (
-    HeartNetwork,
-    HeartSettings,
-    build_unet,
-    move_to_junctions,
-)
+from lgekit.segmentation.model import HeartNetwork, HeartSettings, build_unet, move_to_junctions
 from lgekit.segmentation.slices import collect_slices
 from lgekit.segmentation.train import evaluate_heart_network, fit_heart_network
 from lgekit.study import CAVITY, MYOCARDIUM, RV, SCAR, Cohort, Landmarks, Study
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 SMOKE = HeartSettings(steps=30, learning_rate=3e-3, border_steps=8)
 ANGLES = ("anterior_rvip_deg", "inferior_rvip_deg")
 
@@ -63,8 +55,8 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * (a & b).sum() / max(a.sum() + b.sum(), 1)
 
 
-def fit(cohort: Cohort, settings=SMOKE, seed=0, **changes) -> HeartNetwork:
-    return fit_heart_network(cohort, replace(settings, **changes), seed, progress=False)
+def fit(cohort: Cohort, seed=0, **changes) -> HeartNetwork:
+    return fit_heart_network(cohort, replace(SMOKE, **changes), seed, progress=False)
 
 
 def drawn(studies) -> list[tuple]:
@@ -259,16 +251,6 @@ def test_a_longer_training_finds_the_insertion_points_of_rings():
     assert table["dice_rv"].median() > 0.85
     assert table["mirror_right"].mean() > 0.8
     assert table["anterior_error_deg"].median() < 10
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not (DATA / "emidec").is_dir(), reason="needs ../shared/data/emidec")
-def test_a_short_training_draws_real_hearts():
-    cohort = read_cohort(f"emidec:{DATA / 'emidec'}")
-    studies = [study for study in cohort.studies if study["patient_id"] != "Case_P059"]
-    network = fit(Cohort(studies[::2]), HeartSettings(), steps=300, border_steps=120)
-    table = evaluate_heart_network(network, Cohort(studies[1::4]), seed=0)
-    assert table["dice_cavity"].median() > 0.7
 
 
 def test_an_uncertain_heart_is_also_looked_for_in_the_middle(monkeypatch):
