@@ -14,7 +14,7 @@ from lgekit.clip.zeroshot import Calibration, Reading
 from lgekit.config import FitSettings, size_settings
 from lgekit.data.readers import read_cohort
 from lgekit.segmentation import model as networks
-from lgekit.study import Cohort, Study
+from lgekit.study import Cohort
 from lgekit.workbook import environment_record
 
 COHORT = "phantom:studies=300,seed=0"
@@ -24,14 +24,9 @@ DISTORTION, DRAWS = 4.0, 4  # strength of the augmentation, and times each study
 
 
 def train_weights(cohort: Cohort, settings: FitSettings) -> None:
-    """Write heart network and detector in float16 into `WEIGHTS`; ``weights.json`` says how.
-
-    The detector learns from images and reports: without masks, its heart network is a base.
-    """
-    fields = [{key: one[key] for key in one if key != "labels"} for one in cohort.studies]
-    bare = Cohort([Study(**one) for one in fields], cohort.name)
-    detector = fit_detector(bare, settings)
-    calibrate_distorted(detector, bare.split("validation"))
+    """Write heart network and detector in float16 into `WEIGHTS`; ``weights.json`` says how."""
+    detector = fit_detector(cohort, settings)
+    calibrate_distorted(detector, cohort.split("validation"))
     replace(detector, histories=[], held_out=None).save(networks.WEIGHTS)
     (networks.WEIGHTS / "README.md").unlink()  # theirs is model_card.md
     for file in networks.WEIGHTS.rglob("*.safetensors"):

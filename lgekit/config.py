@@ -47,7 +47,7 @@ class FitSettings(BaseModel):
     min_confidence: float = Field(default=0.01, ge=0, le=1)
 
     # Heart network: contours and insertion points
-    heart_size: Literal["smoke", "laptop", "paper"] = "laptop"
+    heart_size: Literal["laptop", "paper"] = "laptop"  # of `HeartSettings`
     heart_phantom: int = Field(default=64, ge=1)  # phantom studies that it learns from
     heart_base_steps: int = Field(default=1200, ge=1)  # on phantoms
     heart_seed: int = Field(default=-1, ge=-1)  # -1: `seed`; fix it to share one across seeds
@@ -130,9 +130,9 @@ def read_changes(words: Sequence[str]) -> dict[str, str]:
     return named
 
 
-_PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
-SIZES = {size: FitSettings(**changes) for size, changes in _PRESETS["sizes"].items()}
-PLAIN_CLIP: dict[str, Any] = _PRESETS["plain_clip"]  # CLIP without any domain knowledge
+PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
+SIZES = {size: FitSettings(**changes) for size, changes in PRESETS["sizes"].items()}
+PLAIN_CLIP: dict[str, Any] = PRESETS["plain_clip"]  # CLIP without any domain knowledge
 
 
 def size_settings(size: str, /, **changes: Any) -> FitSettings:

@@ -33,13 +33,12 @@ from lgekit.cache import replacing
 from lgekit.clip import zeroshot
 from lgekit.clip.data import View, batch_of, make_view, view_grid
 from lgekit.clip.model import CoCa, ReportTokenizer, StudyBatch
-from lgekit.clip.train import FitResult
 from lgekit.clip.zeroshot import Calibration, Reading, probability
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, segment_of
 from lgekit.reports.writer import prompt_sets
-from lgekit.segmentation.model import MOST_NETWORKS, STRICT, WEIGHTS, HeartNetwork, read_weights
+from lgekit.segmentation.model import STRICT, WEIGHTS, HeartNetwork, read_weights
 from lgekit.segmentation.train import locate
 from lgekit.study import Cohort, Landmarks, Study
 
@@ -127,7 +126,7 @@ class SavedDetector(BaseModel):
 
     model_config = STRICT
     settings: FitSettings
-    networks: int = Field(ge=1, le=MOST_NETWORKS)
+    networks: int = Field(ge=1, le=128)
     calibration: Calibration
     histories: list[dict[str, list[float]]]
     sha256: dict[str, str]  # see `digests`
@@ -187,14 +186,6 @@ class Detector:
     calibration: Calibration  # scores → probabilities; the decision is p_lge > 0.5
     histories: list[pd.DataFrame] = field(default_factory=list)  # one per network
     held_out: pd.DataFrame | None = None
-
-    @classmethod
-    def of(
-        cls, settings: FitSettings, trained: Sequence[FitResult], heart: HeartNetwork | None
-    ) -> Detector:
-        """A detector of trained networks, not yet calibrated."""
-        networks = [(one.model, one.tokenizer) for one in trained]
-        return cls(settings, networks, heart, Calibration(), [one.history for one in trained])
 
     def locate(self, cohort: Cohort) -> Cohort:
         """The cohort with the heart network's contours and insertion points."""

@@ -2,18 +2,17 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import compress
 from typing import Any, NamedTuple
 
+import joblib
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from joblib import Parallel, cpu_count, delayed
-from joblib import hash as joblib_hash
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -58,18 +57,16 @@ def synthetic_pool(
     made: dict[int, SyntheticScar] = {}
     bar = tqdm(free[:count], "painting scars", leave=False, delay=2)
     for first, study in enumerate(bar):
-        try:
+        with suppress(InputError):
             painter = ScarPainter(study)  # measured once for all its scars
             # a scar does not change it
             grid = view_grid(study, settings) if settings.frame == "polar" else None
-        except InputError:
-            continue
-        for number in range(first, count, len(free)):
-            seed = int(np.random.default_rng([settings.seed, number]).integers(2**31))
-            with suppress(InputError):
-                scarred = painter.random_copy(seed)
-                view = grid.study_view(scarred) if grid else make_view(scarred, settings)
-                made[number] = SyntheticScar(view, scarred["report"], study["study_id"])
+            for number in range(first, count, len(free)):
+                seed = int(np.random.default_rng([settings.seed, number]).integers(2**31))
+                with suppress(InputError):
+                    scarred = painter.random_copy(seed)
+                    view = grid.study_view(scarred) if grid else make_view(scarred, settings)
+                    made[number] = SyntheticScar(view, scarred["report"], study["study_id"])
     if len(made) < count / 2:
         message = f"{len(made)} of {count} synthetic scars could be painted"
         warnings.warn(f"{message}: no wall was found in the other hearts", stacklevel=2)
@@ -179,10 +176,7 @@ def pretrain_polar(
 
 
 def fit_detector(
-    cohort: Cohort,
-    settings: FitSettings,
-    all_studies: bool = False,
-    progress: bool = True,
+    cohort: Cohort, settings: FitSettings, all_studies: bool = False, progress: bool = True
 ) -> Detector:
     """Train the whole method: views, synthetic scars, CLIP + captions, calibration.
 
@@ -206,13 +200,15 @@ def fit_detector(
     pool = synthetic_pool(located if all_studies else train[0], settings, language)
     valid = None if all_studies else held_out
     jobs = [(train[k], settings, pool, heart, k, language, valid, alone) for k in folds]
-    trained = _parallel(train_networks, jobs, settings, "CLIP + captioning", progress)
-    detector = Detector.of(settings, [one for own in trained for one in own], heart)
+    trained = sum(_train_folds(jobs, settings, progress), [])
+    networks = [(one.model, one.tokenizer) for one in trained]
+    detector = Detector(settings, networks, heart, Calibration(), [one.history for one in trained])
     if held_out:
         group, views = np.sort(fold[fold >= 0]), detector.views(held_out)
         batch, readings = batch_of(views), []
         for k in folds:  # by the networks that have not seen them
-            reader = Detector.of(settings, trained[k], None)
+            own = networks[k * settings.models : (k + 1) * settings.models]
+            reader = replace(detector, networks=own)
             readings.append(reader.read(batch.rows(torch.from_numpy(group == k))))
         reading = Reading.merge(np.concatenate, readings)
         patients = held_out.manifest["patient_id"].to_numpy()
@@ -228,25 +224,22 @@ def _inner_folds(cohort: Cohort, settings: FitSettings) -> np.ndarray:
     return cohort.patient_folds(settings.folds, settings.seed)
 
 
-def _parallel(
-    function: Callable, jobs: list[tuple], settings: FitSettings, what: str, progress: bool
-) -> list:
-    """Results of a function for the arguments of each fold: one process per core, or in turn on a
-    GPU.
+def _train_folds(jobs: list[tuple], settings: FitSettings, progress: bool) -> list[list[FitResult]]:
+    """`train_networks` of each fold, with one process per core, or in turn on a GPU.
 
     Each fold has one thread of torch, so that the number of processes does not change results.
     """
     if len(jobs) == 1:
-        return [function(*jobs[0])]
-    workers = settings.workers or cpu_count()
+        return [train_networks(*jobs[0])]
+    workers = settings.workers or joblib.cpu_count()
     workers = 1 if torch.cuda.is_available() else min(workers, len(jobs))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         options: dict[str, Any] = {"return_as": "generator", "inner_max_num_threads": 1}
-        pool = Parallel(workers, initializer=cache.end_with_parent, **options)
-        found = pool(delayed(function)(*job) for job in jobs)
-        return list(tqdm(found, desc=what, total=len(jobs), unit="fold", disable=not progress))
+        pool = joblib.Parallel(workers, initializer=cache.end_with_parent, **options)
+        found = pool(joblib.delayed(train_networks)(*job) for job in jobs)
+        return list(tqdm(found, "CLIP + captioning", len(jobs), unit="fold", disable=not progress))
     finally:
         torch.set_num_threads(threads)
 
@@ -281,10 +274,9 @@ def train_networks(
     if settings.encoder_init == "segmentation" and settings.frame == "polar":
         seeded = settings.override(seed=settings.seed + 100 * fold)
         seen = pairs.batch.to(cache.accelerator())
-        key: list[Any] = [pairs.batch.images.numpy(), pairs.batch.mask.numpy()]
-        key += [seeded.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)]
-        name = joblib_hash(key)
-        encoder_state = cache.compute_once(name, pretrain_polar, seen, seeded, progress)
+        about = seeded.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)
+        key = *about, joblib.hash([pairs.batch.images.numpy(), pairs.batch.mask.numpy()])
+        encoder_state = cache.compute_once(key, pretrain_polar, seen, seeded, progress)
     elif settings.encoder_init == "segmentation":
         if heart is None:
             problem = "'segmentation' in the image view needs a heart network"

@@ -107,11 +107,9 @@ class StudyEncoder(nn.Module):
     def __init__(self, settings: FitSettings):
         super().__init__()
         width = settings.width
-        self.encoder: PolarEncoder | ImageEncoder
-        if settings.frame == "polar":
-            self.encoder = PolarEncoder(settings.polar_channels)
-        else:
-            self.encoder = ImageEncoder(settings)
+        polar = settings.frame == "polar"
+        encoder = PolarEncoder(settings.polar_channels) if polar else ImageEncoder(settings)
+        self.encoder: PolarEncoder | ImageEncoder = encoder
         rows, columns = self.encoder.grid
         self.cell = nn.Linear(self.encoder.out_channels, width)
         self.flatten = nn.Linear(width * rows * columns, width)

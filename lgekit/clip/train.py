@@ -144,14 +144,12 @@ def teach(settings: FitSettings) -> Language:
 
 
 def contrastive_loss(logits: Tensor, text_ids: Tensor, targets: str = "same_text") -> Tensor:
-    """Symmetric image–text cross-entropy of a similarity matrix, in nats.
+    """Symmetric image–text cross-entropy, in nats, of a similarity matrix ``logits`` `(n, n)`,
+    study × text, scaled by the temperature; ``text_ids`` `(n,)` are equal for equal texts.
 
-    Args:
-        logits: `(n, n)`, study × text, scaled by the temperature.
-        text_ids: `(n,)`, equal where two studies have the same text.
-        targets: ``identity``: study i belongs to text i alone (CLIP, Radford 2021, arXiv
-            2103.00020). ``same_text``: it belongs equally to all copies of its text, whose entropy
-            is subtracted: a perfect encoder reaches 0 (gradient: Khosla 2020, arXiv 2004.11362).
+    ``targets="identity"``: study i belongs to text i alone (CLIP, Radford 2021, arXiv 2103.00020).
+    ``same_text``: it belongs equally to all copies of its text, whose entropy is subtracted: a
+    perfect encoder reaches 0 (gradient: Khosla 2020, arXiv 2004.11362).
     """
     same = torch.eye(len(text_ids), dtype=torch.bool, device=logits.device)
     if targets == "same_text":

@@ -163,16 +163,11 @@ def occlusion_map(
     negative: Sequence[str],
     patch: tuple[int, int] = (6, 9),
 ) -> np.ndarray:
-    """Drop in the score of sentences, against others, when a patch is set to 0, the signal of
-    remote myocardium (Zeiler 2014, arXiv 1311.2901).
+    """Drop in the score of sentences for one study when a patch (height, width) is set to 0, the
+    signal of remote myocardium (Zeiler 2014, arXiv 1311.2901), with a model in eval mode.
 
-    Args:
-        model, tokenizer, study: a model in eval mode, and one study.
-        positive, negative: sentences to look for, and those whose score is subtracted.
-        patch: height and width in pixels of the view.
-
-    Returns:
-        `(slices, height, width)` float32, in logits; positive where a patch supports the sentences.
+    The score of the sentences ``negative`` is subtracted. Returns `(slices, height, width)`
+    float32, in logits; positive where a patch supports the sentences ``positive``.
     """
     images, levels, mask = study
     slices, _, height, width = images.shape[1:]

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from math import asinh
-from multiprocessing import current_process
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -24,7 +23,7 @@ from tqdm.auto import tqdm
 
 from lgekit.anatomy.segments import insertion_points
 from lgekit.cache import replacing
-from lgekit.config import TIMM_NAME
+from lgekit.config import PRESETS, TIMM_NAME
 from lgekit.errors import InputError
 from lgekit.segmentation import slices
 from lgekit.segmentation.slices import ANGLE_CHANNELS, CLASSES, LV_CLASSES
@@ -44,12 +43,11 @@ _STEPS = (torch.arange(DEPTHS)[:, None] + 0.5) * STRETCH
 SAMPLE_DEPTHS = torch.sinh(_STEPS)  # (depth, 1) LV radii from the centre; dense in the wall
 SAMPLE_AREAS = torch.sinh(_STEPS) * torch.cosh(_STEPS)  # (depth, 1), r dr
 COLUMN_ANGLES = torch.arange(ANGLES) * (2 * torch.pi / ANGLES)  # radians, clockwise on the screen
-MOST_NETWORKS = 128  # that are averaged
 DRAWN = 96  # side of the maps that are drawn
 PRESENT = 0.15  # of a study's largest LV area: a slice with less stays as the U-Net drew it
 
-
 Channels = Annotated[int, Field(ge=1, le=1024)]
+Levels = Annotated[tuple[Channels, ...], Field(min_length=1, max_length=8)]
 Share = Annotated[float, Field(ge=0, le=1)]
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)  # of what is read from a file
 
@@ -67,24 +65,11 @@ class HeartSettings:
     wide_share: Share = 0.25  # share of crops of the whole field of view
     learning_rate: PositiveFloat = 2e-3  # peak of the one-cycle schedule
     invented: Share = 0.0  # share of training pictures that are generated from their labels
-    border_channels: Annotated[tuple[Channels, ...], Field(max_length=8)] = (16, 32, 64, 64)
+    border_channels: Levels = (16, 32, 64, 64)
     border_steps: NonNegativeInt = 700  # of the border network's optimiser; 0: no border network
 
 
-HEART_SIZES = {
-    "smoke": HeartSettings(steps=30, learning_rate=3e-3, border_steps=8),
-    "laptop": HeartSettings(),
-    "paper": HeartSettings(
-        encoder="resnet34",
-        decoder=(256, 128, 96, 64),
-        pixels=128,
-        steps=12000,
-        batch=64,
-        learning_rate=1e-3,
-        border_channels=(32, 64, 96, 128),
-        border_steps=6000,
-    ),
-}
+HEART_SIZES = {size: HeartSettings(**changes) for size, changes in PRESETS["hearts"].items()}
 
 
 class SavedHeart(NamedTuple):
@@ -167,13 +152,6 @@ class BorderNetwork(nn.Module):
         return self.head(x)
 
 
-def build_border_network(channels: Sequence[int], seed: int) -> BorderNetwork:
-    """Build a border network with random weights from the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return BorderNetwork(channels).to(memory_format=torch.channels_last)
-
-
 def ring_points(
     centre: Tensor, radius: Tensor, start: Tensor | float = 0.0, mirror: Tensor | float = 1.0
 ) -> Tensor:
@@ -190,7 +168,7 @@ def ring_points(
 
 @torch.inference_mode()
 def refine_borders(
-    networks: nn.ModuleList, images: Tensor, maps: Tensor, centre: Tensor, half_width: Tensor
+    network: nn.Module, images: Tensor, maps: Tensor, centre: Tensor, half_width: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Draw both ventricles of one study again, in polar pictures around what the U-Net drew.
 
@@ -209,9 +187,8 @@ def refine_borders(
     points = ring_points(centre + half_width * middle, half_width * radius)
     pictures = functional.grid_sample(triples, points, align_corners=False)
     pictures = slices.standardise(pictures).contiguous(memory_format=torch.channels_last)
-    output = torch.stack([network(pictures) for network in networks])
-    shares, field = output.split((CLASSES, ANGLE_CHANNELS), dim=2)
-    shares, field = shares.softmax(2).mean(0), field.mean(0)
+    shares, field = network(pictures).split((CLASSES, ANGLE_CHANNELS), dim=1)
+    shares = shares.softmax(1)
     present = radius.square() > PRESENT * radius.square().max()
     column = COLUMN_ANGLES.to(device)
     arms = (SAMPLE_AREAS * SAMPLE_DEPTHS).to(device)  # area times distance
@@ -233,35 +210,34 @@ def refine_borders(
 
 
 class HeartNetwork(nn.Module):
-    """U-Nets and border networks; the outputs of several networks of a kind are averaged.
+    """A U-Net and a border network, with random weights from the seed.
 
-    ``settings`` are those of the first network, ``networks`` are the U-Nets, ``trained_on`` names
-    the cohorts. Without ``borders`` (border networks), the U-Nets' drawing is the result.
+    With ``border_steps=0`` there is no border network: the U-Net's drawing is the result.
+    ``trained_on`` names the cohort.
     """
 
-    def __init__(
-        self,
-        settings: HeartSettings,
-        networks: Iterable[nn.Module],
-        trained_on: Iterable[str] = (),
-        borders: Iterable[nn.Module] = (),
-    ):
+    def __init__(self, settings: HeartSettings, seed: int = 0, trained_on: Iterable[str] = ()):
         super().__init__()
         self.settings, self.trained_on = settings, tuple(trained_on)
-        self.networks, self.borders = nn.ModuleList(networks), nn.ModuleList(borders)
+        # lists of one, after which the weights in files are named
+        self.networks = nn.ModuleList([build_unet(settings, seed)])
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            borders = [BorderNetwork(settings.border_channels)] if settings.border_steps else []
+        self.borders = nn.ModuleList(borders).to(memory_format=torch.channels_last)
         self.eval()
 
     @property
     def device(self) -> torch.device:
         """The device of the weights."""
-        return next(self.networks.parameters()).device
+        return next(self.parameters()).device
 
     @torch.inference_mode()
     def maps(self, crops: Tensor) -> Tensor:
         """Class probabilities and angle field ``(B, 8, h, h)`` of crops in [0, 1]."""
         crops = slices.standardise(crops).contiguous(memory_format=torch.channels_last)
-        raw = torch.stack([network(crops) for network in self.networks])
-        return torch.cat([raw[:, :, :CLASSES].softmax(2), raw[:, :, CLASSES:]], dim=2).mean(0)
+        output = self.networks[0](crops)
+        return torch.cat([output[:, :CLASSES].softmax(1), output[:, CLASSES:]], dim=1)
 
     def predict(self, study: Study) -> Study:
         """Copy a study with predicted labels and landmarks, from its image alone.
@@ -294,9 +270,7 @@ class HeartNetwork(nn.Module):
         try:
             with ThreadPoolExecutor(workers, "", torch.set_num_threads, (inner,)) as pool:
                 found = pool.map(self.predict, cohort.studies)
-                off = current_process().name != "MainProcess"  # bars would overwrite each other
-                bar = tqdm(found, "locating hearts", len(cohort), leave=False, delay=2, disable=off)
-                predicted = list(bar)
+                predicted = list(tqdm(found, "locating hearts", len(cohort), leave=False, delay=2))
         finally:
             torch.set_num_threads(threads)  # of threads that are started from now on
         return Cohort(predicted, "predicted")
@@ -310,8 +284,8 @@ class HeartNetwork(nn.Module):
         width = diameter * self.settings.heart_view / 2
         maps = self._crop_maps(images, centre, width)
         votes = study_votes(maps)
-        if len(self.borders):
-            maps, ring = refine_borders(self.borders, images, maps, centre, width)
+        for border in self.borders:
+            maps, ring = refine_borders(border, images, maps, centre, width)
             votes = votes + BORDER_VOTES * ring
         left = maps[:, LV_CLASSES].sum(1)
         certainty = float(left.square().sum() / left.sum().clamp(min=1e-6))
@@ -341,17 +315,17 @@ class HeartNetwork(nn.Module):
         try:
             text = (Path(folder) / "heart.json").read_bytes()
             settings, names = TypeAdapter(SavedHeart).validate_json(text)
-            weights = read_weights(Path(folder) / "heart.safetensors")
-            kinds = [kind for kind, _ in {tuple(name.split(".")[:2]) for name in weights}]
-            if not 0 < kinds.count("networks") <= len(kinds) <= MOST_NETWORKS:
-                raise ValueError(f"it has {len(kinds)} networks")
-            unets = [build_unet(settings, 0) for _ in range(kinds.count("networks"))]
-            channels = settings.border_channels
-            borders = [build_border_network(channels, 0) for _ in range(kinds.count("borders"))]
-            network = cls(settings, unets, names, borders)
-            network.load_state_dict(weights)
+            network = cls(settings, trained_on=names)
+            network.load_state_dict(read_weights(Path(folder) / "heart.safetensors"))
             return network
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            RuntimeError,
+            SafetensorError,
+        ) as error:
             problem = f"not a heart network: {' '.join(str(error).split())[:200]}"
             remedy = "Give a folder written by HeartNetwork.save, or fit the network again"
             raise InputError(folder, problem, remedy) from error

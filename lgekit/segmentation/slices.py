@@ -85,26 +85,24 @@ class Slices(NamedTuple):
     mirrored: Tensor  # (N,) bool, of the study
     landmark_weight: Tensor  # (N,) confidence of the landmarks, 0 where unknown
     rv_known: Tensor  # (N,) bool, whether the study's labels include the RV
-    cohort: Tensor  # (N,) int64, number of the cohort
 
 
-def collect_slices(cohorts: Iterable[Sequence[Study]]) -> Slices:
+def collect_slices(studies: Iterable[Study]) -> Slices:
     """Collect the slices of all studies that have LV labels; InputError if there are none."""
     parts: list[Slices] = []
     count = 0
-    for number, cohort in enumerate(cohorts):
-        for study in cohort:
-            labels = study.label_map
-            if labels is not None and np.isin(labels, (CAVITY, *WALL_CODES)).any():
-                parts.append(_study_slices(study, labels, number, count))
-                count += labels.shape[2]
+    for study in studies:
+        labels = study.label_map
+        if labels is not None and np.isin(labels, (CAVITY, *WALL_CODES)).any():
+            parts.append(_study_slices(study, labels, count))
+            count += labels.shape[2]
     if not parts:
         remedy = "Give a cohort with masks (phantom:, acdc:, emidec:) to train the heart network on"
-        raise InputError("cohorts", "no study has a label of the left ventricle", remedy)
+        raise InputError("cohort", "no study has a label of the left ventricle", remedy)
     return Slices(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def _study_slices(study: Study, labels: np.ndarray, cohort: int, first: int) -> Slices:
+def _study_slices(study: Study, labels: np.ndarray, first: int) -> Slices:
     frame, images = square_slices(study)
     classes = torch.tensor(NETWORK_CODES, dtype=torch.uint8)[None, labels.astype(int)]
     drawn = frame.to_frame(classes, nearest=True)[0].permute(2, 1, 0).contiguous()
@@ -120,7 +118,6 @@ def _study_slices(study: Study, labels: np.ndarray, cohort: int, first: int) -> 
         "mirrored": landmarks.mirrored,
         "landmark_weight": float(landmarks.confidence) * bool(angles.isfinite().all()),
         "rv_known": bool((labels == RV).any()),
-        "cohort": cohort,
     }
     tensors = {name: torch.as_tensor(value) for name, value in per_study.items()}
     around = torch.arange(count)[:, None] + torch.tensor([-1, 0, 1])

@@ -1,7 +1,7 @@
 """Train, measure and cache the heart network."""
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,6 @@ from lgekit.anatomy.segments import ANTERIOR_RVIP_DEG, known_landmarks, to_frame
 from lgekit.cache import accelerator, code_version, compute_once
 from lgekit.config import FitSettings
 from lgekit.data.phantom import phantom_cohort
-from lgekit.errors import InputError
 from lgekit.segmentation import model as networks
 from lgekit.segmentation import slices as grids
 from lgekit.segmentation.model import HEART_SIZES, HeartNetwork, HeartSettings, with_labels
@@ -135,53 +134,44 @@ def minimise(
 
 
 def fit_heart_network(
-    cohorts: Sequence[Cohort],
-    size: str = "laptop",
+    cohort: Cohort,
+    settings: HeartSettings,
     seed: int = 0,
     init: HeartNetwork | None = None,
     progress: bool = True,
-    **changes,
 ) -> HeartNetwork:
-    """Train a heart network on all studies of some cohorts that have LV labels.
+    """Train a heart network on all studies of a cohort that have LV labels.
 
-    Each cohort is drawn in proportion to the fourth root of its slices, so that small cohorts are
-    not swamped by the phantom. With ``init``, training starts from its first networks and its
-    settings, and studies without RV labels get the RV that ``init`` draws, so that it is not
-    forgotten. ``changes`` are fields of `HeartSettings`.
+    With ``init``, of the same architecture, training starts from its weights, and studies without
+    RV labels get the RV that it draws, so that it is not forgotten.
     """
-    settings = replace(init.settings if init else HEART_SIZES[size], **changes)
     device = accelerator()
-    studies = [[with_drawn_rv(study, init) for study in one.studies] for one in cohorts]
+    studies = [with_drawn_rv(study, init) for study in cohort.studies]
     slices = Slices(*(tensor.to(device) for tensor in grids.collect_slices(studies)))
+    kind = cohort.name.partition(":")[0]  # without its folder
+    network = HeartNetwork(settings, seed, [kind]).to(device).train()
+    if init is not None:
+        network.load_state_dict(init.state_dict())
 
-    def train(network, points_of, planes, usable, batch, steps, name):
-        counts = torch.bincount(slices.cohort[usable], minlength=len(cohorts)).clamp(min=1)
-        chance = usable * counts[slices.cohort].float() ** -0.75
+    def train(part, points_of, planes, usable, batch, steps, name):
         rng = torch.Generator(device).manual_seed(seed)
 
         def loss_of(_: int) -> Tensor:
-            chosen = torch.multinomial(chance, batch, replacement=True, generator=rng)
+            chosen = torch.multinomial(usable.float(), batch, replacement=True, generator=rng)
             points = points_of(Slices(*(one[chosen] for one in slices)), settings, rng)
             examples = draw_examples(slices, planes[chosen], points, settings.invented, rng)
-            return heart_loss(network(examples.pictures), examples)
+            return heart_loss(part(examples.pictures), examples)
 
-        weights, rate = network.parameters(), settings.learning_rate
+        weights, rate = part.parameters(), settings.learning_rate
         minimise(weights, loss_of, steps, rate, name, progress)
 
-    unet, borders = networks.build_unet(settings, seed).to(device), []
-    if init is not None:
-        unet.load_state_dict(init.networks[0].state_dict())
+    (unet,), steps = network.networks, settings.border_steps
     own, every = slices.neighbours[:, 1:2], slices.radius >= 0
     train(unet, crop_points, own, every, settings.batch, settings.steps, "heart network")
-    if settings.border_steps:
-        border = networks.build_border_network(settings.border_channels, seed).to(device)
-        if init is not None and len(init.borders):
-            border.load_state_dict(init.borders[0].state_dict())
-        large, steps = slices.radius > SMALLEST, settings.border_steps
+    for border in network.borders:
+        large = slices.radius > SMALLEST
         train(border, polar_points, slices.neighbours, large, 16, steps, "border network")
-        borders.append(border)
-    names = [cohort.name.partition(":")[0] for cohort in cohorts]  # the kind, not its folder
-    return HeartNetwork(settings, [unet], names, borders).to("cpu")
+    return network.eval().to("cpu")
 
 
 def with_drawn_rv(study: Study, network: HeartNetwork | None) -> Study:
@@ -270,28 +260,23 @@ def heart_network(
 
     It outlines the studies that it has seen better than others.
     """
-    if all(study.label_map is None for study in cohort.studies):
-        remedy = "Give studies with masks, or use base_network."
-        raise InputError(cohort.name, "no study has a label of the left ventricle", remedy)
-    base = base_network(settings, progress)
-    return _fitted(cohort, settings, steps, base, progress)
+    return _fitted(cohort, settings, steps, base_network(settings, progress), progress)
 
 
 def _fitted(
     cohort: Cohort, settings: FitSettings, steps: int, init: HeartNetwork | None, progress: bool
 ) -> HeartNetwork:
     """Train on a cohort, or take the weights from the cache."""
-    landmarks = [repr(study["landmarks"]) for study in cohort.studies]
-    start = "" if init is None else weights_fingerprint(init)
-    key: tuple = cohort.fingerprint, landmarks, start, code_version(*ROOMS)
+    size = HEART_SIZES[settings.heart_size]
     # without a real study of its kind, learn shapes, not the look of phantoms
     invented = 0.0 if init else SYNTHETIC_SHARE
-    border_steps = min(steps, HEART_SIZES[settings.heart_size].border_steps)
-    changes: dict[str, Any] = {"steps": steps, "border_steps": border_steps, "invented": invented}
-    changes["encoder"] = settings.encoder
+    changes: dict[str, Any] = {"steps": steps, "border_steps": min(steps, size.border_steps)}
+    own = replace(size, encoder=settings.encoder, invented=invented, **changes)
     seed = settings.seed if settings.heart_seed < 0 else settings.heart_seed
-    key, size = (*key, settings.heart_size, seed, changes), settings.heart_size
-    return compute_once(key, fit_heart_network, [cohort], size, seed, init, progress, **changes)
+    landmarks = [repr(study["landmarks"]) for study in cohort.studies]
+    start = "" if init is None else weights_fingerprint(init)
+    key = cohort.fingerprint, landmarks, start, own, seed, code_version(*ROOMS)
+    return compute_once(key, fit_heart_network, cohort, own, seed, init, progress)
 
 
 def locate(cohort: Cohort, network: HeartNetwork) -> Cohort:

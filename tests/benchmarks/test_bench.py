@@ -27,6 +27,7 @@ from lgekit.findings import Findings, draw_scar
 from lgekit.reports.reader import read
 from lgekit.reports.writer import report_texts
 from lgekit.scars.transforms import ScarPainter
+from lgekit.segmentation.model import HeartSettings
 from lgekit.segmentation.train import fit_heart_network
 from lgekit.study import Cohort
 
@@ -138,7 +139,7 @@ def test_predict(record, monkeypatch):
     texts = [one for study in cohort.studies for one in report_texts(study["report"])]
     tokenizer = ReportTokenizer.train(texts, settings.longest_text)
     networks = [(CoCa(settings, tokenizer).eval(), tokenizer)]
-    heart = fit_heart_network([cohort], steps=60, border_steps=60, progress=False)
+    heart = fit_heart_network(cohort, HeartSettings(steps=60, border_steps=60), progress=False)
     without = Detector(settings, networks, None, Calibration())
     monkeypatch.setattr("lgekit.segmentation.model.MIN_CERTAINTY", 0.0)
 

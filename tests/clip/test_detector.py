@@ -29,8 +29,7 @@ from lgekit.findings import DEPTHS, LEVELS, WALLS
 from lgekit.study import Cohort, Study
 
 EMIDEC = Path(__file__).parents[3] / "shared" / "data" / "emidec"
-QUICK = {"epochs": 1, "width": 16}
-QUICK |= {"synthetic_per_real": 0.5}
+QUICK = {"epochs": 1, "width": 16, "synthetic_per_real": 0.5}
 SCAR, NONE = "Scar of the inferior wall.", "No late gadolinium enhancement."
 pytestmark = pytest.mark.usefixtures("own_cache")
 

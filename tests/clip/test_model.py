@@ -1,7 +1,5 @@
 """The network: parity with open_clip, any number of slices, first weights, saving."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch.nn import functional
@@ -9,16 +7,10 @@ from toys import settings
 
 from lgekit.anatomy.frame import View
 from lgekit.clip.data import batch_of
-from lgekit.clip.model import (
-    CoCa,
-    ImageEncoder,
-    PolarEncoder,
-    ReportTokenizer,
-    StudyEncoder,
-)
+from lgekit.clip.model import CoCa, ImageEncoder, PolarEncoder, ReportTokenizer, StudyEncoder
 from lgekit.config import FitSettings, read_changes, size_settings
 from lgekit.errors import InputError
-from lgekit.segmentation.model import HEART_SIZES, build_unet
+from lgekit.segmentation.model import HeartSettings, build_unet
 
 BOTH = torch.arange(2)
 TEXTS = [
@@ -111,7 +103,7 @@ def test_polar_encoder_rotates_with_the_heart_and_encodes_slices_apart(monkeypat
 
 @pytest.mark.parametrize("name", ["regnetx_002", "convnext_atto", "densenet121"])
 def test_image_view_starts_from_a_segmentation_encoder(tokenizer, name):
-    heart_settings = replace(HEART_SIZES["smoke"], encoder=name)
+    heart_settings = HeartSettings(encoder=name)
     unet = build_unet(heart_settings, 5).eval()
     model, picture = make(tokenizer, view="image", encoder=name), torch.randn(2, 1, 64, 64)
     model.visual.load_segmentation(unet.encoder.state_dict())
