@@ -65,7 +65,7 @@ weights: setup   ## train the heart network and the detector in the package agai
 wheel: setup     ## build dist/lgekit-*.whl, and predict with it in a fresh environment
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
-	WHEEL=$$(echo $(CURDIR)/dist/*.whl) $(BIN)/pytest tests/test_wheel.py -m slow
+	WHEEL=$$(echo $(CURDIR)/dist/*.whl) $(BIN)/pytest tests/test_wheel.py -m slow -s
 
 clean:           ## remove the environment, the runs and the caches; grids, figures and notebooks stay
 	rm -rf .venv _site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
