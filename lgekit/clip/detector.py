@@ -127,7 +127,7 @@ class SavedDetector(BaseModel):
     model_config = STRICT
     settings: FitSettings
     networks: int = Field(ge=1, le=128)
-    calibration: Calibration
+    platt: Calibration
     histories: list[dict[str, list[float]]]
     sha256: dict[str, str]  # see `digests`
 
@@ -256,9 +256,9 @@ class Detector:
     ) -> pd.DataFrame:
         """The columns of `predict`, from a reading."""
         known = self.calibration
-        wall_pairs = np.array(known.walls).T
-        present, each = probability(reading.slices, known.presence), reading.slice_walls
-        each, by_wall = probability(each, wall_pairs), probability(reading.walls, wall_pairs)
+        present = probability(reading.slices, known.slices)
+        by_wall = probability(reading.walls, np.array(known.walls).T)
+        each = probability(reading.slice_walls, np.array(known.slice_walls).T)
         table = pd.DataFrame({"study_id": [study["study_id"] for study in located]})
         table["p_lge"] = probability(reading.presence, known.presence)
         table[[f"p_{wall}" for wall in WALLS]] = by_wall
@@ -333,7 +333,7 @@ class Detector:
         about = {
             "settings": self.settings.model_dump(),
             "networks": len(self.networks),
-            "calibration": asdict(self.calibration),
+            "platt": asdict(self.calibration),
             "histories": [history.to_dict("list") for history in self.histories],
         }
         (folder / "detector.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -375,7 +375,7 @@ class Detector:
             raise InputError(part, f"not a detector: {problem}", remedy) from error
         heart = HeartNetwork.load(folder / "heart") if settings.needs_heart else None
         histories = [pd.DataFrame(history) for history in saved.histories]
-        return cls(settings, networks, heart, saved.calibration, histories, held_out)
+        return cls(settings, networks, heart, saved.platt, histories, held_out)
 
 
 CARD = Path(__file__).with_name("model_card.md").read_text("utf-8")

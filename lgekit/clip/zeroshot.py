@@ -112,14 +112,21 @@ def read_studies(
 
 
 Platt = tuple[float, float]  # slope and offset
+SixPlatts = Annotated[Sequence[Platt], Field(min_length=6, max_length=6)]  # of the walls
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Platt scaling (Platt 1999): probability = sigmoid(slope · score + offset)."""
+    """Platt scaling (Platt 1999): probability = sigmoid(slope · score + offset).
 
-    presence: Platt = (1.0, 0.0)  # of a study, and of each of its slices
-    walls: Annotated[Sequence[Platt], Field(min_length=6, max_length=6)] = ((1.0, 0.0),) * 6
+    No report says which slices have scar: the largest score among the slices of a study is
+    calibrated on what its report says, as in multiple-instance learning.
+    """
+
+    presence: Platt = (1.0, 0.0)  # of a study
+    walls: SixPlatts = ((1.0, 0.0),) * 6
+    slices: Platt = (1.0, 0.0)  # of each slice, read alone
+    slice_walls: SixPlatts = ((1.0, 0.0),) * 6
 
     @classmethod
     def fit(cls, reading: Reading, reports: Iterable[str]) -> Calibration:
@@ -127,12 +134,15 @@ class Calibration:
 
         A report of scar without a place does not calibrate the walls.
         """
-        found = [read_report(report) for report in reports]
-        present = np.array([one.present for one in found], bool)
-        said = np.array([[wall in one.walls for one in found] for wall in WALLS], bool)
+        read = [read_report(report) for report in reports]
+        present = np.array([one.present for one in read], bool)
+        said = np.array([[wall in one.walls for one in read] for wall in WALLS], bool)
         placed = said.any(0) | ~present
-        own = zip(reading.walls[placed].T, said[:, placed], strict=True)
-        return cls(platt(reading.presence, present), [platt(*pair) for pair in own])
+        largest, found = np.nanmax(reading.slices, 1), []
+        for scores in (reading.walls, np.nanmax(reading.slice_walls, 1)):
+            own = zip(scores[placed].T, said[:, placed], strict=True)
+            found.append([platt(*pair) for pair in own])
+        return cls(platt(reading.presence, present), found[0], platt(largest, present), found[1])
 
 
 def platt(scores: np.ndarray, truth: np.ndarray) -> Platt:

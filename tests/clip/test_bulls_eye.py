@@ -75,7 +75,7 @@ def detector(**changes):
     """Its calibration doubles the scores of the inferior wall and triples those of slices."""
     pairs = tuple((2.0 if wall == "inferior" else 1.0, 0.0) for wall in WALLS)
     own = size_settings("smoke", masks="true", **changes)
-    return Detector(own, [], None, Calibration((3.0, 0.0), pairs))
+    return Detector(own, [], None, Calibration(slices=(3.0, 0.0), slice_walls=pairs))
 
 
 def predicted(detector, study, walls, present, attention):

@@ -225,7 +225,7 @@ def not_finite(file: Path) -> None:
 
 def change_calibration(file: Path, pair: list[float]) -> None:
     about = json.loads(file.read_text())
-    about["calibration"]["presence"] = pair
+    about["platt"]["presence"] = pair
     file.write_text(json.dumps(about))
 
 

@@ -85,14 +85,15 @@ def test_platt_scaling_puts_one_half_between_the_classes():
 
 def test_a_report_of_scar_without_a_place_does_not_calibrate_the_walls():
     scores = np.array([-1.0, -0.5, 3.0, 4.0])
-    blank = np.zeros((4, 1))
-    walls = np.stack([scores] * 6, 1)
-    reading = Reading(scores, walls, blank, blank, blank, blank[..., None], blank)
-    none, inferior = "No late enhancement.", "Transmural scar of the inferior wall."
-    placed = Calibration.fit(reading, [none, none, inferior, inferior])
-    vague = Calibration.fit(reading, [none, none, inferior, "There is scar."])
+    blank, walls = np.zeros((4, 1)), np.stack([scores] * 6, 1)
+    each = np.stack([scores, scores - 9, 0 * scores + np.nan], 1)  # the last is padding
+    reading = Reading(scores, walls, blank, blank, each, each[..., None] * np.ones(6), blank)
+    none, scar = "No late enhancement.", "Transmural scar of the inferior wall."
+    placed = Calibration.fit(reading, [none, none, scar, scar])
+    vague = Calibration.fit(reading, [none, none, scar, "There is scar."])
     for fitted in (placed, vague):
-        pairs = fitted.presence, fitted.walls[WALLS.index("inferior")]
+        inferior = WALLS.index("inferior")
+        pairs = fitted.presence, fitted.walls[inferior], fitted.slices, fitted.slice_walls[inferior]
         found = [probability(scores, pair) > 0.5 for pair in pairs]
         assert all(one.tolist() == [False, False, True, True] for one in found)
         assert fitted.walls[WALLS.index("anterior")] == (1.0, 0.0)
