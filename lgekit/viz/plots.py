@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.transforms import Bbox
@@ -264,18 +264,23 @@ def show_studies(
 
 
 def show_images(
-    images: Mapping[str, Any] | pd.DataFrame, columns: int = 4, cmap: str = "gray", unit: str = ""
+    images: Mapping[str, Any] | pd.DataFrame, columns: int = 4, cmap: Any = "gray", unit: Any = ""
 ) -> Figure:
-    """Images (caption → image, or a `pixel_table`), each in its own scale; with a unit, in one."""
+    """Images (caption → image, or a `pixel_table`), each in its own scale; with a unit, in one.
+    With label maps, ``unit`` maps the names of their codes 0, 1, … to colours."""
     shown = images_from_table(images) if isinstance(images, pd.DataFrame) else dict(images)
     height = max(image.shape[1] / image.shape[0] for image in shown.values())
     figure, axes = captioned(shown, columns, height)
     extremes = [np.nanpercentile(image, [0, 100]) for image in shown.values()]
     limits = (np.min(extremes), np.max(extremes)) if unit else None
+    if names := not isinstance(unit, str):
+        cmap, limits = ListedColormap([*unit.values()]), (-0.5, len(unit) - 0.5)
     for axis, image in zip(axes, shown.values(), strict=False):
         drawn = show_pixels(axis, image, cmap, limits)
     if unit:
-        figure.colorbar(drawn, ax=axes, label=unit, shrink=0.8)
+        bar = figure.colorbar(drawn, ax=axes, label="" if names else unit, shrink=0.8)
+    if names:
+        bar.set_ticks(range(len(unit)), labels=unit)
     return closed(figure)
 
 
@@ -353,12 +358,7 @@ def pipeline(table: pd.DataFrame) -> Figure:
         if scar is not None:  # unknown without a mask
             axis.contour(scar.T, [0.5], colors=TISSUE_COLOURS[SCAR], linewidths=1)
         if ratios[-1] > 2:  # the unrolled wall, which starts at the anterior insertion point
-            places = (np.arange(6) + 0.5) * image.shape[0] / 6 - 0.5
-            axis.axis("on")
-            axis.spines[:].set_visible(False)
-            axis.set_xticks(places, (*WALLS[1:], WALLS[0]), fontsize=6)
-            axis.set_yticks([0, image.shape[1] - 1], ["cavity", "outside"], fontsize=6)
-            axis.tick_params(length=0, pad=1)
+            name_walls(axis, image)
     figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, label="drop in score (logits)")
     return closed(figure)
 
