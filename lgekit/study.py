@@ -37,6 +37,11 @@ class Landmarks:
     confidence: float = 1.0  # 0: a guess, 1: certain
 
     @property
+    def angles(self) -> np.ndarray:
+        """Both angles, ``(2,)``: anterior, inferior."""
+        return np.array([self.anterior_rvip_deg, self.inferior_rvip_deg])
+
+    @property
     def mirrored(self) -> bool:
         """True if anterior → septum → inferior runs clockwise: a mirrored standard display."""
         return bool((self.anterior_rvip_deg - self.inferior_rvip_deg) % 360 < 180)

@@ -150,10 +150,7 @@ def manifest(path: str) -> Listing:
 def study_of_row(
     row: dict[str, str], root: Path, where: str, any_report: bool = False, **facts: Any
 ) -> Listing:
-    """List the study of a row with `COLUMNS` and `LANDMARK_COLUMNS`, and the faults of the row.
-
-    Paths are from ``root``. ``facts`` are further fields of the `Entry`.
-    """
+    """List the study of a row and its faults; ``facts`` are further fields of the `Entry`."""
     row = dict.fromkeys(COLUMNS + LANDMARK_COLUMNS, "") | row
     name, source, findings = row["study_id"], row["report_source"], row["findings"]
     if not name or name[0] == "." or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):

@@ -119,10 +119,7 @@ def with_truth(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
 def f1(
     truth: pd.DataFrame, read: pd.DataFrame, patients: ArrayLike, seed: int = 0
 ) -> dict[str, float]:
-    """Compute F1 over studies × columns (presence or walls), among studies of known truth.
-
-    F1 = 2 TP / (2 TP + FP + FN), van Rijsbergen 1979, ch. 7; NaN if nothing is true.
-    """
+    """Compute F1 (van Rijsbergen 1979, ch. 7) of presence or walls; NaN if nothing is true."""
     known = truth.notna().all(axis=1).to_numpy() & bool(truth.eq(True).any(axis=None))
     expected, found = truth[known].to_numpy(bool), read[known].to_numpy(bool)
     both, either = (expected & found).sum(1), expected.sum(1) + found.sum(1)

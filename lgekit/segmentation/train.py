@@ -181,15 +181,12 @@ def with_drawn_rv(study: Study, network: HeartNetwork | None) -> Study:
         return study
     drawn = network.predict(study).label_map
     with_rv = np.where((labels == BACKGROUND) & (drawn == RV), RV, labels)
-    landmarks = study["landmarks"] or UNKNOWN  # a drawn RV does not show a mirrored study
-    return with_labels(study, with_rv, landmarks)
+    # without landmarks of its own: a drawn RV does not show whether a study is mirrored
+    return with_labels(study, with_rv, study["landmarks"] or UNKNOWN)
 
 
 def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
-    """Turn a study with landmarks counter-clockwise about its middle, then mirror it or not.
-
-    Image, labels and landmarks move together, to a larger isotropic square.
-    """
+    """Turn a study counter-clockwise about its middle, in a larger square, then mirror it or not."""
     first = (180 - ANTERIOR_RVIP_DEG if mirror else ANTERIOR_RVIP_DEG) - degrees
     pose = Landmarks(first, first - 120 if mirror else first + 120)  # brought to the frame's pose
     side = 1.2 * float(np.max(np.array(study.spatial_shape[:2]) * study.spacing_mm[:2]))
@@ -197,9 +194,7 @@ def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
     frame = standard.find_frame(Study(**{**study, "landmarks": pose}))
     frame = replace(frame, centre=(np.array(study.spatial_shape[:2]) - 1) / 2)
     turned, known = frame.apply(copy.deepcopy(study)), study["landmarks"]
-    points = np.array([known.anterior_rvip_deg, known.inferior_rvip_deg])
-    anterior, inferior = to_frame_deg(points, pose).tolist()
-    turned["landmarks"] = Landmarks(anterior, inferior, known.confidence)
+    turned["landmarks"] = Landmarks(*to_frame_deg(known.angles, pose).tolist(), known.confidence)
     return turned
 
 

@@ -352,13 +352,8 @@ def pipeline(table: pd.DataFrame) -> Figure:
         drawn = show_pixels(axis, drop, EVIDENCE, (0, strongest))
         if scar is not None:  # unknown without a mask
             axis.contour(scar.T, [0.5], colors=TISSUE_COLOURS[SCAR], linewidths=1)
-        if ratios[-1] > 2:  # the unrolled wall, which starts at the anterior insertion point
-            places = (np.arange(6) + 0.5) * image.shape[0] / 6 - 0.5
-            axis.axis("on")
-            axis.spines[:].set_visible(False)
-            axis.set_xticks(places, (*WALLS[1:], WALLS[0]), fontsize=6)
-            axis.set_yticks([0, image.shape[1] - 1], ["cavity", "outside"], fontsize=6)
-            axis.tick_params(length=0, pad=1)
+        if ratios[-1] > 2:  # the unrolled wall
+            name_walls(axis, image)
     figure.colorbar(drawn, ax=axes, location="bottom", shrink=0.5, label="drop in score (logits)")
     return closed(figure)
 
