@@ -128,10 +128,6 @@ class Cohort(tio.SubjectsDataset):
         truth = (study["findings"] for study in self.studies)
         self.manifest["scar"] = [None if found is None else found.present for found in truth]
 
-    if TYPE_CHECKING:
-
-        def __getitem__(self, index: int) -> Study: ...
-
     def example(self) -> Study:
         """Return the first study by id with scar in 1-3 walls, else in more, else any."""
 

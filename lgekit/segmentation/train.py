@@ -186,7 +186,7 @@ def with_drawn_rv(study: Study, network: HeartNetwork | None) -> Study:
 
 
 def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
-    """Turn a study counter-clockwise about its middle, in a larger square, then mirror it or not."""
+    """Turn a study counter-clockwise about its middle and maybe mirror it, on a larger square."""
     first = (180 - ANTERIOR_RVIP_DEG if mirror else ANTERIOR_RVIP_DEG) - degrees
     pose = Landmarks(first, first - 120 if mirror else first + 120)  # brought to the frame's pose
     side = 1.2 * float(np.max(np.array(study.spatial_shape[:2]) * study.spacing_mm[:2]))
@@ -194,7 +194,8 @@ def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
     frame = standard.find_frame(Study(**{**study, "landmarks": pose}))
     frame = replace(frame, centre=(np.array(study.spatial_shape[:2]) - 1) / 2)
     turned, known = frame.apply(copy.deepcopy(study)), study["landmarks"]
-    turned["landmarks"] = Landmarks(*to_frame_deg(known.angles, pose).tolist(), known.confidence)
+    anterior, inferior = to_frame_deg(known.angles, pose).tolist()
+    turned["landmarks"] = Landmarks(anterior, inferior, known.confidence)
     return turned
 
 
