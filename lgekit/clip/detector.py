@@ -243,11 +243,7 @@ class Detector:
         return mean.by_slices() if self.settings.scored == "slices" else mean
 
     def table(
-        self,
-        located: Sequence[Study],
-        views: Sequence[View],
-        reading: Reading,
-        captions: Sequence[str],
+        self, located: Sequence[Study], views: Sequence[View], reading: Reading, captions: list[str]
     ) -> pd.DataFrame:
         """The columns of `predict`, from a reading."""
         known = self.calibration

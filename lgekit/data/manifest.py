@@ -119,10 +119,7 @@ def parse_landmarks(angles: Sequence[str], confidence: str, where: str) -> Landm
 
 
 def parse_report(cell: str, root: Path, source: str, any_report: bool, where: str) -> str:
-    """The report in a cell of a table, or in the ``.txt`` file that it names from ``root``.
-
-    An empty cell needs a reason, its ``report_source``, if ``any_report`` of the table is given.
-    """
+    """The report in a cell, or in the ``.txt`` file that it names; an empty one needs a reason."""
     if source and source not in REPORT_SOURCES:
         remedy = f"Use one of {', '.join(REPORT_SOURCES)}"
         raise InputError(where, f"unknown report_source {source!r}", remedy)

@@ -340,11 +340,9 @@ def corrupt_findings(findings: Findings, rng: np.random.Generator, rate: float) 
 def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     """Return the training texts of a report: first the fullest (the caption), then others.
 
-    Args:
-        mode: ``report``: the whole report. ``lge_statement``: its sentences on enhancement.
-            ``findings`` [O]: what `read_report` finds, in fixed words: all of it, and each wall,
-            level and depth alone. So studies share texts, and every prompt of `prompt_sets` is
-            a training text.
+    ``mode`` is ``report``: the whole report, ``lge_statement``: its sentences on enhancement, or
+    ``findings`` [O]: what `read_report` finds, in fixed words: all of it, and each wall, level and
+    depth alone. So studies share texts, and every prompt of `prompt_sets` is a training text.
     """
     if mode == "report":
         return (report.strip(),)

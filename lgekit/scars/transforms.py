@@ -268,10 +268,7 @@ class ScarPainter:
         return _with_scar(deepcopy(self.study), found, own_seed, *painted)
 
     def draw(self, rng: np.random.Generator):
-        """Draw findings that fit this study, and paint them.
-
-        Returns the findings, the seed with which :meth:`paint` paints them, image and labels.
-        """
+        """Draw findings that fit, and paint them: findings, seed of `paint`, image, labels."""
         for _ in range(FINDINGS_DRAWN):
             found, seed = self.fit(draw_findings(rng)), int(rng.integers(2**31))
             with suppress(InputError):

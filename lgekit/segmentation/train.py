@@ -29,7 +29,6 @@ SMALLEST = 0.025  # LV radius that a slice needs to train the border network, sq
 SYNTHETIC_SHARE = 0.5  # of the pictures, if a network learns from other cohorts [O]
 ROOMS = ("anatomy", "data", "segmentation")  # whose code decides what is cached
 BASE_SETTINGS = ("heart_size", "heart_phantom", "heart_base_steps", "heart_seed", "encoder")
-BASE = {name: FitSettings.model_fields[name].default for name in BASE_SETTINGS}
 
 
 class Examples(NamedTuple):
@@ -134,11 +133,7 @@ def minimise(
 
 
 def fit_heart_network(
-    cohort: Cohort,
-    settings: HeartSettings,
-    seed: int = 0,
-    init: HeartNetwork | None = None,
-    progress: bool = True,
+    cohort: Cohort, settings: HeartSettings, seed: int, init: HeartNetwork | None, progress: bool
 ) -> HeartNetwork:
     """Train a heart network on all studies of a cohort that have LV labels.
 
@@ -224,9 +219,8 @@ def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0)
             a, b = (np.isin(np.asarray(one.label_map), codes) for one in (study, drawn))
             row[f"dice_{name}"] = 2 * (a & b).sum() / (a.sum() + b.sum()) if a.any() else np.nan
         truth, landmarks = rotated["landmarks"], found["landmarks"]
-        for name in ("anterior", "inferior"):
-            true, voted = (getattr(one, f"{name}_rvip_deg") for one in (truth, landmarks))
-            row[f"{name}_error_deg"] = abs((voted - true + 180) % 360 - 180)
+        errors = abs((landmarks.angles - truth.angles + 180) % 360 - 180)
+        row["anterior_error_deg"], row["inferior_error_deg"] = errors
         known = np.isfinite(truth.anterior_rvip_deg)
         row["mirror_right"] = float(landmarks.mirrored == truth.mirrored) if known else np.nan
         row["confidence"] = landmarks.confidence
@@ -243,7 +237,7 @@ def weights_fingerprint(network: HeartNetwork) -> str:
 
 def base_network(settings: FitSettings, progress: bool = True) -> HeartNetwork:
     """The heart network of phantoms alone: by the default settings, the one in the package."""
-    if all(getattr(settings, name) == value for name, value in BASE.items()):
+    if all(getattr(settings, name) == getattr(FitSettings(), name) for name in BASE_SETTINGS):
         return HeartNetwork.load(networks.WEIGHTS / "heart")
     phantoms = phantom_cohort(settings.heart_phantom, seed=7919)
     return _fitted(phantoms, settings, settings.heart_base_steps, None, progress)
