@@ -15,7 +15,7 @@ _NAMES = {
     "errors": "InputError",
     "study": "Study Cohort Landmarks",
     "findings": "Scar Findings WALLS LEVELS DEPTHS draw_scar",
-    "config": "FitSettings size_settings read_changes PLAIN_CLIP",
+    "config": "FitSettings size_settings read_changes PLAIN_CLIP FROM_BUILTIN",
     "anatomy.frame": "StandardizeShortAxis",
     "anatomy.segments": "segment_map findings_from_labels wall_depth",
     "reports.reader": "read_report lge_statement",

@@ -32,6 +32,8 @@ Repo = Annotated[str, argument(help="Hugging Face hub repository, OWNER/NAME.")]
 Model = Annotated[Path | None, option(help="Fitted model whose heart network is used.")]
 Pixels = Annotated[int, option(min=16, help="Side of the square frame in pixels.")]
 AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold from inner folds.")]
+START_HELP = "builtin: the detector in the package (default at size laptop), or scratch."
+Start = Annotated[str, option("--from", help=START_HELP, show_default=False)]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set epochs=10.")]
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
 Strict = Annotated[bool, option("--strict", help="Stop at a study that cannot be read.")]
@@ -203,18 +205,26 @@ def fit(
     all_studies: AllStudies = False,
     size: Size = "laptop",
     seed: Seed = 0,
+    start: Start = "",
     changes: Changes = None,
 ) -> None:
     """Train the full method on the reports: synthetic scars, CLIP and captions.
 
     Example: lgekit fit emidec:data/emidec my_model --all
     """
+    from lgekit.clip.fit import packaged_networks
     from lgekit.clip.model import ImageEncoder
 
-    settings = lk.size_settings(size, **{"seed": seed, **lk.read_changes(changes or [])})
+    start = start or ("builtin" if size == "laptop" else "scratch")
+    if start not in ("builtin", "scratch"):
+        raise InputError("--from", f"unknown start {start!r}", "Use builtin or scratch")
+    preset = lk.FROM_BUILTIN if start == "builtin" else {}
+    settings = lk.size_settings(size, **{"seed": seed, **preset, **lk.read_changes(changes or [])})
     cache.cache_folder()
-    ImageEncoder(settings)  # fails now if timm has no such encoder
     refuse_existing(model_dir)
+    ImageEncoder(settings)  # fails now if timm has no such encoder
+    if settings.encoder_init == "builtin":
+        packaged_networks(settings)  # likewise if its shape is another
     studies = lk.read_cohort(spec)
     typer.echo(lk.tables.cohort_summary(studies))
     fitted = lk.fit_detector(studies, settings, all_studies)

@@ -33,7 +33,9 @@ class FitSettings(BaseModel):
     view: Literal["polar", "image"] = "polar"  # [O] polar: the myocardium unrolled
     synthetic_per_real: float = Field(default=1.0, ge=0, le=16)  # [P] per real study and epoch
     caption_weight: float = Field(default=1.0, ge=0)  # [P] captioning loss; 0: contrastive only
-    encoder_init: Literal["segmentation", "random"] = "segmentation"  # [S] slice encoder's start
+    # [S] slice encoder's start; [O] builtin: the whole image tower of the detector in the package,
+    # and with text=findings its text tower too
+    encoder_init: Literal["segmentation", "random", "builtin"] = "segmentation"
     targets: Literal["same_text", "identity"] = "same_text"  # [O] same text: positive pair
     text: Literal["report", "lge_statement", "findings"] = "findings"  # [O] see `report_texts`
     # [O] taught: reports and sentences are read by a text tower that has learned their language
@@ -133,6 +135,7 @@ def read_changes(words: Sequence[str]) -> dict[str, str]:
 PRESETS = tomllib.loads(Path(__file__).with_name("presets.toml").read_text("utf-8"))
 SIZES = {size: FitSettings(**changes) for size, changes in PRESETS["sizes"].items()}
 PLAIN_CLIP: dict[str, Any] = PRESETS["plain_clip"]  # CLIP without any domain knowledge
+FROM_BUILTIN: dict[str, Any] = PRESETS["from_builtin"]  # start from the detector in the package
 
 
 def size_settings(size: str, /, **changes: Any) -> FitSettings:

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from command_line import lgekit, refused
 from safetensors.numpy import load_file
 from scipy.special import logit
@@ -52,6 +53,25 @@ def test_predict_builtin_needs_no_fit(phantoms, tmp_path):
     marks = pd.read_csv(tmp_path / "frame" / "landmarks.csv")
     assert done.returncode == 0 and (marks["located_by"] == "network").all()
     refused("predict", "built-in", spec, tmp_path / "no.csv", mentions="or builtin")
+
+
+def test_a_fit_starts_from_the_detector_in_the_package(phantoms, tmp_path):
+    lk.write_manifest(phantoms.split("train"), tmp_path / "train")
+    command = ["fit", f"manifest:{tmp_path}/train/manifest.csv", tmp_path / "model"]
+    refused(*command, mentions="--all")  # there is no split validation
+    for setting, mentioned in (("width=48", "width"), ("view=image", "--from scratch")):
+        refused(*command, "--set", setting, mentions=mentioned)
+    refused(*command, "--from", "nothing", mentions="nothing")
+    valid = [Study(**{**one, "split": "validation"}) for one in phantoms.split("test").studies]
+    both = Cohort(phantoms.split("train").studies + valid, "train and validation")
+    still = {"epochs": 1, "learning_rate": 1e-9, "synthetic_per_real": 0, "models": 1}
+    theirs = lk.Detector.load("builtin").networks[0][0].state_dict()
+    for text, other in (("findings", set()), ("report", {"text.token_embedding.weight"})):
+        own = lk.size_settings("laptop", **lk.FROM_BUILTIN | still, text=text, text_init="random")
+        weights = lk.fit_detector(both, own, progress=False).networks[0][0].state_dict()
+        kept = {n for n in weights if torch.equal(weights[n].half(), theirs[n].half())}
+        assert {n for n in weights if n.startswith("visual.") or not other} <= kept
+        assert not kept & other
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from lgekit import cache
 from lgekit.anatomy.frame import EVEN_INSIDE, EVEN_OUTSIDE, INSIDE, OUTSIDE
 from lgekit.clip.data import ImageTextPairs, View, batch_of, make_view, view_grid
 from lgekit.clip.detector import Detector
-from lgekit.clip.model import PolarEncoder, StudyBatch, in_parts
+from lgekit.clip.model import CoCa, PolarEncoder, ReportTokenizer, StudyBatch, in_parts
 from lgekit.clip.train import FitResult, Language, fit, taught_language
 from lgekit.clip.zeroshot import Calibration, Reading
 from lgekit.config import FitSettings
@@ -97,6 +97,9 @@ def usable_studies(
         problem = f"{len(train)} training reports mention late enhancement, {free} of them deny it"
         remedy = "Give reports with scar (or set synthetic_per_real above 0) and without."
         raise InputError(where, problem, remedy)
+    if not valid:
+        problem = "no study of the split validation has a report on late enhancement"
+        raise InputError(where, problem, "Put studies into it, or fit with --all")
     scarred = len(valid) - len(without_scar(valid))
     if not 0 < scarred < len(valid):
         message = f"{scarred} of {len(valid)} studies for calibration have scar by their reports"
@@ -203,16 +206,15 @@ def fit_detector(
     trained = sum(_train_folds(jobs, settings, progress), [])
     networks = [(one.model, one.tokenizer) for one in trained]
     detector = Detector(settings, networks, heart, Calibration(), [one.history for one in trained])
-    if held_out:
-        group, views = np.sort(fold[fold >= 0]), detector.views(held_out)
-        batch, readings = batch_of(views), []
-        for k in folds:  # by the networks that have not seen them
-            own = networks[k * settings.models : (k + 1) * settings.models]
-            reader = replace(detector, networks=own)
-            readings.append(reader.read(batch.rows(torch.from_numpy(group == k))))
-        reading = Reading.merge(np.concatenate, readings)
-        patients = held_out.manifest["patient_id"].to_numpy()
-        calibrate(detector, held_out, views, reading, group if all_studies else patients)
+    group, views = np.sort(fold[fold >= 0]), detector.views(held_out)
+    batch, readings = batch_of(views), []
+    for k in folds:  # by the networks that have not seen them
+        own = networks[k * settings.models : (k + 1) * settings.models]
+        reader = replace(detector, networks=own)
+        readings.append(reader.read(batch.rows(torch.from_numpy(group == k))))
+    reading = Reading.merge(np.concatenate, readings)
+    patients = held_out.manifest["patient_id"].to_numpy()
+    calibrate(detector, held_out, views, reading, group if all_studies else patients)
     return detector
 
 
@@ -283,11 +285,30 @@ def train_networks(
             remedy = "Set masks='predicted', or encoder_init='random'."
             raise InputError("setting encoder_init", problem, remedy)
         encoder_state = heart.networks[0].get_submodule("encoder").state_dict()
+    ready = packaged_networks(settings) if settings.encoder_init == "builtin" else [None]
     trained: list[FitResult] = []
     for number in range(settings.models):
         own = settings.override(seed=settings.seed + 1000 * number + 100 * fold)
-        trained.append(fit(pairs, own, valid, encoder_state, language, progress))
+        start = ready[number % len(ready)]
+        trained.append(fit(pairs, own, valid, encoder_state, language, progress, start))
     return trained
+
+
+def packaged_networks(settings: FitSettings) -> list[tuple[CoCa, ReportTokenizer]]:
+    """The networks of the detector in the package, to start from.
+
+    Raises InputError if a setting gives a network another shape than theirs.
+    """
+    packaged, names = Detector.load("builtin"), ["orientation", "view", "depths", "angles"]
+    names += ["polar_channels", "width", "embed_dim", "text_width"]
+    if settings.text == "findings":  # else its text tower is not used
+        names += ["text_layers", "decoder_layers", "context_length"]
+    for name in names:
+        theirs, ours = getattr(packaged.settings, name), getattr(settings, name)
+        if theirs != ours:
+            problem = f"the detector in the package has {theirs}, not {ours}"
+            raise InputError(f"setting {name}", problem, "Fit with --from scratch.")
+    return packaged.networks
 
 
 def calibrate(

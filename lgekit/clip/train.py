@@ -291,12 +291,14 @@ def fit(
     encoder_state: Mapping[str, Tensor] | None = None,
     language: Language | None = None,
     progress: bool = True,
+    start: tuple[CoCa, ReportTokenizer] | None = None,
 ) -> FitResult:
     """Train a `CoCa` on studies and texts. It returns in eval mode on the CPU. Cached.
 
     The contrastive loss of ``validation`` selects the epoch to keep. ``encoder_state`` are weights
-    of a segmentation encoder, and ``language`` is the text tower to use as it is. Training that was
-    interrupted, even by kill -9, resumes after its last whole epoch.
+    of a segmentation encoder, and ``language`` is the text tower to use as it is. ``start`` is a
+    trained network to go on from: with other texts than its own, from its image tower. Training
+    that was interrupted, even by kill -9, resumes after its last whole epoch.
     """
     if settings.shuffle_text:  # also those that select the epoch
         pairs = shuffle_texts(pairs, settings.seed, 77)
@@ -306,6 +308,9 @@ def fit(
     distinct = sorted({text for options in pairs.texts for text in options})
     row_of = {text: row for row, text in enumerate(distinct)}
     tokenizer = language.tokenizer if language else None
+    part = "" if settings.text == "findings" else "visual"  # of `start`
+    if start is not None and not part:
+        tokenizer = start[1]
     tokenizer = tokenizer or ReportTokenizer.train(distinct, settings.longest_text)
     tokens = tokenizer(distinct)
     if tokens.shape[1] == tokenizer.context_length:
@@ -325,6 +330,8 @@ def fit(
         model = CoCa(settings, tokenizer)
         if encoder_state is not None:
             model.visual.load_segmentation(encoder_state)
+        if start is not None:
+            model.get_submodule(part).load_state_dict(start[0].get_submodule(part).state_dict())
         if language is not None:
             model.text.load_state_dict(language.model.text.state_dict())
             model.text.requires_grad_(False)
