@@ -163,8 +163,7 @@ def _read_reports(
     root: Path, all_series: dict[Key, Series]
 ) -> tuple[dict[Key, tuple[str, str]], list[Fault | Seen]]:
     """Report and ``report_source`` of each series; the table's faults, which name no person, and
-    files. A table of SeriesInstanceUID removes the other series of the exams that it names.
-    """
+    files. A table of SeriesInstanceUID removes the other series of the exams that it names."""
     table = next((file for file in root.iterdir() if file.name.lower() == "reports.csv"), root)
     rows, faults = optional_rows(table, ("report",))
     if not rows:

@@ -35,8 +35,7 @@ LEVELS_AND_DEPTHS = [f"level_{name}" for name in LEVELS] + [f"depth_{name}" for 
 def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
     """Return the predictions and studies that are in both; warn of rows of other studies.
 
-    Raises InputError if the file is not what `lgekit predict` writes, has none of the studies, or
-    has a cell that cannot be used (named by study and column).
+    Raises InputError if the file or a cell of it cannot be used, or it has none of the studies.
     """
     try:
         table = read_predictions(path)

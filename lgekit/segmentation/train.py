@@ -198,12 +198,10 @@ def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0)
     """Measure a heart network on labelled studies that it was not trained on.
 
     Dice is measured on the studies as stored, insertion points on copies that are turned and
-    mirrored at random.
-
-    Returns:
-        One row per study: ``study_id, patient_id, dice_cavity, dice_myocardium, dice_rv``,
-        ``anterior_error_deg, inferior_error_deg`` (0 to 180), ``mirror_right`` (1.0 or 0.0),
-        ``confidence`` (of the prediction), ``reference_confidence``; NaN where unknown.
+    mirrored at random. Returns one row per study: ``study_id, patient_id, dice_cavity,
+    dice_myocardium, dice_rv``, ``anterior_error_deg, inferior_error_deg`` (0 to 180),
+    ``mirror_right`` (1.0 or 0.0), ``confidence`` (of the prediction), ``reference_confidence``; NaN
+    where unknown.
     """
     labelled = [study for study in cohort.studies if study.label_map is not None]
     rng, copies = np.random.default_rng(seed), []
