@@ -42,10 +42,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def code_version(*rooms: str) -> str:
-    """Hash the source of the basic modules and of folders of the library, such as ``"clip"``.
-
-    It is part of every cache key and run id, so that results of old code are not reused.
-    """
+    """Hash the source of basic modules and of folders, so that results of old code do not count."""
     root = Path(__file__).parent
     basics = ("study.py", "findings.py", "config.py", "diseases.toml", "presets.toml")
     files = [root / name for name in basics]

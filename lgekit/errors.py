@@ -2,13 +2,7 @@
 
 
 class InputError(ValueError):
-    """Report input that cannot be used.
-
-    Args:
-        where: the file, study, field or option at fault.
-        problem: what is wrong with it, with the value found.
-        remedy: what to do about it.
-    """
+    """Report a file, study, field or option (``where``) that cannot be used, and the remedy."""
 
     def __init__(self, where: object, problem: str, remedy: str):
         self.where, self.problem, self.remedy = str(where), problem, remedy

@@ -164,10 +164,7 @@ class Findings:
 
     @classmethod
     def from_segments(cls, segments: Iterable[int], **details) -> Findings:
-        """Return scars that cover exactly these AHA segments (1-17).
-
-        Levels are joined while the scar remains walls × levels. ``details`` sets other fields.
-        """
+        """Return scars that cover exactly these AHA segments (1-17); ``details``: other fields."""
         wanted = {int(segment) for segment in segments}
         if not wanted <= set(range(1, 18)):
             raise InputError("segments", f"{sorted(wanted)} given", "give AHA segments, 1 to 17")
@@ -177,7 +174,7 @@ class Findings:
             if not walls:
                 continue
             scar = Scar(walls, (level,), **details)
-            if scars:
+            if scars:  # levels are joined while the scar remains walls × levels
                 joined = replace(scars[-1], levels=(*scars[-1].levels, level))
                 if joined.segments == scars[-1].segments | scar.segments:
                     scar = joined

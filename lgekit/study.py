@@ -37,6 +37,11 @@ class Landmarks:
     confidence: float = 1.0  # 0: a guess, 1: certain
 
     @property
+    def angles(self) -> np.ndarray:
+        """Both angles, ``(2,)``: anterior, inferior."""
+        return np.array([self.anterior_rvip_deg, self.inferior_rvip_deg])
+
+    @property
     def mirrored(self) -> bool:
         """True if anterior → septum → inferior runs clockwise: a mirrored standard display."""
         return bool((self.anterior_rvip_deg - self.inferior_rvip_deg) % 360 < 180)
@@ -122,10 +127,6 @@ class Cohort(tio.SubjectsDataset):
         self.manifest = pd.DataFrame(rows, columns=columns)
         truth = (study["findings"] for study in self.studies)
         self.manifest["scar"] = [None if found is None else found.present for found in truth]
-
-    if TYPE_CHECKING:
-
-        def __getitem__(self, index: int) -> Study: ...
 
     def example(self) -> Study:
         """Return the first study by id with scar in 1-3 walls, else in more, else any."""

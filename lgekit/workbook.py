@@ -56,10 +56,7 @@ def read_code(notebook: str | Path) -> list[dict[str, Any]]:
 
 
 def read_parameters(notebook: str | Path) -> dict[str, Any]:
-    """Read the parameters of a notebook: name → default, an int, float, str or bool.
-
-    Raises InputError if the file is not a notebook, or its parameters are not such literals.
-    """
+    """Read the parameters of a notebook: name → default. Raises InputError if it is no literal."""
     code = read_code(notebook)
     tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     defaults: dict[str, Any] = {}
@@ -77,13 +74,10 @@ def read_parameters(notebook: str | Path) -> dict[str, Any]:
 
 
 def check_parameters(defaults: dict, params: Mapping[str, Any], where: object) -> dict[str, Any]:
-    """Convert parameters to the types of the defaults.
-
-    Raises InputError at an unknown name (Papermill would only warn) or a wrong type.
-    """
+    """Convert parameters to the types of the defaults. Raises InputError if that is impossible."""
     checked = {}
     for name, value in params.items():
-        if name not in defaults:
+        if name not in defaults:  # Papermill would only warn
             close = difflib.get_close_matches(name, defaults, cutoff=0.5) or sorted(defaults)
             problem, remedy = f"the notebook has no parameter {name!r}", " or ".join(close)
             raise InputError(where, problem, f"Did you mean {remedy}?")
@@ -96,12 +90,7 @@ def check_parameters(defaults: dict, params: Mapping[str, Any], where: object) -
     return checked
 
 
-def save_run(
-    out: str | Path,
-    metrics: Mapping[str, Any],
-    tables: Mapping[str, Any] | None = None,
-    **further: Any,
-) -> None:
+def save_run(out: str | Path, metrics: Mapping[str, Any], **tables: Any) -> None:
     """Save the results of a notebook, in its last cell.
 
     The same numbers give the same bytes: floats have 6 significant digits, keys are sorted, NaN
@@ -110,7 +99,7 @@ def save_run(
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in {**(tables or {}), **further}.items():
+    for name, table in tables.items():
         pd.DataFrame(table).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     _write_json(folder / ENVIRONMENT, environment_record())
     text = json.dumps(dict(metrics), default=lambda array: array.tolist())

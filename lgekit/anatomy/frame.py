@@ -50,8 +50,7 @@ class ShortAxisFrame:
 
         Linear, or nearest with the dtype kept; 0 outside the image.
         """
-        size = (self.pixels, self.pixels)
-        out = _resample_slices(data, self.matrix, self.offset, size, nearest)
+        out = _resample_slices(data, self.matrix, self.offset, (self.pixels, self.pixels), nearest)
         return out.flip(3) if self.reversed_slices else out
 
     def to_scanner(self, data: torch.Tensor, nearest: bool = True) -> torch.Tensor:
@@ -263,10 +262,7 @@ def _smooth(contours: np.ndarray, sigma_deg: float) -> np.ndarray:
 
 
 def _sample_rays(slices: torch.Tensor, centres, radius, angles_deg, spacing) -> torch.Tensor:
-    """Sample ``(slices, channels, X, Y)`` at a radius (mm) and angle around each centre.
-
-    ``radius`` is ``(slices, rows, angles)``, the result ``(slices, channels, rows, angles)``.
-    """
+    """Sample ``(slices, channels, X, Y)`` at radii ``(slices, rows, angles)`` in mm and angles."""
     angle = np.radians(angles_deg)
     x = centres[:, 0, None, None] + radius * np.cos(angle) / spacing[0]
     y = centres[:, 1, None, None] - radius * np.sin(angle) / spacing[1]

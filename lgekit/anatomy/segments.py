@@ -132,15 +132,11 @@ def to_frame_deg(angle, landmarks: Landmarks | None):
 
     InputError if an insertion point is unknown; the inferior one reveals mirrored storage.
     """
-    if landmarks is None or not _both_known(landmarks):
+    if landmarks is None or not np.isfinite(landmarks.angles).all():
         remedy = "Give both, or run the heart network."
         raise InputError("landmarks", "RV insertion points unknown", remedy)
     turn = -1 if landmarks.mirrored else 1
     return (ANTERIOR_RVIP_DEG + turn * (angle - landmarks.anterior_rvip_deg)) % 360
-
-
-def _both_known(landmarks: Landmarks) -> bool:
-    return bool(np.isfinite([landmarks.anterior_rvip_deg, landmarks.inferior_rvip_deg]).all())
 
 
 def segment_number(frame_deg, third) -> np.ndarray:
@@ -212,8 +208,7 @@ def _circular_mean(angles: np.ndarray, weight: np.ndarray) -> tuple[float, float
 
 
 def _contact_arc(left: np.ndarray, right: np.ndarray, centre: np.ndarray, spacing: Vector):
-    """First and last angle (counter-clockwise) of the arc of one slice's epicardium that touches
-    the RV; None if there is none."""
+    """Angles, counter-clockwise, between which a slice's epicardium touches the RV, or None."""
     diameter = 2 * np.sqrt(left.sum() * spacing[0] * spacing[1] / np.pi)
     x, y = np.nonzero(left & ~ndimage.binary_erosion(left))
     edge = np.transpose(np.nonzero(right & ~ndimage.binary_erosion(right)))
@@ -243,7 +238,7 @@ def _contact_arc(left: np.ndarray, right: np.ndarray, centre: np.ndarray, spacin
 def known_landmarks(study: Study) -> Landmarks | None:
     """Return the study's landmarks; None if one is unknown."""
     landmarks = study["landmarks"]
-    return landmarks if landmarks is not None and _both_known(landmarks) else None
+    return landmarks if landmarks and np.isfinite(landmarks.angles).all() else None
 
 
 def findings_from_labels(study: Study) -> Findings:

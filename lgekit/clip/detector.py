@@ -21,14 +21,9 @@ from scipy.special import softmax
 from torch import Tensor
 from torch.nn import functional
 
+from lgekit.anatomy import segments as aha
 from lgekit.anatomy.frame import StandardizeShortAxis
-from lgekit.anatomy.segments import (
-    ANTERIOR_RVIP_DEG,
-    Ventricle,
-    known_landmarks,
-    segment_map,
-    segment_number,
-)
+from lgekit.anatomy.segments import Ventricle
 from lgekit.cache import replacing
 from lgekit.clip import zeroshot
 from lgekit.clip.data import View, batch_of, make_view, view_grid
@@ -47,7 +42,7 @@ CHUNK = 64  # studies that are read at a time: more need no more memory
 
 def confident_landmarks(study: Study, settings: FitSettings) -> Landmarks | None:
     """The insertion points of a located study, if they are confident enough to turn it."""
-    marks = known_landmarks(study)
+    marks = aha.known_landmarks(study)
     if marks is None or study.label_map is None or marks.confidence < settings.min_confidence:
         return None
     return marks
@@ -71,7 +66,7 @@ def segment_means(
 def view_segments(view: View, study: Study, marks: Landmarks, settings: FitSettings) -> np.ndarray:
     """AHA segment of each pixel of a view, `(slices, height, width)`; 0 outside the wall."""
     if settings.frame == "image":
-        stored = torch.from_numpy(segment_map(study.label_map, study.spacing_mm, marks))
+        stored = torch.from_numpy(aha.segment_map(study.label_map, study.spacing_mm, marks))
         turn, least = settings.orientation, settings.min_confidence
         transform = StandardizeShortAxis(settings.pixels, orientation=turn, min_confidence=least)
         frame = transform.find_frame(study)
@@ -85,10 +80,10 @@ def view_segments(view: View, study: Study, marks: Landmarks, settings: FitSetti
     row = (np.arange(settings.depths) + 0.5) / settings.depths
     depth = -grid.inside + (1 + grid.inside + grid.outside) * row
     wall = (depth >= 0) & (depth <= 1)
-    frame_deg = ANTERIOR_RVIP_DEG + 360 * np.arange(settings.angles) / settings.angles
+    frame_deg = aha.ANTERIOR_RVIP_DEG + 360 * np.arange(settings.angles) / settings.angles
     for number, third in enumerate(Ventricle.of(study.label_map).thirds[view.own_slices]):
         if third >= 0:
-            segments[number, wall] = 17 if third == 3 else segment_number(frame_deg, third)
+            segments[number, wall] = 17 if third == 3 else aha.segment_number(frame_deg, third)
     return segments
 
 
@@ -248,11 +243,7 @@ class Detector:
         return mean.by_slices() if self.settings.scored == "slices" else mean
 
     def table(
-        self,
-        located: Sequence[Study],
-        views: Sequence[View],
-        reading: Reading,
-        captions: Sequence[str],
+        self, located: Sequence[Study], views: Sequence[View], reading: Reading, captions: list[str]
     ) -> pd.DataFrame:
         """The columns of `predict`, from a reading."""
         known = self.calibration

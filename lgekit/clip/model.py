@@ -78,10 +78,7 @@ class PolarEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Slice encoder of the image view: the encoder of the heart network's U-Net → `(N, C, 3, 3)`.
-
-    Raises InputError if the setting ``encoder`` names no network that can be used.
-    """
+    """Encoder of the heart network's U-Net → `(N, C, 3, 3)`; InputError if it cannot be used."""
 
     grid = (3, 3)
 

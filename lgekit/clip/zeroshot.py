@@ -25,12 +25,9 @@ def write_captions(
     model: CoCa,
     tokenizer: ReportTokenizer,
     batch: StudyBatch,
-    encoded: tuple[Tensor, Tensor] | None = None,
+    encoded: tuple[Tensor, Tensor] | None = None,  # `StudyEncoder.slice_features`, if known
 ) -> list[str]:
-    """Write captions of studies, always the likeliest next token, with a model in eval mode.
-
-    ``encoded`` is the result of `StudyEncoder.slice_features`, if it is known.
-    """
+    """Write captions of studies, always the likeliest next token, with a model in eval mode."""
     features, cells = encoded or model.visual.slice_features(batch)
     _, image_tokens = model.visual.embed(features, cells, batch.mask)
     text = torch.full((len(image_tokens), 1), tokenizer.start_id, device=image_tokens.device)
@@ -81,12 +78,9 @@ def read_studies(
     tokenizer: ReportTokenizer,
     batch: StudyBatch,
     prompts: PromptSets,
-    features: Tensor | None = None,
+    features: Tensor | None = None,  # of `StudyEncoder.slice_features`, if known
 ) -> Reading:
-    """Read studies by their similarity to prompts, from images alone, with a model in eval mode.
-
-    ``features`` are the batch's, from `StudyEncoder.slice_features`, if they are known.
-    """
+    """Read studies by their similarity to prompts, from images alone, with a model in eval mode."""
     scale = model.logit_scale.exp()
     texts = {
         kind: {label: model.encode_text(tokenizer(own)) for label, own in labels.items()}

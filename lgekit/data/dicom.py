@@ -89,10 +89,7 @@ def list_series(path: str) -> Listing:
 
 
 def _read_header(file: Path, root: Path) -> Dataset | Fault | Seen:
-    """Return the `HEADER` elements of an image, or what is wrong, or why it is left out.
-
-    Old files have neither preamble nor meta header: what holds elements of an image is DICOM.
-    """
+    """Return the `HEADER` elements of an image, or what is wrong, or why it is left out."""
     remedy = "Export the file again, or remove it"
     if of_system(file, root) or file.name.upper() == "DICOMDIR":
         return Seen(file, "system files and DICOMDIR")
@@ -109,6 +106,7 @@ def _read_header(file: Path, root: Path) -> Dataset | Fault | Seen:
         if not (isinstance(error, OSError) or named):
             return Seen(file, "not DICOM")
         return Fault(file, f"not a readable DICOM file ({type(error).__name__})", remedy)
+    # Old files have neither preamble nor meta header: what holds elements of an image is DICOM.
     if not (is_dicom(file) or {"SOPClassUID", "Modality", "Rows"} & set(header.dir())):
         problem = "not a readable DICOM file (no element of an image)"
         return Fault(file, problem, remedy) if named else Seen(file, "not DICOM")
@@ -165,8 +163,7 @@ def _read_reports(
     root: Path, all_series: dict[Key, Series]
 ) -> tuple[dict[Key, tuple[str, str]], list[Fault | Seen]]:
     """Report and ``report_source`` of each series; the table's faults, which name no person, and
-    files. A table of SeriesInstanceUID removes the other series of the exams that it names.
-    """
+    files. A table of SeriesInstanceUID removes the other series of the exams that it names."""
     table = next((file for file in root.iterdir() if file.name.lower() == "reports.csv"), root)
     rows, faults = optional_rows(table, ("report",))
     if not rows:

@@ -119,10 +119,7 @@ def parse_landmarks(angles: Sequence[str], confidence: str, where: str) -> Landm
 
 
 def parse_report(cell: str, root: Path, source: str, any_report: bool, where: str) -> str:
-    """The report in a cell of a table, or in the ``.txt`` file that it names from ``root``.
-
-    An empty cell needs a reason, its ``report_source``, if ``any_report`` of the table is given.
-    """
+    """The report in a cell, or in the ``.txt`` file that it names; an empty one needs a reason."""
     if source and source not in REPORT_SOURCES:
         remedy = f"Use one of {', '.join(REPORT_SOURCES)}"
         raise InputError(where, f"unknown report_source {source!r}", remedy)
@@ -150,10 +147,7 @@ def manifest(path: str) -> Listing:
 def study_of_row(
     row: dict[str, str], root: Path, where: str, any_report: bool = False, **facts: Any
 ) -> Listing:
-    """List the study of a row with `COLUMNS` and `LANDMARK_COLUMNS`, and the faults of the row.
-
-    Paths are from ``root``. ``facts`` are further fields of the `Entry`.
-    """
+    """List the study of a row and its faults; ``facts`` are further fields of the `Entry`."""
     row = dict.fromkeys(COLUMNS + LANDMARK_COLUMNS, "") | row
     name, source, findings = row["study_id"], row["report_source"], row["findings"]
     if not name or name[0] == "." or re.search(r'[/\\:*?"<>|\x00-\x1f]', name):

@@ -339,8 +339,7 @@ def read_study(entry: Entry, images_only: bool = False) -> Iterator[Study | Faul
     names += [] if images_only else ["report", "landmarks", "findings"]
     fields = {name: getattr(entry, name) for name in names}
     if not images_only:
-        source = "clinical" if entry.report else "none"
-        fields["report_source"] = entry.report_source or source
+        fields["report_source"] = entry.report_source or ("clinical" if entry.report else "none")
 
     def stored(array: np.ndarray, kind: type[tio.Image], dtype: type) -> tio.Image:
         tensor = torch.from_numpy(np.ascontiguousarray(array.transpose(order), dtype=dtype))

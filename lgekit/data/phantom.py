@@ -310,14 +310,10 @@ def sample_heart(
 ) -> tuple[Array, Array, Array, Array]:
     """Average signal and tissue over the points of every voxel near the heart.
 
-    Args:
-        level: of the points of each slice, ``(slices, points)``; that of the tables of ``scars``.
-        place: of the points, ``(slices, points, pixels)`` complex64.
-        signals: of each tissue in each slice, ``(slices, tissues, 1, 1)``.
-
-    Returns:
-        Each ``(slices, pixels)``: the share of the voxel that is heart or its fat, the signal of
-        that share, label, and mean depth in the wall (0 endocardium … 1 epicardium).
+    Points have a ``level (slices, points)``, that of the tables of ``scars``, and a ``place
+    (slices, points, pixels)`` complex64; ``signals`` are ``(slices, tissues, 1, 1)``. Returns, each
+    ``(slices, pixels)``, the share of the voxel that is heart or its fat, the signal of that share,
+    label, and mean depth in the wall (0 endocardium … 1 epicardium).
     """
     radius, column = np.abs(place), degree(np.angle(place))
 

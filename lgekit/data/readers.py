@@ -318,10 +318,7 @@ def count_files(spec: str) -> str:
 
 
 def _scar_is_drawn(loaded: list[tuple[Entry, Study]]) -> bool:
-    """Whether a mask without scar means a heart without scar.
-
-    It does not if some report describes scar and no mask has any: only the heart was outlined.
-    """
+    """Whether a mask without scar means no scar: not if only reports of the cohort have any."""
     drawn = [one for entry, one in loaded if entry.labels is not None and entry.scar_labelled]
     if not drawn or any(np.isin(np.asarray(one.label_map), SCARRED).any() for one in drawn):
         return True
@@ -344,10 +341,7 @@ def _measure(entry: Entry, study: Study) -> None:
 
 
 def _complete(entry: Entry, study: Study, drawn: bool) -> None:
-    """Derive, in place, a report from the masks.
-
-    If they do not show scar (``drawn``, :func:`_scar_is_drawn`), findings are those of the report.
-    """
+    """Derive, in place, a report from the masks, or findings from it if scar is not ``drawn``."""
     if entry.findings is None and not (drawn and study.label_map is not None):
         said = bool(entry.report) and states_enhancement(entry.report)
         study["findings"] = read_report(entry.report) if said else None  # silence: unknown

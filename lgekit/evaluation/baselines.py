@@ -29,10 +29,8 @@ THRESHOLD_RULES = ("5 SD", "half maximum")
 
 
 def measured_wall(study: Study) -> np.ndarray:
-    """Mark the myocardium, scar included, of slices with enough of it: ``(X, Y, slices)``.
-
-    Nothing is marked if a mask shows scar alone: without remote myocardium no rule can be applied.
-    """
+    """Mark the myocardium, scar included, of slices with enough of it: ``(X, Y, slices)``."""
+    # Where a mask shows scar alone there is no remote myocardium, and no rule can be applied.
     if study.label_map is None or not (study.label_map == MYOCARDIUM).any():
         return np.zeros(study.spatial_shape, bool)
     wall = np.isin(study.label_map, WALL_CODES)

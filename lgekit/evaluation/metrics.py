@@ -134,10 +134,7 @@ def roc_table(predictions: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def mean_auc(truth: ArrayLike, values: ArrayLike, weights: np.ndarray) -> np.ndarray:
-    """Average the AUC over the columns that have both classes, for each weighting.
-
-    ``truth, values``: ``(studies, columns)``; NaN where unknown.
-    """
+    """Average the AUC over columns ``(studies, columns)`` that have both classes; NaN: unknown."""
     columns = zip(np.asarray(truth, float).T, np.asarray(values, float).T, strict=True)
     scores = [presence_statistics(*column, weights)["auc"] for column in columns]
     return ratio(np.nansum(scores, 0), np.isfinite(scores).sum(0))
@@ -171,10 +168,7 @@ def known_walls(predictions: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def slice_metrics(slices: pd.DataFrame, column: str, seed: int = 0) -> dict[str, float]:
-    """Compute the AUC of a column for ``scar`` within each study, averaged over studies.
-
-    One row per slice; columns ``study_id, patient_id, scar`` and the given one.
-    """
+    """Compute the AUC of a column for ``scar`` within each study of a `slice_table`, averaged."""
     scores, patients = [], []
     for _, study in slices.dropna(subset=column).groupby("study_id"):
         if study["scar"].nunique() == 2:
@@ -184,10 +178,7 @@ def slice_metrics(slices: pd.DataFrame, column: str, seed: int = 0) -> dict[str,
 
 
 def known_truth(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows whose truth (``scar``) is known.
-
-    Raises InputError if there are none, or a ``p_lge`` is missing.
-    """
+    """Return the rows of known ``scar``. Raises InputError if there are none, or lack ``p_lge``."""
     known = predictions.dropna(subset="scar")
     if known.empty:
         remedy = "Score a cohort with scar masks, or whose reports say whether scar is there."
@@ -282,10 +273,7 @@ WORKBOOK: dict[str, dict[str, Any]] = _ABLATIONS["workbook"]  # size → rows, e
 
 
 def uncompared(comparison: pd.DataFrame, runs: pd.DataFrame | None) -> dict[str, str]:
-    """Describe the runs (columns ``row, state``) of the rows that a comparison lacks.
-
-    Row → ``not run``, or for example ``not compared (2 of 3 runs done)``.
-    """
+    """Say why rows are not in a comparison: ``not run`` or ``not compared (2 of 3 runs done)``."""
     if runs is None:
         return {}
     missing = runs[~runs["row"].isin(comparison["row"])]

@@ -35,8 +35,7 @@ LEVELS_AND_DEPTHS = [f"level_{name}" for name in LEVELS] + [f"depth_{name}" for 
 def in_both(path: Path, cohort: Cohort) -> tuple[pd.DataFrame, Cohort]:
     """Return the predictions and studies that are in both; warn of rows of other studies.
 
-    Raises InputError if the file is not what `lgekit predict` writes, has none of the studies, or
-    has a cell that cannot be used (named by study and column).
+    Raises InputError if the file or a cell of it cannot be used, or it has none of the studies.
     """
     try:
         table = read_predictions(path)
@@ -119,10 +118,7 @@ def with_truth(predictions: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
 def f1(
     truth: pd.DataFrame, read: pd.DataFrame, patients: ArrayLike, seed: int = 0
 ) -> dict[str, float]:
-    """Compute F1 over studies × columns (presence or walls), among studies of known truth.
-
-    F1 = 2 TP / (2 TP + FP + FN), van Rijsbergen 1979, ch. 7; NaN if nothing is true.
-    """
+    """Compute F1 (van Rijsbergen 1979, ch. 7) of presence or walls; NaN if nothing is true."""
     known = truth.notna().all(axis=1).to_numpy() & bool(truth.eq(True).any(axis=None))
     expected, found = truth[known].to_numpy(bool), read[known].to_numpy(bool)
     both, either = (expected & found).sum(1), expected.sum(1) + found.sum(1)

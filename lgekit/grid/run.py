@@ -128,10 +128,7 @@ def _expand(grid: Grid) -> list[Run]:
 
 
 def _checked_run(given: dict, defaults: dict, where: str) -> dict[str, Any]:
-    """Return the parameters of a run; refuse what it would fail on.
-
-    Settings that are no parameters of the notebook become words of its parameter ``changes``.
-    """
+    """Return the parameters of a run, settings as words of `CHANGES`; refuse what would fail."""
     from lgekit.data.readers import parse_spec
 
     params = {name: given.get(name, default) for name, default in defaults.items() if name != "out"}

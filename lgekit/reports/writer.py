@@ -2,10 +2,8 @@
 
 import re
 import textwrap
-import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,9 @@ import numpy as np
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALL_WORDS, WALLS, Findings, Scar, draw_scar
 from lgekit.reports.reader import lge_statement, read_report
-from lgekit.reports.text import ENCODED_LINE_END
+from lgekit.reports.text import ENCODED_LINE_END, rules
 
-_FOLDER = Path(__file__).parent
-PHRASES: dict[str, Any] = tomllib.loads((_FOLDER / "phrases.toml").read_text(encoding="utf-8"))
+PHRASES: dict[str, Any] = rules("phrases.toml")
 STYLES = tuple(PHRASES["styles"])
 # Encoded line ends, empty lines, line ends before bullets and fields, and full stops
 _SENTENCE_END = re.compile(
@@ -279,10 +276,8 @@ def write_report(
 ) -> str:
     """Write a report that states these findings, in random words; `read_report` returns them.
 
-    Args:
-        findings: None for a report that does not say whether there is enhancement.
-        style: one of `STYLES` (kinds of writers), or None for a random one.
-        whole: True for a full CMR report, False for its statement on enhancement alone.
+    A report of ``findings=None`` does not say whether there is enhancement. ``style`` is one of
+    `STYLES` (kinds of writers), or None for a random one. Not ``whole``: the statement alone.
     """
     style = style or _pick(rng, STYLES)
     if style not in STYLES:
@@ -345,11 +340,9 @@ def corrupt_findings(findings: Findings, rng: np.random.Generator, rate: float) 
 def report_texts(report: str, mode: str = "findings") -> tuple[str, ...]:
     """Return the training texts of a report: first the fullest (the caption), then others.
 
-    Args:
-        mode: ``report``: the whole report. ``lge_statement``: its sentences on enhancement.
-            ``findings`` [O]: what `read_report` finds, in fixed words: all of it, and each wall,
-            level and depth alone. So studies share texts, and every prompt of `prompt_sets` is
-            a training text.
+    ``mode`` is ``report``: the whole report, ``lge_statement``: its sentences on enhancement, or
+    ``findings`` [O]: what `read_report` finds, in fixed words: all of it, and each wall, level and
+    depth alone. So studies share texts, and every prompt of `prompt_sets` is a training text.
     """
     if mode == "report":
         return (report.strip(),)

@@ -47,17 +47,13 @@ def random_fields(rng: np.random.Generator, count: int, slices: int) -> np.ndarr
 
 
 def _degrees_inside(scar: Scar, levels: tuple[str, ...]) -> np.ndarray:
-    """Signed distance of each angular bin to the border of the walls, ``(bins, 4 thirds)`` degrees.
-
-    180 if the whole circle is chosen, -180 if nothing is. At the apical level, where AHA segments
-    are wider than walls, a bin must be in both.
-    """
+    """Degrees of each bin inside the walls, ``(bins, 4 thirds)``: 180 all around, -180 nowhere."""
     wall = (BIN_DEG - 60) % 360 // 60
     in_walls = np.isin(wall, [WALLS.index(name) for name in scar.walls or WALLS])
     result = np.full((BINS, 4), -180.0, np.float32)
     for third in [LEVELS.index(level) for level in levels]:
         chosen = in_walls.copy()
-        if third < 3:
+        if third < 3:  # apical segments are wider than walls: a bin must be in both
             chosen &= np.isin(aha.segment_number(BIN_DEG, third), list(scar.segments))
         result[:, third] = 180 if chosen.all() else -180
         if 0 < chosen.sum() < BINS:
@@ -267,18 +263,12 @@ class ScarPainter:
         image += np.rint(rise) if self.whole_numbers else rise
 
     def random_copy(self, seed: int) -> Study:
-        """Copy the study with the scar that :class:`RandomScar` would paint with this seed.
-
-        InputError if none fits.
-        """
+        """Copy the study with the scar that `RandomScar` paints with this seed, or InputError."""
         found, own_seed, *painted = self.draw(np.random.default_rng(seed))
         return _with_scar(deepcopy(self.study), found, own_seed, *painted)
 
     def draw(self, rng: np.random.Generator):
-        """Draw findings that fit this study, and paint them.
-
-        Returns the findings, the seed with which :meth:`paint` paints them, image and labels.
-        """
+        """Draw findings that fit, and paint them: findings, seed of `paint`, image, labels."""
         for _ in range(FINDINGS_DRAWN):
             found, seed = self.fit(draw_findings(rng)), int(rng.integers(2**31))
             with suppress(InputError):
@@ -296,10 +286,8 @@ def _medians(values: np.ndarray, plane: np.ndarray, slices: int) -> np.ndarray:
 
 
 def stated_findings(study: Study) -> Findings:
-    """Return the findings of the report; without one, those of ``findings``, else of the labels.
-
-    The report comes first because training must not use any other truth.
-    """
+    """Return the findings of the report; without one, those of ``findings``, else of the labels."""
+    # The report comes first because training must not use any other truth.
     return read_report(study["report"]) if study["report"] else _known_findings(study)
 
 

@@ -50,6 +50,7 @@ Channels = Annotated[int, Field(ge=1, le=1024)]
 Levels = Annotated[tuple[Channels, ...], Field(min_length=1, max_length=8)]
 Share = Annotated[float, Field(ge=0, le=1)]
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)  # of what is read from a file
+UNREADABLE = (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -258,9 +259,8 @@ class HeartNetwork(nn.Module):
         _, maps, centre, half_width, votes = best
         labels = slices.draw_labels(frame, maps, centre, half_width)
         found = ((labels == CAVITY) | (labels == MYOCARDIUM)).any()
-        landmarks = slices.landmarks_from_votes(votes * found)
-        landmarks = move_to_junctions(landmarks, labels, study.spacing_mm)
-        return with_labels(study, labels, landmarks)
+        voted = slices.landmarks_from_votes(votes * found)
+        return with_labels(study, labels, move_to_junctions(voted, labels, study.spacing_mm))
 
     def predict_cohort(self, cohort: Cohort) -> Cohort:
         """Predict all studies; on a CPU one study per thread."""
@@ -276,18 +276,14 @@ class HeartNetwork(nn.Module):
         return Cohort(predicted, "predicted")
 
     def _draw(self, images: Tensor, centre: Tensor, diameter: Tensor) -> tuple:
-        """Draw the heart of a study in a crop around ``centre (2,)``.
-
-        Returns the certainty (the LV's probability, averaged with itself as weight), the maps, the
-        centre and the half width of the crop, and the votes.
-        """
+        """Draw the heart in a crop: certainty, maps, the crop's centre and half width, votes."""
         width = diameter * self.settings.heart_view / 2
         maps = self._crop_maps(images, centre, width)
         votes = study_votes(maps)
         for border in self.borders:
             maps, ring = refine_borders(border, images, maps, centre, width)
             votes = votes + BORDER_VOTES * ring
-        left = maps[:, LV_CLASSES].sum(1)
+        left = maps[:, LV_CLASSES].sum(1)  # certainty: its mean, with itself as weight
         certainty = float(left.square().sum() / left.sum().clamp(min=1e-6))
         return certainty, maps, centre, width, votes
 
@@ -318,24 +314,14 @@ class HeartNetwork(nn.Module):
             network = cls(settings, trained_on=names)
             network.load_state_dict(read_weights(Path(folder) / "heart.safetensors"))
             return network
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            RuntimeError,
-            SafetensorError,
-        ) as error:
+        except UNREADABLE as error:
             problem = f"not a heart network: {' '.join(str(error).split())[:200]}"
             remedy = "Give a folder written by HeartNetwork.save, or fit the network again"
             raise InputError(folder, problem, remedy) from error
 
 
 def find_heart(maps: Tensor, centre: Tensor, half_width: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the LV's centre ``(2,)`` and diameter ``()`` in maps ``(S, C, h, h)`` of a crop.
-
-    It is the connected part with the largest sum of probabilities; without any, the whole crop.
-    """
+    """Find the LV's centre and diameter in maps ``(S, C, h, h)``; without any, the whole crop."""
     left = maps[:, LV_CLASSES].sum(1)  # (S, h, h)
     together, side = left.sum(0), left.shape[-1]
     if float(together.max()) < 0.5:
@@ -357,16 +343,11 @@ def study_votes(maps: Tensor) -> Tensor:
 
 
 def move_to_junctions(voted: Landmarks, labels: np.ndarray, spacing: Sequence) -> Landmarks:
-    """Move voted insertion points to the junctions of RV and wall, where these are near.
-
-    Votes are never far off. A junction is exact, or missing where the RV was drawn wrongly.
-    """
+    """Move votes to near junctions of RV and wall: these are exact, or wrong where the RV is."""
     if not np.isfinite(voted.anterior_rvip_deg):
         return voted
     drawn = insertion_points(labels, spacing, mirrored=voted.mirrored)
-    vote, junction = (
-        np.array([one.anterior_rvip_deg, one.inferior_rvip_deg]) for one in (voted, drawn)
-    )
+    vote, junction = voted.angles, drawn.angles
     near = np.abs((junction - vote + 180) % 360 - 180) <= NEAR_VOTE  # False for NaN
     anterior, inferior = np.where(near, junction, vote).tolist()
     return Landmarks(anterior, inferior, voted.confidence)

@@ -29,7 +29,6 @@ SMALLEST = 0.025  # LV radius that a slice needs to train the border network, sq
 SYNTHETIC_SHARE = 0.5  # of the pictures, if a network learns from other cohorts [O]
 ROOMS = ("anatomy", "data", "segmentation")  # whose code decides what is cached
 BASE_SETTINGS = ("heart_size", "heart_phantom", "heart_base_steps", "heart_seed", "encoder")
-BASE = {name: FitSettings.model_fields[name].default for name in BASE_SETTINGS}
 
 
 class Examples(NamedTuple):
@@ -134,11 +133,7 @@ def minimise(
 
 
 def fit_heart_network(
-    cohort: Cohort,
-    settings: HeartSettings,
-    seed: int = 0,
-    init: HeartNetwork | None = None,
-    progress: bool = True,
+    cohort: Cohort, settings: HeartSettings, seed: int, init: HeartNetwork | None, progress: bool
 ) -> HeartNetwork:
     """Train a heart network on all studies of a cohort that have LV labels.
 
@@ -181,15 +176,12 @@ def with_drawn_rv(study: Study, network: HeartNetwork | None) -> Study:
         return study
     drawn = network.predict(study).label_map
     with_rv = np.where((labels == BACKGROUND) & (drawn == RV), RV, labels)
-    landmarks = study["landmarks"] or UNKNOWN  # a drawn RV does not show a mirrored study
-    return with_labels(study, with_rv, landmarks)
+    # without landmarks of its own: a drawn RV does not show whether a study is mirrored
+    return with_labels(study, with_rv, study["landmarks"] or UNKNOWN)
 
 
 def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
-    """Turn a study with landmarks counter-clockwise about its middle, then mirror it or not.
-
-    Image, labels and landmarks move together, to a larger isotropic square.
-    """
+    """Turn a study counter-clockwise about its middle and maybe mirror it, on a larger square."""
     first = (180 - ANTERIOR_RVIP_DEG if mirror else ANTERIOR_RVIP_DEG) - degrees
     pose = Landmarks(first, first - 120 if mirror else first + 120)  # brought to the frame's pose
     side = 1.2 * float(np.max(np.array(study.spatial_shape[:2]) * study.spacing_mm[:2]))
@@ -197,8 +189,7 @@ def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
     frame = standard.find_frame(Study(**{**study, "landmarks": pose}))
     frame = replace(frame, centre=(np.array(study.spatial_shape[:2]) - 1) / 2)
     turned, known = frame.apply(copy.deepcopy(study)), study["landmarks"]
-    points = np.array([known.anterior_rvip_deg, known.inferior_rvip_deg])
-    anterior, inferior = to_frame_deg(points, pose).tolist()
+    anterior, inferior = to_frame_deg(known.angles, pose).tolist()
     turned["landmarks"] = Landmarks(anterior, inferior, known.confidence)
     return turned
 
@@ -207,12 +198,10 @@ def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0)
     """Measure a heart network on labelled studies that it was not trained on.
 
     Dice is measured on the studies as stored, insertion points on copies that are turned and
-    mirrored at random.
-
-    Returns:
-        One row per study: ``study_id, patient_id, dice_cavity, dice_myocardium, dice_rv``,
-        ``anterior_error_deg, inferior_error_deg`` (0 to 180), ``mirror_right`` (1.0 or 0.0),
-        ``confidence`` (of the prediction), ``reference_confidence``; NaN where unknown.
+    mirrored at random. Returns one row per study: ``study_id, patient_id, dice_cavity,
+    dice_myocardium, dice_rv``, ``anterior_error_deg, inferior_error_deg`` (0 to 180),
+    ``mirror_right`` (1.0 or 0.0), ``confidence`` (of the prediction), ``reference_confidence``; NaN
+    where unknown.
     """
     labelled = [study for study in cohort.studies if study.label_map is not None]
     rng, copies = np.random.default_rng(seed), []
@@ -228,9 +217,8 @@ def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0)
             a, b = (np.isin(np.asarray(one.label_map), codes) for one in (study, drawn))
             row[f"dice_{name}"] = 2 * (a & b).sum() / (a.sum() + b.sum()) if a.any() else np.nan
         truth, landmarks = rotated["landmarks"], found["landmarks"]
-        for name in ("anterior", "inferior"):
-            true, voted = (getattr(one, f"{name}_rvip_deg") for one in (truth, landmarks))
-            row[f"{name}_error_deg"] = abs((voted - true + 180) % 360 - 180)
+        errors = abs((landmarks.angles - truth.angles + 180) % 360 - 180)
+        row["anterior_error_deg"], row["inferior_error_deg"] = errors
         known = np.isfinite(truth.anterior_rvip_deg)
         row["mirror_right"] = float(landmarks.mirrored == truth.mirrored) if known else np.nan
         row["confidence"] = landmarks.confidence
@@ -247,7 +235,7 @@ def weights_fingerprint(network: HeartNetwork) -> str:
 
 def base_network(settings: FitSettings, progress: bool = True) -> HeartNetwork:
     """The heart network of phantoms alone: by the default settings, the one in the package."""
-    if all(getattr(settings, name) == value for name, value in BASE.items()):
+    if all(getattr(settings, name) == getattr(FitSettings(), name) for name in BASE_SETTINGS):
         return HeartNetwork.load(networks.WEIGHTS / "heart")
     phantoms = phantom_cohort(settings.heart_phantom, seed=7919)
     return _fitted(phantoms, settings, settings.heart_base_steps, None, progress)

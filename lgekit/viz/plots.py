@@ -29,15 +29,6 @@ from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, RV, SCAR, SCARRED, Study
 if TYPE_CHECKING:
     from lgekit.clip.detector import Detector
 
-STYLE = {
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "figure.constrained_layout.use": True,
-    "figure.dpi": 120,  # on screen
-    "figure.titlesize": 9,
-    "svg.hashsalt": "lgekit",  # makes SVG files reproducible
-    "text.parse_math": False,  # captions and reports may contain "$"
-}
 # Palette of Okabe & Ito, https://jfly.uni-koeln.de/color/, safe for colour-blind readers.
 CURVES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999")
 BLUE, ORANGE, GREEN, PINK, SKY, GREY = CURVES
@@ -51,7 +42,8 @@ FINE = 200  # dots per inch on screen for figures with many small images
 
 def use_style() -> None:
     """Set the workbook's style for all figures that follow."""
-    sns.set_theme(context="paper", font_scale=0.85, style="ticks", palette=CURVES, rc=STYLE)
+    sns.set_theme(context="paper", font_scale=0.85, style="ticks", palette=CURVES)
+    plt.style.use(Path(__file__).with_name("lgekit.mplstyle"))
 
 
 def closed(figure: Figure) -> Figure:

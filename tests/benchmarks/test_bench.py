@@ -139,7 +139,7 @@ def test_predict(record, monkeypatch):
     texts = [one for study in cohort.studies for one in report_texts(study["report"])]
     tokenizer = ReportTokenizer.train(texts, settings.longest_text)
     networks = [(CoCa(settings, tokenizer).eval(), tokenizer)]
-    heart = fit_heart_network(cohort, HeartSettings(steps=60, border_steps=60), progress=False)
+    heart = fit_heart_network(cohort, HeartSettings(steps=60, border_steps=60), 0, None, False)
     without = Detector(settings, networks, None, Calibration())
     monkeypatch.setattr("lgekit.segmentation.model.MIN_CERTAINTY", 0.0)
 

@@ -56,7 +56,7 @@ def dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def fit(cohort: Cohort, seed=0, **changes) -> HeartNetwork:
-    return fit_heart_network(cohort, replace(SMOKE, **changes), seed, progress=False)
+    return fit_heart_network(cohort, replace(SMOKE, **changes), seed, None, progress=False)
 
 
 def drawn(studies) -> list[tuple]:
