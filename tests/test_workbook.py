@@ -74,7 +74,7 @@ def test_results_are_saved_as_plain_files(tmp_path):
     metrics = {"b": np.float32(0.1), "a": np.int64(3), "nan": np.nan, "list": np.arange(2)}
     table = pd.DataFrame({"study_id": ["P1"], "p": [1 / 3]}, index=[7])
     tables = {"history": [{"epoch": 1, "loss": 0.5}], "walls": table}
-    save_run(tmp_path, {**metrics, "deep": {"x": 1 / 3}}, **tables, predictions=table)
+    save_run(tmp_path, {**metrics, "deep": {"x": 1 / 3}}, tables, predictions=table)
     expected = {"a": 3, "b": 0.1, "deep": {"x": 0.333333}, "list": [0, 1], "nan": None}
     stored = json.loads((tmp_path / "metrics.json").read_text())
     assert stored == expected and list(stored) == sorted(expected)

@@ -184,7 +184,7 @@ def test_the_caption_counts_the_runs_of_notebook_06(tmp_path):
     table = predictions({"full": 2.0, "no_caption": 0.0})
     tables = {"ablations": compare_rows(table), "runs": runs_of(table), "predictions": table}
     session = Session("phantom:studies=9", "smoke", 0, tmp_path / "07")
-    save_run(session.out.parent / "06_ablations", {}, **tables)
+    save_run(session.out.parent / "06_ablations", {}, tables=tables)
     figures.from_session("ablation_forest", session, tmp_path)
     assert "4 of the grid's 4 runs, 2 seeds" in captions(tmp_path)["ablation_forest"]
 
