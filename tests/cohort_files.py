@@ -106,10 +106,8 @@ DICOM |= {"HighBit": 15}
 
 
 def write_dicom(folder, array, positions, right=(0.0, 0.8, -0.6), down=(1.0, 0.0, 0.0), **fields):
-    """Write ``(columns, rows, slices)`` as one series; return the paths.
-
-    ``positions`` are mm along the normal. ``fields`` overwrite elements; None removes one.
-    """
+    """Write ``(columns, rows, slices)`` at ``positions`` (mm) as one series; return the paths.
+    ``fields`` overwrite elements; None removes one."""
     folder.mkdir(parents=True, exist_ok=True)
     uids = {"SeriesInstanceUID": generate_uid(), "StudyInstanceUID": generate_uid()}
     paths = []

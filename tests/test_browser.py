@@ -1,7 +1,4 @@
-"""The workbook in a real browser: JupyterLab, widgets used by keyboard, and apps.
-
-The notebooks run in order, at smoke size, on copies: later ones read the tables of earlier ones.
-"""
+"""Copies of the notebooks, run in order at smoke size, and the apps in a real browser."""
 
 import os
 import re
@@ -171,10 +168,7 @@ def notebook(browser: Browser, lab: str, name: str) -> Iterator[Notebook]:
 
 
 class Widget:
-    """An ``Explorer`` in a page, used by keyboard as a reader would.
-
-    All its controls must have accessible names. The focus starts just before them.
-    """
+    """An ``Explorer`` in a page, used by keyboard; its controls must have accessible names."""
 
     def __init__(self, page: Page, box: Locator):
         self.page, self.box = page, box

@@ -30,7 +30,7 @@ def program(tmp_path_factory) -> Iterator[Path]:
     shutil.rmtree(folder)  # gigabytes
 
 
-def test_the_wheel_predicts_and_names_the_extra_for_the_rest(program, tmp_path):
+def test_the_wheel_predicts_in_a_minute_and_names_the_extra_for_the_rest(program, tmp_path):
     def run(*arguments) -> subprocess.CompletedProcess:
         isolated = {"LGEKIT_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "2"}
         own = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | isolated
@@ -53,7 +53,7 @@ def test_the_wheel_predicts_and_names_the_extra_for_the_rest(program, tmp_path):
         assert len(found) == count and found["p_lge"].between(0, 1).all()
         assert found["anterior_rvip_deg"].notna().all()
         assert len(list(tmp_path.glob(f"{table.stem}_pictures/*.png"))) == count
-    print(f"predicted twice in {time.monotonic() - started:.0f} s")
+    assert time.monotonic() - started < 60
     done = run("workbook", "--size", "smoke")
     assert done.returncode == 2 and "make setup" in done.stderr
     assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1

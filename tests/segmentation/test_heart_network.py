@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import wraps
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from lgekit.config import size_settings
+from lgekit.data.readers import read_cohort
 from lgekit.errors import InputError
 from lgekit.segmentation import model as networks
 from lgekit.segmentation import slices as grids
@@ -21,6 +23,7 @@ from lgekit.segmentation.train import evaluate_heart_network, fit_heart_network
 from lgekit.study import CAVITY, MYOCARDIUM, RV, SCAR, Cohort, Landmarks, Study
 
 SMOKE = HeartSettings(steps=30, learning_rate=3e-3, border_steps=8)
+DATA = Path(__file__).parents[3] / "shared" / "data"
 ANGLES = ("anterior_rvip_deg", "inferior_rvip_deg")
 
 
@@ -251,6 +254,17 @@ def test_a_longer_training_finds_the_insertion_points_of_rings():
     assert table["dice_rv"].median() > 0.85
     assert table["mirror_right"].mean() > 0.8
     assert table["anterior_error_deg"].median() < 10
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "emidec").is_dir(), reason="needs ../shared/data/emidec")
+def test_a_short_training_draws_real_hearts():
+    cohort = read_cohort(f"emidec:{DATA / 'emidec'}")
+    studies = [study for study in cohort.studies if study["patient_id"] != "Case_P059"]
+    own = HeartSettings(steps=300, border_steps=120)
+    network = fit_heart_network(Cohort(studies[::2]), own, 0, None, progress=False)
+    table = evaluate_heart_network(network, Cohort(studies[1::4]), seed=0)
+    assert table["dice_cavity"].median() > 0.7
 
 
 def test_an_uncertain_heart_is_also_looked_for_in_the_middle(monkeypatch):
