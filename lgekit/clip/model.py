@@ -78,7 +78,7 @@ class PolarEncoder(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Encoder of the heart network's U-Net → `(N, C, 3, 3)`; InputError if it cannot be used."""
+    """Encoder of the heart network's U-Net → `(N, C, 3, 3)`; InputError if timm has none such."""
 
     grid = (3, 3)
 

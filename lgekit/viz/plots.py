@@ -265,7 +265,8 @@ def show_images(
     figure, axes = captioned(shown, columns, height)
     extremes = [np.nanpercentile(image, [0, 100]) for image in shown.values()]
     limits = (np.min(extremes), np.max(extremes)) if unit else None
-    if names := not isinstance(unit, str):
+    names = not isinstance(unit, str)
+    if names:
         cmap, limits = ListedColormap([*unit.values()]), (-0.5, len(unit) - 0.5)
     for axis, image in zip(axes, shown.values(), strict=False):
         drawn = show_pixels(axis, image, cmap, limits)
