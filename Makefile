@@ -50,8 +50,8 @@ lint: setup      ## ruff and mypy
 test: lint       ## lint, types and all quick tests, with a smoke run of all notebooks
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow and not browser and not bench" -n 2 --dist loadfile
 
-test-slow: setup ## the slow tests
-	$(BIN)/pytest -m slow
+test-slow: setup ## the slow tests, on one thread: rounding depends on their number
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow
 
 test-browser: setup  ## JupyterLab and the apps in Chromium; screenshots in papermill_runs/browser/
 	$(BIN)/pytest -m browser -s
