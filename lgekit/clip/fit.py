@@ -215,8 +215,8 @@ def fit_detector(
     reading = Reading.merge(np.concatenate, readings)
     patients = held_out.manifest["patient_id"].to_numpy()
     calibrate(detector, held_out, views, reading, group if all_studies else patients)
-    rows = detector.held_out.set_index("study_id").loc[ids[fold >= 0]]  # as in the cohort
-    detector.held_out = rows.reset_index()
+    rows: Any = detector.held_out  # by fold; in the result as in the cohort
+    detector.held_out = rows.set_index("study_id").loc[ids[fold >= 0]].reset_index()
     return detector
 
 
