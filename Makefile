@@ -8,7 +8,7 @@ SOURCE ?=
 export LGEKIT_CACHE ?= $(CURDIR)/papermill_runs/.cache
 BIN := .venv/bin
 
-.PHONY: workbook test test-slow test-browser setup site lab app figures tables bench weights wheel lint clean help
+.PHONY: workbook test test-slow test-browser setup site lab app figures tables bench weights wheel audit lint clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -19,8 +19,8 @@ setup: .venv/installed     ## create the environment in .venv, with .venv/bin/lg
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "lgekit needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv || { echo "no venv module: on Debian, apt-get install python3-venv"; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $@
 
 workbook: setup  ## run notebooks 00-08 in order (SIZE=smoke|laptop|paper COHORT=SPEC SEED=0)
@@ -66,6 +66,12 @@ wheel: setup     ## build dist/lgekit-*.whl, and predict with it in a fresh envi
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 	WHEEL=$$(echo $(CURDIR)/dist/*.whl) $(BIN)/pytest tests/test_wheel.py -m slow -s
+
+audit: setup     ## known vulnerabilities of the locked packages; says so where the database cannot be reached
+	@$(PYTHON) -c 'import urllib.request as u; u.urlopen("https://pypi.org/pypi/pip/26.0/json", timeout=20)' 2>/dev/null || \
+		{ echo "audit skipped: the vulnerability database at pypi.org cannot be reached"; exit 0; } && \
+	$(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit && \
+		build/audit/bin/pip-audit --require-hashes --disable-pip -r requirements.lock
 
 clean:           ## remove the environment, the runs and the caches; grids, figures and notebooks stay
 	rm -rf .venv _site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """pyproject.toml, requirements.lock and environment.yml describe one environment."""
 
 import ast
+import re
 import sys
 import tomllib
 from importlib.metadata import packages_distributions
@@ -17,9 +18,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 WANTED = [*PROJECT["dependencies"], *EXTRAS["workbook"], *EXTRAS["dev"]]
 WANTED = [Requirement(line) for line in WANTED]
-LINES = (ROOT / "requirements.lock").read_text().splitlines()
-LINES = [line for line in LINES if line and line[0] != "#"]
-LOCKED = {canonicalize_name(Requirement(line).name): Requirement(line) for line in LINES}
+LOCK = re.sub(r"#.*|\\\n *", "", (ROOT / "requirements.lock").read_text())  # one pin per line
+LINES, HASHED = (
+    [line for line in LOCK.splitlines() if line],
+    re.compile(r"( --hash=sha256:\w{64})+$"),
+)
+LOCKED = {pin.name: pin for pin in (Requirement(HASHED.sub("", line)) for line in LINES)}
 PLATFORMS = [{"sys_platform": "linux", "platform_machine": "x86_64"}, {"sys_platform": "darwin"}]
 
 
@@ -38,8 +42,9 @@ def test_the_lock_pins_every_dependency_at_an_allowed_version(wanted):
 
 def test_the_lock_pins_each_package_once_and_conda_installs_it():
     assert len(LINES) == len(LOCKED) and all(map(version, LOCKED.values()))
+    assert all(map(HASHED.search, LINES)), "a package without a hash"
     entries = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert {"pip": ["-r requirements.lock", "-e .[workbook]"]} in entries
+    assert {"pip": ["-r requirements.lock"]} in entries
 
 
 def packages(nodes) -> set[str]:
