@@ -38,7 +38,7 @@ site: setup      ## the workbook as a web site, in _site/ (nothing is fetched, e
 lab: setup       ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir notebooks
 
-# voila.json in notebooks/apps stops the page from loading fonts from another server
+# voila.json in notebooks/apps: a token, localhost alone, no fonts from another server, idle kernels end
 app: setup       ## scar painter and prompt playground without code (MODEL_DIR=folder of `lgekit fit`, COHORT=SPEC)
 	@test -z "$(MODEL_DIR)" || test -f "$(MODEL_DIR)/detector.json" || \
 		{ echo "MODEL_DIR=$(MODEL_DIR) was not written by \`lgekit fit\`: it has no detector.json"; exit 1; }

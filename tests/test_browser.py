@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from urllib.error import HTTPError
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
@@ -253,11 +254,17 @@ def test_the_apps_answer_without_code(browser, tmp_path):
     small.save(tmp_path / "model")
     lk.write_manifest(lk.phantom_cohort(studies=3, seed=5), tmp_path / "mine")
     own = {"MODEL_DIR": str(tmp_path / "model"), "COHORT": f"manifest:{tmp_path}/mine/manifest.csv"}
+    own["JUPYTER_TOKEN"] = "secret"  # else one is drawn and printed
     (recipe,) = re.findall(r"\$\(BIN\)/(voila .*)", (ROOT / "Makefile").read_text())
     with server(f"{recipe} --no-browser --port={{port}}", tmp_path, **own) as address:
+        with urllib.request.urlopen(f"{address}/voila/render/scar_painter.ipynb") as answer:
+            assert "/login" in answer.url, "no token, no page"
+        renamed = urllib.request.Request(f"{address}?token=secret", headers={"Host": "evil.org"})
+        with pytest.raises(HTTPError, match="403"):  # DNS rebinding
+            urllib.request.urlopen(renamed)
         for app, controls in {"scar_painter": PAINT, "prompt_playground": ASK}.items():
             with offline_page(browser, app) as page:
-                link = f"{address}/voila/render/{app}.ipynb"
+                link = f"{address}/voila/render/{app}.ipynb?token=secret"
                 page.goto(link, timeout=1000 * START_TIMEOUT_S)
                 widget = Widget(page, page.locator(".widget-vbox").first)
                 use(widget, controls)
