@@ -17,6 +17,7 @@ from pydicom.misc import is_dicom
 from pydicom.pixels import apply_modality_lut
 from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from lgekit.data import nifti
 from lgekit.data.manifest import on_disk, optional_rows, parse_report
 from lgekit.data.nifti import Entry, Fault, Listing, Seen, Volume, files_below, folder, of_system
 from lgekit.errors import InputError
@@ -95,6 +96,10 @@ def _read_header(file: Path, root: Path) -> Dataset | Fault | Seen:
         return Seen(file, "system files and DICOMDIR")
     try:
         named = file.suffix.lower() in (".dcm", ".ima") or is_dicom(file)
+        about: Any = pydicom.filereader.read_file_meta_info(file) if is_dicom(file) else {}
+        if about.get("TransferSyntaxUID") == pydicom.uid.DeflatedExplicitVRLittleEndian:
+            remedy = "Decompress it (dcmconv +te): what it unpacks to cannot be known before"
+            return Fault(file, "is a deflated file", remedy)
         with disable_value_validation():  # its warnings would show values, such as UIDs, in logs
             header = pydicom.dcmread(
                 file, stop_before_pixels=True, force=True, specific_tags=[*HEADER, *DROPPED]
@@ -231,7 +236,9 @@ def read_series(name: str, files: Series) -> Volume:
     normal = np.cross(right, down)
     heights = positions @ normal
     inverted = {header.get("PhotometricInterpretation") == "MONOCHROME1" for header in headers}
+    claimed = sum(one.Rows * (one.get("Columns") or 0) for one in headers)
     problems = {
+        f"claims {claimed / 1e6:.0f} million voxels: too many": claimed > nifti.MOST_VOXELS,
         "some slices show high values dark (MONOCHROME1), others bright": len(inverted) > 1,
         "slices are not parallel: a localizer?": not np.allclose(axes, axes[0], atol=1e-3),
         "slices have different sizes": len({(one.Rows, one.get("Columns")) for one in headers}) > 1,

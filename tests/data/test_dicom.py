@@ -342,6 +342,17 @@ def test_a_stack_acquired_twice_is_named(tmp_path, apart, thickness):
     assert "acquired twice" in fault.problem or apart / 10 > 0.25 and thickness is None
 
 
+def test_images_too_large_for_memory_are_refused_by_their_header(tmp_path):
+    for path in write_dicom(tmp_path / "large", ARRAY, HEIGHTS):
+        made({"Rows": 30000, "Columns": 30000}, pydicom.dcmread(path)).save_as(path)
+    (bomb,) = write_dicom(tmp_path / "bomb", ARRAY[..., :1], [0])
+    data = made({"PixelData": bytes(10**7)}, pydicom.dcmread(bomb))
+    data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    data.save_as(bomb)
+    problems = sorted(one.problem for one in check_cohort(f"dicom:{tmp_path}"))
+    assert [problem[:16] for problem in problems] == ["claims 3600 mill", "is a deflated fi"]
+
+
 def test_which_series_of_an_exam_is_lge_is_asked(tmp_path):
     for number in range(3):
         ids = {"PatientID": "P-1", "StudyInstanceUID": "1.9", "SeriesInstanceUID": f"1.9.{number}"}

@@ -15,7 +15,6 @@ from lgekit.evaluation.metrics import ROWS, claims_table, compare_rows, roc_tabl
 from lgekit.grid import report
 from lgekit.grid.run import GridFile
 from lgekit.viz import figures
-from lgekit.workbook import Session, save_run
 
 RATIOS = {"no_synthetic": 0, "synthetic_2": 2, "synthetic_4": 4}  # full: the preset's 1
 
@@ -178,15 +177,6 @@ def test_a_grid_with_an_axis_is_reported_at_its_last_point_and_over_the_axis(rep
     last = compare_rows(others[-1].assign(row="supervised"), "supervised")
     assert references["row"].unique().tolist() == ["full", "supervised"]
     assert references["value"].iloc[-1] == pytest.approx(last["value"].iloc[-2], abs=1e-4)
-
-
-def test_the_caption_counts_the_runs_of_notebook_06(tmp_path):
-    table = predictions({"full": 2.0, "no_caption": 0.0})
-    tables = {"ablations": compare_rows(table), "runs": runs_of(table), "predictions": table}
-    session = Session("phantom:studies=9", "smoke", 0, tmp_path / "07")
-    save_run(session.out.parent / "06_ablations", {}, tables=tables)
-    figures.from_session("ablation_forest", session, tmp_path)
-    assert "4 of the grid's 4 runs, 2 seeds" in captions(tmp_path)["ablation_forest"]
 
 
 def test_references_that_predicted_all_studies_are_compared_with_the_first_row():
