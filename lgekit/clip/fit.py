@@ -121,7 +121,7 @@ def without_scar(studies: Sequence[Study], language: Language | None = None) -> 
 
 
 STRIDE = 4  # of the polar encoder's body
-MOST_SLICES = 25_000  # seen in pretraining: limits its time for large cohorts
+SLICES_IN_PRETRAINING = 25_000  # seen in pretraining: limits its time for large cohorts
 
 
 def warp(
@@ -164,7 +164,7 @@ def pretrain_polar(
         network = nn.ModuleList([encoder, head]).to(device)
         generator = torch.Generator(device).manual_seed(settings.seed)
         size = min(8 * settings.batch_size, len(images))
-        shown = min(settings.polar_pretraining * len(images), MOST_SLICES)
+        shown = min(settings.polar_pretraining * len(images), SLICES_IN_PRETRAINING)
 
         def loss_of(_: int) -> Tensor:
             index = torch.randint(len(images), (size,), generator=generator, device=device)
@@ -274,19 +274,8 @@ def train_networks(
     ids = set(train.manifest["study_id"])
     pairs = pairs_of(train, [scar for scar in pool if scar.source in ids])
     valid = pairs_of(validation) if validation else None
-    encoder_state = None
-    if settings.encoder_init == "segmentation" and settings.frame == "polar":
-        seeded = settings.override(seed=settings.seed + 100 * fold)
-        seen = pairs.batch.to(cache.accelerator())
-        about = seeded.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)
-        key = *about, joblib.hash([pairs.batch.images.numpy(), pairs.batch.mask.numpy()])
-        encoder_state = cache.compute_once(key, pretrain_polar, seen, seeded, progress)
-    elif settings.encoder_init == "segmentation":
-        if heart is None:
-            problem = "'segmentation' in the image view needs a heart network"
-            remedy = "Set masks='predicted', or encoder_init='random'."
-            raise InputError("setting encoder_init", problem, remedy)
-        encoder_state = heart.networks[0].get_submodule("encoder").state_dict()
+    seeded = settings.override(seed=settings.seed + 100 * fold)
+    encoder_state = encoder_start(pairs.batch, seeded, heart, progress)
     ready = packaged_networks(settings) if settings.encoder_init == "builtin" else [None]
     trained: list[FitResult] = []
     for number in range(settings.models):
@@ -294,6 +283,28 @@ def train_networks(
         start = ready[number % len(ready)]
         trained.append(fit(pairs, own, valid, encoder_state, language, progress, start))
     return trained
+
+
+def encoder_start(
+    batch: StudyBatch, settings: FitSettings, heart: HeartNetwork | None, progress: bool
+) -> dict[str, Tensor] | None:
+    """Return the weights that the slice encoder starts from; None for random ones. Cached.
+
+    ``batch`` holds the views that the polar pretraining learns from. Raises InputError if the image
+    view has no heart network to start from.
+    """
+    if settings.encoder_init != "segmentation":
+        return None
+    if settings.frame == "polar":
+        about = settings.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)
+        key = *about, joblib.hash([batch.images.numpy(), batch.mask.numpy()])
+        seen = batch.to(cache.accelerator())
+        return cache.compute_once(key, pretrain_polar, seen, settings, progress)
+    if heart is None:
+        problem = "'segmentation' in the image view needs a heart network"
+        remedy = "Set masks='predicted', or encoder_init='random'."
+        raise InputError("setting encoder_init", problem, remedy)
+    return heart.networks[0].get_submodule("encoder").state_dict()
 
 
 def packaged_networks(settings: FitSettings) -> list[tuple[CoCa, ReportTokenizer]]:

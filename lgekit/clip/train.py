@@ -21,11 +21,11 @@ from tqdm.auto import tqdm
 
 from lgekit import cache
 from lgekit.clip.data import ImageTextPairs, augment
-from lgekit.clip.model import UNKNOWN, CoCa, ReportTokenizer, StudyBatch
+from lgekit.clip.model import UNKNOWN_WORD, CoCa, ReportTokenizer, StudyBatch
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, draw_findings, draw_scar
-from lgekit.reports.writer import one_line, prompt_sets, sentences, write_report
+from lgekit.reports.writer import one_line, prompt_sets, split_sentences, write_report
 from lgekit.segmentation.train import minimise
 
 BATCH, REPORTS = 64, 12_000  # of teaching: reports in a step, and most that are written
@@ -68,7 +68,7 @@ def written_reports(count: int, seed: int) -> tuple[list[str], Tensor]:
             found = None
         text = write_report(found, rng, whole=found is None or part < 0.6)
         if found is None and part > 0.5:
-            text = str(rng.choice(sentences(text) or [text]))
+            text = str(rng.choice(split_sentences(text) or [text]))
         texts.append(one_line(text))
         truth.append(true_statements(found))
     return texts, torch.tensor(truth, dtype=torch.float32)
@@ -100,7 +100,7 @@ class Language:
 
     def texts_of(self, report: str) -> tuple[str, ...]:
         """The training texts of a report: the sentence that says most of what it says, and all."""
-        parts = sentences(report) or [report]
+        parts = split_sentences(report) or [report]
         *each, whole = self.said([*parts, report])
         most = int((torch.stack(each) @ whole).argmax())
         return tuple(dict.fromkeys([parts[most], one_line(report)]))
@@ -120,7 +120,7 @@ def teach(settings: FitSettings) -> Language:
     tokenizer = ReportTokenizer.train([*texts[:3000], *statements()], settings.longest_text)
     tokens, fixed = tokenizer(texts), tokenizer(statements()).to(device)
     lengths = (tokens != tokenizer.pad_id).sum(1)
-    by_length, unknown = lengths.argsort(), tokenizer.core.token_to_id(UNKNOWN)
+    by_length, unknown = lengths.argsort(), tokenizer.core.token_to_id(UNKNOWN_WORD)
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
