@@ -56,7 +56,7 @@ def read_code(notebook: str | Path) -> list[dict[str, Any]]:
 
 
 def read_parameters(notebook: str | Path) -> dict[str, Any]:
-    """Read the parameters of a notebook: name → default. Raises InputError if it is no literal."""
+    """Read the parameters of a notebook: name → default; InputError if a default is no literal."""
     code = read_code(notebook)
     tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     defaults: dict[str, Any] = {}

@@ -183,13 +183,12 @@ def fit_detector(
 ) -> Detector:
     """Train the whole method: views, synthetic scars, CLIP + captions, calibration.
 
-    Studies whose report does not say whether there is late enhancement are left out. Hearts are
-    located by `base_network`, which has seen no study of the cohort: a network trained on the
-    cohort's masks would outline the studies that are learned from better than new ones. The split
-    ``train`` is learned from, and ``validation`` calibrates. With ``all_studies`` the fit is
-    crossed by patient, or by the ``fold`` that all studies carry: the networks of each fold see the
-    other folds only, their scores of it set the calibration, and the mean of all networks is the
-    detector. What is trained is cached, so that the same call resumes a fit that was interrupted.
+    Studies whose report does not say whether there is late enhancement are left out. `base_network`
+    locates the hearts: it has seen no study of the cohort, while a network trained on the cohort's
+    masks would outline the training studies better than new ones. The split ``train`` trains, and
+    ``validation`` calibrates. With ``all_studies`` the fit is cross-fitted by patient, or by the
+    ``fold`` of each study: networks of the other folds score a fold, these scores set the
+    calibration, and the detector averages all networks. The same call resumes an interrupted fit.
     """
     studies, fold = usable_studies(cohort, settings, all_studies)
     folds, ids = range(1 + max(fold.max(), 0)), studies.manifest["study_id"].to_numpy()
@@ -317,9 +316,9 @@ def packaged_networks(settings: FitSettings) -> list[tuple[CoCa, ReportTokenizer
     if settings.text == "findings":  # else its text tower is not used
         names += ["text_layers", "decoder_layers", "context_length"]
     for name in names:
-        theirs, ours = getattr(packaged.settings, name), getattr(settings, name)
-        if theirs != ours:
-            problem = f"the detector in the package has {theirs}, not {ours}"
+        packaged_value, asked = getattr(packaged.settings, name), getattr(settings, name)
+        if packaged_value != asked:
+            problem = f"the detector in the package has {packaged_value}, not {asked}"
             raise InputError(f"setting {name}", problem, "Fit with --from scratch.")
     return packaged.networks
 

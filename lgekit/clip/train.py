@@ -297,7 +297,7 @@ def fit(
 
     The contrastive loss of ``validation`` selects the epoch to keep. ``encoder_state`` are weights
     of a segmentation encoder, and ``language`` is the text tower to use as it is. ``start`` is a
-    trained network to go on from: with other texts than its own, from its image tower. Training
+    trained network to continue from: with other texts than its own, from its image tower. Training
     that was interrupted, even by kill -9, resumes after its last whole epoch.
     """
     if settings.shuffle_text:  # also those that select the epoch

@@ -20,7 +20,7 @@ from lgekit.scars.transforms import AddScar, ScarPainter
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, SCAR, SCARRED, WALL_CODES, Cohort, Study
 
 MINIMUM_SCAR_VOXELS = 15
-FOLDS = 5  # of patients, in which synthetic scars are told from real ones
+FOLDS = 5  # of patients, to tell synthetic scars from real ones
 QUANTILES = {"median": 0.5, "95th percentile": 0.95}
 # Columns of `evaluate_heart_network` and how they are summarized; a share is a mean.
 OVERLAPS = [(f"dice_{name}", "median") for name in ("cavity", "myocardium", "rv")]
