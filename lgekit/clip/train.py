@@ -312,11 +312,7 @@ def fit(
     if start is not None and not part:
         tokenizer = start[1]
     tokenizer = tokenizer or ReportTokenizer.train(distinct, settings.longest_text)
-    tokens = tokenizer(distinct)
-    if tokens.shape[1] == tokenizer.context_length:
-        share = float((tokens[:, -1] == tokenizer.end_id).float().mean())
-        message = f"{share:.0%} of the texts do not fit into {tokenizer.context_length} tokens"
-        warnings.warn(f"{message}, and are cut. Set context_length higher.", stacklevel=2)
+    tokens = token_ids(distinct, tokenizer)
     device = cache.accelerator()
     data = TrainingData(
         pairs.batch.to(device),
@@ -347,6 +343,16 @@ def fit(
         weights, history = cache.compute_once(name, train, *inputs)
     model.cpu().load_state_dict(weights)
     return FitResult(model.eval(), tokenizer, pd.DataFrame(history))
+
+
+def token_ids(texts: list[str], tokenizer: ReportTokenizer) -> Tensor:
+    """Token ids `(texts, longest)` int64. Warns if texts are cut."""
+    tokens = tokenizer(texts)
+    if tokens.shape[1] == tokenizer.context_length:
+        share = float((tokens[:, -1] == tokenizer.end_id).float().mean())
+        message = f"{share:.0%} of the texts do not fit into {tokenizer.context_length} tokens"
+        warnings.warn(f"{message}, and are cut. Set context_length higher.", stacklevel=3)
+    return tokens
 
 
 def shuffle_texts(pairs: ImageTextPairs, *seed: int) -> ImageTextPairs:
