@@ -19,10 +19,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 WANTED = [*PROJECT["dependencies"], *EXTRAS["workbook"], *EXTRAS["dev"]]
 WANTED = [Requirement(line) for line in WANTED]
 LOCK = re.sub(r"#.*|\\\n *", "", (ROOT / "requirements.lock").read_text())  # one pin per line
-LINES, HASHED = (
-    [line for line in LOCK.splitlines() if line],
-    re.compile(r"( --hash=sha256:\w{64})+$"),
-)
+LINES = [line for line in LOCK.splitlines() if line]
+HASHED = re.compile(r"( --hash=sha256:\w{64})+$")
 LOCKED = {pin.name: pin for pin in (Requirement(HASHED.sub("", line)) for line in LINES)}
 PLATFORMS = [{"sys_platform": "linux", "platform_machine": "x86_64"}, {"sys_platform": "darwin"}]
 
