@@ -244,7 +244,7 @@ def predict(
     the study's embedding; sums to 1. segments: probability in each AHA segment 1-17, null where
     unseen. The decision is p_lge > 0.5. Studies that cannot be read are listed and left out.
     --pictures draws what to check first: contours, insertion points, segments, evidence for scar.
-    After a stop, the same command goes on from the rows in OUT.csv.*.part.
+    After a stop, the same command continues from the rows in OUT.csv.*.part.
     Example: lgekit predict my_model emidec:data/emidec predictions.csv
     """
     from lgekit.clip.detector import read_predictions, rows_so_far
@@ -276,7 +276,7 @@ def predict(
     for name, fault in faults.items():
         typer.echo(f"left out: {name}: {fault}", err=True)
     if not part.exists():
-        raise InputError(spec, "no study can be read", "Mend the studies that are listed above")
+        raise InputError(spec, "no study can be read", "Correct the studies listed above")
     if pictures:
         drawn.replace(folder)
     part.replace(out_csv)

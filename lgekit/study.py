@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -76,6 +76,18 @@ class Study(tio.Subject):
 
     if TYPE_CHECKING:
 
+        @overload  # type: ignore[override]
+        def __getitem__(self, item: Literal["image"]) -> tio.ScalarImage: ...
+        @overload
+        def __getitem__(self, item: Literal["labels"]) -> tio.LabelMap: ...
+        @overload
+        def __getitem__(self, item: Literal["findings"]) -> Findings | None: ...
+        @overload
+        def __getitem__(self, item: Literal["landmarks"]) -> Landmarks | None: ...
+        @overload
+        def __getitem__(self, item: Literal["study_id", "patient_id", "report"]) -> str: ...
+        @overload
+        def __getitem__(self, item: Any) -> Any: ...
         def __getitem__(self, item: Any) -> Any: ...
 
     @classmethod

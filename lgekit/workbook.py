@@ -56,7 +56,7 @@ def read_code(notebook: str | Path) -> list[dict[str, Any]]:
 
 
 def read_parameters(notebook: str | Path) -> dict[str, Any]:
-    """Read the parameters of a notebook: name → default. Raises InputError if it is no literal."""
+    """Read the parameters of a notebook: name → default; InputError if a default is no literal."""
     code = read_code(notebook)
     tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
     defaults: dict[str, Any] = {}
@@ -90,12 +90,7 @@ def check_parameters(defaults: dict, params: Mapping[str, Any], where: object) -
     return checked
 
 
-def save_run(
-    out: str | Path,
-    metrics: Mapping[str, Any],
-    tables: Mapping[str, Any] | None = None,
-    **further: Any,
-) -> None:
+def save_run(out: str | Path, metrics: Mapping[str, Any], **tables: Any) -> None:
     """Save the results of a notebook, in its last cell.
 
     The same numbers give the same bytes: floats have 6 significant digits, keys are sorted, NaN
@@ -104,7 +99,7 @@ def save_run(
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in {**(tables or {}), **further}.items():
+    for name, table in tables.items():
         pd.DataFrame(table).to_csv(folder / f"{name}.csv", index=False, float_format="%.6g")
     _write_json(folder / ENVIRONMENT, environment_record())
     text = json.dumps(dict(metrics), default=lambda array: array.tolist())

@@ -134,7 +134,7 @@ def test_a_stopped_predict_goes_on_and_faulty_studies_are_left_out(
     table.to_csv(written / "faulty.csv", index=False)
     command = ("predict", model, f"manifest:{written}/faulty.csv", "--pictures")
     out = tmp_path / "out.csv"
-    monkeypatch.setattr("lgekit.clip.detector.CHUNK", 4)
+    monkeypatch.setattr("lgekit.clip.detector.STUDIES_AT_ONCE", 4)
     done = lgekit(*command, tmp_path / "whole.csv")
     assert done.returncode == 0 and "11 studies" in done.stdout and "1 left out" in done.stdout
     assert "left out" in done.stderr and "nowhere.nii.gz" in done.stderr
@@ -243,19 +243,16 @@ def test_commands_that_need_the_notebook_packages_say_so(monkeypatch):
         refused(*command, mentions="lgekit[workbook]: papermill is not installed. Run make setup")
 
 
-def test_pictures_replace_no_file(tmp_path):
-    (tmp_path / "table_pictures").mkdir()
-    (tmp_path / "table_pictures" / "a.png").touch()
-    command = ("predict", tmp_path, SMALL, tmp_path / "table.csv", "--pictures")
-    refused(*command, mentions="table_pictures: exists already")
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="not even root can write in /proc")
 def test_a_taken_or_unwritable_place_is_refused_before_the_long_work(tmp_path, monkeypatch):
     monkeypatch.setattr(Detector, "load", long_work)
     (taken := tmp_path / "taken.csv").write_text("study_id,image\n")
+    (pictures := tmp_path / "new_pictures").mkdir()
+    (pictures / "a.png").touch()
     for command in ("predict", tmp_path, SMALL), ("reports", taken):
         refused(*command, taken, mentions="taken.csv: exists already")
+    command = ("predict", tmp_path, SMALL, tmp_path / "new.csv", "--pictures")
+    refused(*command, mentions="new_pictures: exists already")
     monkeypatch.setattr("lgekit.data.readers.read_cohort", long_work)
     refused("predict", "model", SMALL, "/proc/out.csv", mentions="/proc/out.csv: cannot be written")
     for command in ("fit", SMALL), ("standardize", SMALL), ("cohort", SMALL), ("pull", "me/model"):
@@ -265,7 +262,7 @@ def test_a_taken_or_unwritable_place_is_refused_before_the_long_work(tmp_path, m
     monkeypatch.setenv("LGEKIT_CACHE", str(tmp_path))
     for command in (["fit"], ["standardize"], ["predict", "model"]):
         refused(*command, SMALL, tmp_path / "out", mentions="set the variable LGEKIT_CACHE")
-    assert names(tmp_path) == ["private", "taken.csv"]
+    assert names(tmp_path) == ["new_pictures", "new_pictures/a.png", "private", "taken.csv"]
 
 
 @pytest.mark.parametrize("exists", [True, False])

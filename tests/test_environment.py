@@ -19,10 +19,8 @@ EXTRAS = PROJECT["optional-dependencies"]
 WANTED = [*PROJECT["dependencies"], *EXTRAS["workbook"], *EXTRAS["dev"]]
 WANTED = [Requirement(line) for line in WANTED]
 LOCK = re.sub(r"#.*|\\\n *", "", (ROOT / "requirements.lock").read_text())  # one pin per line
-LINES, HASHED = (
-    [line for line in LOCK.splitlines() if line],
-    re.compile(r"( --hash=sha256:\w{64})+$"),
-)
+LINES = [line for line in LOCK.splitlines() if line]
+HASHED = re.compile(r"( --hash=sha256:\w{64})+$")
 LOCKED = {pin.name: pin for pin in (Requirement(HASHED.sub("", line)) for line in LINES)}
 PLATFORMS = [{"sys_platform": "linux", "platform_machine": "x86_64"}, {"sys_platform": "darwin"}]
 
@@ -68,7 +66,7 @@ def test_notebook_packages_are_not_imported_before_they_are_needed():
 def test_every_import_is_of_a_declared_dependency():
     """A package that is installed only by chance is missing from a fresh environment."""
     declared = {canonicalize_name(requirement.name) for requirement in WANTED}
-    folders = ("lgekit", "tests", "notebooks")
+    folders = ("lgekit", "tests", "notebooks", "tools")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     sources = {file: file.read_text() for file in files}
     for file in (ROOT / "notebooks").rglob("*.ipynb"):

@@ -73,14 +73,14 @@ def test_wrong_types_are_refused(name, value):
 def test_results_are_saved_as_plain_files(tmp_path):
     metrics = {"b": np.float32(0.1), "a": np.int64(3), "nan": np.nan, "list": np.arange(2)}
     table = pd.DataFrame({"study_id": ["P1"], "p": [1 / 3]}, index=[7])
-    tables = {"history": [{"epoch": 1, "loss": 0.5}], "walls": table}
-    save_run(tmp_path, {**metrics, "deep": {"x": 1 / 3}}, tables, predictions=table)
+    history = [{"epoch": 1, "loss": 0.5}]
+    metrics["deep"] = {"x": 1 / 3}
+    save_run(tmp_path, metrics, history=history, predictions=table)
     expected = {"a": 3, "b": 0.1, "deep": {"x": 0.333333}, "list": [0, 1], "nan": None}
     stored = json.loads((tmp_path / "metrics.json").read_text())
     assert stored == expected and list(stored) == sorted(expected)
     assert (tmp_path / "predictions.csv").read_text() == "study_id,p\nP1,0.333333\n"
     assert (tmp_path / "history.csv").read_text() == "epoch,loss\n1,0.5\n"
-    assert (tmp_path / "walls.csv").exists()
 
 
 def test_a_run_is_complete_and_the_same_seed_gives_the_same_bytes(tmp_path):

@@ -152,8 +152,10 @@ class StandardizeShortAxis(tio.SpatialTransform):
             inferior = float(to_frame_deg(landmarks.inferior_rvip_deg, landmarks))
             landmarks = Landmarks(ANTERIOR_RVIP_DEG, inferior, landmarks.confidence)
         mm = side_mm / self.pixels
-        matrix, about = turn * mm / spacing[:, None], (shape, landmarks, oriented)
-        return ShortAxisFrame(self.pixels, mm, matrix, centre, backwards, *about)
+        matrix = turn * mm / spacing[:, None]
+        return ShortAxisFrame(
+            self.pixels, mm, matrix, centre, backwards, shape, landmarks, oriented
+        )
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         subject.check_consistent_spatial_shape()
@@ -228,11 +230,16 @@ class PolarGrid:
     levels: np.ndarray  # (slices,) 0 base … 1 apex, NaN without a heart
     spacing: tuple[float, float, float]
 
+    @property
+    def row_depths(self) -> np.ndarray:
+        """Depth of each row in the wall, ``(depths,)``: 0 endocardium, 1 epicardium."""
+        row = (np.arange(self.depths) + 0.5) / self.depths
+        return -self.inside + (1 + self.inside + self.outside) * row
+
     def view(self, data: torch.Tensor) -> torch.Tensor:
         """Sample ``(1, X, Y, slices)`` as ``(1, depths, angles, slices)``."""
-        row = (np.arange(self.depths) + 0.5) / self.depths
-        depth = -self.inside + (1 + self.inside + self.outside) * row
-        radius = self.endocardium[:, None] + depth[None, :, None] * self.thickness[:, None]
+        depth = self.row_depths[None, :, None]
+        radius = self.endocardium[:, None] + depth * self.thickness[:, None]
         slices = data.float()[0].permute(2, 0, 1)[torch.as_tensor(self.order), None]
         radius = np.maximum(radius, 0)
         out = _sample_rays(slices, self.centres, radius, self.angles_deg, self.spacing)

@@ -37,7 +37,7 @@ from lgekit.segmentation.model import STRICT, WEIGHTS, HeartNetwork, read_weight
 from lgekit.segmentation.train import locate
 from lgekit.study import Cohort, Landmarks, Study
 
-CHUNK = 64  # studies that are read at a time: more need no more memory
+STUDIES_AT_ONCE = 64  # studies that are read at a time: more need no more memory
 
 
 def confident_landmarks(study: Study, settings: FitSettings) -> Landmarks | None:
@@ -77,9 +77,7 @@ def view_segments(view: View, study: Study, marks: Landmarks, settings: FitSetti
     if settings.orientation != "rvip":  # the first column is not the insertion point
         return segments
     grid = view_grid(study, settings)
-    row = (np.arange(settings.depths) + 0.5) / settings.depths
-    depth = -grid.inside + (1 + grid.inside + grid.outside) * row
-    wall = (depth >= 0) & (depth <= 1)
+    wall = (grid.row_depths >= 0) & (grid.row_depths <= 1)
     frame_deg = aha.ANTERIOR_RVIP_DEG + 360 * np.arange(settings.angles) / settings.angles
     for number, third in enumerate(Ventricle.of(study.label_map).thirds[view.own_slices]):
         if third >= 0:
@@ -187,6 +185,7 @@ class Detector:
         return cohort if self.heart is None else locate(cohort, self.heart)
 
     def views(self, located: Cohort) -> list[View]:
+        """The network input of each located study."""
         return [make_view(study, self.settings) for study in located.studies]
 
     def predict(self, cohort: Cohort) -> pd.DataFrame:
@@ -204,9 +203,9 @@ class Detector:
 
     @torch.no_grad()
     def predict_groups(self, studies: Iterable[Study]) -> Iterator[tuple[list[Study], Any]]:
-        """Located studies and their table of `predict`, `CHUNK` at a time, read when needed."""
+        """Located studies and their table of `predict`, a few at a time, read when needed."""
         stream = iter(studies)
-        while group := list(islice(stream, CHUNK)):
+        while group := list(islice(stream, STUDIES_AT_ONCE)):
             located = self.locate(Cohort(group))
             views = self.views(located)
             batch = batch_of(views)

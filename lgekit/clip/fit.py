@@ -121,7 +121,7 @@ def without_scar(studies: Sequence[Study], language: Language | None = None) -> 
 
 
 STRIDE = 4  # of the polar encoder's body
-MOST_SLICES = 25_000  # seen in pretraining: limits its time for large cohorts
+SLICES_IN_PRETRAINING = 25_000  # seen in pretraining: limits its time for large cohorts
 
 
 def warp(
@@ -164,7 +164,7 @@ def pretrain_polar(
         network = nn.ModuleList([encoder, head]).to(device)
         generator = torch.Generator(device).manual_seed(settings.seed)
         size = min(8 * settings.batch_size, len(images))
-        shown = min(settings.polar_pretraining * len(images), MOST_SLICES)
+        shown = min(settings.polar_pretraining * len(images), SLICES_IN_PRETRAINING)
 
         def loss_of(_: int) -> Tensor:
             index = torch.randint(len(images), (size,), generator=generator, device=device)
@@ -183,13 +183,12 @@ def fit_detector(
 ) -> Detector:
     """Train the whole method: views, synthetic scars, CLIP + captions, calibration.
 
-    Studies whose report does not say whether there is late enhancement are left out. Hearts are
-    located by `base_network`, which has seen no study of the cohort: a network trained on the
-    cohort's masks would outline the studies that are learned from better than new ones. The split
-    ``train`` is learned from, and ``validation`` calibrates. With ``all_studies`` the fit is
-    crossed by patient, or by the ``fold`` that all studies carry: the networks of each fold see the
-    other folds only, their scores of it set the calibration, and the mean of all networks is the
-    detector. What is trained is cached, so that the same call resumes a fit that was interrupted.
+    Studies whose report does not say whether there is late enhancement are left out. `base_network`
+    locates the hearts: it has seen no study of the cohort, while a network trained on the cohort's
+    masks would outline the training studies better than new ones. The split ``train`` trains, and
+    ``validation`` calibrates. With ``all_studies`` the fit is cross-fitted by patient, or by the
+    ``fold`` of each study: networks of the other folds score a fold, these scores set the
+    calibration, and the detector averages all networks. The same call resumes an interrupted fit.
     """
     studies, fold = usable_studies(cohort, settings, all_studies)
     folds, ids = range(1 + max(fold.max(), 0)), studies.manifest["study_id"].to_numpy()
@@ -274,19 +273,8 @@ def train_networks(
     ids = set(train.manifest["study_id"])
     pairs = pairs_of(train, [scar for scar in pool if scar.source in ids])
     valid = pairs_of(validation) if validation else None
-    encoder_state = None
-    if settings.encoder_init == "segmentation" and settings.frame == "polar":
-        seeded = settings.override(seed=settings.seed + 100 * fold)
-        seen = pairs.batch.to(cache.accelerator())
-        about = seeded.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)
-        key = *about, joblib.hash([pairs.batch.images.numpy(), pairs.batch.mask.numpy()])
-        encoder_state = cache.compute_once(key, pretrain_polar, seen, seeded, progress)
-    elif settings.encoder_init == "segmentation":
-        if heart is None:
-            problem = "'segmentation' in the image view needs a heart network"
-            remedy = "Set masks='predicted', or encoder_init='random'."
-            raise InputError("setting encoder_init", problem, remedy)
-        encoder_state = heart.networks[0].get_submodule("encoder").state_dict()
+    seeded = settings.override(seed=settings.seed + 100 * fold)
+    encoder_state = encoder_start(pairs.batch, seeded, heart, progress)
     ready = packaged_networks(settings) if settings.encoder_init == "builtin" else [None]
     trained: list[FitResult] = []
     for number in range(settings.models):
@@ -294,6 +282,28 @@ def train_networks(
         start = ready[number % len(ready)]
         trained.append(fit(pairs, own, valid, encoder_state, language, progress, start))
     return trained
+
+
+def encoder_start(
+    batch: StudyBatch, settings: FitSettings, heart: HeartNetwork | None, progress: bool
+) -> dict[str, Tensor] | None:
+    """Return the weights that the slice encoder starts from; None for random ones. Cached.
+
+    ``batch`` holds the views that the polar pretraining learns from. Raises InputError if the image
+    view has no heart network to start from.
+    """
+    if settings.encoder_init != "segmentation":
+        return None
+    if settings.frame == "polar":
+        about = settings.model_dump_json(exclude={"workers"}), cache.code_version(*cache.FIT_ROOMS)
+        key = *about, joblib.hash([batch.images.numpy(), batch.mask.numpy()])
+        seen = batch.to(cache.accelerator())
+        return cache.compute_once(key, pretrain_polar, seen, settings, progress)
+    if heart is None:
+        problem = "'segmentation' in the image view needs a heart network"
+        remedy = "Set masks='predicted', or encoder_init='random'."
+        raise InputError("setting encoder_init", problem, remedy)
+    return heart.networks[0].get_submodule("encoder").state_dict()
 
 
 def packaged_networks(settings: FitSettings) -> list[tuple[CoCa, ReportTokenizer]]:
@@ -306,9 +316,9 @@ def packaged_networks(settings: FitSettings) -> list[tuple[CoCa, ReportTokenizer
     if settings.text == "findings":  # else its text tower is not used
         names += ["text_layers", "decoder_layers", "context_length"]
     for name in names:
-        theirs, ours = getattr(packaged.settings, name), getattr(settings, name)
-        if theirs != ours:
-            problem = f"the detector in the package has {theirs}, not {ours}"
+        packaged_value, asked = getattr(packaged.settings, name), getattr(settings, name)
+        if packaged_value != asked:
+            problem = f"the detector in the package has {packaged_value}, not {asked}"
             raise InputError(f"setting {name}", problem, "Fit with --from scratch.")
     return packaged.networks
 

@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 from lgekit.config import FitSettings
 from lgekit.segmentation.model import HEART_SIZES, build_unet
 
-PAD, START, END, UNKNOWN = "[PAD]", "[SOT]", "[EOT]", "[UNK]"
+PAD, START, END, UNKNOWN_WORD = "[PAD]", "[SOT]", "[EOT]", "[UNK]"
 VOCABULARY = 600  # most tokens that the tokenizer may learn
 MOST_WORDS = 20_000  # of a saved tokenizer, which may know many signs
 HEADS, QUERIES = 4, 8  # attention heads; image tokens that the decoder reads
@@ -198,7 +198,7 @@ class ReportTokenizer:
         from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
         from tokenizers.trainers import BpeTrainer
 
-        core, split = Tokenizer(models.BPE(unk_token=UNKNOWN)), pre_tokenizers
+        core, split = Tokenizer(models.BPE(unk_token=UNKNOWN_WORD)), pre_tokenizers
         one_space = normalizers.Replace(Regex("[ \\t]+"), " ")
         core.normalizer = normalizers.Sequence(
             [normalizers.NFKC(), normalizers.Lowercase(), one_space]
@@ -209,7 +209,7 @@ class ReportTokenizer:
         core.decoder = decoders.Metaspace(prepend_scheme="first")
         trainer = BpeTrainer(
             vocab_size=vocabulary,
-            special_tokens=[PAD, START, END, UNKNOWN],
+            special_tokens=[PAD, START, END, UNKNOWN_WORD],
             initial_alphabet=["\n", "\u2581", *map(chr, range(33, 127))],
             show_progress=False,
         )

@@ -21,11 +21,11 @@ from tqdm.auto import tqdm
 
 from lgekit import cache
 from lgekit.clip.data import ImageTextPairs, augment
-from lgekit.clip.model import UNKNOWN, CoCa, ReportTokenizer, StudyBatch
+from lgekit.clip.model import UNKNOWN_WORD, CoCa, ReportTokenizer, StudyBatch
 from lgekit.config import FitSettings
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, draw_findings, draw_scar
-from lgekit.reports.writer import one_line, prompt_sets, sentences, write_report
+from lgekit.reports.writer import one_line, prompt_sets, split_sentences, write_report
 from lgekit.segmentation.train import minimise
 
 BATCH, REPORTS = 64, 12_000  # of teaching: reports in a step, and most that are written
@@ -68,7 +68,7 @@ def written_reports(count: int, seed: int) -> tuple[list[str], Tensor]:
             found = None
         text = write_report(found, rng, whole=found is None or part < 0.6)
         if found is None and part > 0.5:
-            text = str(rng.choice(sentences(text) or [text]))
+            text = str(rng.choice(split_sentences(text) or [text]))
         texts.append(one_line(text))
         truth.append(true_statements(found))
     return texts, torch.tensor(truth, dtype=torch.float32)
@@ -100,7 +100,7 @@ class Language:
 
     def texts_of(self, report: str) -> tuple[str, ...]:
         """The training texts of a report: the sentence that says most of what it says, and all."""
-        parts = sentences(report) or [report]
+        parts = split_sentences(report) or [report]
         *each, whole = self.said([*parts, report])
         most = int((torch.stack(each) @ whole).argmax())
         return tuple(dict.fromkeys([parts[most], one_line(report)]))
@@ -120,7 +120,7 @@ def teach(settings: FitSettings) -> Language:
     tokenizer = ReportTokenizer.train([*texts[:3000], *statements()], settings.longest_text)
     tokens, fixed = tokenizer(texts), tokenizer(statements()).to(device)
     lengths = (tokens != tokenizer.pad_id).sum(1)
-    by_length, unknown = lengths.argsort(), tokenizer.core.token_to_id(UNKNOWN)
+    by_length, unknown = lengths.argsort(), tokenizer.core.token_to_id(UNKNOWN_WORD)
     generator = torch.Generator().manual_seed(settings.seed)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
@@ -297,7 +297,7 @@ def fit(
 
     The contrastive loss of ``validation`` selects the epoch to keep. ``encoder_state`` are weights
     of a segmentation encoder, and ``language`` is the text tower to use as it is. ``start`` is a
-    trained network to go on from: with other texts than its own, from its image tower. Training
+    trained network to continue from: with other texts than its own, from its image tower. Training
     that was interrupted, even by kill -9, resumes after its last whole epoch.
     """
     if settings.shuffle_text:  # also those that select the epoch
@@ -312,11 +312,7 @@ def fit(
     if start is not None and not part:
         tokenizer = start[1]
     tokenizer = tokenizer or ReportTokenizer.train(distinct, settings.longest_text)
-    tokens = tokenizer(distinct)
-    if tokens.shape[1] == tokenizer.context_length:
-        share = float((tokens[:, -1] == tokenizer.end_id).float().mean())
-        message = f"{share:.0%} of the texts do not fit into {tokenizer.context_length} tokens"
-        warnings.warn(f"{message}, and are cut. Set context_length higher.", stacklevel=2)
+    tokens = token_ids(distinct, tokenizer)
     device = cache.accelerator()
     data = TrainingData(
         pairs.batch.to(device),
@@ -347,6 +343,16 @@ def fit(
         weights, history = cache.compute_once(name, train, *inputs)
     model.cpu().load_state_dict(weights)
     return FitResult(model.eval(), tokenizer, pd.DataFrame(history))
+
+
+def token_ids(texts: list[str], tokenizer: ReportTokenizer) -> Tensor:
+    """Token ids `(texts, longest)` int64. Warns if texts are cut."""
+    tokens = tokenizer(texts)
+    if tokens.shape[1] == tokenizer.context_length:
+        share = float((tokens[:, -1] == tokenizer.end_id).float().mean())
+        message = f"{share:.0%} of the texts do not fit into {tokenizer.context_length} tokens"
+        warnings.warn(f"{message}, and are cut. Set context_length higher.", stacklevel=3)
+    return tokens
 
 
 def shuffle_texts(pairs: ImageTextPairs, *seed: int) -> ImageTextPairs:

@@ -225,7 +225,7 @@ def axis_order(volume: Volume, labels: np.ndarray | None = None) -> list[int]:
 
 
 def _slice_signs(volume: Volume, labels: np.ndarray | None) -> Iterator[np.ndarray]:
-    """Yield for each sign of `axis_order` which of the three axes it speaks for."""
+    """Yield for each sign of `axis_order` which of the three axes it supports."""
     axes, spacing = np.arange(3), volume.spacing
     yield axes == volume.slice_axis
     yield np.array(volume.array.shape) == 1

@@ -188,7 +188,7 @@ def wall_noise(rng: Rng, level: Array) -> Array:
     return field / np.sqrt((0.5 / orders).sum())
 
 
-def draw_scar(rng: Rng, level: Array, heart: Heart, own: dict[str, Any]) -> ScarMap:
+def draw_scar_map(rng: Rng, level: Array, heart: Heart, own: dict[str, Any]) -> ScarMap:
     """Draw a scar of a kind of ``phantom.toml`` as ellipsoids in angle, level and depth.
 
     An infarct's ellipsoid is half within the cavity: a wavefront from the endocardium.
@@ -216,7 +216,7 @@ def draw_scar(rng: Rng, level: Array, heart: Heart, own: dict[str, Any]) -> Scar
     return ScarMap(own["cause"], *tables)
 
 
-def draw_scars(rng: Rng, level: Array, heart: Heart) -> list[ScarMap]:
+def draw_scar_maps(rng: Rng, level: Array, heart: Heart) -> list[ScarMap]:
     """Draw the scars of one diseased heart: four in five are infarcts, one in eight of them two."""
     inside = (level > 0.05) & (level < 0.95)
     while True:
@@ -224,7 +224,7 @@ def draw_scars(rng: Rng, level: Array, heart: Heart) -> list[ScarMap]:
         kinds = list(RANGES["infarcts" if infarct else "patterns"].values())
         number = 1 + (infarct and rng.random() < 0.12)
         drawn = rng.choice(len(kinds), number, p=[kind["weight"] for kind in kinds])
-        scars = [draw_scar(rng, level, heart, kinds[index]) for index in drawn]
+        scars = [draw_scar_map(rng, level, heart, kinds[index]) for index in drawn]
         # Large enough to outline:
         if max((scar.outer > scar.inner)[inside].mean() for scar in scars) > 0.04:
             return scars
@@ -378,7 +378,7 @@ def render_study(index: int, seed: int, pixels: int, prevalence: float) -> dict[
     first = rng.uniform(1, step - 2) - step * int(rng.integers(0, extra + 1))
     levels = (first + step * np.arange(count)) / heart.length
     level = levels[:, None] + POINTS[:, 2] * SLICE_MM / heart.length
-    scars = draw_scars(rng, level, heart) if present else []
+    scars = draw_scar_maps(rng, level, heart) if present else []
 
     mirrored, turn = rng.random() < 0.5, rng.uniform(0, TURN)
     mm = float(rng.uniform(1.5, 2.0)) * 128 / pixels
@@ -428,7 +428,7 @@ def render_study(index: int, seed: int, pixels: int, prevalence: float) -> dict[
     }
 
 
-CHUNK = 48  # studies in a cache entry
+STUDIES_PER_ENTRY = 48  # studies in a cache entry
 
 
 def render_chunk(start: int, stop: int, look: dict[str, Any]) -> list[dict[str, Any]]:
@@ -453,9 +453,9 @@ def phantom_cohort(studies: int = 200, seed: int = 0, **options) -> Cohort:
         where = f"phantom option {first['loc'][0]}"
         raise InputError(where, f"found {first['input']!r}", remedy) from None
     look = asked.model_dump(include={"seed", "pixels", "prevalence"})
-    starts, version = range(0, asked.studies, CHUNK), code_version("anatomy", "data")
+    starts, version = range(0, asked.studies, STUDIES_PER_ENTRY), code_version("anatomy", "data")
     workers = asked.workers or (1 if len(starts) == 1 else -1)
-    parts = [(start, min(start + CHUNK, asked.studies), look) for start in starts]
+    parts = [(start, min(start + STUDIES_PER_ENTRY, asked.studies), look) for start in starts]
     chunks = Parallel(workers, return_as="generator", initializer=end_with_parent)(
         delayed(compute_once)((version, *part), render_chunk, *part) for part in parts
     )

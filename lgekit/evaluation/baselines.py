@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lgekit.anatomy.segments import voxel_angle
 from lgekit.cache import accelerator
 from lgekit.clip.data import augment, batch_of, make_view
-from lgekit.clip.fit import pretrain_polar, synthetic_pool
+from lgekit.clip.fit import encoder_start, synthetic_pool
 from lgekit.clip.model import StudyBatch, StudyEncoder
 from lgekit.clip.train import epoch_batches
 from lgekit.clip.zeroshot import platt, probability
@@ -102,19 +102,15 @@ def supervised_predictions(
     known = [s for s in located.studies if s["findings"] is not None]
     known = [s for s in known if states_enhancement(s["report"])]
     train, valid = ([s for s in known if s["split"] == name] for name in SPLITS[:2])
-    labels = np.array([study["findings"].present for study in train])
+    learned = Cohort(train, cohort.name)
+    labels = learned.manifest["scar"].to_numpy(bool)
     if labels.all() or not labels.any():
         remedy = "Give training studies with and without scar whose findings are known."
         raise InputError(cohort.name, "the split 'train' does not contain both classes", remedy)
-    pool = synthetic_pool(Cohort(train, cohort.name), settings)
+    pool = synthetic_pool(learned, settings)
     views = [make_view(study, settings) for study in train] + [scar.view for scar in pool]
     batch = batch_of(views)
-    state: dict[str, Tensor] | None = None
-    if settings.encoder_init == "segmentation":
-        if settings.frame == "polar":
-            state = pretrain_polar(batch, settings, progress)
-        elif heart:
-            state = heart.networks[0].get_submodule("encoder").state_dict()
+    state = encoder_start(batch, settings, heart, progress)
     present = np.append(labels, np.ones(len(pool), bool))
     network = train_presence(batch, present, len(train), settings, state, progress)
     views = [make_view(study, settings) for study in (*valid, *test)]
@@ -158,7 +154,7 @@ def train_presence(
 
 def _calibrated(scores: np.ndarray, valid: Sequence[Study], test: Sequence[Study]) -> pd.DataFrame:
     """``study_id, p_lge`` of ``test``, from scores of both splits and the truth of ``valid``."""
-    present = np.array([study["findings"].present for study in valid], bool)
+    present = Cohort(valid).manifest["scar"].to_numpy(bool)
     values = probability(scores[len(valid) :], platt(scores[: len(valid)], present))
     return pd.DataFrame({"study_id": [study["study_id"] for study in test], "p_lge": values})
 

@@ -260,9 +260,10 @@ def _comparable(predictions: pd.DataFrame) -> pd.DataFrame:
         "rows have different seeds or studies": (known.groupby(run).size() < rows).any(),
         "rows differ in a study's truth": (known.groupby("study_id")["scar"].nunique() > 1).any(),
     }
-    for problem in itertools.compress(faults, faults.values()):
-        remedy = "Compare complete runs of one cohort (`complete_runs` of lgekit.grid.report)."
-        raise InputError("predictions", problem, remedy)
+    for problem, found in faults.items():
+        if found:
+            remedy = "Compare complete runs of one cohort (`complete_runs` of lgekit.grid.report)."
+            raise InputError("predictions", problem, remedy)
     return known
 
 

@@ -20,12 +20,13 @@ from lgekit.scars.transforms import AddScar, ScarPainter
 from lgekit.study import CAVITY, MYOCARDIUM, NO_REFLOW, SCAR, SCARRED, WALL_CODES, Cohort, Study
 
 MINIMUM_SCAR_VOXELS = 15
-FOLDS = 5  # of patients, in which synthetic scars are told from real ones
-# Figure of `quality_table`, a column of `evaluate_heart_network` → its quantile (0: the mean).
-QUALITY = {f"dice_{name}, median": 0.5 for name in ("cavity", "myocardium", "rv")}
-QUALITY |= {"anterior_error_deg, median": 0.5, "anterior_error_deg, 95th percentile": 0.95}
-QUALITY |= {"inferior_error_deg, median": 0.5, "mirror_right, share": 0}
-MINIMUM_CONFIDENCE = 0.5  # of a reference insertion point that errors are measured from
+FOLDS = 5  # of patients, to tell synthetic scars from real ones
+QUANTILES = {"median": 0.5, "95th percentile": 0.95}
+# Columns of `evaluate_heart_network` and how they are summarized; a share is a mean.
+OVERLAPS = [(f"dice_{name}", "median") for name in ("cavity", "myocardium", "rv")]
+POINTS = [("anterior_error_deg", "median"), ("anterior_error_deg", "95th percentile")]
+POINTS += [("inferior_error_deg", "median"), ("mirror_right", "share")]
+REFERENCE_CONFIDENCE = 0.5  # of a reference insertion point that errors are measured from
 
 
 def scar_features(study: Study) -> pd.DataFrame:
@@ -106,7 +107,7 @@ def synthetic_twins(real: Cohort, healthy: Cohort, seed: int = 0, constant: bool
         wanted = findings_from_labels(study)
         start = number % len(healthy.studies)
         for host in healthy.studies[start:] + healthy.studies[:start]:
-            painted = AddScar(ScarPainter(host).fit(wanted), seed=int(rng.integers(2**31)))
+            painted = AddScar(ScarPainter(host).within_stack(wanted), seed=int(rng.integers(2**31)))
             try:
                 twin = cast(Study, painted(host))
             except InputError:
@@ -181,20 +182,19 @@ def quality_table(measured: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     ``figure``: medians of ``dice_…`` and ``…_error_deg``, a 95th percentile, and the share of
     ``mirror_right``; columns ``value, low, high, studies``.
     """
-    sure = measured[measured["reference_confidence"] >= MINIMUM_CONFIDENCE]
+    sure = measured[measured["reference_confidence"] >= REFERENCE_CONFIDENCE]
     rows: dict[str, dict[str, float]] = {}
-    for figure, quantile in QUALITY.items():
-        name = figure.split(",")[0]
-        kept = measured if name.startswith("dice") else sure
+    for name, summary in OVERLAPS + POINTS:
+        kept = measured if (name, summary) in OVERLAPS else sure
         known = kept.dropna(subset=name).sort_values(name)
         if known.empty:
             continue
         values = known[name].to_numpy(float)
         weights = bootstrap_weights(known["patient_id"], seed=seed)
         draws = weights @ values / weights.sum(1)
-        if quantile:
+        if quantile := QUANTILES.get(summary):
             reached = weights.cumsum(1) >= quantile * weights.sum(1, keepdims=True)
             draws = values[reached.argmax(1)]
             draws[0] = np.quantile(values, quantile)
-        rows[figure] = with_limits(draws) | {"studies": len(known)}
+        rows[f"{name}, {summary}"] = with_limits(draws) | {"studies": len(known)}
     return pd.DataFrame(rows).T.astype({"studies": int}).rename_axis("figure")

@@ -238,8 +238,8 @@ def _notes(
         count = f"{lost} of {scarred.sum()} studies with scar"
         notes.append(f"scores of walls and segments leave out {count}: their walls are not known")
     states = report_states(cohort).query("mask.isna() and report != 'unsaid'")
-    if told := truth["study_id"].isin(states["study_id"]).sum():
-        notes.append(f"the truth of {told} studies is what their reports say, not a scar mask")
+    if reported := truth["study_id"].isin(states["study_id"]).sum():
+        notes.append(f"the truth of {reported} studies is what their reports say, not a scar mask")
     return notes
 
 

@@ -43,7 +43,7 @@ def report_grid(file: str | Path, folder: Path) -> list[Path]:
     axes = ", ".join(further_axes(predictions))
     at = f" At the last value of {axes} in the grid's file." if axes else ""
     source = f"Grid {name}: {figures.provenance(runs, last)}.{at}"
-    if comparison["row"].nunique() > 2:  # one difference is no figure
+    if comparison["row"].nunique() > 2:  # one difference needs no figure
         made.append(figures.make_figure(f"ablation_forest_{name}", comparison, folder, source))
     for axis, figure in CURVES.items():
         shown, of_runs = last_point(predictions, but=axis), runs
@@ -78,7 +78,7 @@ def complete_runs(runs: pd.DataFrame, predictions: pd.DataFrame, name: str) -> p
     first = done.columns[0]
     common = done[done[first]]
     if common.empty:
-        remedy = "Go on with it: lgekit grid run"
+        remedy = "Continue it: lgekit grid run"
         raise InputError(f"grid {name}", f"no seed of row {first!r} is done", remedy)
     shared = [common[common[row]] for row in common if common[row].any()]
     sets = [(part.index, part.columns[part.all()]) for part in shared]

@@ -370,7 +370,7 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def sentences(report: str) -> list[str]:
+def split_sentences(report: str) -> list[str]:
     """Divide a report at full stops and line ends, without any knowledge of what it says."""
     return [one_line(part) for part in _SENTENCE_END.split(report) if part.strip()]
 

@@ -126,7 +126,7 @@ class ScarPainter:
         mean = smoothed[0] / np.maximum(smoothed[1], 1e-3)
         self.smooth = np.where(smoothed[1] > 0.05, mean, self.remote[self.plane])
 
-    def fit(self, findings: Findings) -> Findings:
+    def within_stack(self, findings: Findings) -> Findings:
         """Remove levels that the stack does not show, and scars that have no other level."""
         shown = {level for third, level in enumerate(LEVELS) if third in self.thirds}
         kept = [one for one in findings.scars if not one.levels or shown & set(one.levels)]
@@ -270,7 +270,7 @@ class ScarPainter:
     def draw(self, rng: np.random.Generator):
         """Draw findings that fit, and paint them: findings, seed of `paint`, image, labels."""
         for _ in range(FINDINGS_DRAWN):
-            found, seed = self.fit(draw_findings(rng)), int(rng.integers(2**31))
+            found, seed = self.within_stack(draw_findings(rng)), int(rng.integers(2**31))
             with suppress(InputError):
                 if found.present:
                     return found, seed, *self.paint(found, np.random.default_rng(seed))

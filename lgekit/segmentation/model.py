@@ -22,27 +22,27 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from lgekit.anatomy.segments import insertion_points
-from lgekit.cache import replacing
 from lgekit.config import PRESETS, TIMM_NAME
 from lgekit.errors import InputError
 from lgekit.segmentation import slices
 from lgekit.segmentation.slices import ANGLE_CHANNELS, CLASSES, LV_CLASSES
 from lgekit.study import CAVITY, MYOCARDIUM, Cohort, Landmarks, Study
 
-# A detector and its heart network, trained on phantoms alone by lgekit/builtin.py (float16)
+# A detector and its heart network, trained on phantoms alone by tools/train_weights.py (float16)
 WEIGHTS = Path(__file__).parents[1] / "data" / "weights"
 NEAR_VOTE = 25.0  # degrees between a vote and a junction of RV and wall that replaces it [O]
 BORDER_VOTES = 3.0  # weight of the border network's votes; the U-Net's have weight 1 [O]
 WIDE_SLICES = 4  # slices in which the heart is first looked for
 MIN_CERTAINTY = 0.88  # below it, the heart is also looked for in the middle of the picture [O]
 MIDDLE_DIAMETERS = (0.28, 0.4)  # LV diameters that are tried there, square coordinates [O]
-DEPTHS, ANGLES = 48, 64  # samples of a polar picture
+POLAR_DEPTHS, POLAR_ANGLES = 48, 64  # samples of a polar picture
 OUTER = 3.4  # its outer end, in radii of a circle with the slice's epicardial area
-STRETCH = asinh(OUTER) / DEPTHS
-_STEPS = (torch.arange(DEPTHS)[:, None] + 0.5) * STRETCH
+STRETCH = asinh(OUTER) / POLAR_DEPTHS
+_STEPS = (torch.arange(POLAR_DEPTHS)[:, None] + 0.5) * STRETCH
 SAMPLE_DEPTHS = torch.sinh(_STEPS)  # (depth, 1) LV radii from the centre; dense in the wall
 SAMPLE_AREAS = torch.sinh(_STEPS) * torch.cosh(_STEPS)  # (depth, 1), r dr
-COLUMN_ANGLES = torch.arange(ANGLES) * (2 * torch.pi / ANGLES)  # radians, clockwise on the screen
+# radians, clockwise on the screen
+COLUMN_ANGLES = torch.arange(POLAR_ANGLES) * (2 * torch.pi / POLAR_ANGLES)
 DRAWN = 96  # side of the maps that are drawn
 PRESENT = 0.15  # of a study's largest LV area: a slice with less stays as the U-Net drew it
 
@@ -162,7 +162,7 @@ def ring_points(
     screen where ``mirror (B, 1)`` is 1, else the other way. ``radius (B,)`` is the LV's.
     """
     angle = COLUMN_ANGLES.to(centre.device) * mirror + start
-    unit = torch.stack([angle.cos(), angle.sin()], dim=-1).view(-1, 1, ANGLES, 2)
+    unit = torch.stack([angle.cos(), angle.sin()], dim=-1).view(-1, 1, POLAR_ANGLES, 2)
     depth = SAMPLE_DEPTHS.to(centre.device)[:, None]
     return centre[:, None, None] + unit * depth * radius[:, None, None, None]
 
@@ -203,7 +203,7 @@ def refine_borders(
     angle = torch.atan2(offset[..., 1], offset[..., 0]) % (2 * torch.pi)
     # asinh of the distance, five times as fast as torch.asinh
     row = torch.log(distance + torch.sqrt(distance.square() + 1)) / STRETCH - 0.5
-    place = torch.stack([angle / torch.pi - 1, row / (DEPTHS - 1) * 2 - 1], dim=-1)
+    place = torch.stack([angle / torch.pi - 1, row / (POLAR_DEPTHS - 1) * 2 - 1], dim=-1)
     closed = torch.cat([shares, shares[..., :1]], dim=3)
     back = functional.grid_sample(closed, place, padding_mode="border", align_corners=True)
     inside = (distance < OUTER)[:, None] & present[:, None, None, None]
@@ -297,12 +297,11 @@ class HeartNetwork(nn.Module):
     def save(self, folder: str | Path) -> Path:
         """Write ``heart.safetensors`` and ``heart.json`` into a folder (made if absent)."""
         folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.contiguous() for name, value in self.state_dict().items()}
-        with replacing(folder / "heart.safetensors") as part:
-            save_file(weights, part)
+        save_file(weights, folder / "heart.safetensors")
         about = {"settings": asdict(self.settings), "trained_on": self.trained_on}
-        with replacing(folder / "heart.json") as part:
-            part.write_text(json.dumps(about, indent=2) + "\n")
+        (folder / "heart.json").write_text(json.dumps(about, indent=2) + "\n")
         return folder
 
     @classmethod

@@ -188,7 +188,7 @@ def rotated_copy(study: Study, degrees: float, mirror: bool) -> Study:
     standard = StandardizeShortAxis(round(SQUARE_PIXELS * 1.2), side)
     frame = standard.find_frame(Study(**{**study, "landmarks": pose}))
     frame = replace(frame, centre=(np.array(study.spatial_shape[:2]) - 1) / 2)
-    turned, known = frame.apply(copy.deepcopy(study)), study["landmarks"]
+    turned, known = frame.apply(copy.deepcopy(study)), study["landmarks"] or UNKNOWN
     anterior, inferior = to_frame_deg(known.angles, pose).tolist()
     turned["landmarks"] = Landmarks(anterior, inferior, known.confidence)
     return turned
@@ -216,7 +216,7 @@ def evaluate_heart_network(network: HeartNetwork, cohort: Cohort, seed: int = 0)
         for name, codes in (("cavity", (CAVITY,)), ("myocardium", WALL_CODES), ("rv", (RV,))):
             a, b = (np.isin(np.asarray(one.label_map), codes) for one in (study, drawn))
             row[f"dice_{name}"] = 2 * (a & b).sum() / (a.sum() + b.sum()) if a.any() else np.nan
-        truth, landmarks = rotated["landmarks"], found["landmarks"]
+        truth, landmarks = (one["landmarks"] or UNKNOWN for one in (rotated, found))
         errors = abs((landmarks.angles - truth.angles + 180) % 360 - 180)
         row["anterior_error_deg"], row["inferior_error_deg"] = errors
         known = np.isfinite(truth.anterior_rvip_deg)

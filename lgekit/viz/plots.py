@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from lgekit.clip.detector import Detector
 
 # Palette of Okabe & Ito, https://jfly.uni-koeln.de/color/, safe for colour-blind readers.
-CURVES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999")
-BLUE, ORANGE, GREEN, PINK, SKY, GREY = CURVES
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#999999")
+BLUE, ORANGE, GREEN, PINK, SKY, GREY = PALETTE
 TISSUE_COLOURS = {CAVITY: SKY, MYOCARDIUM: GREEN, SCAR: ORANGE, NO_REFLOW: PINK, RV: BLUE}
 # Occlusion maps, to lay over a grey picture: transparent where nothing supports the sentence.
 EVIDENCE = LinearSegmentedColormap.from_list("evidence", ["#D81B6000", "#D81B60C0"])
@@ -42,7 +42,7 @@ FINE = 200  # dots per inch on screen for figures with many small images
 
 def use_style() -> None:
     """Set the workbook's style for all figures that follow."""
-    sns.set_theme(context="paper", font_scale=0.85, style="ticks", palette=CURVES)
+    sns.set_theme(context="paper", font_scale=0.85, style="ticks", palette=PALETTE)
     plt.style.use(Path(__file__).with_name("lgekit.mplstyle"))
 
 

@@ -95,7 +95,7 @@ def scar_seconds() -> float:
     canvas, rng = ScarPainter(ring_study(size=128, slices=10)), np.random.default_rng(0)
     times = []
     for _ in range(100):
-        findings = canvas.fit(Findings((draw_scar(rng),)))
+        findings = canvas.within_stack(Findings((draw_scar(rng),)))
         try:
             times.append(seconds(lambda found=findings: canvas.paint(found, rng)))
         except InputError:  # no room for this scar

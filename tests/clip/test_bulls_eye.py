@@ -58,12 +58,8 @@ def test_a_bright_segment_and_the_apex_are_found(changes, anterior, mirrored, ba
 @pytest.fixture
 def study():
     """A ventricle of seven slices, base first and the last without a cavity, among nine slices."""
-    labels = np.zeros((24, 24, 9), np.uint8)
-    x, y = np.indices((24, 24)) - 11.5
-    for s in range(1, 8):
-        labels[np.hypot(x, y) < 9 - 0.5 * s, s] = 2
-        labels[np.hypot(x, y) < 6 - 0.5 * s, s] = 1 if s < 7 else 2
-    return with_labels(labels)
+    seven = cone(120, mirrored=False, base_first=True, segment=1).label_map[..., 3:]
+    return with_labels(np.pad(seven, ((0, 0), (0, 0), (1, 1))))
 
 
 def with_labels(labels: np.ndarray) -> Study:

@@ -72,7 +72,7 @@ def test_predicts_from_images_alone_and_encodes_each_slice_once(fitted, cohort, 
     batch = batch_of(fitted.views(fitted.locate(cohort)))
     assert sum(slices) == int(batch.mask.sum())
     assert table["caption"].tolist() == write_captions(model, tokenizer, batch)
-    monkeypatch.setattr("lgekit.clip.detector.CHUNK", 3)
+    monkeypatch.setattr("lgekit.clip.detector.STUDIES_AT_ONCE", 3)
     pd.testing.assert_frame_equal(table, fitted.predict(cohort), atol=1e-4)
 
 
@@ -198,25 +198,6 @@ def test_a_saved_detector_is_the_same_after_loading(saved, fitted, cohort):
     pd.testing.assert_frame_equal(again.predict(cohort), fitted.predict(cohort))
 
 
-@pytest.mark.parametrize(
-    ("name", "old", "new"),
-    [
-        ("detector.json", '"settings"', '"changes"'),
-        ("detector.json", '"epochs"', '"wings"'),
-        ("detector.json", '"view": "polar"', '"view": "image"'),
-        ("clip_0/tokenizer.json", "{", " {"),
-        ("held_out.csv", "study_id", "study"),
-        ("heart/heart.json", "{", ""),
-    ],
-)
-def test_a_damaged_model_is_reported_in_one_line_that_names_the_part(saved, name, old, new):
-    (saved / name).write_text((saved / name).read_text().replace(old, new, 1))
-    with pytest.raises(InputError) as caught:
-        Detector.load(saved)
-    assert caught.value.where.startswith(str(saved / name.split("/")[0]))
-    assert "\n" not in str(caught.value)
-
-
 def not_finite(file: Path) -> None:
     weights = load_file(file)
     name = next(name for name in weights if weights[name].is_floating_point())
@@ -233,6 +214,15 @@ def edit(name: str, old: str, new: str):
     return lambda model: (model / name).write_text((model / name).read_text().replace(old, new, 1))
 
 
+DAMAGED = [
+    ("detector.json: not", edit("detector.json", '"settings"', '"changes"')),
+    ("detector.json: not", edit("detector.json", '"epochs"', '"wings"')),
+    ("detector.json: not", edit("detector.json", '"view": "polar"', '"view": "image"')),
+    ("clip_0/tokenizer.json: not", edit("clip_0/tokenizer.json", "{", " {")),
+    ("held_out.csv: not", edit("held_out.csv", "study_id", "study")),
+    ("heart/heart.json: not", edit("heart/heart.json", "{", "")),
+    ("heart/heart.json: not", lambda model: shutil.rmtree(model / "heart")),
+]
 HOSTILE = {
     "networks": edit("detector.json", '"networks": 1', '"networks": -5'),
     "finite number": lambda model: change_calibration(model / "detector.json", [math.nan, 0.0]),
@@ -242,34 +232,26 @@ HOSTILE = {
     "SavedHeart settings.encoder": edit("heart/heart.json", "regnetx_002", "hf-hub:stranger/net"),
     "not a tokenizer": edit("clip_0/tokenizer.json", "[ \\\\t]+", "(a+)+$"),
     "is not finite": lambda model: not_finite(model / "clip_0/model.safetensors"),
-    "heart: is not finite": lambda model: not_finite(model / "heart/heart.safetensors"),
+    "heart: not a heart network": lambda model: not_finite(model / "heart/heart.safetensors"),
+    "clip_0: not": lambda model: (model / "clip_0/model.safetensors").write_bytes(b"short"),
 }
 
 
-@pytest.mark.parametrize("problem", HOSTILE)
-def test_what_a_stranger_put_into_a_sealed_model_is_refused(saved, monkeypatch, problem):
+@pytest.mark.parametrize(("problem", "change"), [*DAMAGED, *HOSTILE.items()])
+def test_a_damaged_or_hostile_model_is_refused_in_one_line(saved, monkeypatch, problem, change):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it asked the network"))
-    HOSTILE[problem](saved)
-    hub.seal(saved)
+    change(saved)
+    if problem in HOSTILE:
+        hub.seal(saved)
     with pytest.raises(InputError) as caught:
         Detector.load(saved)
-    assert problem.split(": ")[-1] in str(caught.value) and "\n" not in str(caught.value)
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_probability_that_is_not_a_number_is_an_error(fitted, cohort):
     broken = replace(fitted, calibration=replace(fitted.calibration, presence=(math.nan, 0.0)))
     with pytest.raises(InputError, match="not a number"):
         broken.predict(Cohort(cohort.studies[:2], "few"))
-
-
-def test_a_model_without_its_weights_or_heart_network_is_refused(saved):
-    shutil.rmtree(saved / "heart")
-    with pytest.raises(InputError, match=r"heart.json: not a detector: .* as it was"):
-        Detector.load(saved)
-    (saved / "clip_0" / "model.safetensors").write_bytes(b"short")
-    hub.seal(saved)
-    with pytest.raises(InputError, match=r"clip_0: not a detector"):
-        Detector.load(saved)
 
 
 @pytest.fixture

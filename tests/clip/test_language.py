@@ -11,7 +11,7 @@ from lgekit.clip.data import ImageTextPairs
 from lgekit.clip.train import fit
 from lgekit.config import FitSettings
 from lgekit.findings import Findings
-from lgekit.reports.writer import one_line, sentences
+from lgekit.reports.writer import one_line, split_sentences
 from lgekit.study import Cohort, Study
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -44,8 +44,8 @@ def test_written_reports_say_what_is_noted_of_them():
 def test_a_report_is_divided_at_full_stops_and_line_ends(end):
     lines = ["LVEF: 40%", "Late enhancement: yes. No oedema", "- MVO: none"]
     divided = ["LVEF: 40%", "Late enhancement: yes.", "No oedema", "- MVO: none"]
-    assert sentences(end.join(lines)) == divided
-    assert sentences(REPORT)[-1] == "Subendocardial late enhancement in the anterior wall."
+    assert split_sentences(end.join(lines)) == divided
+    assert split_sentences(REPORT)[-1] == "Subendocardial late enhancement in the anterior wall."
 
 
 def test_teaching_depends_on_the_seed_alone(settings, language):
@@ -64,7 +64,7 @@ def test_a_taught_tower_reads_reports(settings):
 
 def test_texts_are_a_sentence_of_the_report_and_the_whole(language):
     caption, whole = language.texts_of(REPORT)
-    assert caption in sentences(REPORT) and whole == one_line(REPORT)
+    assert caption in split_sentences(REPORT) and whole == one_line(REPORT)
     assert language.texts_of("No LGE.") == ("No LGE.",)
 
 

@@ -48,7 +48,7 @@ def test_contrast_physics_matches_published_values():
 
 def scar_of(kind: dict, seed: int) -> phantom.ScarMap:
     rng = np.random.default_rng(seed)
-    return phantom.draw_scar(rng, LEVEL, phantom.Heart(rng), kind)
+    return phantom.draw_scar_map(rng, LEVEL, phantom.Heart(rng), kind)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_landmarks_and_findings_agree_with_measurements(studies):
 
 def test_same_seed_gives_the_same_bytes_with_any_number_of_workers(monkeypatch):
     monkeypatch.setenv("LGEKIT_CACHE", "")  # no cache: both are rendered
-    monkeypatch.setattr(phantom, "CHUNK", 4)
+    monkeypatch.setattr(phantom, "STUDIES_PER_ENTRY", 4)
     one = phantom_cohort(6, 3, workers=1, **SMALL)
     two = phantom_cohort(6, 3, workers=2, **SMALL)
     assert one.fingerprint == two.fingerprint and one.manifest.equals(two.manifest)

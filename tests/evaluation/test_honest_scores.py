@@ -55,9 +55,9 @@ def predictions_of(cohort, caption=True):
 
 
 ALL, UNPLACED = "presence walls slices words", "presence slices words"
-UNMASKED, UNTOLD = "presence walls words", "presence walls slices caption_presence_f1"
+UNMASKED, UNREPORTED = "presence walls words", "presence walls slices caption_presence_f1"
 ONE_CLASS = "sensitivity caption_walls_f1 caption_bleu slices"
-TOLD = "the truth of 8 studies is what their reports say"
+REPORTED = "the truth of 8 studies is what their reports say"
 # Kind of cohort: how it is made, the scores (or groups of them) that are known, a reason for others
 KINDS = {
     "insertion points": ({}, ALL, ""),
@@ -66,9 +66,9 @@ KINDS = {
     "scar without blood pool": ({"codes": (2, 3)}, UNPLACED, "a mask must show cavity"),
     "scar without myocardium": ({"codes": (1, 3)}, UNPLACED, "a mask must show cavity"),
     "scar alone": ({"codes": (3,)}, "presence words", "no mask shows slices with scar and slices"),
-    "reports only": ({"masks": False, "points": None}, UNMASKED, TOLD),
-    "masks of the heart": ({"codes": (1, 2)}, UNMASKED, TOLD),
-    "no reports": ({"reports": False}, UNTOLD, "no report says whether"),
+    "reports only": ({"masks": False, "points": None}, UNMASKED, REPORTED),
+    "masks of the heart": ({"codes": (1, 2)}, UNMASKED, REPORTED),
+    "no reports": ({"reports": False}, UNREPORTED, "no report says whether"),
     "only scar": ({"ill": True}, ONE_CLASS, "needs studies"),
     "no scar": ({"ill": False}, "specificity caption_bleu", "sensitivity: no study has scar"),
     "one study": ({"count": 1}, ONE_CLASS, "every study"),

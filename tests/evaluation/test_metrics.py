@@ -3,11 +3,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score, roc_curve
 
 from lgekit.errors import InputError
 from lgekit.evaluation import metrics
-from lgekit.findings import WALLS
 
 
 def table(studies: int = 80, seed: int = 0, signal: float = 1.0) -> pd.DataFrame:
@@ -35,6 +34,14 @@ def test_statistics_equal_scikit_learn():
     ours = metrics.presence_statistics(truth, predictions["p_lge"], weights)["auc"]
     theirs = [roc_auc_score(truth, predictions["p_lge"], sample_weight=row) for row in weights]
     np.testing.assert_allclose(ours, theirs)
+
+
+def test_roc_table_is_the_curve_of_scikit_learn():
+    predictions = table(60)
+    rates, hits, _ = roc_curve(predictions["scar"], predictions["p_lge"], drop_intermediate=False)
+    found = metrics.roc_table(predictions)
+    wanted = np.interp(found["false_positive_rate"], rates, hits)
+    np.testing.assert_allclose(found["sensitivity"], wanted)
 
 
 def test_interval_covers_the_truth_in_95_percent():
@@ -116,11 +123,6 @@ def test_comparison_resamples_seeds_too_with_the_same_draws_for_all_rows():
     assert found[1]["low"] < 0.2 < 0.8 < found[1]["high"]
 
 
-def with_walls(predictions: pd.DataFrame) -> pd.DataFrame:
-    truth = {f"scar_{wall}": predictions["scar"] for wall in WALLS}
-    return predictions.assign(**truth, **{f"p_{wall}": predictions["p_lge"] for wall in WALLS})
-
-
 SPOILT = {
     "twice under one row and seed": lambda row: row.assign(row="full"),
     "different seeds or studies": lambda row: row[row["seed"] == 0],
@@ -131,7 +133,7 @@ SPOILT = {
 
 @pytest.mark.parametrize("message", SPOILT)
 def test_comparison_refuses_rows_that_do_not_match(message):
-    full = with_walls(pd.concat([table(20).assign(row="full", seed=seed) for seed in (0, 1)]))
+    full = pd.concat([table(20).assign(row="full", seed=seed) for seed in (0, 1)])
     other = SPOILT[message](full.assign(row="part"))
     with pytest.raises(InputError, match=message):
         metrics.compare_rows(pd.concat([full, other]))

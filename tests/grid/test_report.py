@@ -7,11 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_curve
 
 from lgekit.errors import InputError
 from lgekit.evaluation import metrics
-from lgekit.evaluation.metrics import ROWS, claims_table, compare_rows, roc_table
+from lgekit.evaluation.metrics import ROWS, claims_table, compare_rows
 from lgekit.grid import report
 from lgekit.grid.run import GridFile
 from lgekit.viz import figures
@@ -79,16 +78,6 @@ def test_the_paper_table_shows_values_differences_and_p_values():
     ends = f"{less['difference_low']:+.3f} to {less['difference_high']:+.3f}"
     assert paper.loc["no caption", "AUC − full"] == f"{less['difference']:+.3f} ({ends})"
     assert float(paper.loc["no caption", "p, AUC"]) <= 0.01
-
-
-def test_roc_table_is_the_curve_of_scikit_learn():
-    generator = np.random.default_rng(0)
-    truth = generator.random(60) < 0.5
-    score = (truth + generator.normal(size=60)).round(1)  # with ties
-    table = roc_table(pd.DataFrame({"patient_id": range(60), "scar": truth, "p_lge": score}))
-    rates, hits, _ = roc_curve(truth, score, drop_intermediate=False)
-    wanted = np.interp(table["false_positive_rate"], rates, hits)
-    np.testing.assert_allclose(table["sensitivity"], wanted)
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,8 @@ def test_masks_agree_with_their_words(hosts, draws):
     agreed = painted = refused = 0
     for number in range(draws):
         painter, study = painters[number % len(studies)], studies[number % len(studies)]
-        asked = painter.fit(Findings(draw_scar(rng, "clinical" if number % 2 else "uniform")))
+        prevalence = "clinical" if number % 2 else "uniform"
+        asked = painter.within_stack(Findings(draw_scar(rng, prevalence)))
         try:
             image, labels = painter.paint(asked, rng)
         except InputError:

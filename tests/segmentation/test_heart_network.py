@@ -305,7 +305,7 @@ def test_a_picture_without_a_heart_has_no_landmarks(monkeypatch, network):
 
 
 RADIUS, INNER = 0.4, 0.25  # of the ring that the border network draws, in crop coordinates
-DEPTHS, COLUMNS = networks.DEPTHS, networks.ANGLES
+DEPTHS, COLUMNS = networks.POLAR_DEPTHS, networks.POLAR_ANGLES
 X, Y = torch.meshgrid(*[grids.pixel_axis(networks.DRAWN)] * 2, indexing="xy")
 X, Y = X - 0.15, Y - 0.1  # from its centre
 DISTANCE = torch.hypot(X, Y)

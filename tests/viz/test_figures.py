@@ -89,7 +89,7 @@ def test_a_figure_of_a_run_names_its_cohort_and_can_be_redrawn(tmp_path):
     session = Session("phantom:studies=9", "smoke", 0, tmp_path / "07_paper_figures")
     slices = pd.DataFrame({"study_id": [*"aabb"], "slice": [1, 2] * 2, "weight": 0.5})
     slices = slices.assign(attention=0.25, scar=[True, True, True, False])
-    save_run(session.out.parent / "05_clip_captioning", {}, tables={"slices": slices})
+    save_run(session.out.parent / "05_clip_captioning", {}, slices=slices)
     folder = tmp_path / "figures"
     figures.from_session("slice_weights", session, folder)
     axes = figures.draw("slice_weights", slices).axes
