@@ -60,7 +60,7 @@ bench: setup     ## the benchmark table, into figures/bench.csv
 	$(BIN)/pytest tests/benchmarks -m bench --bench-table figures/bench.csv
 
 weights: setup   ## train the heart network and the detector in the package again (8 minutes)
-	OMP_NUM_THREADS=1 $(BIN)/python tools/train_weights.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m lgekit.builtin
 
 wheel: setup     ## build dist/lgekit-*.whl, and predict with it in a fresh environment
 	rm -rf build dist

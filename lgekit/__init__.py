@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 _NAMES = {
     "errors": "InputError",
     "study": "Study Cohort Landmarks",
-    "findings": "Scar Findings WALLS LEVELS DEPTHS draw_scar",
-    "config": "FitSettings size_settings read_changes PLAIN_CLIP FROM_BUILTIN",
+    "findings": "Scar Findings WALLS DEPTHS draw_scar",
+    "config": "size_settings read_changes FROM_BUILTIN",
     "anatomy.frame": "StandardizeShortAxis",
     "anatomy.segments": "segment_map findings_from_labels wall_depth",
     "reports.reader": "read_report lge_statement",
@@ -26,7 +26,7 @@ _NAMES = {
     "data.phantom": "phantom_cohort",
     "scars.transforms": "AddScar RandomScar",
     "segmentation.model": "HeartNetwork",
-    "segmentation.train": """heart_network locate_hearts evaluate_heart_network base_network
+    "segmentation.train": """heart_network locate_hearts evaluate_heart_network
         crop_points draw_examples heart_loss""",
     "clip.model": "CoCa ReportTokenizer",
     "clip.data": "make_view view_grid batch_of",

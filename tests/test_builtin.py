@@ -6,13 +6,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import train_weights
 from command_line import lgekit, refused
 from safetensors.numpy import load_file
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score
 
 import lgekit as lk
+from lgekit import builtin
 from lgekit.data.phantom import phantom_cohort
 from lgekit.segmentation import model as networks
 from lgekit.segmentation.model import WEIGHTS
@@ -28,11 +28,11 @@ def phantoms():
 
 
 def test_the_heart_network_in_the_package_finds_the_heart_of_a_phantom(phantoms):
-    assert len(list(WEIGHTS.glob("clip_*"))) == train_weights.SETTINGS.models
+    assert len(list(WEIGHTS.glob("clip_*"))) == builtin.SETTINGS.models
     assert (WEIGHTS / "heart" / "heart.safetensors").stat().st_size < 8e6
     record = json.loads((WEIGHTS / "weights.json").read_text())
     assert record["command"] == "make weights" and record["licence"] == "Apache-2.0"
-    assert {"seed", "commit", "torch"} <= set(record) and record["data"] == train_weights.COHORT
+    assert {"seed", "commit", "torch"} <= set(record) and record["data"] == builtin.COHORT
     network = base_network(lk.size_settings("laptop", seed=3))
     assert network.trained_on == ("phantom",), "no real study"
     table = evaluate_heart_network(network, Cohort(phantoms.studies[:2], "two"))
@@ -79,9 +79,7 @@ def test_weights_are_made_again_in_float16(monkeypatch, tmp_path):
     monkeypatch.setattr(networks, "WEIGHTS", tmp_path)
     quick = {"heart_phantom": 4, "heart_base_steps": 2, "epochs": 1, "synthetic_per_real": 0.5}
     cohort = phantom_cohort(14, seed=1, pixels=72, workers=1)
-    train_weights.train_weights(
-        cohort, lk.size_settings("smoke", scored="slices", models=3, **quick)
-    )
+    builtin.train_weights(cohort, lk.size_settings("smoke", scored="slices", models=3, **quick))
     written = {path.name for path in tmp_path.iterdir()} | {"model_card.md"}
     assert {path.name for path in WEIGHTS.iterdir()} == written
     for file in tmp_path.rglob("*.safetensors"):

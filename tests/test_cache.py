@@ -148,3 +148,8 @@ def test_workers_end_with_their_parent():
     parent.kill()
     gone, alive = psutil.wait_procs(workers, timeout=20)
     assert all(worker.status() == psutil.STATUS_ZOMBIE for worker in alive)
+
+
+def test_importing_the_cache_loads_nothing_heavy():
+    code = "import lgekit.cache; print(sorted({'torch', 'pandas', 'joblib'} & set(sys.modules)))"
+    assert start(code).communicate()[0] == "[]\n"

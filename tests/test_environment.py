@@ -66,7 +66,7 @@ def test_notebook_packages_are_not_imported_before_they_are_needed():
 def test_every_import_is_of_a_declared_dependency():
     """A package that is installed only by chance is missing from a fresh environment."""
     declared = {canonicalize_name(requirement.name) for requirement in WANTED}
-    folders = ("lgekit", "tests", "notebooks", "tools")
+    folders = ("lgekit", "tests", "notebooks")
     files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     sources = {file: file.read_text() for file in files}
     for file in (ROOT / "notebooks").rglob("*.ipynb"):

@@ -159,7 +159,7 @@ def _calibrated(scores: np.ndarray, valid: Sequence[Study], test: Sequence[Study
     return pd.DataFrame({"study_id": [study["study_id"] for study in test], "p_lge": values})
 
 
-SUPERVISED = "supervised, same encoder (upper reference)"
+SUPERVISED = "supervised baseline, same encoder"
 
 
 def rule_predictions(cohort: Cohort) -> dict[str, pd.DataFrame]:

@@ -1,4 +1,4 @@
-"""Train the weights in lgekit/data/weights, on phantoms alone: ``make weights`` (8 minutes)."""
+"""Train the weights in the package, on phantoms alone: ``make weights`` (8 CPU minutes)."""
 
 import json
 from dataclasses import replace
