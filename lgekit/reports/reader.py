@@ -202,7 +202,7 @@ def _ventricular(text: str, events: list[re.Match], cue: re.Match, default: bool
     if close or (subject == "organ" and _RULES.attribute.fullmatch(gap.strip() + " ")):
         return False
     if after and _RULES.complement.fullmatch(ahead):
-        return target != "organ"
+        return target not in ("organ", "mapping")
     if subject == "mapping":
         return bool(re.search(r"[,;]|\b(?:no|without)\b", gap))
     apposed = subject == "organ" and _RULES.apposed.fullmatch(gap)
