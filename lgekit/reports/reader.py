@@ -472,6 +472,8 @@ class _Reading:
         context = kind in ("lge", "lesion", "place")
         if not (self.follows or context or kind == "conclusion" or _rooted(sentence.text)):
             return
+        if kind == "lge" and value[:4].lower() == "not ":  # "Not done", below its label
+            label = label or "LGE"
         text = _statement(label, value, kind) if label else sentence.text
         claims, cause = _claims(text, context, not label or kind != "organ")
         concludes, says = kind == "conclusion", ""
