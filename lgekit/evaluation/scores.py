@@ -202,18 +202,19 @@ def score_table(
     for name, column in (("auc_slices", "weight"), ("auc_attention", "attention")):
         rows[name] = metrics.slice_metrics(slices, column, seed)
     if "caption" in predictions and predictions["caption"].notna().any():
-        captions = table["caption"].fillna("").astype(str)
-        read = captions.map(read_report)
-        present = read.map(lambda findings: findings.present).to_frame()
+        told = table.dropna(subset="caption")
+        read, patients = told["caption"].map(read_report), told["patient_id"]
         walls = pd.DataFrame([[wall in findings.walls for wall in WALLS] for findings in read])
-        rows["caption_presence_f1"] = f1(table[["scar"]], present, patients, seed)
-        rows["caption_walls_f1"] = f1(truth, walls, patients, seed)
-        reported = table["report"].map(states_enhancement).astype(bool)
-        references = [report_texts(report, text)[0] for report in table.loc[reported, "report"]]
-        rows["caption_bleu"] = bleu(captions[reported], references, patients[reported], seed)
+        rows["caption_walls_f1"] = f1(told[TRUE_WALLS], walls, patients, seed)
+        if told["scar"].nunique() > 1:  # of one class, a constant answer would be perfect
+            present = read.map(lambda findings: findings.present).to_frame()
+            rows["caption_presence_f1"] = f1(told[["scar"]], present, patients, seed)
+        reported = told[told["report"].map(states_enhancement).astype(bool)]
+        references = [report_texts(report, text)[0] for report in reported["report"]]
+        rows["caption_bleu"] = bleu(reported["caption"], references, reported["patient_id"], seed)
     scores = pd.DataFrame(rows).T.reindex(index=[*SCORES], columns=["value", "low", "high"])
-    if table["scar"].nunique() < 2:  # of one class, a constant answer would be perfect
-        scores.loc[["brier", "caption_presence_f1"]] = np.nan
+    if table["scar"].nunique() < 2:
+        scores.loc["brier"] = np.nan
     scores = scores.astype(float).rename_axis("score")
     scores.attrs["notes"] = _notes(scores, predictions, cohort, table)
     return scores
@@ -237,6 +238,8 @@ def _notes(
     if placed.any() and (lost := (scarred & ~placed).sum()):
         count = f"{lost} of {scarred.sum()} studies with scar"
         notes.append(f"scores of walls and segments leave out {count}: their walls are not known")
+    if "caption" in given and (silent := predictions["caption"].isna().sum()):
+        notes.append(f"scores of captions leave out {silent} of {len(truth)} studies, without one")
     states = report_states(cohort).query("mask.isna() and report != 'unsaid'")
     if reported := truth["study_id"].isin(states["study_id"]).sum():
         notes.append(f"the truth of {reported} studies is what their reports say, not a scar mask")

@@ -165,17 +165,22 @@ def _statuses(events: list[re.Match]) -> list[str]:
     for index, event in enumerate(events):
         kind = str(event.lastgroup)
         if kind == "nil":
-            absent = not _kinds(events[index + 1 : index + 2]) & {"cue", "imaging", "mvo"}
-            kind = "absent" if absent else "no"
+            after, listed = _kinds(events[index + 1 : index + 2]), events[index - 1][0] == ","
+            ahead = after & {"cue", "imaging", "mvo"}  # and "inferior scar, none in the apex":
+            if listed and event.string.startswith(" in ", event.end()):
+                ahead |= after & _PLACES
+            kind = "no" if ahead else "absent"
         told = event.string[: event.start()].rstrip().endswith(":")  # "Fibrosis: no evidence of"
         if kind == "no" and told and not _kinds(events[index + 1 :]) & _TARGETS:
             kind = "absent"
         if kind == "absent" and _kinds(events[:index]) <= {"soft", "present"}:
             kind = "no"
         if kind in _BACKWARD:
-            near = kind == "fine" or _kinds(events[chunk:index]) - {"soft"} == {"mvo"}
+            zero = event[0][0] == "0" and "percent" in _kinds(events)  # "Apex 0%, septum 50%"
+            near = kind == "fine" or _kinds(events[chunk:index]) - {"soft"} == {"mvo"} or zero
             for n in range(chunk if near else 0, index):
-                statuses[n] = _BACKWARD[kind]
+                if not (zero and events[n].lastgroup == "cue"):
+                    statuses[n] = _BACKWARD[kind]
         elif kind == "soft":
             chunk = index
         elif kind in ("no", "doubt"):
@@ -197,7 +202,7 @@ def _ventricular(text: str, events: list[re.Match], cue: re.Match, default: bool
     if close or (subject == "organ" and _RULES.attribute.fullmatch(gap.strip() + " ")):
         return False
     if after and _RULES.complement.fullmatch(ahead):
-        return target != "organ"
+        return target not in ("organ", "mapping")
     if subject == "mapping":
         return bool(re.search(r"[,;]|\b(?:no|without)\b", gap))
     apposed = subject == "organ" and _RULES.apposed.fullmatch(gap)
@@ -440,7 +445,7 @@ def _statement(label: str, value: str, kind: str) -> str:
         word = word.replace(",", f", {label} ")
     named, said = _said(label), _said(word)
     detailed = bool(named & (_DETAILS | {"no"})) or not said & (_PLACES | _SAID)
-    adds = {"lge": detailed, "lesion": "depth" not in named & said}
+    adds = {"lge": detailed, "organ": "cue" in named, "lesion": "depth" not in named & said}
     return f"{label}: {word}" if adds.get(kind, kind in ("place", "")) else word
 
 
@@ -467,6 +472,8 @@ class _Reading:
         context = kind in ("lge", "lesion", "place")
         if not (self.follows or context or kind == "conclusion" or _rooted(sentence.text)):
             return
+        if kind == "lge" and value[:4].lower() == "not ":  # "Not done", below its label
+            label = label or "LGE"
         text = _statement(label, value, kind) if label else sentence.text
         claims, cause = _claims(text, context, not label or kind != "organ")
         concludes, says = kind == "conclusion", ""

@@ -95,8 +95,11 @@ def test_predictions_may_lack_captions_or_all_but_presence():
     assert silent["value"].filter(like="caption").isna().all()
     assert silent["value"].notna()[["auc_walls", "auc_segments", "auc_slices"]].all()
     assert set(bare["value"].dropna().index) == GROUPS["presence"]
-    for table in (silent, bare):
-        assert "the predictions lack the column" in table.attrs["notes"][-1]
+    half = predictions_of(cohort).assign(caption=[SAID[0], SAID[1], *[np.nan] * 6])
+    told = scores.score_table(half, cohort)  # a missing caption does not say "no scar"
+    assert told.loc["caption_presence_f1", "value"] == 1
+    for table, note in ((silent, "lack the"), (bare, "lack the"), (told, "out 6 of 8")):
+        assert note in table.attrs["notes"][-1]
 
 
 def test_walls_and_segments_need_the_place_of_every_scar():

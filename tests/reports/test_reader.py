@@ -111,17 +111,15 @@ def test_reports_of_other_writers_are_read(file, presence, inverted, walls, dept
         pytest.skip("needs ../shared/data/reports")
     counts, errors = measure(file)
     shares = {kind: part / whole for kind, (part, whole) in counts.items()}
-    listed = "\n".join(errors)
-    assert shares["presence"] >= presence and shares["inverted"] <= inverted, listed
-    assert shares["walls"] >= walls and shares.get("depth", 1.0) >= depth, listed
+    assert shares["presence"] >= presence and shares["inverted"] <= inverted, errors
+    assert shares["walls"] >= walls and shares.get("depth", 1.0) >= depth, errors
 
 
 def test_a_finding_stands_with_its_sentence():
     reading = read("LV: normal.\\.br\\LGE: subendocardial, inferior.\\.br\\Lungs: fibrosis.")
     assert reading.states == "yes"
-    assert reading.evidence == (
-        (Scar("inferior", depth="subendocardial"), "LGE: subendocardial, inferior."),
-    )
+    scar = Scar("inferior", depth="subendocardial")
+    assert reading.evidence == ((scar, "LGE: subendocardial, inferior."),)
     denied = read("Dyspnoea.\nThe myocardium shows no\nlate enhancement.")
     assert denied.evidence == ((None, "The myocardium shows no late enhancement."),)
     assert read("Normal LV function.").evidence == ()
@@ -152,8 +150,7 @@ def test_the_command_writes_a_table(tmp_path):
     reports.write_text('study_id,report\n007,"LGE: septal, mid-wall"\n007,No scar.\n', "utf-8")
     done = lgekit("reports", reports, table)
     assert done.returncode == 0 and "2 reports" in done.stdout and "1 yes, 1 no" in done.stdout
-    with table.open(encoding="utf-8", newline="") as stream:
-        rows = list(csv.DictReader(stream))
+    rows = list(csv.DictReader(table.read_text("utf-8").splitlines()))
     assert list(rows[0]) == COLUMNS and [row["study_id"] for row in rows] == ["007", "007"]
     assert rows[0]["walls"] == "anteroseptal inferoseptal" and rows[1]["states"] == "no"
     refused("reports", reports, table, mentions="exists already")
