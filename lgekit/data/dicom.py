@@ -28,7 +28,7 @@ DROPPED = (*IDENTIFYING, "SOPInstanceUID")
 # All that is read of a file before its pixels.
 HEADER = """SOPClassUID Modality ImageType BurnedInAnnotation NumberOfFrames SamplesPerPixel Rows
     Columns PixelSpacing SliceThickness ImagePositionPatient ImageOrientationPatient FlipAngle
-    EchoTime ScanningSequence PhotometricInterpretation""".split()
+    EchoTime ScanningSequence MRAcquisitionType PhotometricInterpretation""".split()
 # Syntax of a file without meta header, by what its elements look like (implicit, little endian).
 SYNTAXES: dict[Any, UID] = {(True, True): ImplicitVRLittleEndian}
 SYNTAXES |= {(False, True): ExplicitVRLittleEndian, (False, False): ExplicitVRBigEndian}
@@ -260,6 +260,9 @@ def read_series(name: str, files: Series) -> Volume:
             raise InputError(where, problem, "Keep the slices of one acquisition in the series")
         problem = f"gaps between slices are unequal {shown} mm; {gap:.2f} mm is used"
         doubts.append((problem, "Export the series again with all its slices"))
+    elif gap < 0.99 * thickness and first.get("MRAcquisitionType") == "2D":  # usual in 3-D stacks
+        problem = f"{thickness:g} mm slices overlap (gap {gap:.2f} mm): a stack acquired twice?"
+        doubts.append((problem, "Keep the slices of one acquisition in the series"))
     slices = []
     for file in (files[index][0] for index in order):
         try:
