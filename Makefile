@@ -5,6 +5,7 @@ COHORT ?=
 SEED ?= 0
 MODEL_DIR ?=
 SOURCE ?=
+export OMP_WAIT_POLICY = passive
 export LGEKIT_CACHE ?= $(CURDIR)/papermill_runs/.cache
 BIN := .venv/bin
 
