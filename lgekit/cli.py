@@ -34,6 +34,7 @@ Pixels = Annotated[int, option(min=16, help="Side of the square frame in pixels.
 AllStudies = Annotated[bool, option("--all", help="Use all studies; threshold from inner folds.")]
 START_HELP = "builtin: the detector in the package (default at size laptop), or scratch."
 Start = Annotated[str, option("--from", help=START_HELP, show_default=False)]
+Named = Annotated[bool, option("--identifiable", help="Learn words that may identify a person.")]
 Changes = Annotated[list[str] | None, option("--set", help="A setting, e.g. --set epochs=10.")]
 Source = Annotated[str, argument(help=f"CSV with a column report, or {SPEC_HELP}")]
 Strict = Annotated[bool, option("--strict", help="Stop at a study that cannot be read.")]
@@ -206,6 +207,7 @@ def fit(
     size: Size = "laptop",
     seed: Seed = 0,
     start: Start = "",
+    identifiable: Named = False,
     changes: Changes = None,
 ) -> None:
     """Train the full method on the reports: synthetic scars, CLIP and captions.
@@ -214,6 +216,7 @@ def fit(
     """
     from lgekit.clip.fit import packaged_networks
     from lgekit.clip.model import ImageEncoder
+    from lgekit.reports.text import require_privacy
 
     start = start or ("builtin" if size == "laptop" else "scratch")
     if start not in ("builtin", "scratch"):
@@ -226,6 +229,8 @@ def fit(
     if settings.encoder_init == "builtin":
         packaged_networks(settings)  # likewise if its shape is another
     studies = lk.read_cohort(spec)
+    if settings.text != "findings" and not identifiable:  # captions repeat the words of reports
+        require_privacy({study["study_id"]: study["report"] for study in studies})
     typer.echo(lk.tables.cohort_summary(studies))
     fitted = lk.fit_detector(studies, settings, all_studies)
     with cache.replacing(model_dir) as folder:

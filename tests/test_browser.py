@@ -254,14 +254,14 @@ def test_the_apps_answer_without_code(browser, tmp_path):
     small.save(tmp_path / "model")
     lk.write_manifest(lk.phantom_cohort(studies=3, seed=5), tmp_path / "mine")
     own = {"MODEL_DIR": str(tmp_path / "model"), "COHORT": f"manifest:{tmp_path}/mine/manifest.csv"}
-    own["JUPYTER_TOKEN"] = "secret"  # else one is drawn and printed
     (recipe,) = re.findall(r"\$\(BIN\)/(voila .*)", (ROOT / "Makefile").read_text())
-    with server(f"{recipe} --no-browser --port={{port}}", tmp_path, **own) as address:
+    command = f"{recipe} --token=secret --no-browser --port={{port}}"
+    with server(command, tmp_path, **own) as address:
         with urllib.request.urlopen(f"{address}/voila/render/scar_painter.ipynb") as answer:
             assert "/login" in answer.url, "no token, no page"
         renamed = urllib.request.Request(f"{address}?token=secret", headers={"Host": "evil.org"})
-        with pytest.raises(HTTPError, match="403"):  # DNS rebinding
-            urllib.request.urlopen(renamed)
+        with pytest.raises(HTTPError, match="403"):
+            urllib.request.urlopen(renamed)  # DNS rebinding
         for app, controls in {"scar_painter": PAINT, "prompt_playground": ASK}.items():
             with offline_page(browser, app) as page:
                 link = f"{address}/voila/render/{app}.ipynb?token=secret"

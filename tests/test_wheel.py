@@ -22,7 +22,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(not WHEEL, reason="run by `ma
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory) -> Path:
-    """Install the wheel beside links to its dependencies alone: no gigabytes are copied."""
     folder = tmp_path_factory.mktemp("fresh")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     packages = next(folder.glob("lib/python*/site-packages"))

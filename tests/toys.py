@@ -9,8 +9,8 @@ from lgekit.config import FitSettings
 from lgekit.study import CAVITY, MYOCARDIUM, Landmarks, Study
 
 TINY = {"width": 16, "polar_channels": 8, "embed_dim": 16, "text_width": 16, "text_layers": 1}
-TINY |= {"depths": 12, "angles": 24, "context_length": 24, "dropout": 0.0}
-TINY |= {"synthetic_per_real": 0, "batch_size": 8, "augment": 0.3}
+TINY |= {"depths": 12, "angles": 24, "context_length": 24, "dropout": 0.0, "batch_size": 8}
+TINY |= {"synthetic_per_real": 0, "augment": 0.3}
 WALLS = ("anterior", "inferior")
 TEXTS = ["no scar", *(f"scar in the {wall} wall" for wall in WALLS)]
 

@@ -310,6 +310,6 @@ def require_privacy(reports: Mapping[str, str]) -> None:
     if suspects:
         more = f" (and {len(suspects) - 1} more studies)" if len(suspects) > 1 else ""
         problem = f"the report may identify a person: {', '.join(sorted(found[suspects[0]]))}{more}"
-        remedy = "De-identify it; or, where reports are safe, "
-        remedy += "pass show_identifiers=True to session.cohort()"
+        remedy = "De-identify it; or, where reports are safe, give `lgekit fit` --identifiable, "
+        remedy += "or session.cohort() show_identifiers=True"
         raise InputError(f"{suspects[0]}, report", problem, remedy)

@@ -345,14 +345,13 @@ def test_a_stack_acquired_twice_is_named(tmp_path, apart, thickness):
 def test_evenly_overlapping_slices_are_a_warning_unless_3d(tmp_path):
     for kind in ("2D", "3D"):  # acquired twice at half the gap, or one slab interpolated
         write_dicom(tmp_path / kind, ARRAY, [0, 5, 10, 15], MRAcquisitionType=kind)
-        faults = check_cohort(f"dicom:{tmp_path / kind}")
-        assert any("acquired twice" in one.problem for one in faults) == (kind == "2D")
+        assert ("twice" in str(check_cohort(f"dicom:{tmp_path / kind}"))) == (kind == "2D")
 
 
 def test_images_too_large_for_memory_are_refused_by_their_header(tmp_path):
     for path in write_dicom(tmp_path / "large", ARRAY, HEIGHTS):
         made({"Rows": 30000, "Columns": 30000}, pydicom.dcmread(path)).save_as(path)
-    (bomb,) = write_dicom(tmp_path / "bomb", ARRAY[..., :1], [0])
+    bomb = write_dicom(tmp_path / "bomb", ARRAY[..., :1], [0])[0]
     data = made({"PixelData": bytes(10**7)}, pydicom.dcmread(bomb))
     data.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
     data.save_as(bomb)

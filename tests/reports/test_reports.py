@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lgekit.data.manifest import write_manifest
+from lgekit.data.phantom import phantom_cohort
 from lgekit.errors import InputError
 from lgekit.findings import DEPTHS, LEVELS, WALLS, Findings, Scar, draw_findings
 from lgekit.reports import writer
@@ -174,7 +177,11 @@ def test_no_identifiers_are_found_in_ordinary_reports(written):
         assert not find_identifiers(text), text
 
 
-def test_a_cohort_with_an_identifier_is_refused():
+def test_a_fit_on_words_that_identify_a_person_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"b, report: .*name.*\(and 1 more studies\)"):
         require_privacy({"a": "No LGE.", "b": "Seen by Dr Smith.", "c": "MRN 00123456"})
-    require_privacy({"a": "No LGE."})
+    cohort = phantom_cohort(1, seed=0, workers=1)
+    cohort.studies[0]["report"] = "No LGE. Seen by Dr Smith."
+    command = "fit", f"manifest:{write_manifest(cohort, tmp_path / 'a')}", tmp_path / "model"
+    refused(*command, "--set", "text=report", mentions="may identify a person: name")
+    refused(*command, "--set", "text=report", "--identifiable", mentions="reports mention late")
